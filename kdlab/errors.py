@@ -1,0 +1,39 @@
+"""What a user can get wrong, said in one line.
+
+Every message names the key, the value and what is accepted, so that it can be acted on without a traceback.
+The command line prints it and exits with status 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake of the user's: one line that names the key, the value and what is accepted."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(str(message).split()))
+
+
+class RunFailed(RuntimeError):
+    """A run that started and could not go on; what was written stays, and the message says how to continue."""
+
+
+def nearest(value: object, accepted: Iterable[object], n: int = 3) -> list[str]:
+    """The accepted names most like ``value``, best first (possibly none)."""
+    return difflib.get_close_matches(str(value), [str(a) for a in accepted], n=n, cutoff=0.5)
+
+
+def unknown(key: str, value: object, accepted: Iterable[object], what: str = "value") -> UserError:
+    """The error for a name that is not there, with the nearest ones first.
+
+    >>> str(unknown("student", "resnt8", ["resnet8", "resnet20", "mlp"]))
+    "student: unknown value 'resnt8'; nearest: resnet8; accepted: mlp, resnet20, resnet8"
+    """
+    names = sorted(str(a) for a in accepted)
+    close = nearest(value, names)
+    hint = f" nearest: {', '.join(close)};" if close else ""
+    shown = names if len(names) <= 40 else [*names[:40], f"... ({len(names)} in all)"]
+    return UserError(f"{key}: unknown {what} {str(value)!r};{hint} accepted: {', '.join(shown) or 'nothing'}")

@@ -1,0 +1,109 @@
+"""What flows between data, networks and losses: a batch going in, outputs coming out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+NO_LABEL = -100
+"""The class id of a row without a label."""
+
+
+class Window(NamedTuple):
+    """What one optimizer step counts, over all its micro-batches and processes.
+
+    An average over the step is exact, whatever the split, only if every part divides by the count of the whole;
+    so the counts travel with each part.
+    """
+
+    labelled: float
+    """Summed weight of the rows that have a label."""
+    rows: float
+    """Summed weight of all valid rows."""
+    parts: int = 1
+    """Number of micro-batches (over all processes) that the step is split into."""
+
+
+@dataclass
+class Batch:
+    """One micro-batch.
+
+    ``inputs`` is a tensor (B, ...) or a dict of tensors; ``targets`` holds class ids (B,), with ``-100`` for a row
+    without a label, or soft targets (B, C), where an all-zero row has no label.
+    """
+
+    inputs: Tensor | dict[str, Tensor]
+    targets: Tensor
+    key: Tensor | None = None
+    """(B, 2) int64: which example of the split, and which view of it. The key of every cache."""
+    weight: Tensor | None = None
+    """(rows,) float: how much each row counts; None is 1 for all."""
+    segment: Tensor | None = None
+    """(rows,) int64: which part of a sequence a row belongs to."""
+    truth: Tensor | None = None
+    """(B,) labels withheld from training, for curves about pseudo-labels alone."""
+    window: Window | None = None
+
+    @property
+    def labelled(self) -> Tensor:
+        """(rows,) bool: which rows have a label."""
+        return self.targets != NO_LABEL if self.targets.ndim == 1 else self.targets.sum(-1) > 0
+
+    def __len__(self) -> int:
+        return self.targets.shape[0]
+
+    def count(self, weight: Tensor | None = None) -> Window:
+        """The window of a batch that is a whole optimizer step by itself."""
+        weight = self.weight if weight is None else weight
+        labelled = self.labelled
+        if weight is None:
+            return Window(float(labelled.sum()), float(len(labelled)))
+        return Window(float(weight[labelled].sum()), float(weight.sum()))
+
+    def to(self, device: Any, non_blocking: bool = False) -> Batch:
+        """This batch with every tensor on ``device``."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, dict):
+                return {k: move(v) for k, v in value.items()}
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
+class Outputs:
+    """What a network says about a batch: logits of the valid rows, tapped features, further heads by name."""
+
+    logits: Tensor
+    """(rows, C)"""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    heads: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, raw: Any, features: Mapping[str, Tensor] | None = None) -> Outputs:
+        """Wrap what a network returned: a tensor, a mapping with ``logits``, or an object that has them."""
+        if isinstance(raw, Outputs):
+            raw.features.update(features or {})
+            return raw
+        logits = raw if isinstance(raw, Tensor) else raw["logits"] if isinstance(raw, Mapping) else raw.logits
+        return cls(logits, dict(features or {}))
+
+    def detach(self) -> Outputs:
+        """The same outputs, cut from the graph."""
+        cut = {k: v.detach() for k, v in self.features.items()}
+        return Outputs(self.logits.detach(), cut, {k: v.detach() for k, v in self.heads.items()})
+
+
+def soft(targets: Tensor, classes: int) -> Tensor:
+    """Targets as probabilities (B, C); a row without a label is all zero."""
+    if targets.ndim == 2:
+        return targets.float()
+    known = targets != NO_LABEL
+    return torch.nn.functional.one_hot(targets.clamp(min=0), classes).float() * known[:, None]
