@@ -1,0 +1,27 @@
+"""Floor 1: the terms of the objective, and the objective that weighs them."""
+
+from kdlab.losses.features import AttentionTransfer, Hint, LayerTerm
+from kdlab.losses.labels import CrossEntropy
+from kdlab.losses.objective import Losses, Objective
+from kdlab.losses.soft import DKD, KL, LogitMSE, SoftTerm
+from kdlab.losses.temperature import LearnedTemperature, StandardizedTemperature, Temperature
+from kdlab.losses.term import LabelTerm, Role, Term
+
+__all__ = [
+    "DKD",
+    "KL",
+    "AttentionTransfer",
+    "CrossEntropy",
+    "Hint",
+    "LabelTerm",
+    "LayerTerm",
+    "LearnedTemperature",
+    "LogitMSE",
+    "Losses",
+    "Objective",
+    "Role",
+    "SoftTerm",
+    "StandardizedTemperature",
+    "Temperature",
+    "Term",
+]

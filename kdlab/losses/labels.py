@@ -1,0 +1,29 @@
+"""Terms against the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from kdlab.errors import UserError
+from kdlab.functional import Batch, Outputs, Schedule, cross_entropy
+from kdlab.losses.term import LabelTerm
+
+
+class CrossEntropy(LabelTerm):
+    """Cross-entropy with the labels, hard (B,) or soft (B, C); in nats per labelled row.
+
+    Args:
+        label_smoothing: share of each target spread evenly over the classes, in [0, 1).
+        weight: see :class:`~kdlab.losses.Term`.
+    """
+
+    def __init__(self, label_smoothing: float = 0.0, weight: float | Mapping | Schedule = 1.0) -> None:
+        super().__init__(weight)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"label_smoothing: {label_smoothing}; accepted: at least 0 and below 1")
+        self.label_smoothing = label_smoothing
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        return cross_entropy(student.logits, batch.targets, self.label_smoothing)

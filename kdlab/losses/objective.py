@@ -1,0 +1,153 @@
+"""The one place where terms are weighed, averaged and summed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import UserError
+from kdlab.functional import Batch, Outputs, Schedule, schedule
+from kdlab.losses.temperature import Temperature, temperature
+from kdlab.losses.term import Term
+
+
+class Losses(NamedTuple):
+    """What an objective says about one micro-batch."""
+
+    total: Tensor
+    """The weighted sum, scaled so that the mean over all parts of an optimizer step is the whole step's objective."""
+    values: Tensor
+    """(terms,) this micro-batch's share of each unweighted term, in the order of ``Objective.names``; shares add up
+    to the step's value."""
+
+
+class Objective(nn.Module):
+    r"""Named terms, weighed by role and averaged over what one optimizer step counts.
+
+    .. math:: L = (1-\alpha) \sum_{label} w_k L_k + \alpha \sum_{soft} w_k L_k + \sum_{other} w_k L_k
+
+    Each :math:`L_k` is the weighted mean of the term's values over the labelled, or over all valid, rows of the whole
+    optimizer step, however it is split into micro-batches and processes. A term that returns a scalar (rows interact)
+    counts by the rows it saw. Without a teacher, terms that need one are left out and alpha is 0.
+
+    Args:
+        terms: name → term; the name is also the name of its curve.
+        temperature: a number above 0, a schedule ``{start, end, shape}``, or a :class:`Temperature`; shared by the
+            soft terms that bring none of their own.
+        alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, Term],
+        temperature: float | Mapping | Schedule | Temperature = 1.0,
+        alpha: float | Mapping | Schedule | None = None,
+    ) -> None:
+        super().__init__()
+        if not terms:
+            raise UserError("loss.terms: none; accepted: at least one named term")
+        for name, term in terms.items():
+            if not isinstance(term, Term):
+                raise UserError(f"loss.terms.{name}: {type(term).__name__}; accepted: a kdlab.losses.Term")
+        self.terms = nn.ModuleDict(dict(terms))
+        self.names = list(terms)
+        self.temperature = _temperature(temperature)
+        self.alpha = None if alpha is None else schedule(alpha, "loss.alpha", 0.0, 1.0)
+        for term in terms.values():
+            if getattr(term, "shares_temperature", False):
+                term.temperature = self.temperature
+        self._progress = 0.0
+
+    @property
+    def student_layers(self) -> list[str]:
+        """Module paths of the student that the terms look at."""
+        return list(dict.fromkeys(layer for term in self._each() for layer in term.student_layers))
+
+    @property
+    def teacher_layers(self) -> list[str]:
+        """Module paths of the teacher that the terms look at."""
+        return list(dict.fromkeys(layer for term in self._each() for layer in term.teacher_layers))
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether some term compares with a teacher."""
+        return any(term.needs_teacher for term in self._each())
+
+    @property
+    def progress(self) -> float:
+        """Share of training done, in [0, 1]; schedules follow it."""
+        return self._progress
+
+    @progress.setter
+    def progress(self, value: float) -> None:
+        self._progress = value
+        for module in self.modules():
+            if isinstance(module, Temperature):
+                module.progress = value
+
+    def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Let every term make what depends on shapes; needs one batch's outputs."""
+        for name, term in zip(self.names, self._each(), strict=True):
+            if teacher is not None or not term.needs_teacher:
+                try:
+                    term.prepare(student, teacher)
+                except UserError as error:
+                    raise UserError(f"loss.terms.{name}.{error}") from None
+
+    def weights(self, has_teacher: bool = True) -> list[float]:
+        """The weight of each term now, alpha included."""
+        alpha = None if self.alpha is None else self.alpha(self._progress) if has_teacher else 0.0
+        factor = {"label": 1.0, "soft": 1.0, "other": 1.0}
+        if alpha is not None:
+            factor.update(label=1 - alpha, soft=alpha)
+        return [factor[term.role] * term.weight(self._progress) for term in self._each()]
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Losses:
+        """Weigh and sum the terms over one micro-batch.
+
+        Raises:
+            UserError: if teacher and student differ in their number of classes.
+        """
+        if teacher is not None and student.logits.shape != teacher.logits.shape:
+            raise UserError(
+                f"student, teacher: logits of shape {tuple(student.logits.shape)} and "
+                f"{tuple(teacher.logits.shape)}; accepted: the same number of classes"
+            )
+        window = batch.window if batch.window is not None else batch.count()
+        total: Tensor | float = 0.0
+        values = []
+        for term, weight in zip(self._each(), self.weights(teacher is not None), strict=True):
+            if teacher is None and term.needs_teacher:
+                values.append(student.logits.new_zeros((), dtype=torch.float32))
+                continue
+            share = self._share(term, term(student, teacher, batch), batch, window)
+            if weight:
+                total = total + weight * share
+            values.append(share.detach().float())
+        if isinstance(total, float):  # every weight is zero: keep the graph, so that backward is legal
+            total = 0.0 * student.logits.float().sum()
+        return Losses(total * window.parts, torch.stack(values))
+
+    @staticmethod
+    def _share(term: Term, value: Tensor, batch: Batch, window) -> Tensor:
+        """This micro-batch's part of the term's mean over the whole step."""
+        if value.ndim == 0:
+            rows = len(batch) if batch.weight is None else float(batch.weight.sum())
+            return value * (rows / max(window.rows, 1e-12))
+        if term.rows == "labelled":
+            labelled = batch.labelled
+            # where, not a product: an unlabelled row may hold inf or nan, and 0 * nan is nan
+            value = torch.where(labelled, value, torch.zeros_like(value))
+        if batch.weight is not None:
+            value = value * batch.weight
+        count = window.labelled if term.rows == "labelled" else window.rows
+        return value.sum() / count if count > 0 else value.sum() * 0.0
+
+    def _each(self) -> list[Term]:
+        return list(self.terms.values())  # type: ignore[arg-type]
+
+
+_temperature = temperature

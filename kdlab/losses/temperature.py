@@ -1,0 +1,114 @@
+"""How sharp the soft targets are: constant, scheduled, learned, or set per sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import UserError
+from kdlab.functional import Schedule, reverse_gradient, schedule, standardize
+
+# above this, z / T leaves so little of float32 that KL drowns in rounding; see tests/test_losses.py
+_WIDE_ABOVE = 64.0
+
+
+def _divide(logits: Tensor, by: float | Tensor, widen: bool) -> Tensor:
+    if logits.dtype != torch.float64:
+        logits = logits.double() if widen else logits.float()
+    return logits / by
+
+
+class Temperature(nn.Module):
+    """A number, or a schedule over training.
+
+    ``soften`` divides both logits by T and says by what to multiply the divergence: T², which keeps its gradient from
+    shrinking as T grows (Hinton et al., NIPS 2014 workshop).
+
+    Args:
+        value: T above 0, or ``{start, end, shape}``.
+    """
+
+    def __init__(self, value: float | Mapping | Schedule = 1.0) -> None:
+        super().__init__()
+        self.schedule = schedule(value, "loss.temperature", least=0.0)
+        if self.schedule.range[0] <= 0:
+            raise UserError(f"loss.temperature: {self.schedule.range[0]:g}; accepted: a number above 0")
+        self.progress = 0.0
+
+    @property
+    def now(self) -> float:
+        """T at the present point of training."""
+        return self.schedule(self.progress)
+
+    def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        """Both logits (rows, C) over T, and the factor T²."""
+        t = self.now
+        wide = t > _WIDE_ABOVE
+        return _divide(student, t, wide), _divide(teacher, t, wide), t * t
+
+
+class StandardizedTemperature(Temperature):
+    """Logit standardisation: each row's logits become z-scores, then are divided by a base temperature.
+
+    Every sample thereby has its own temperature, the standard deviation of its logits times ``base``, and the student
+    need not match the teacher's scale. The factor is ``base``².
+
+    Sun et al., *Logit Standardization in Knowledge Distillation*, CVPR 2024 (their base is 2).
+    """
+
+    def __init__(self, base: float | Mapping | Schedule = 2.0) -> None:
+        super().__init__(base)
+
+    def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        return super().soften(standardize(student), standardize(teacher))
+
+
+class LearnedTemperature(Temperature):
+    r"""A temperature that is trained against the student, from easy to hard.
+
+    .. math:: T = T_{low} + (T_{high} - T_{low})\,\sigma(\theta)
+
+    :math:`\theta` receives the reversed gradient, times a strength that grows from 0 to ``strength`` along half a
+    cosine over training. Without the reversal T would only shrink, since that makes T²·KL smaller.
+
+    Li et al., *Curriculum Temperature for Knowledge Distillation*, AAAI 2023 (their global form).
+
+    Args:
+        start: T at the beginning, strictly between ``low`` and ``high``.
+        low: least T.
+        high: greatest T.
+        strength: of the reversed gradient at the end of training.
+    """
+
+    def __init__(
+        self, start: float = 4.0, low: float = 1.0, high: float = 20.0, strength: float = 1.0
+    ) -> None:
+        super().__init__(start)
+        if not 0 < low < start < high < math.inf:
+            raise UserError(
+                f"loss.temperature: start {start:g}, low {low:g}, high {high:g}; accepted: 0 < low < start < high"
+            )
+        share = (start - low) / (high - low)
+        self.low, self.high = low, high
+        self.theta = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.strength = Schedule(0.0, strength, "cosine")
+
+    def _value(self) -> Tensor:
+        theta = reverse_gradient(self.theta, self.strength(self.progress))
+        return self.low + (self.high - self.low) * theta.sigmoid()
+
+    @property
+    def now(self) -> float:
+        return float(self._value().detach())
+
+    def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
+        t = self._value()
+        return _divide(student, t, False), _divide(teacher, t, False), t * t
+
+
+def temperature(value: float | Mapping | Schedule | Temperature) -> Temperature:
+    """A temperature from a number, a schedule, or a temperature itself."""
+    return value if isinstance(value, Temperature) else Temperature(value)

@@ -1,0 +1,51 @@
+"""A term of the objective: a configured use of a pure function, one value per row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+from torch import Tensor, nn
+
+from kdlab.functional import Batch, Outputs, Schedule, schedule
+
+Role = Literal["label", "soft", "other"]
+
+
+class Term(nn.Module):
+    """What one term says about a batch.
+
+    ``term(student, teacher, batch)`` returns one value per row (rows,), or a scalar where rows interact. A term
+    never averages, and never weighs itself: the :class:`~kdlab.losses.Objective` does both. It works in any training
+    loop: it needs outputs and a batch, nothing else.
+
+    Args:
+        weight: a number, or a schedule ``{start, end, shape}`` over training.
+    """
+
+    role: Role = "other"
+    """``label`` terms weigh (1 - alpha), ``soft`` ones alpha, ``other`` ones their own weight alone."""
+    rows: Literal["labelled", "all"] = "all"
+    """Over which rows the values count: those with a label, or all valid ones."""
+    needs_teacher: bool = True
+    student_layers: tuple[str, ...] = ()
+    """Module paths whose outputs the term wants in ``student.features``."""
+    teacher_layers: tuple[str, ...] = ()
+
+    def __init__(self, weight: float | Mapping | Schedule = 1.0) -> None:
+        super().__init__()
+        self.weight = schedule(weight, "weight", least=0.0)
+
+    def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
+        """Make what depends on shapes (a projector); called once, before the optimizer is made."""
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        raise TypeError(f"{type(self).__name__} does not say what it measures: define forward")
+
+
+class LabelTerm(Term):
+    """A term against the labels: counts over labelled rows, and weighs (1 - alpha)."""
+
+    role: Role = "label"
+    rows: Literal["labelled", "all"] = "labelled"
+    needs_teacher = False
