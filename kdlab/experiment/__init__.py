@@ -1,0 +1,22 @@
+"""Floor 4: runs one experiment, from its configuration to its run folder. Importing this imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_LAZY = {
+    "run": "kdlab.experiment.run",
+    "evaluate_teacher": "kdlab.experiment.run",
+    "preflight": "kdlab.experiment.preflight",
+    "Experiment": "kdlab.experiment.schema",
+}
+"""Public name → the module it comes from."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'kdlab.experiment' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value  # the function, where importing the module of that name put the module
+    return value

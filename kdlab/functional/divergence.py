@@ -66,9 +66,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     """
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = targets if targets.ndim == 1 else targets.to(logits.dtype)
-    return F.cross_entropy(
-        logits, targets, ignore_index=NO_LABEL, reduction="none", label_smoothing=label_smoothing
-    )
+    return F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="none", label_smoothing=label_smoothing)
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:

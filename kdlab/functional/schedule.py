@@ -56,9 +56,7 @@ class Schedule:
         return min(self.start, self.end), max(self.start, self.end)
 
 
-def schedule(
-    value: float | Mapping | Schedule, key: str, least: float = -math.inf, most: float = math.inf
-) -> Schedule:
+def schedule(value: float | Mapping | Schedule, key: str, least: float = -math.inf, most: float = math.inf) -> Schedule:
     """Read a number (constant) or a mapping ``{start, end, shape, ...}``.
 
     Raises:

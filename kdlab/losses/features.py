@@ -56,9 +56,7 @@ class LayerTerm(Term):
         weight: see :class:`~kdlab.losses.Term`.
     """
 
-    def __init__(
-        self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0
-    ) -> None:
+    def __init__(self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
         self.student_layers, self.teacher_layers = (student_layer,), (teacher_layer,)
 
@@ -79,9 +77,7 @@ class Hint(LayerTerm):
     Nets*, ICLR 2015.
     """
 
-    def __init__(
-        self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0
-    ) -> None:
+    def __init__(self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         self.projector: nn.Module | None = None
 
@@ -96,9 +92,7 @@ class Hint(LayerTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t = self.pair(student, teacher)
         if self.projector is None:
-            raise UserError(
-                "Hint: call prepare(student, teacher) once before training, to make its projector"
-            )
+            raise UserError("Hint: call prepare(student, teacher) once before training, to make its projector")
         return squared_error(self.projector(s), t)
 
 
@@ -113,9 +107,7 @@ class AttentionTransfer(LayerTerm):
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if self.pair(student, teacher)[0].ndim != 4:
-            raise UserError(
-                "student_layer, teacher_layer: attention transfer takes feature maps (B, C, H, W)"
-            )
+            raise UserError("student_layer, teacher_layer: attention transfer takes feature maps (B, C, H, W)")
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t = self.pair(student, teacher)

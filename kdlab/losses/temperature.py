@@ -83,9 +83,7 @@ class LearnedTemperature(Temperature):
         strength: of the reversed gradient at the end of training.
     """
 
-    def __init__(
-        self, start: float = 4.0, low: float = 1.0, high: float = 20.0, strength: float = 1.0
-    ) -> None:
+    def __init__(self, start: float = 4.0, low: float = 1.0, high: float = 20.0, strength: float = 1.0) -> None:
         super().__init__(start)
         if not 0 < low < start < high < math.inf:
             raise UserError(

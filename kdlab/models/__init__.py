@@ -1,0 +1,39 @@
+"""Networks, and what is done to them: weights in and out, heads replaced, layers frozen, costs measured."""
+
+from kdlab.models.checkpoint import atomic_write, load_weights, read_state, save_weights, weights_hash
+from kdlab.models.measure import flops, latency_ms, parameters, size_bytes
+from kdlab.models.mlp import MLP
+from kdlab.models.mobilenet import MobileNetV2
+from kdlab.models.normalize import Normalize
+from kdlab.models.resnet import BottleneckResNet, CifarResNet
+from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2
+from kdlab.models.surgery import freeze, frozen_modules, head_of, keep_frozen_eval, layer_names, replace_head
+from kdlab.models.vgg import VGG
+from kdlab.models.wrn import WideResNet
+
+__all__ = [
+    "MLP",
+    "VGG",
+    "BottleneckResNet",
+    "CifarResNet",
+    "MobileNetV2",
+    "Normalize",
+    "ShuffleNetV1",
+    "ShuffleNetV2",
+    "WideResNet",
+    "atomic_write",
+    "flops",
+    "freeze",
+    "frozen_modules",
+    "head_of",
+    "keep_frozen_eval",
+    "latency_ms",
+    "layer_names",
+    "load_weights",
+    "parameters",
+    "read_state",
+    "replace_head",
+    "save_weights",
+    "size_bytes",
+    "weights_hash",
+]

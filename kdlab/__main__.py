@@ -1,0 +1,5 @@
+"""``python -m kdlab``"""
+
+from kdlab.cli.main import entry
+
+entry()

@@ -1,0 +1,256 @@
+"""From overrides to plain configs, with Hydra; every mistake on the way becomes one line.
+
+``student`` and ``teacher`` are groups made from the networks in ``conf/model``, so that ``student=resnet14
+student.width=8`` works for a file that the user just wrote.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.core.plugins import Plugins
+from hydra.errors import OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from kdlab.cli import options as config_options
+from kdlab.cli.options import NETWORKS, Options
+from kdlab.errors import UserError, unknown
+
+CONFIG = "config"
+VERSION_BASE = "1.3"
+
+_OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data\.)")
+
+
+def opened(text: str) -> str:
+    """An override of an open mapping as Hydra wants it: ``++`` adds a key that is not there yet."""
+    return _OPEN.sub("++", text)
+
+
+def typed(text: str) -> str:
+    """An override as the user typed it: :func:`opened` undone."""
+    return _OPEN.sub("", text)
+
+
+class UserFolders(SearchPathPlugin):
+    """Lets Hydra look in the user's own config folders before the shipped one."""
+
+    folders: ClassVar[tuple[Path, ...]] = ()
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in self.folders:
+            search_path.prepend("kdlab", f"file://{folder}", SearchPathQuery(provider="main"))
+
+
+@dataclass
+class Composition:
+    """One composed config, and what it was composed from."""
+
+    config: dict[str, Any]
+    overrides: list[str]
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    tree: DictConfig | None = None
+    """As Hydra composed it, interpolations unresolved."""
+    hydra: DictConfig | None = None
+
+
+def register(options: Options) -> None:
+    """Make ``student`` and ``teacher`` groups of the networks, and the sweepers known to Hydra."""
+    from kdlab.cli import sweepers
+
+    store = ConfigStore.instance()
+    for name in options.of(NETWORKS):
+        store.store(group="student", name=name, node={"defaults": [{f"/{NETWORKS}@_here_": name}]})
+        store.store(
+            group="teacher",
+            name=name,
+            node={
+                "defaults": [
+                    {f"/{NETWORKS}@net": name},
+                    {"/optimizer@optimizer": "sgd"},
+                    {"/scheduler@scheduler": "cosine"},
+                    "_self_",
+                ],
+                "checkpoint": None,
+                "mapping": None,
+                "data": {"labels": None},
+                "epochs": 30,
+                "seed": 0,
+                "cache": "auto",
+            },
+        )
+    store.store(group="teacher", name="none", node={"teacher": None}, package="_global_")
+    store.store(group="teacher", name="previous", node={"net": None, "cache": "auto"})
+    sweepers.register()
+    Plugins.instance().register(UserFolders)
+
+
+@contextmanager
+def composer(extra: Path | None = None) -> Iterator[Composer]:
+    """Initialise Hydra over the config folders, and hand out what composes."""
+    found = config_options.read(config_options.folders(extra))
+    register(found)
+    shipped = found.folders[-1]
+    UserFolders.folders = found.folders[:-1]
+    with initialize_config_dir(str(shipped), job_name="kdlab", version_base=VERSION_BASE):
+        yield Composer(found)
+
+
+class Composer:
+    """Composes configs; use through :func:`composer`."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def parse(self, texts: Iterable[str]) -> list[Override]:
+        """Read overrides with Hydra's own parser, and refuse options that are not there.
+
+        Raises:
+            UserError: malformed text, or an unknown option of a known group.
+        """
+        parser = OverridesParser.create()
+        parsed = []
+        for text in texts:
+            try:
+                parsed += parser.parse_overrides([opened(text)])
+            except OverrideParseException as error:
+                reason = str(error).splitlines()[0].removeprefix("Error parsing override ")
+                raise UserError(
+                    f"{text!r}: cannot be read ({reason}); accepted: key=value, group=option, +key=value, "
+                    "~key (quote brackets and spaces: 'loss=[a,b]')"
+                ) from None
+        for override in parsed:
+            self._check_option(override)
+        return parsed
+
+    def _check_option(self, override: Override) -> None:
+        group = override.key_or_group
+        if group not in self.options.groups or override.is_delete():
+            return
+        for value in _choices(override):
+            if value is None or isinstance(value, dict):
+                continue
+            name = value.text if isinstance(value, QuotedString) else str(value)
+            if name in self.options.groups[group]:
+                continue
+            error = unknown(group, name, self.options.of(group), "option")
+            if re.fullmatch(r"[-+.\de]+", name):
+                raise UserError(f"{error} (a number is a value: try loss.{group}={name})")
+            raise error
+
+    def selects(self, text: str) -> bool:
+        """Whether an override chooses options of a group, rather than setting a value."""
+        return text.lstrip("+~").split("=")[0].split("@")[0] in self.options.groups
+
+    def compose(self, texts: Sequence[str], hydra: bool = False) -> Composition:
+        """Compose one config, and every stage that it names, from overrides without sweeps.
+
+        Raises:
+            UserError: whatever Hydra refuses, in one line.
+        """
+        found = self._compose(texts, hydra)
+        found.stages = self.stages(found.config, texts)
+        return found
+
+    def stages(self, config: dict[str, Any], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Every stage of a config, composed on top of the overrides that made it; works inside a job too."""
+        composed = {}
+        for name, stage in (config.get("stages") or {}).items():
+            if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
+                raise UserError(
+                    f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]"
+                )
+            try:
+                parsed = [str(override.input_line) for override in self.parse(stage)]
+                composed[name] = self._compose([*texts, *parsed]).config
+            except UserError as error:
+                raise UserError(f"stages.{name}: {error}") from None
+        return composed
+
+    def _compose(self, texts: Sequence[str], hydra: bool = False) -> Composition:
+        texts = [opened(text) for text in texts]
+        try:
+            tree = hydra_compose(CONFIG, overrides=texts, return_hydra_config=hydra)
+            own = tree.get("hydra")
+            if hydra:
+                with open_dict(tree):
+                    del tree["hydra"]
+            config = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+        except Exception as error:  # Hydra and OmegaConf raise many sorts; all are about what the user gave
+            raise self._explain(error, texts) from error
+        return Composition(config, list(texts), tree=tree, hydra=own)
+
+    def _explain(self, error: Exception, texts: Sequence[str]) -> UserError:
+        """Hydra's message in one line that names the key, the value and what is accepted."""
+        text = " ".join(f"{error} {error.__cause__ or ''}".split())
+        if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
+            group = match[1].removeprefix("hydra/") if match[1].startswith("hydra/") else match[1]
+            if match[1] in self.options.groups:
+                return unknown(match[1], match[2], self.options.of(match[1]), "option")
+            offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
+            return unknown(match[1], match[2], offered[1].split() if offered else [], f"{group} option")
+        if match := re.search(r"Could not override '([^']+)'", text):
+            return self._unknown_key(match[1], texts)
+        if match := re.search(r"already at '([^']+)'", text):
+            return UserError(f"{match[1]}: exists already; accepted: {match[1]}=value, without the +")
+        return UserError(re.sub(r" ?(full_key|object_type|reference_type)[:=].*", "", text))
+
+    def _unknown_key(self, key: str, texts: Sequence[str]) -> UserError:
+        try:
+            node: Any = hydra_compose(CONFIG, overrides=[text for text in texts if self.selects(text)])
+        except Exception:
+            node = OmegaConf.create({})
+        path, depth, root = key.split("@")[0].split("."), 0, list(node)
+        while isinstance(node, DictConfig) and depth < len(path) and path[depth] in node:
+            node, depth = node[path[depth]], depth + 1
+        if depth == len(path):
+            return UserError(
+                f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)"
+            )
+        name = path[depth]
+        if depth == 0:
+            return unknown(key, name, {*root, *self.options.groups}, "key or group")
+        where = ".".join(path[:depth])
+        if not isinstance(node, DictConfig):
+            held = "null" if node is None else repr(node)
+            return UserError(f"{key}: {where} is {held} here and has no keys; accepted: {where}=...")
+        if key == "loss.alpha":
+            return UserError(
+                "loss.alpha: the recipes chosen by loss= have no alpha; accepted: a recipe with one, or "
+                + ", ".join(sorted(k for k in node if not k.startswith("_")))
+            )
+        keys = [k for k in node if k != "_target_"]
+        error = unknown(key, name, keys, "key")
+        return UserError(f"{error}{self._takes(node, name, key)}")
+
+    @staticmethod
+    def _takes(node: DictConfig, name: str, key: str) -> str:
+        """A hint for an argument that exists but that the option's file leaves out."""
+        from kdlab.signatures import NotFound, signature
+
+        try:
+            takes = name in signature(str(node.get("_target_"))).parameters
+        except NotFound:
+            return ""
+        return f"; {node.get('_target_')} takes it too: +{key}=..." if takes else ""
+
+
+def _choices(override: Override) -> list[Any]:
+    """All option names that an override asks for, in a sweep or a list."""
+    values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
+    flat: list[Any] = []
+    for value in values:
+        flat += value if isinstance(value, list) else [value]
+    return flat

@@ -1,0 +1,122 @@
+"""The command line's way in: help, a verb, or an experiment; and exit statuses.
+
+0 done; 1 failed while running; 2 a user's mistake, one line on standard error; 130 interrupted;
+143 terminated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from kdlab.errors import RunFailed, UserError, unknown
+
+if TYPE_CHECKING:
+    from kdlab.cli.start import Flags
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (without the program's name), and return its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        return _say(error, 2)
+    except RunFailed as error:
+        return _say(error, 1)
+    except KeyboardInterrupt:
+        print("kdlab: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in ``kdlab list | head``
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:  # a defect, or a machine that lacks something: not the user's mistake
+        if os.environ.get("KDLAB_TRACEBACK"):
+            traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        return _say(f"{text} (run.log has the traceback; KDLAB_TRACEBACK=1 prints it here)", 1)
+
+
+def entry() -> NoReturn:
+    """The console script."""
+    sys.exit(main())
+
+
+def _say(message: object, status: int) -> int:
+    print(f"kdlab: error: {message}", file=sys.stderr)
+    return status
+
+
+def _dispatch(argv: list[str]) -> int:
+    from kdlab.cli import verbs
+
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        from kdlab.cli.helptext import helptext
+
+        print(helptext())
+        return 0
+    if argv[0] == "--version":
+        from kdlab import __version__
+
+        print(f"kdlab {__version__}")
+        return 0
+    first = argv[0]
+    if first[0] in "-+~" or "=" in first:
+        return _experiment(argv)
+    if first not in verbs.names():
+        raise unknown("kdlab", first, verbs.names(), "verb")
+    return int(importlib.import_module(f"kdlab.cli.verbs.{first}").main(argv[1:]) or 0)
+
+
+def _experiment(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        return _dispatch([])
+    if {"-sc", "--shell-completion"} & set(argv):
+        from kdlab.cli.completion import complete
+
+        return complete([word for word in argv if word not in ("-sc", "--shell-completion")])
+    flags = parse_flags(argv)
+    from kdlab.cli.start import start
+
+    return start(flags)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ``ArgumentParser`` whose complaints are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        usage = " ".join(self.format_usage().split())
+        raise UserError(f"{message}; {usage}")
+
+
+def parse_flags(argv: Sequence[str]) -> Flags:
+    """Split a command line into Hydra's flags and overrides.
+
+    Raises:
+        UserError: an unknown flag, or a word that is no override.
+    """
+    from kdlab.cli.start import Flags
+
+    parser = Parser(prog="kdlab", add_help=False, allow_abbrev=False)
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("-c", "--cfg", choices=("job", "hydra", "all"))
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-p", "--package")
+    parser.add_argument("-i", "--info", nargs="?", const="all")
+    parser.add_argument("-cd", "--config-dir", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    found = parser.parse_intermixed_args(argv)
+    if found.config_dir is not None and not found.config_dir.is_dir():
+        raise UserError(f"--config-dir: no folder {str(found.config_dir)!r}; accepted: a folder like conf/")
+    for word in found.overrides:
+        if "=" not in word and word[0] not in "~+":
+            raise UserError(
+                f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)"
+            )
+    return Flags(**{**vars(found), "overrides": tuple(found.overrides)})

@@ -1,0 +1,81 @@
+"""The config groups and the options of each, read from the config folders without hydra.
+
+An option is a YAML file; its first line is a comment that says what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import kdlab
+
+NETWORKS = "model"
+"""The group of networks: each is an option of ``student`` and of ``teacher`` as well."""
+
+EXTRA = {
+    "teacher": {
+        "none": "no teacher at all",
+        "previous": "the student of the stage before, or of the generation before",
+    },
+}
+"""Options that are not files of their own."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen: group → option → what it is."""
+
+    folders: tuple[Path, ...]
+    groups: dict[str, dict[str, str]]
+
+    def of(self, group: str) -> list[str]:
+        """Names of a group's options; none for an unknown group."""
+        return sorted(self.groups.get(group, ()))
+
+    def file(self, group: str, option: str) -> Path | None:
+        """The first file that defines an option."""
+        for folder in self.folders:
+            path = folder / group / f"{option}.yaml"
+            if path.is_file():
+                return path
+        return None
+
+
+def shipped() -> Path:
+    """The config folder that comes with kdlab: inside the installed package, or beside it in a clone."""
+    package = Path(kdlab.__file__).resolve().parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def folders(extra: Path | None = None) -> tuple[Path, ...]:
+    """Where options are looked for, first match wins: an extra folder, the user's ``./conf``, the shipped."""
+    own = Path.cwd() / "conf"
+    wanted = [*([extra.resolve()] if extra else []), *([own.resolve()] if own.is_dir() else []), shipped()]
+    return tuple(dict.fromkeys(wanted))
+
+
+def read(where: Iterable[Path]) -> Options:
+    """Read the names and first lines of all options."""
+    where = tuple(where)
+    groups: dict[str, dict[str, str]] = {}
+    for folder in where:
+        for path in sorted(folder.glob("*/*.yaml")):
+            groups.setdefault(path.parent.name, {}).setdefault(path.stem, _first_comment(path))
+    networks = groups.get(NETWORKS, {})
+    groups["student"] = dict(networks)
+    groups["teacher"] = {**networks, **EXTRA["teacher"]}
+    return Options(where, {name: groups[name] for name in sorted(groups) if name != "hydra"})
+
+
+def _first_comment(path: Path) -> str:
+    """What the option is: the first comment line that is not Hydra's ``@package``."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            text = line.strip()
+            if not text.startswith("#"):
+                break
+            if not text.lstrip("# ").startswith("@package"):
+                return text.lstrip("# ")
+    return ""

@@ -1,0 +1,172 @@
+"""A search instead of a grid: ``hydra/sweeper=optuna`` asks Optuna's TPE for each next job.
+
+The study is kept in the sweep folder, so that the same command goes on where an interrupted search stopped.
+It maximises what a job returns, the student's score on validation data; a job that fails counts as such, and
+the search goes on. With ``hydra/launcher=joblib`` ``hydra.sweeper.n_jobs`` jobs run at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from kdlab.errors import UserError
+
+if TYPE_CHECKING:
+    import optuna
+
+STUDY = "study.log"
+
+
+class OptunaSweeper(Sweeper):
+    """Runs ``n_trials`` jobs, each where the ones before suggest.
+
+    Args:
+        n_trials: how many jobs in all, those of an earlier, interrupted search included.
+        n_jobs: how many are asked for, and launched, at a time.
+        seed: of the sampler.
+        startup: how many jobs are drawn at random before the search starts to learn.
+        params: further swept overrides, as ``{key: "interval(0, 1)"}``.
+    """
+
+    def __init__(
+        self, n_trials: int, n_jobs: int, seed: int, startup: int, params: dict[str, str] | None = None
+    ) -> None:
+        self.n_trials, self.n_jobs, self.seed, self.startup = n_trials, n_jobs, seed, startup
+        self.params = params or {}
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> optuna.Study:
+        """Run the search; returns the study."""
+        import optuna
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        parsed = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
+        fixed = [_fixed(override) for override in parsed if not override.is_sweep_override()]
+        space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
+        study = self._study(Path(self.config.hydra.sweep.dir))
+        again = _cut_off(study, set(space))
+        while (done := _finished(study)) < self.n_trials:
+            batch = min(self.n_jobs, self.n_trials - done)
+            trials = [again.pop(0) if again else study.ask(space) for _ in range(batch)]
+            jobs = [[*fixed, *(f"{key}={_said(trial.params[key])}" for key in space)] for trial in trials]
+            for trial, job in zip(trials, self.launcher.launch(jobs, initial_job_idx=done), strict=True):
+                value = _objective(job)
+                state = optuna.trial.TrialState.FAIL if value is None else None
+                study.tell(trial.number, value, state=state)
+        return study
+
+    def _study(self, folder: Path) -> optuna.Study:
+        """The folder's study, made or continued."""
+        import optuna
+        from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        folder.mkdir(parents=True, exist_ok=True)
+        study = optuna.create_study(
+            study_name="kdlab",
+            storage=JournalStorage(JournalFileBackend(str(folder / STUDY))),
+            direction="maximize",
+            load_if_exists=True,
+        )
+        # past trials shift the seed: the same seed again would draw the same points again
+        study.sampler = optuna.samplers.TPESampler(
+            seed=self.seed + len(study.trials), n_startup_trials=self.startup, constant_liar=self.n_jobs > 1
+        )
+        return study
+
+
+def _cut_off(study: optuna.Study, keys: set[str]) -> list[Any]:
+    """Trials that were running when an earlier search died: they run again, from their checkpoints."""
+    import optuna
+
+    running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+    for trial in running:
+        if set(trial.params) != keys:  # died before the point was drawn
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+    return [trial for trial in running if set(trial.params) == keys]
+
+
+def _finished(study: optuna.Study) -> int:
+    import optuna
+
+    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
+    return sum(bool(t.params) for t in study.get_trials(deepcopy=False, states=states))
+
+
+def distribution(override: Override) -> optuna.distributions.BaseDistribution:
+    """What Optuna draws from: a choice, a range, an interval; ``tag(log, ...)`` draws by order of magnitude.
+
+    Raises:
+        UserError: an empty or negative interval.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    key = override.get_key_element()
+    if override.is_choice_sweep():
+        return CategoricalDistribution([_plain(v) for v in override.sweep_iterator(Transformer.encode)])
+    if isinstance(value, RangeSweep):
+        start, stop, step = value.start, value.stop, value.step
+        if (
+            all(isinstance(v, int) for v in (start, stop, step))
+            and not value.shuffle
+            and step
+            and stop > start
+        ):
+            return IntDistribution(start, start + (stop - start - 1) // step * step, step=step)
+        return CategoricalDistribution([_plain(v) for v in override.sweep_iterator(Transformer.encode)])
+    assert isinstance(value, IntervalSweep) and value.start is not None and value.end is not None
+    log = "log" in value.tags
+    if value.end <= value.start or (log and value.start <= 0):
+        accepted = "interval(low, high) with low < high" + (", low above 0 for tag(log, ...)" if log else "")
+        raise UserError(f"{key}: interval({value.start}, {value.end}); accepted: {accepted}")
+    if "int" in value.tags:
+        return IntDistribution(int(value.start), int(value.end), log=log)
+    return FloatDistribution(value.start, value.end, log=log)
+
+
+def ends(override: Override) -> tuple[str, str]:
+    """The least and the greatest value of an interval, to be checked before a search starts."""
+    distribution(override)
+    value = override.value()
+    assert isinstance(value, IntervalSweep)
+    return _said(value.start), _said(value.end)
+
+
+def _fixed(override: Override) -> str:
+    key = override.get_key_element()
+    return key if override.is_delete() else f"{key}={override.get_value_element_as_str()}"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def _said(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float):
+        return f"{value:.6g}"  # six digits name a job folder; more would tell nobody anything
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _objective(job: JobReturn) -> float | None:
+    """What the job returned, if it finished with a number."""
+    if job.status != JobStatus.COMPLETED or not isinstance(job.return_value, int | float):
+        return None
+    return float(job.return_value) if math.isfinite(job.return_value) else None

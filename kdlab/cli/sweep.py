@@ -1,0 +1,70 @@
+"""The folders of a sweep: found again by what was asked, so that an interrupted one goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kdlab import spec
+
+LONGEST = 90
+"""Characters of a job folder's name before its hash."""
+
+
+def sweep_folder(config: Mapping[str, Any], texts: Sequence[str]) -> Path:
+    """Where a sweep lives: under its name, by a hash of its overrides in any order.
+
+    Hydra's own settings do not count (a parallel launcher goes on where a serial one stopped), but the
+    sweeper does.
+    """
+    kept = sorted(t for t in texts if not t.startswith(("hydra.", "hydra/", "output=", "resume=")))
+    kept += [t for t in texts if t.startswith("hydra/sweeper=")]
+    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
+    return (
+        Path(str(config.get("output") or "outputs")) / str(config.get("name") or "kdlab") / f"sweep-{digest}"
+    )
+
+
+def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: Mapping[str, Any]) -> Path:
+    """One job's folder: its swept values in words, and a hash of its whole config.
+
+    A config that changed since (an edited file) gets a folder of its own, and never another's checkpoints.
+    """
+    own = sorted(t.lstrip("+") for t in texts if t.lstrip("+").split("=")[0] in swept)
+    words = re.sub(r"[^\w.=,+-]+", "_", ",".join(own)).strip("_,")[:LONGEST] or "job"
+    return sweep / f"{words}-{spec.config_hash(config)[:6]}"
+
+
+def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None:
+    """``sweep.yaml``: what was asked, and the folders that answer it."""
+    sweep.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump({"overrides": list(texts), "jobs": list(jobs)}, sort_keys=False)
+    (sweep / "sweep.yaml").write_text(text, encoding="utf-8")
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """A run's ``result.json``; empty if it is missing or damaged, as of a run that did not finish."""
+    try:
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def objective(result: Mapping[str, Any]) -> float | None:
+    """What a search maximises: the student's score on validation data; None if there is none."""
+    value = result.get("objective")
+    return float(value) if isinstance(value, int | float) else None
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,115 @@
+"""Is a composed config right? Bound to signatures, and held against rules that no signature can say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from kdlab import spec
+from kdlab.cli.compose import CONFIG, Composer, Composition
+from kdlab.cli.options import NETWORKS
+from kdlab.errors import UserError
+from kdlab.runs import loggers
+
+ROOT = "kdlab.experiment.schema.Experiment"
+"""The owner of the root mapping."""
+
+MULTI_PROCESS = ("ddp", "fsdp", "deepspeed")
+
+
+def validate(composition: Composition, composer: Composer) -> None:
+    """Check a config and its stages.
+
+    Raises:
+        UserError: the first mistake, with its dotted key.
+    """
+    _check(composition.config)
+    _check_terms(composition.overrides, composer)
+    for name, config in composition.stages.items():
+        try:
+            _check(config)
+            _check_terms([*composition.overrides, *composition.config["stages"][name]], composer)
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}") from None
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    spec.check(config, target=ROOT)
+    logger = str((config.get("logger") or {}).get("_target_"))
+    if logger.startswith(f"{loggers.__name__}."):
+        loggers.require(logger.rpartition(".")[2])
+    data = config.get("data") or {}
+    for owner in ("teacher", "pretrained"):
+        overlay = (config.get(owner) or {}).get("data") if isinstance(config.get(owner), Mapping) else None
+        if overlay:
+            spec.check({**data, **overlay}, f"{owner}.data")
+
+
+def _check_terms(overrides: Sequence[str], composer: Composer) -> None:
+    """Two loss recipes that fill the same term are refused: the last would silently win."""
+    recipes = chosen("loss", overrides, composer)
+    if len(recipes) < 2:
+        return
+    owner: dict[str, str] = {}
+    for recipe in recipes:
+        if recipes.count(recipe) > 1:
+            raise UserError(f"loss: {recipe!r} is chosen twice; accepted: each recipe once")
+        for term in _terms(recipe, composer):
+            if term in owner:
+                raise UserError(
+                    f"loss: {owner[term]!r} and {recipe!r} both fill loss.terms.{term}; accepted: one of them"
+                )
+            owner[term] = recipe
+
+
+def chosen(group: str, overrides: Sequence[str], composer: Composer) -> list[str]:
+    """The options of a group that a config is composed of (Hydra records no list among its choices)."""
+    selecting = tuple(o for o in overrides if composer.selects(o))
+    return [path.removeprefix(f"{group}/") for path in _defaults(selecting) if path.startswith(f"{group}/")]
+
+
+def choices(overrides: Sequence[str], composer: Composer) -> dict[str, str]:
+    """Group → the chosen option, several joined by a plus; the names that tables and folders use."""
+    found = {group: "+".join(chosen(group, overrides, composer)) for group in composer.options.groups}
+    return {group: names for group, names in found.items() if names and group != NETWORKS}
+
+
+@cache  # values do not choose: the points of a sweep over values share one answer
+def _defaults(selecting: tuple[str, ...]) -> list[str]:
+    loader = GlobalHydra.instance().config_loader()
+    defaults = loader.compute_defaults_list(CONFIG, list(selecting), RunMode.RUN).defaults
+    return [d.config_path for d in defaults if d.config_path]
+
+
+def _terms(recipe: str, composer: Composer) -> list[str]:
+    path = composer.options.file("loss", recipe)
+    if path is None:
+        return []
+    raw = OmegaConf.to_container(OmegaConf.load(path))
+    return list((raw.get("terms") or {}) if isinstance(raw, dict) else {})
+
+
+def check_sweepable(config: Mapping[str, Any]) -> None:
+    """A run over several processes cannot be a job of a sweep in this process.
+
+    Raises:
+        UserError: the processes that it starts would each start the whole sweep again.
+    """
+    trainer = config.get("trainer") or {}
+    strategy = str(trainer.get("strategy") or "")
+    if strategy.startswith(MULTI_PROCESS):
+        raise UserError(
+            f"trainer.strategy: {strategy!r} does not work with -m, since each of its processes would start "
+            "the sweep again; accepted: auto, or one command per run without -m"
+        )
+    devices = trainer.get("devices")
+    if isinstance(devices, int) and devices > 1:
+        raise UserError(
+            f"trainer.devices: {devices} does not work with -m, as each process would start the sweep again"
+            "; accepted: 1, or one command per run without -m"
+        )

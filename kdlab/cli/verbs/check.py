@@ -1,0 +1,42 @@
+"""Preflight: everything that can be known before training, checked; nothing is trained or written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdlab.cli.main import Parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """``kdlab check [-m] OVERRIDES...``: status 2 if anything is wrong."""
+    parser = Parser(
+        prog="kdlab check",
+        description=__doc__,
+        epilog="example: kdlab check -m experiment=kd_resnet loss.temperature=1,2,4 seed=0,1,2",
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="check every point of a sweep")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for an experiment")
+    args = parser.parse_intermixed_args(argv)
+    from kdlab.cli.start import Flags, distinct, planned
+    from kdlab.cli.sweep import duration
+
+    with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan:
+        jobs = plan.jobs
+        print(
+            f"ok    config: {jobs} job(s), every key and value bound to its owner",
+            flush=True,
+        )
+        from kdlab import experiment
+
+        failed = 0
+        seconds: list[float] = []
+        for config in distinct(plan.points):
+            for finding in experiment.preflight(config, deep=True):
+                failed += not finding.ok
+                print(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {finding.detail}", flush=True)
+                if finding.seconds is not None:
+                    seconds.append(finding.seconds)
+        if seconds:
+            print(f"time  about {duration(sum(seconds) / len(seconds) * jobs)} for {jobs} job(s)")
+        print(f"{failed} problem(s)" if failed else "ready")
+    return 2 if failed else 0

@@ -1,0 +1,33 @@
+"""Score a network on the test split, such as a published checkpoint; nothing else is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kdlab.cli.main import Parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """``kdlab evaluate OVERRIDES...``"""
+    parser = Parser(
+        prog="kdlab evaluate",
+        description=__doc__,
+        epilog="example: kdlab evaluate data=cifar10 data.root=DIR teacher=resnet56_a teacher.checkpoint=FILE "
+        "teacher.net.mean=imagenet teacher.net.std=imagenet",
+    )
+    parser.add_argument(
+        "overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ..."
+    )
+    args = parser.parse_args(argv)
+    from kdlab.cli.start import Flags, planned
+
+    with planned(Flags(tuple(args.overrides))) as plan:
+        from kdlab.experiment import evaluate_teacher
+
+        found = evaluate_teacher(plan.points[0].config)
+    print(f"teacher: {found['parameters']:,} parameters, trained on {found['trained_on']}")
+    for split in ("val", "test"):
+        if split in found:
+            said = "  ".join(f"{name} {value:.4f}" for name, value in sorted(found[split].items()))
+            print(f"{split:<5}{found['counts'][split]:>7,} rows  {said}")
+    return 0

@@ -1,0 +1,281 @@
+"""Loaders: iterables of Batches whose content is a function of (seed, epoch), ready on the compute device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import accumulate as running_sum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kdlab.data.augment import Augmentation
+from kdlab.data.mix import Recipe
+from kdlab.data.order import Order, Steps, Views, parts_of
+from kdlab.data.source import Files
+from kdlab.errors import UserError
+from kdlab.functional.types import Batch, Window
+
+
+@dataclass
+class Split:
+    """The rows that a loader shows.
+
+    ``inputs`` is (N, ...) on the compute device, or pictures on disk; ``targets`` (N,) on the CPU, -100 without
+    label; ``truth`` all labels, where some are withheld.
+    """
+
+    inputs: Tensor | Files
+    targets: Tensor
+    truth: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+
+class EpochSampler:
+    """Knows the epoch. Lightning finds it as ``loader.sampler`` and tells it each epoch before the first batch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@dataclass
+class _Plan:
+    """The micro-batches of one epoch and process. With mixing, each holds its own rows and then their partners."""
+
+    rows: Tensor
+    views: Tensor
+    lengths: list[int]
+    windows: list[Window | None]
+    recipes: list[Recipe] | None = None
+
+
+class Loader:
+    """One epoch after the other of a split, as Batches.
+
+    ``len()`` counts the micro-batches of an epoch in this process. Set before iterating, and all optional:
+
+    - ``sampler.set_epoch(epoch)``: which epoch to show. The same epoch gives the same batches again.
+    - ``skip``: how many micro-batches of the next iteration have been seen already; back to 0 once used.
+
+    The epoch is looked at when the first batch is asked for, not by ``iter()``: Lightning calls that first.
+
+    Args:
+        split: what to show.
+        augmentation: how.
+        batch_size: rows of one optimizer step, over all micro-batches and processes.
+        order: the training order; None goes through the split once, in its order, with nothing left out.
+        views: which view a showing is; None shows every example as it is, under view ``view``.
+        view: the number of the one view that is shown, where ``views`` is None.
+        clean: leave the augmentation out.
+        classes: how many there are.
+        device: where batches are wanted.
+        accumulate: micro-batches of one optimizer step.
+        rank, world: which process this is, of how many.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        augmentation: Augmentation,
+        batch_size: int,
+        *,
+        order: Order | None = None,
+        views: Views | None = None,
+        view: int = 0,
+        clean: bool = False,
+        classes: int = 0,
+        device: Any = "cpu",
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.split, self.augmentation, self.batch_size = split, augmentation, batch_size
+        self.order, self.views, self.view, self.clean = order, views, view, clean
+        self.classes, self.device = classes, torch.device(device)
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.sampler = EpochSampler()
+        self.batch_sampler = None  # Lightning asks for it wherever there is a sampler
+        self.skip = 0
+        self._targets = split.targets.to(self.device)
+        self._truth = None if split.truth is None else split.truth.to(self.device)
+        smallest = min(order.sizes) if order else 2 * world * accumulate
+        if smallest < 2 * world * accumulate:
+            raise UserError(
+                f"data.batch_size: {batch_size} of {len(split)} rows in {world * accumulate} parts (micro-batches x"
+                f" processes) leaves a part with fewer than 2 rows; accepted: at least {2 * world * accumulate} rows"
+            )
+
+    def __len__(self) -> int:
+        if self.order:
+            return len(self.order.sizes) * self.accumulate
+        return len(self._eval_sizes())
+
+    def __iter__(self) -> Iterator[Batch]:
+        skip, self.skip = self.skip, 0
+        plan = self._plan(self.sampler.epoch)
+        targets = self._targets.index_select(0, plan.rows).split(plan.lengths)
+        inputs = self._inputs(plan, skip)
+        if plan.recipes is not None:
+            yield from self._mixed(plan, skip, inputs, targets)
+            return
+        keys = torch.stack([plan.rows, plan.views], dim=1).split(plan.lengths)
+        truths = None if self._truth is None else self._truth.index_select(0, plan.rows).split(plan.lengths)
+        for part, shown in enumerate(inputs, start=skip):
+            truth = None if truths is None else truths[part]
+            yield Batch(shown, targets[part], keys[part], truth=truth, window=plan.windows[part])
+
+    def _mixed(self, plan: _Plan, skip: int, inputs: Iterator[Tensor], targets: tuple[Tensor, ...]) -> Iterator[Batch]:
+        # no key: a mixture is no example of the split, and no cache has an answer for it
+        assert plan.recipes is not None
+        for part, shown in enumerate(inputs, start=skip):
+            (own, partner), (label, other) = shown.chunk(2), targets[part].chunk(2)
+            mixed, soft = plan.recipes[part](own, partner, label, other, self.classes)
+            yield Batch(mixed, soft, window=plan.windows[part])
+
+    def _inputs(self, plan: _Plan, skip: int) -> Iterator[Tensor]:
+        """Float inputs of each micro-batch from number ``skip`` on."""
+        raise NotImplementedError
+
+    def _show(self, raw: Tensor, rows: Tensor, views: Tensor) -> Tensor:
+        if self.clean:
+            return self.augmentation.to_float(raw)
+        return self.augmentation(raw, rows, views)
+
+    def _eval_sizes(self) -> list[int]:
+        """Rows of this process's batches when going through the split once."""
+        sizes = [len(part) for part in torch.arange(len(self.split)).split(self.batch_size)]
+        mine = [parts_of(size, self.world)[self.rank] for size in sizes]
+        return [size for size in mine if size]
+
+    def _plan(self, epoch: int) -> _Plan:
+        if self.order is None:
+            rows = torch.arange(len(self.split))
+            if self.world > 1:
+                rows = torch.cat([part.tensor_split(self.world)[self.rank] for part in rows.split(self.batch_size)])
+            lengths = self._eval_sizes()
+            views = torch.full_like(rows, self.view)
+            return _Plan(rows.to(self.device), views.to(self.device), lengths, [None] * len(lengths))
+        steps = self.order.epoch(epoch)
+        assert self.views is not None
+        views = self.views(steps.rows, steps.showing)
+        plan = self._training_plan(self.order, steps, views, epoch)
+        return replace(plan, rows=plan.rows.to(self.device), views=plan.views.to(self.device))
+
+    def _training_plan(self, order: Order, steps: Steps, views: Tensor, epoch: int) -> _Plan:
+        """Each step cut into parts: part m·world + rank is micro-batch m of process ``rank``."""
+        parts = self.accumulate * self.world
+        mixings = self.augmentation.mixings
+        if parts == 1 and not mixings:
+            windows = [Window(n, float(size), 1) for n, size in zip(steps.labelled, steps.sizes, strict=True)]
+            return _Plan(steps.rows, views, steps.sizes, list(windows))
+        places: list[Tensor] = []
+        lengths: list[int] = []
+        windows, recipes = [], []
+        starts = [0, *running_sum(steps.sizes)]
+        for number, size in enumerate(steps.sizes):
+            recipe, labelled = None, steps.labelled[number]
+            if mixings:
+                recipe = Recipe(mixings, order.seed, epoch, number, size)
+                known = order.known[steps.rows[starts[number] : starts[number] + size]]
+                labelled = float((known & known[recipe.partner]).sum())
+            inner = [0, *running_sum(parts_of(size, parts))]
+            for micro in range(self.accumulate):
+                part = micro * self.world + self.rank
+                own = torch.arange(inner[part], inner[part + 1])
+                if recipe is not None:
+                    own = torch.cat([own, recipe.partner[own]])
+                    recipes.append(recipe)
+                places.append(own + starts[number])
+                lengths.append(len(own))
+                windows.append(Window(labelled, float(size), parts))
+        place = torch.cat(places)
+        return _Plan(steps.rows[place], views[place], lengths, list(windows), recipes if mixings else None)
+
+
+class TensorLoader(Loader):
+    """A split that lies on the compute device as one tensor.
+
+    Inputs are picked, augmented and converted for several steps at a time where they are small, since then a
+    call costs more than its work; that changes no bit, because augmentation does not look at the rest of a batch.
+    """
+
+    def _inputs(self, plan: _Plan, skip: int) -> Iterator[Tensor]:
+        inputs = self.split.inputs
+        assert isinstance(inputs, Tensor)
+        budget = 1 << (20 if self.device.type == "cpu" else 25)  # bytes as float; on the CPU, what a cache holds
+        most = max(1, budget // (4 * inputs[0].numel()))
+        lengths = plan.lengths
+        first, row = skip, sum(lengths[:skip])
+        while first < len(lengths):
+            last, rows = first + 1, lengths[first]
+            while last < len(lengths) and rows + lengths[last] <= most:
+                rows, last = rows + lengths[last], last + 1
+            chosen, views = plan.rows[row : row + rows], plan.views[row : row + rows]
+            shown = self._show(inputs.index_select(0, chosen), chosen, views)
+            yield from shown.split(lengths[first:last])
+            first, row = last, row + rows
+
+
+class StreamLoader(Loader):
+    """A split of pictures on disk, decoded by worker processes and augmented on the compute device.
+
+    Args:
+        workers: decoding processes, kept alive between epochs; 0 decodes in this process.
+    """
+
+    def __init__(self, *args: Any, workers: int = 0, **options: Any) -> None:
+        super().__init__(*args, **options)
+        assert isinstance(self.split.inputs, Files)
+        self._batches: list[list[int]] = []
+        self._reader = torch.utils.data.DataLoader(
+            _Decoder(self.split.inputs),
+            batch_sampler=_Lists(self),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            collate_fn=_as_is,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # else every epoch would draw from the global generator
+        )
+
+    def _inputs(self, plan: _Plan, skip: int) -> Iterator[Tensor]:
+        rows, views = plan.rows.split(plan.lengths), plan.views.split(plan.lengths)
+        self._batches = [part.tolist() for part in rows[skip:]]
+        for part, raw in enumerate(self._reader, start=skip):
+            if isinstance(raw, UserError):
+                raise raw
+            yield self._show(raw.to(self.device, non_blocking=True), rows[part], views[part])
+
+
+class _Lists:
+    """The batch sampler of a StreamLoader: the rows of the micro-batches to come, in this process's hands."""
+
+    def __init__(self, loader: StreamLoader) -> None:
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._loader._batches)
+
+    def __len__(self) -> int:
+        return len(self._loader._batches)
+
+
+class _Decoder(torch.utils.data.Dataset):
+    """Pictures by lists of row numbers, as one uint8 tensor a list."""
+
+    def __init__(self, files: Files) -> None:
+        self.files = files
+
+    def __getitems__(self, rows: list[int]) -> Tensor | UserError:
+        try:
+            return self.files.read(rows)
+        except UserError as error:
+            return error  # raised in the main process, where it stays one line
+
+
+def _as_is(batch: Any) -> Any:
+    return batch

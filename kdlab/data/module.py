@@ -1,0 +1,327 @@
+"""ImageData: the one interface of every data set of pictures or tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from kdlab.data.augment import Augmentation
+from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
+from kdlab.data.order import Order, Views
+from kdlab.data.source import Files, Rows, Source, fingerprint, statistics
+from kdlab.data.splits import check_labels, choose_classes, divide, stratified
+from kdlab.errors import UserError, unknown
+from kdlab.functional.types import NO_LABEL
+
+COMMON = (
+    "batch_size",
+    "eval_batch_size",
+    "val",
+    "labels",
+    "fraction",
+    "ratio",
+    "augment",
+    "views",
+    "classes",
+    "seed",
+    "split_seed",
+)
+"""The arguments that every data set takes, beside its own."""
+
+CLEAN = -1
+"""The view number of a training example that is shown without the augmentation that training gives it."""
+
+
+def common(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The common arguments among a data set function's ``locals()``, to hand on to :class:`ImageData`.
+
+    To be called first thing, before a local variable takes one of the names.
+    """
+    return {name: arguments[name] for name in COMMON}
+
+
+class ImageData(LightningDataModule):
+    """Training, validation and test rows of a classification data set, ready to be shown.
+
+    A row of a split is an *example*, numbered from 0 in the order of the split. Which rows are in which split depends
+    on the source and ``split_seed`` only, never on ``seed``. A *view* numbers the ways to show an example: see
+    :mod:`kdlab.data.augment`. Batches carry (example, view) as ``key``.
+
+    Args:
+        source: what the data set holds.
+        batch_size: rows of ONE optimizer step, over all its micro-batches and processes.
+        eval_batch_size: rows of a batch in evaluation; None is ``batch_size``, but at least 256.
+        val: validation rows (a number, or a fraction), stratified from train; 0 for none. None takes the data set's
+            own validation split, or a tenth of train where it has none.
+        labels: keep so many training labels, stratified by ``split_seed``; the other rows stay, with target -100 and
+            their label in ``Batch.truth``. 0 keeps none, None keeps all.
+        fraction: train on this stratified share of the training rows only.
+        ratio: unlabelled rows for each labelled row of a batch; 0 shows labelled rows only, None takes them as they
+            come. An epoch has ceil(training rows / batch_size) steps all the same; the pools go round. Without effect
+            unless there are labelled rows and unlabelled ones.
+        augment: random transforms of training rows, by name: ``[crop, flip]``, ``[{crop: {padding: 4}}, flip]``.
+        views: how many views of an example there are: None for a new one each time, a number K, or ``all`` outcomes
+            of transforms that can be counted.
+        classes: keep these classes only (ids or names), renumbered in this order.
+        seed: of the order of examples and of augmentation.
+        split_seed: of the splits, and of the choice of labels.
+        workers: processes that decode pictures which stay on disk; None is one less than there are CPU cores, up to 8.
+
+    Attributes:
+        name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
+        counts ({train, labelled, val, test}),
+        views (number of views of an example, 1 if it is always shown the same way, None if there is no end to them),
+        unlimited (why there is no end, else None), transform (how training rows are shown, as a stable text).
+
+    Raises:
+        UserError: for any argument that does not fit the data.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int | None = None,
+        val: int | float | None = None,
+        labels: int | None = None,
+        fraction: float | None = None,
+        ratio: float | None = None,
+        augment: Any = None,
+        views: int | Literal["all"] | None = None,
+        classes: Sequence[int | str] | None = None,
+        seed: int | None = None,
+        split_seed: int = 0,
+        workers: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.name = source.name
+        self.seed, self.split_seed = seed or 0, split_seed
+        self.batch_size = _whole("data.batch_size", batch_size, 2)
+        self.eval_batch_size = _whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)
+        self.workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+        if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < float("inf")):
+            raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
+        self.ratio = ratio
+        self._white = source.white
+
+        source = source.check()
+        self._chosen = classes is not None
+        if classes is not None:
+            source = choose_classes(source, classes)
+        rows = divide(source, val, fraction, split_seed)
+        self._rows: dict[str, Rows | None] = rows
+        train = rows["train"]
+        assert train is not None
+        self.class_names = list(source.class_names)
+        self.num_classes = len(self.class_names)
+        self.input_shape = tuple(train.inputs.shape[1:])
+        self._check_classes(train)
+        self._targets = self._keep_labels(train.targets, labels)
+        self.counts = {
+            "train": len(train),
+            "labelled": int((self._targets != NO_LABEL).sum()),
+            "val": len(rows["val"] or ()),
+            "test": len(rows["test"] or ()),
+        }
+        self._augment(augment, views)
+        self._place: dict[str, Any] = {}
+        self.place("cpu")
+
+    # ---- what is in the splits
+
+    def _check_classes(self, train: Rows) -> None:
+        present = train.targets.bincount(minlength=self.num_classes)
+        if (empty := (present == 0).nonzero()[:, 0]).numel():
+            raise UserError(
+                f"data: class {self.class_names[int(empty[0])]!r} of {self.name} has no training row left of"
+                f" {len(train)}; take fewer for data.val or data.test, a larger data.fraction, or other data.classes"
+            )
+
+    def _keep_labels(self, truth: Tensor, labels: int | None) -> Tensor:
+        """Training targets with all but ``labels`` of them withheld."""
+        if labels is None:
+            return truth
+        count = check_labels(labels, len(truth), self.num_classes)
+        kept = stratified(truth, count, self.split_seed, "labels")
+        return torch.full_like(truth, NO_LABEL).index_copy(0, kept, truth[kept])
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        train = self._rows["train"]
+        assert train is not None
+        return statistics(train.inputs, self._white)
+
+    @property
+    def mean(self) -> list[float]:
+        """Mean of each channel (or feature) of the training rows, in [0, 1] units."""
+        return self._statistics[0]
+
+    @property
+    def std(self) -> list[float]:
+        """Standard deviation of each channel (or feature) of the training rows, in [0, 1] units."""
+        return self._statistics[1]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the content of all splits and of the classes; the same in every process."""
+        return fingerprint(self._rows, self.class_names, self._white)
+
+    def describe(self) -> str:
+        """One line: how many rows of what training sees.
+
+        >>> digits(labels=100).describe()  # doctest: +SKIP
+        '100 labelled and 1100 unlabelled rows of digits'
+        """
+        labelled, rest = self.counts["labelled"], self.counts["train"] - self.counts["labelled"]
+        kinds = [f"{n} {kind}" for n, kind in ((labelled, "labelled"), (rest, "unlabelled")) if n]
+        chosen = "" if not self._chosen else f" (classes {', '.join(self.class_names)})"
+        return f"{' and '.join(kinds)} rows of {self.name}{chosen}"
+
+    # ---- how they are shown
+
+    def _augment(self, augment: Any, views: Any) -> None:
+        if (
+            views is not None
+            and views != "all"
+            and (isinstance(views, bool) or not isinstance(views, int) or views < 1)
+        ):
+            raise UserError(f"data.views: {views!r}; accepted: null (no end of them), a number from 1 on, or all")
+        shown = Augmentation(augment, self.input_shape, self.seed, views == "all", self._white)
+        if views is not None and shown.mixings:
+            raise UserError(
+                f"data.views: {views}; {shown.mixings[0].name} in data.augment mixes each example with ever other ones,"
+                " which no number of views covers; accepted with it: null"
+            )
+        self._augmentation = shown
+        count = 1 if not shown.transforms else shown.finite if views == "all" else views
+        self._views = Views(count, hashed=views == "all", seed=self.seed)
+        self.views: int | None = None if shown.mixings else count
+        self.unlimited: str | None = None
+        if self.views is None:
+            self.unlimited = (
+                f"data.augment ({shown.text}) mixes rows"
+                if shown.mixings
+                else f"data.augment ({shown.text}) shows a new view of every example each time; set data.views"
+            )
+        self.transform = shown.text
+        if shown.transforms or shown.mixings:
+            number = "unlimited" if self.views is None else f"all {count}" if views == "all" else str(count)
+            # enumerated views look the same under every seed; which of them is shown is no matter of the transform
+            self.transform += f"; views={number}" + ("" if views == "all" else f"; seed={self.seed}")
+
+    def augmented(self, images: Tensor, example: Tensor, view: Tensor | int, augment: Any = None) -> Tensor:
+        """Show given pictures under a view, by the training transforms or by others (say, a strong view).
+
+        Args:
+            images: (B, C, H, W), uint8 levels of this data set or float in [0, 1].
+            example: (B,) int64: which example each is.
+            view: (B,) int64, or one number for all.
+            augment: other transforms, as in the constructor; mixing is left out.
+
+        Returns:
+            (B, C, H, W) float in [0, 1].
+        """
+        shown = self._augmentation
+        if augment is not None:
+            shown = Augmentation(augment, self.input_shape, self.seed, white=self._white)
+        return shown(images, example.to(images.device), view)
+
+    # ---- loaders
+
+    def place(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> ImageData:
+        """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
+
+        Args:
+            device: where the tensors lie and augmentation runs.
+            accumulate: micro-batches of one optimizer step.
+            rank, world: which process this is, of how many.
+        """
+        device = torch.device(device)
+        if device != self._place.get("device"):
+            self._splits_there: dict[str, Split] = {}
+        self._place = {"device": device, "accumulate": accumulate, "rank": rank, "world": world}
+        self._loaders: dict[str, Loader] = {}
+        return self
+
+    def train_dataloader(self) -> Loader:
+        """The training loader: the same object every time until :meth:`place` is called."""
+        if "train" not in self._loaders:
+            parts = self._place["accumulate"] * self._place["world"]
+            order = Order(self._targets, self.batch_size, self.ratio, self.seed, parts)
+            self._loaders["train"] = self._loader(
+                "train", self.batch_size, order=order, views=self._views, accumulate=self._place["accumulate"]
+            )
+        return self._loaders["train"]
+
+    def val_dataloader(self) -> Loader | list[Loader]:
+        """Validation rows in order, never augmented; an empty list, which Lightning takes for none, without any."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> Loader | list[Loader]:
+        """Test rows in order, never augmented; an empty list without any."""
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> Loader | list[Loader]:
+        if self._rows[split] is None:
+            return []
+        if split not in self._loaders:
+            self._loaders[split] = self._loader(split, self.eval_batch_size, clean=True)
+        return self._loaders[split]
+
+    def sequential(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> Loader:
+        """All examples of a split, in order, in this process, none left out: to fill a cache, or to predict.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            view: show each under this view of training rows; validation and test rows have view 0 only, which is the
+                row as it is. None shows any row as it is; its key then has view 0, or :data:`CLEAN` for training rows
+                that training would augment.
+            batch_size: rows of a batch; None is ``eval_batch_size``.
+
+        Raises:
+            UserError: if there is no such split, or no such view.
+        """
+        if split not in self._rows:
+            raise unknown("split", split, self._rows, "split")
+        if self._rows[split] is None:
+            raise UserError(f"split: {split}; {self.name} has no {split} rows here")
+        plain = split != "train" or not self._augmentation.transforms
+        count = 1 if plain else self._views.count
+        if view is not None and (view < 0 or (count is not None and view >= count)):
+            raise UserError(f"view: {view}; accepted: 0..{'' if count is None else count - 1} of the {split} split")
+        number = (0 if plain else CLEAN) if view is None else view
+        clean = plain or view is None
+        return self._loader(split, batch_size or self.eval_batch_size, view=number, clean=clean, rank=0, world=1)
+
+    def _loader(self, split: str, batch_size: int, **options: Any) -> Loader:
+        options = {k: self._place[k] for k in ("device", "rank", "world")} | {"classes": self.num_classes} | options
+        there = self._there(split)
+        if isinstance(there.inputs, Files):
+            return StreamLoader(there, self._augmentation, batch_size, workers=self.workers, **options)
+        return TensorLoader(there, self._augmentation, batch_size, **options)
+
+    def _there(self, split: str) -> Split:
+        """The split with its tensor on the device; moved once."""
+        if split not in self._splits_there:
+            rows = self._rows[split]
+            assert rows is not None
+            inputs = rows.inputs if isinstance(rows.inputs, Files) else rows.inputs.to(self._place["device"])
+            if split == "train":
+                truth = rows.targets if self.counts["labelled"] < self.counts["train"] else None
+                self._splits_there[split] = Split(inputs, self._targets, truth)
+            else:
+                self._splits_there[split] = Split(inputs, rows.targets)
+        return self._splits_there[split]
+
+
+def _whole(key: str, value: Any, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(f"{key}: {value!r}; accepted: a whole number from {least} on")
+    return value

@@ -1,0 +1,182 @@
+"""What a data set hands over: the rows of its splits, read and checked, before anything is chosen or shuffled."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kdlab.data.rng import permutation
+from kdlab.errors import UserError
+
+_SAMPLE = 512
+"""How many pictures on disk are decoded to estimate their mean and deviation."""
+
+
+@dataclass
+class Files:
+    """Pictures that stay on disk.
+
+    Args:
+        root: the folder that the names are relative to.
+        names: one file a row.
+        size: height and width that every picture is brought to.
+        channels: 3, or 1 for grey.
+    """
+
+    root: Path
+    names: list[str]
+    size: int
+    channels: int = 3
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W), as a tensor of all pictures would have."""
+        return (len(self), self.channels, self.size, self.size)
+
+    def take(self, rows: Tensor) -> Files:
+        return Files(self.root, [self.names[i] for i in rows.tolist()], self.size, self.channels)
+
+    def read(self, rows: list[int]) -> Tensor:
+        """(len(rows), C, H, W) uint8.
+
+        Raises:
+            UserError: naming the file that is no picture.
+        """
+        return torch.stack([read_picture(self.root / self.names[i], self.size, self.channels) for i in rows])
+
+
+def read_picture(path: Path, size: int, channels: int = 3) -> Tensor:
+    """(C, size, size) uint8: the shorter side brought to ``size``, then the middle cut out.
+
+    Raises:
+        UserError: if Pillow cannot decode it.
+    """
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as file:
+            upright = ImageOps.exif_transpose(file).convert("RGB" if channels == 3 else "L")
+            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
+            pixels = np.array(fitted, dtype=np.uint8)
+    except Exception as error:  # Pillow's decoders raise many kinds
+        raise UserError(f"data.root: {path} is no picture that can be decoded ({error})") from None
+    return torch.from_numpy(pixels).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+
+
+@dataclass
+class Rows:
+    """Inputs (N, C, H, W) uint8 or (N, ...) float, or files, and class ids (N,) int64."""
+
+    inputs: Tensor | Files
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, rows: Tensor) -> Rows:
+        inputs = self.inputs.take(rows) if isinstance(self.inputs, Files) else self.inputs[rows]
+        return Rows(inputs, self.targets[rows])
+
+
+@dataclass
+class Source:
+    """A data set as published.
+
+    Args:
+        name: what to call it.
+        train: training rows.
+        class_names: name of class 0, 1, ...
+        val: the publisher's validation rows, if any.
+        test: test rows; or how many to take from train (a number, or a fraction); or None.
+        white: the uint8 level that means 1.
+        key: the config key to name when the content is wrong.
+    """
+
+    name: str
+    train: Rows
+    class_names: list[str]
+    val: Rows | None = None
+    test: Rows | int | float | None = None
+    white: float = 255.0
+    key: str = "data.root"
+
+    def check(self) -> Source:
+        """This source, if its rows make sense.
+
+        Raises:
+            UserError: for no rows, counts or shapes that differ, class ids out of range, inputs that are not finite.
+        """
+        shape = tuple(self.train.inputs.shape[1:])
+        for split in ("train", "val", "test"):
+            rows = getattr(self, split)
+            if not isinstance(rows, Rows):
+                continue
+            where = f"{self.key}: {self.name} ({split})"
+            if not len(rows):
+                raise UserError(f"{where} has no rows")
+            if len(rows.inputs) != len(rows.targets):
+                raise UserError(f"{where} has {len(rows.inputs)} inputs and {len(rows.targets)} targets")
+            if tuple(rows.inputs.shape[1:]) != shape:
+                raise UserError(f"{where} has inputs of shape {tuple(rows.inputs.shape[1:])}, train has {shape}")
+            low, high = int(rows.targets.min()), int(rows.targets.max())
+            if low < 0 or high >= len(self.class_names):
+                bad = low if low < 0 else high
+                raise UserError(f"{where} has class id {bad}; accepted: 0..{len(self.class_names) - 1}")
+            if isinstance(rows.inputs, Tensor) and rows.inputs.is_floating_point():
+                bad_rows = (~rows.inputs.isfinite().flatten(1).all(1)).nonzero()[:, 0]
+                if len(bad_rows):
+                    raise UserError(f"{where}: row {int(bad_rows[0])} has an input that is not finite")
+        return self
+
+
+def statistics(inputs: Tensor | Files, white: float) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel (or feature) in [0, 1] units; a constant one deviates by 1.
+
+    Exact for tensors; files are estimated from a fixed sample of 512 pictures.
+    """
+    if isinstance(inputs, Files):
+        sample = permutation(len(inputs), 0, "statistics")[:_SAMPLE].tolist()
+        inputs = inputs.read(sample)
+    if inputs.dtype == torch.uint8:
+        # by histogram: exact, and without a float copy of the set
+        levels = torch.arange(256, dtype=torch.float64) / white
+        shares = [c.flatten().bincount(minlength=256).double() / c.numel() for c in inputs.unbind(1)]
+        mean = torch.stack([(levels * s).sum() for s in shares])
+        square = torch.stack([(levels**2 * s).sum() for s in shares])
+    else:
+        other = [d for d in range(inputs.ndim) if d != 1]
+        mean = inputs.double().mean(other)
+        square = inputs.double().pow(2).mean(other)
+    std = (square - mean**2).clamp(min=0).sqrt()
+    std = torch.where(std > 1e-7, std, 1.0)
+    return mean.tolist(), std.tolist()
+
+
+def fingerprint(splits: dict[str, Rows | None], class_names: list[str], white: float) -> str:
+    """SHA-256 of what the splits hold, in order: inputs, labels and classes.
+
+    Files count by name and length, since reading them all would take as long as an epoch. Which labels are withheld
+    does not enter: it changes neither which example a number means nor what a teacher says about it.
+    """
+    total = hashlib.sha256(repr((sorted(k for k, v in splits.items() if v), class_names, float(white))).encode())
+    for name in sorted(splits):
+        rows = splits[name]
+        if rows is None:
+            continue
+        total.update(f"{name} {tuple(rows.inputs.shape)} ".encode())
+        if isinstance(rows.inputs, Files):
+            for file in rows.inputs.names:
+                total.update(f"{file} {(rows.inputs.root / file).stat().st_size}\n".encode())
+        else:
+            total.update(str(rows.inputs.dtype).encode())
+            total.update(rows.inputs.contiguous().numpy().data)
+        total.update(rows.targets.contiguous().numpy().data)
+    return total.hexdigest()

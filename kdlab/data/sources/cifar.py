@@ -1,0 +1,171 @@
+"""CIFAR-10 and CIFAR-100 in the publisher's python layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kdlab.data import safe_pickle
+from kdlab.data.download import Remote, fetch, unpack
+from kdlab.data.module import ImageData, common
+from kdlab.data.source import Rows, Source
+from kdlab.errors import UserError, unknown
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the publisher's folder holds."""
+
+    name: str
+    folder: str
+    train: tuple[str, ...]
+    test: str
+    meta: str
+    train_rows: int
+    test_rows: int
+    remote: Remote
+
+
+CIFAR10 = Layout(
+    name="cifar10",
+    folder="cifar-10-batches-py",
+    train=tuple(f"data_batch_{number}" for number in range(1, 6)),
+    test="test_batch",
+    meta="batches.meta",
+    train_rows=50_000,
+    test_rows=10_000,
+    remote=Remote("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz", "md5:c58f30108f718f92721af3b95e74349a"),
+)
+CIFAR100 = Layout(
+    name="cifar100",
+    folder="cifar-100-python",
+    train=("train",),
+    test="test",
+    meta="meta",
+    train_rows=50_000,
+    test_rows=10_000,
+    remote=Remote("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "md5:eb9058c3a382ffc7106e4002c42a8d85"),
+)
+
+
+def cifar10(
+    root: str = "data/cifar10",
+    download: bool = False,
+    batch_size: int = 128,
+    eval_batch_size: int | None = None,
+    val: int | float | None = 5000,
+    labels: int | None = None,
+    fraction: float | None = None,
+    ratio: float | None = None,
+    augment: Any = None,
+    views: int | Literal["all"] | None = None,
+    classes: Sequence[int | str] | None = None,
+    seed: int | None = None,
+    split_seed: int = 0,
+) -> ImageData:
+    """CIFAR-10: 50,000 training and 10,000 test pictures, 3 x 32 x 32, 10 classes (Krizhevsky, 2009).
+
+    Args:
+        root: the folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``, or is the former.
+        download: fetch the archive from the publisher (170 MB) if it is not there.
+        val: the 5,000 rows by default are for choosing the best epoch; 0 trains on all 50,000, as published results do.
+
+    The other arguments are :class:`ImageData`'s.
+    """
+    options = common(locals())
+    return ImageData(_read(CIFAR10, root, download, "labels", "label_names"), **options)
+
+
+def cifar100(
+    root: str = "data/cifar100",
+    label: str = "fine",
+    download: bool = False,
+    batch_size: int = 128,
+    eval_batch_size: int | None = None,
+    val: int | float | None = 5000,
+    labels: int | None = None,
+    fraction: float | None = None,
+    ratio: float | None = None,
+    augment: Any = None,
+    views: int | Literal["all"] | None = None,
+    classes: Sequence[int | str] | None = None,
+    seed: int | None = None,
+    split_seed: int = 0,
+) -> ImageData:
+    """CIFAR-100: 50,000 training and 10,000 test pictures, 3 x 32 x 32 (Krizhevsky, 2009).
+
+    Args:
+        root: the folder that holds ``cifar-100-python`` or ``cifar-100-python.tar.gz``, or is the former.
+        label: ``fine`` (100 classes) or ``coarse`` (20).
+        download: fetch the archive from the publisher (169 MB) if it is not there.
+        val: the 5,000 rows by default are for choosing the best epoch; 0 trains on all 50,000, as published results do.
+
+    The other arguments are :class:`ImageData`'s.
+    """
+    options = common(locals())
+    if label not in ("fine", "coarse"):
+        raise unknown("data.label", label, ["fine", "coarse"])
+    source = _read(CIFAR100, root, download, f"{label}_labels", f"{label}_label_names")
+    return ImageData(source, **options)
+
+
+def _read(layout: Layout, root: str, download: bool, label: str, names: str) -> Source:
+    folder = _locate(layout, Path(root).expanduser(), download)
+    class_names = _content(folder / layout.meta, (names,))[names]
+    train = [_rows(folder / file, label, layout.train_rows // len(layout.train)) for file in layout.train]
+    return Source(
+        layout.name if len(class_names) != 20 else f"{layout.name} (coarse)",
+        Rows(torch.cat([pictures for pictures, _ in train]), torch.cat([ids for _, ids in train])),
+        [str(name) for name in class_names],
+        test=Rows(*_rows(folder / layout.test, label, layout.test_rows)),
+    )
+
+
+def _locate(layout: Layout, root: Path, download: bool) -> Path:
+    """The publisher's folder, unpacked or fetched if need be."""
+    for folder in (root / layout.folder, root):
+        if (folder / layout.meta).is_file():
+            return folder
+    archive = root / layout.remote.filename
+    if not archive.is_file():
+        if not download:
+            raise UserError(
+                f"data.root: no {layout.folder} in {root}; fetch it with data.download=true,"
+                f" or put {layout.remote.url} there"
+            )
+        archive = fetch(layout.remote, root)
+    return unpack(archive, layout.folder, "data.root")
+
+
+def _content(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
+    """The mapping in one of the publisher's pickles, which must have the ``wanted`` keys."""
+    if not path.is_file():
+        raise UserError(f"data.root: {path} is missing; fetch the set again with data.download=true")
+    content = safe_pickle.load(path, "data.root")
+    if not isinstance(content, dict):
+        raise UserError(f"data.root: {path} holds a {type(content).__name__}; accepted: the publisher's mapping")
+    content = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
+    for key in wanted:
+        if key not in content:
+            raise UserError(f"data.root: {path} has no {key!r}; it holds {', '.join(map(str, content)) or 'nothing'}")
+    return content
+
+
+def _rows(path: Path, label: str, expected: int) -> tuple[Tensor, Tensor]:
+    content = _content(path, ("data", label))
+    data, labels = np.asarray(content["data"]), np.asarray(content[label])
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"data.root: {path} holds {data.dtype} {data.shape}; accepted: uint8 rows of 3072 = 3 x 32 x 32"
+        )
+    if len(data) != expected or len(labels) != expected:
+        raise UserError(
+            f"data.root: {path} has {len(data)} pictures and {len(labels)} labels; the publisher's has {expected}"
+        )
+    return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))

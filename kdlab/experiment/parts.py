@@ -1,0 +1,174 @@
+"""Building what an experiment names: data, networks, objective, method."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from kdlab import spec
+from kdlab.errors import UserError
+from kdlab.experiment.schema import Experiment
+from kdlab.functional import mix, seed_all
+from kdlab.losses import CrossEntropy, Objective
+from kdlab.methods import Method, Training
+from kdlab.runs.curves import CurvesFile
+from kdlab.runs.tensorboard import add_layout
+from kdlab.tasks import Classification
+from kdlab.teachers import Teacher
+
+log = logging.getLogger("kdlab")
+
+OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "views": None}
+"""What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views."""
+
+
+def data(config: Mapping[str, Any], seed: int) -> Any:
+    """A data module; ``seed`` is that of the order and of augmentation.
+
+    The last two are kept: a check, the run after it, and the jobs of a sweep read the same files once.
+    """
+    text = json.dumps(config, sort_keys=True, default=str)
+    return _data(text, seed, str(Path.cwd()))
+
+
+@lru_cache(maxsize=2)
+def _data(text: str, seed: int, folder: str) -> Any:
+    return spec.build(json.loads(text), "data", offer={"seed": seed})
+
+
+def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The student's data with every label, and ``over`` laid on top."""
+    whole = {k: OF_ALL_ROWS.get(k, v) for k, v in config.items()}
+    return {**whole, **over}
+
+
+def network(config: Mapping[str, Any], data: Any, seed: int, key: str, num_classes: int | None = None) -> nn.Module:
+    """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``."""
+    seed_all(mix(seed, 0x6E6574))
+    return spec.build(config, key, offer=offers(data, num_classes))
+
+
+def offers(data: Any, num_classes: int | None = None) -> dict[str, Any]:
+    """What code knows and a network's constructor may want."""
+    shape = data.input_shape
+    known: dict[str, Any] = {"num_classes": num_classes or data.num_classes, "mean": data.mean, "std": data.std}
+    if len(shape) == 3:
+        known.update(in_channels=shape[0], image_size=list(shape[1:]))
+    else:
+        known.update(in_features=shape[0])
+    return known
+
+
+def objective(config: Mapping[str, Any]) -> Objective:
+    """The objective of a ``loss`` mapping."""
+    return spec.build(config, "loss")
+
+
+def labels_only() -> Objective:
+    """The objective of teachers and baselines."""
+    return Objective({"ce": CrossEntropy()})
+
+
+def method(
+    config: Mapping[str, Any],
+    student: nn.Module,
+    objective: Objective,
+    task: Classification,
+    optimizer: Mapping[str, Any],
+    scheduler: Mapping[str, Any] | None,
+    teacher: Teacher | None,
+    seed: int,
+) -> Method:
+    """A LightningModule of a ``method`` mapping."""
+    return spec.build(
+        config,
+        "method",
+        student=student,
+        objective=objective,
+        task=task,
+        optimizer=make_optimizer(optimizer),
+        scheduler=None if scheduler is None else spec.build(scheduler, "scheduler"),
+        teacher=teacher,
+        seed=seed,
+    )
+
+
+def make_optimizer(config: Mapping[str, Any]) -> Any:
+    """A function from parameters to an optimizer."""
+    return partial(_optimizer, dict(config))
+
+
+def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer:
+    try:
+        return spec.build(config, "optimizer", params=params)
+    except UserError:
+        raise
+    except ValueError as error:  # torch's own, such as "Invalid learning rate: -1"
+        raise UserError(f"optimizer: {error}") from None
+
+
+def training(config: Mapping[str, Any]) -> Training:
+    """How training runs, of a ``trainer`` mapping."""
+    return spec.build(config, "trainer")
+
+
+def start(
+    student: nn.Module, init: str, *, previous: nn.Module | None, teacher: nn.Module | None, pretrained: Any
+) -> None:
+    """Give a fresh student its first weights, in place.
+
+    Raises:
+        UserError: if what ``init`` names is not there, or is another architecture.
+    """
+    if init == "pretrained":
+        pretrained(student)
+        return
+    source = {"previous": previous, "teacher": teacher}.get(init)
+    if source is None:
+        if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
+            return
+        raise UserError(f"init: {init}, and the experiment has no {init}; accepted: fresh, previous, pretrained")
+    try:
+        student.load_state_dict(source.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"init: {init}, which is another architecture than the student; accepted: the same network, or init=fresh"
+        ) from None
+
+
+def dry_run(experiment: Experiment) -> None:
+    """Build what needs no data, so that a value out of range is said before anything is written.
+
+    Raises:
+        UserError: what a constructor refuses.
+    """
+    objective(experiment.loss)
+    if experiment.scheduler is not None:
+        spec.build(experiment.scheduler, "scheduler")
+    _optimizer(experiment.optimizer, [nn.Parameter(torch.zeros(1))])
+    training(experiment.trainer)
+    for key, value in (("epochs", experiment.epochs), ("teacher.epochs", getattr(experiment.teacher, "epochs", 1))):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{key}: {value!r}; accepted: a whole number, at least 1")
+
+
+def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:
+    """Lightning loggers for one fit: always ``curves.jsonl``, and the configured one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    done = int(torch.load(last, map_location="cpu", weights_only=True)["global_step"]) if last.exists() else 0
+    found: list = [CurvesFile(folder / "curves.jsonl", done)]
+    if config is not None:
+        built = spec.build(config, "logger", folder=folder, name=name)
+        if built is not None:
+            found.append(built)
+        if isinstance(built, TensorBoardLogger):
+            add_layout(built.experiment)
+    return found

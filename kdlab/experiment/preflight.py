@@ -1,0 +1,171 @@
+"""Everything that can be known to be wrong before anything is trained or written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlab.errors import UserError
+from kdlab.experiment import parts
+from kdlab.experiment.schema import Experiment
+from kdlab.functional import Batch
+from kdlab.losses import Objective
+from kdlab.methods import evaluate
+from kdlab.models import load_weights, measure
+from kdlab.tasks import Classification
+from kdlab.teachers import FrozenTeacher
+
+CHECKPOINT_ROOM = 8
+"""Sizes of the student that a run folder may take: weights, two optimizer states, best, last, one being written."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it is well, and what was found."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
+    """Check one experiment (or one stage of it); nothing is trained or written.
+
+    Args:
+        config: resolved and plain.
+        deep: look further than each run does (a teacher's checkpoint must beat chance, every loader must give a
+            batch), and return what is wrong as the last finding instead of raising it.
+
+    Raises:
+        UserError: the first thing that is wrong, unless ``deep``.
+    """
+    findings: list[Finding] = []
+    try:
+        for name, text in _checks(Experiment.of(config), deep):
+            findings.append(Finding(name, True, text))
+    except UserError as error:
+        if not deep:
+            raise
+        findings.append(Finding(str(error).split(":")[0], False, str(error)))
+    return findings
+
+
+def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
+    parts.dry_run(experiment)
+    yield "values", "in range"
+    data = parts.data(experiment.data, experiment.seed)
+    yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"
+    if data.counts["test"] == 0 and deep:
+        raise UserError("data: the test split is empty; accepted: at least one row")
+    objective = parts.objective(experiment.loss)
+    task = Classification(data.num_classes)
+    student = parts.network(experiment.student, data, experiment.seed, "student")
+    yield "student", f"{measure.parameters(student):,} parameters, {data.num_classes} classes"
+    teacher = _teacher(experiment, data)
+    taught = teacher is not None or experiment.method.get("source") is not None
+    if objective.needs_teacher and not taught and experiment.teacher is None and not _previous(experiment):
+        raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
+    # with a teacher it is probed below; without, a method may refuse that itself
+    parts.method(
+        experiment.method,
+        student,
+        objective,
+        task,
+        experiment.optimizer,
+        experiment.scheduler,
+        FrozenTeacher(teacher, task, objective.teacher_layers) if teacher is not None else None,
+        experiment.seed,
+    )
+    if teacher is not None:
+        yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"
+        _probe(student, teacher, objective, task, data)
+        yield "layers and classes", "teacher and student fit together"
+    if deep:
+        yield from _deep(experiment, data, task, teacher)
+    _room(experiment, student)
+    yield "disk", "enough room"
+
+
+def _previous(experiment: Experiment) -> bool:
+    return experiment.teacher is not None and experiment.teacher.net is None
+
+
+def _origin(experiment: Experiment) -> str:
+    assert experiment.teacher is not None
+    return f"weights of {experiment.teacher.checkpoint}" if experiment.teacher.checkpoint else "to be trained, or known"
+
+
+def _teacher(experiment: Experiment, data: Any) -> nn.Module | None:
+    spec = experiment.teacher
+    if spec is None or spec.net is None:
+        return None
+    net = parts.network(spec.net, data, spec.seed, "teacher.net")
+    if spec.checkpoint is not None:
+        load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
+    return net
+
+
+def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: Classification, data: Any) -> None:
+    """Run two rows through both, so that a wrong layer, shape or class count shows now."""
+    batch: Batch = next(iter(data.sequential("train")))
+    rows = Batch(batch.inputs[:2].cpu(), batch.targets[:2].cpu())  # type: ignore[index]
+    with torch.no_grad():
+        theirs = FrozenTeacher(teacher, task, objective.teacher_layers)(rows)
+        training = student.training
+        student.eval()
+        ours = _named("student_layer", lambda: task.outputs(student, rows, objective.student_layers))
+        student.train(training)
+        objective.prepare(ours, theirs)
+        objective(ours, theirs, rows)
+
+
+def _named(key: str, action: Callable[[], Any]) -> Any:
+    try:
+        return action()
+    except UserError as error:
+        text = str(error)
+        raise UserError(f"{key}{text[5:]}" if text.startswith("layer:") else text) from None
+
+
+def _deep(
+    experiment: Experiment, data: Any, task: Classification, teacher: nn.Module | None
+) -> Iterator[tuple[str, str]]:
+    for split in ("train", "val", "test"):
+        if data.counts[split] or split != "val":
+            loader = getattr(data, f"{split}_dataloader")()
+            if not len(loader):
+                raise UserError(f"data: the {split} loader is empty; accepted: at least one batch")
+    yield "loaders", f"{len(data.train_dataloader())} steps an epoch"
+    spec = experiment.teacher
+    if teacher is None or spec is None or spec.checkpoint is None:
+        return
+    split = "val" if data.counts["val"] else "test"
+    loader = getattr(data, f"{split}_dataloader")()
+    teacher.eval()
+    found = evaluate(task, lambda batch, _: task.outputs(teacher, batch), loader, split=split)
+    chance = 1 / data.num_classes
+    if found["acc"] < 1.5 * chance:
+        raise UserError(
+            f"teacher.checkpoint: {spec.checkpoint} is right on {found['acc']:.1%} of the {split} split, and chance "
+            f"is {chance:.1%}; accepted: weights for these classes in this order, with their input normalisation "
+            "(teacher.net.mean, teacher.net.std)"
+        )
+    yield "teacher's accuracy", f"{found['acc']:.2%} on the {split} split (chance is {chance:.1%})"
+
+
+def _room(experiment: Experiment, student: nn.Module) -> None:
+    folder = Path(experiment.output).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = CHECKPOINT_ROOM * measure.size_bytes(student), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"output: {folder} has {free / 2**20:.0f} MiB free, and a run writes about {needed / 2**20:.0f} MiB; "
+            "accepted: a folder with more room"
+        )

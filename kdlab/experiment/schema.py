@@ -1,0 +1,81 @@
+"""What an experiment's configuration holds: the signatures that configs are bound to. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass
+class TeacherSpec:
+    """Who teaches: a network with a checkpoint, or one that is trained first, once, and kept.
+
+    Its data are the experiment's, with ``data`` laid over them; unless that says otherwise it sees every label.
+    """
+
+    net: dict | None = None
+    """The network; None for the student of the stage before."""
+    checkpoint: str | None = None
+    """A file with its weights; None trains it."""
+    mapping: dict | str | None = None
+    """How the checkpoint's key names become the network's; None finds out."""
+    data: dict = field(default_factory=dict)
+    epochs: int = 30
+    seed: int = 0
+    optimizer: dict = field(default_factory=dict)
+    scheduler: dict | None = None
+    cache: str = "auto"
+    """``auto`` where it is exact, ``off``, or the folder of a cache."""
+
+
+@dataclass
+class PretrainedSpec:
+    """What the student starts from with ``init=pretrained``: its own architecture, trained on something else."""
+
+    checkpoint: str | None = None
+    mapping: dict | str | None = None
+    data: dict = field(default_factory=dict)
+    epochs: int = 30
+    seed: int = 0
+    optimizer: dict = field(default_factory=dict)
+    scheduler: dict | None = None
+
+
+@dataclass
+class Experiment:
+    """The root of the configuration."""
+
+    name: str
+    """Of the experiment; its runs are in ``output/name``."""
+    data: dict
+    student: dict
+    loss: dict
+    method: dict
+    optimizer: dict
+    trainer: dict
+    teacher: TeacherSpec | None = None
+    pretrained: PretrainedSpec | None = None
+    scheduler: dict | None = None
+    logger: dict | None = None
+    seed: int = 0
+    """Of the student: its first weights, the order of examples, augmentation."""
+    epochs: int = 30
+    init: Literal["fresh", "previous", "teacher", "pretrained"] = "fresh"
+    """What the student starts from: random weights, the stage before, its teacher, or ``pretrained``."""
+    baseline: bool = True
+    """Also train the same student without its teacher."""
+    stages: dict = field(default_factory=dict)
+    """name → overrides: fits in sequence, each composed on top of the experiment."""
+    resume: str | None = None
+    """A run folder to go on in, or ``auto`` for the newest unfinished one of this configuration."""
+    output: str = "outputs"
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Experiment:
+        """From a plain, checked mapping."""
+        values = dict(config)
+        for name, spec in (("teacher", TeacherSpec), ("pretrained", PretrainedSpec)):
+            if isinstance(values.get(name), Mapping):
+                values[name] = spec(**values[name])
+        return cls(**values)

@@ -1,0 +1,162 @@
+"""Networks that are trained once and kept: teachers, pretrained networks, baselines.
+
+Each has a folder named by a key made of its configuration, data and seed. A file lock guards it, so that jobs of a
+sweep that want the same one wait for the first; one that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import nn
+
+from kdlab import spec
+from kdlab.errors import UserError
+from kdlab.experiment import parts
+from kdlab.methods import FineTune, Training, fit
+from kdlab.models import load_weights
+from kdlab.runs import folder as folders
+from kdlab.tasks import Classification
+
+log = logging.getLogger("kdlab")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a network trained on labels alone."""
+
+    network: Mapping[str, Any]
+    data: Mapping[str, Any]
+    epochs: int
+    seed: int
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None
+    trainer: Mapping[str, Any]
+
+    def key(self, fingerprint: str) -> str:
+        """A short name: equal recipes on equal data have equal keys."""
+        # where checkpoints go and how progress looks changes nothing
+        computed = {k: v for k, v in self.trainer.items() if k not in ("progress", "save_minutes", "log_every")}
+        what = [self.network, self.data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
+        text = json.dumps(what, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass
+class Kept:
+    """A network from the store."""
+
+    net: nn.Module
+    folder: Path
+    trained_on: str
+    seconds: float
+    """Of training, whenever that was."""
+    fresh: bool
+    """Whether it was trained just now."""
+
+
+def obtain(
+    kind: str,
+    recipe: Recipe,
+    output: Path,
+    training: Training,
+    name: str,
+    logger: Mapping[str, Any] | None = None,
+    data: Any = None,
+) -> Kept:
+    """The network of ``recipe``: from the store, or trained now and kept.
+
+    Args:
+        kind: ``teacher``, ``pretrained`` or ``baseline``.
+        recipe: what it is.
+        output: the folder of all outputs; the store is ``output/<kind>s``.
+        training: how training runs.
+        name: of the network, for the folder's name.
+        logger: mapping of the logger.
+        data: a data module of ``recipe.data``, if there is one already.
+
+    Raises:
+        UserError: what data or network refuse.
+    """
+    data = data if data is not None else parts.data(recipe.data, recipe.seed)
+    net = parts.network(recipe.network, data, recipe.seed, kind)
+    folder = output / f"{kind}s" / f"{name}-{recipe.key(data.fingerprint)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another run is training it; waiting", kind)
+        lock.acquire()
+    try:
+        known = folders.read_result(folder)
+        if known is None:
+            _train(kind, recipe, folder, training, net, data, logger)
+            known = folders.read_result(folder)
+            assert known is not None
+            return Kept(net, folder, known["trained_on"], known["seconds"], fresh=True)
+    finally:
+        lock.release()
+    load_weights(net, folder / FineTune.weights_file, key=kind)
+    log.info("%s: %s, trained before (%s)", kind, name, folder)
+    return Kept(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False)
+
+
+def _train(
+    kind: str,
+    recipe: Recipe,
+    folder: Path,
+    training: Training,
+    net: nn.Module,
+    data: Any,
+    logger: Mapping[str, Any] | None,
+) -> None:
+    if data.counts["labelled"] == 0:
+        raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
+    log.info("%s: training %d epochs on %s", kind, recipe.epochs, data.describe())
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+    folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
+    method = FineTune(
+        student=net,
+        objective=parts.labels_only(),
+        task=Classification(data.num_classes),
+        optimizer=parts.make_optimizer(recipe.optimizer),
+        scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler"),
+        seed=recipe.seed,
+    )
+    fitted = fit(method, data, training, folder, recipe.epochs, parts.loggers(logger, folder, kind), kind)
+    write_model(folder, recipe.network, data, fitted.weights.name)
+    folders.write_result(
+        folder,
+        {
+            "format": folders.FORMAT,
+            "status": "finished",
+            "trained_on": data.describe(),
+            "seconds": fitted.seconds,
+            "best_epoch": fitted.best_epoch,
+            "epochs": fitted.epochs,
+            "val": fitted.measures,
+            "finished": folders.now(),
+        },
+    )
+
+
+def write_model(folder: Path, network: Mapping[str, Any], data: Any, weights: str) -> None:
+    """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
+    described = {
+        "network": dict(network),
+        "arguments": parts.offers(data),
+        "classes": list(data.class_names),
+        "input_shape": list(data.input_shape),
+        "weights": weights,
+    }
+    folders.write_text(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False, default=str) + "\n")
+    folders.sign(folder)

@@ -1,0 +1,194 @@
+"""Saving so that a run can be killed at any moment, and go on to the same weights."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from kdlab.errors import RunFailed, UserError
+from kdlab.models.checkpoint import atomic_write, save_weights
+
+TERMINATED = 143
+"""Exit status after SIGTERM: 128 + 15."""
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes beside the target, syncs, and renames: a kill during a save leaves the last good checkpoint.
+
+    Lightning's own goes through ``$TMPDIR`` and a move, which tears on another file system.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        try:
+            with atomic_write(path) as file:
+                torch.save(checkpoint, file)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        check_whole(Path(path))
+        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+
+
+def check_whole(path: Path) -> None:
+    """Hold a checkpoint against its own checksums.
+
+    torch and safetensors read a file with a flipped bit without a word; the zip container's CRC finds it.
+
+    Raises:
+        UserError: if the file is missing, truncated or damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        raise UserError(f"resume: {path} does not exist") from None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        raise UserError(f"resume: {path} is truncated, or not a checkpoint; accepted: a whole file") from None
+    if damaged:
+        raise UserError(f"resume: {path} is damaged at {damaged}; accepted: a whole file")
+
+
+class Saver(Checkpoint):
+    """Keeps ``last.ckpt`` (everything, to resume) and ``best.pt`` (the student's weights, by validation).
+
+    The best epoch has the highest ``score``, ties broken by the lower cross-entropy, then by being earlier; without a
+    validation split the last epoch counts. Saved at every epoch's end and, in long epochs, every ``minutes``. On
+    SIGTERM it saves after the current step and exits with status 143.
+
+    Args:
+        folder: ``checkpoints/`` of the run.
+        score: name of the deciding measure, such as ``acc``; greater is better.
+        minutes: between checkpoints inside an epoch.
+        patience: epochs without a better score after which training stops; None never stops early.
+    """
+
+    def __init__(self, folder: Path, score: str, minutes: float = 10.0, patience: int | None = None) -> None:
+        self.folder, self.score, self.minutes, self.patience = folder, score, minutes, patience
+        self.best: tuple[float, float] | None = None
+        self.best_epoch = -1
+        self.best_measures: dict[str, float] = {}
+        self.seconds = 0.0
+        self.stopped = False
+        self._resumed_seconds = 0.0
+        self._started = self._saved = time.monotonic()
+        self._terminate = False
+        self._handler: Any = None
+
+    # ---- state that goes into the checkpoint --------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "best": list(self.best) if self.best else None,
+            "best_epoch": self.best_epoch,
+            "best_measures": self.best_measures,
+            "seconds": self._resumed_seconds + time.monotonic() - self._started,
+            "stopped": self.stopped,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = tuple(state["best"]) if state["best"] else None
+        self.best_epoch, self.best_measures = state["best_epoch"], dict(state["best_measures"])
+        self._resumed_seconds, self.stopped = state["seconds"], state["stopped"]
+
+    # ---- hooks --------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._started = self._saved = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            # after Lightning's own handler, which would end with status 0 and no checkpoint
+            self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
+
+    def _on_sigterm(self, number: int, frame: Any) -> None:
+        self._terminate = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # never on the last batch of an epoch: there Lightning's counters resume an epoch too early or too late
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        mid_step = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if last or mid_step:
+            return
+        if self._terminate:
+            self._save(trainer, pl_module)
+            raise SystemExit(TERMINATED)
+        if time.monotonic() - self._saved > 60 * self.minutes:
+            self._save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        pl_module.flush_curves()
+        measures = {
+            name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
+        }
+        validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0  # type: ignore[operator]
+        if self.score in measures and validated:
+            self._judge(trainer, pl_module, measures)
+        elif self.score not in measures:
+            self._keep(trainer, pl_module, measures)
+        self._save(trainer, pl_module)
+        if self._terminate:
+            raise SystemExit(TERMINATED)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.seconds = self._resumed_seconds + time.monotonic() - self._started
+        self._restore_handler()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    # ---- deciding and writing -----------------------------------------------------------------------------------
+
+    def _judge(self, trainer: pl.Trainer, module: Any, measures: dict[str, float]) -> None:
+        found = (measures[self.score], -measures.get("ce", 0.0))
+        if self.best is None or found > self.best:
+            self.best = found
+            self._keep(trainer, module, measures)
+        elif self.patience is not None and trainer.current_epoch - self.best_epoch >= self.patience:
+            self.stopped = trainer.should_stop = True
+
+    def _keep(self, trainer: pl.Trainer, module: Any, measures: dict[str, float]) -> None:
+        self.best_epoch, self.best_measures = trainer.current_epoch, measures
+        if trainer.is_global_zero:
+            write_or_fail({k: v.detach() for k, v in module.student.state_dict().items()}, self.folder / "best.pt")
+
+    def _save(self, trainer: pl.Trainer, module: Any) -> None:
+        # a checkpoint after a step that was not finite would be resumed from
+        module.flush_curves()
+        trainer.save_checkpoint(self.folder / "last.ckpt")
+        self._saved = time.monotonic()
+
+
+def write_or_fail(state: dict[str, Any], path: Path) -> None:
+    """Save weights atomically; a full disk is said as such."""
+    try:
+        save_weights(state, path)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error
+
+
+def exit_on_sigterm() -> None:
+    """Outside of training (filling a cache, testing), SIGTERM ends the process at once with status 143."""
+
+    def leave(number: int, frame: Any) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, leave)

@@ -1,0 +1,219 @@
+"""One fit in one folder: begun, resumed or already done; and the evaluation of what came out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from kdlab.errors import RunFailed, UserError
+from kdlab.functional import Batch, Outputs
+from kdlab.methods.checkpoints import Saver, check_whole, write_or_fail
+from kdlab.methods.method import Method
+from kdlab.methods.progress import Progress
+from kdlab.methods.training import Training
+from kdlab.models import read_state
+from kdlab.tasks import Classification
+from kdlab.teachers import Teacher
+
+log = logging.getLogger("kdlab")
+
+
+@dataclass
+class Fitted:
+    """What a fit came to."""
+
+    weights: Path
+    """The deployable weights: the student at its best epoch."""
+    best_epoch: int
+    """Counted from 0."""
+    epochs: int
+    steps: int
+    seconds: float
+    """Of training, over all sittings."""
+    hardware: dict[str, Any]
+    measures: dict[str, float]
+    """Of the best epoch, on the validation split."""
+
+
+def fit(
+    method: Method,
+    data: Any,
+    training: Training,
+    folder: Path,
+    epochs: int,
+    loggers: list | None = None,
+    name: str = "student",
+) -> Fitted:
+    """Train ``method.student``, and leave it holding the weights of its best epoch.
+
+    If ``folder`` holds ``checkpoints/last.ckpt``, training goes on from there, to the same weights as if it had never
+    stopped.
+
+    Args:
+        method: what is trained, and how.
+        data: a data module; placed on the compute device here.
+        training: hardware, precision, saving.
+        folder: gets ``checkpoints/`` and the deployable weights.
+        epochs: at least 1.
+        loggers: Lightning loggers for the curves.
+        name: what is being trained, for the progress bar.
+
+    Raises:
+        UserError: if the training split is empty, or the checkpoint is damaged or of another network.
+        RunFailed: if the loss stops being finite, or the disk is full.
+    """
+    method.log_every = training.log_every
+    last = folder / "checkpoints" / "last.ckpt"
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    data.place(training.device, accumulate=training.accumulate, world=_world(training))
+    loader = data.train_dataloader()
+    if not len(loader):
+        raise UserError("data: the training split gives no batch; accepted: at least 2 rows, and a batch_size below it")
+    example = first_batch(loader).to(training.device)
+    method.to(training.device)
+    if method.teacher is not None:
+        method.teacher.to(training.device)
+    method.prepare(example)
+    hardware = training.adapt(method.student, example.inputs[:1], data.batch_size)
+    method.channels_last = hardware["channels_last"]
+    layout = ", channels last" if hardware["channels_last"] else ""
+    log.info(
+        "%s: on %s (%s), %s%s, %d threads",
+        *(name, hardware["device"], hardware["name"], hardware["precision"], layout, hardware["threads"]),
+    )
+    saver = Saver(folder / "checkpoints", method.task.score, training.save_minutes, getattr(method, "patience", None))
+    callbacks = [saver, _SkipDone(loader)]
+    if training.progress != "none":
+        callbacks.append(Progress(name, training.progress, training.log_every))
+    with _quiet_lightning():
+        trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
+    resume = last if last.exists() else None
+    if resume is not None:
+        check_whole(resume)
+        log.info("%s: going on from %s", name, resume)
+    if resume is None or not _finished(resume, saver, epochs):
+        validation = data.val_dataloader() if data.counts["val"] else None
+        with _quiet_lightning():
+            _run(trainer, method, loader, validation, resume)
+    steps = int(trainer.global_step) or _steps_of(resume)
+    if not steps:
+        raise RunFailed(f"{name}: no optimizer step was made; look at data.batch_size and epochs")
+    best = read_state(folder / "checkpoints" / "best.pt")
+    method.student.load_state_dict(best)
+    method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    weights = folder / method.weights_file
+    write_or_fail(best, weights)
+    done = saver.best_epoch + 1 if saver.stopped else epochs
+    seconds = saver.seconds or saver._resumed_seconds
+    return Fitted(weights, saver.best_epoch, done, steps, seconds, hardware, saver.best_measures)
+
+
+def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Path | None) -> None:
+    try:
+        trainer.fit(method, train_dataloaders=loader, val_dataloaders=validation, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:
+        if resume is not None and "Error(s) in loading state_dict" in str(error):
+            raise UserError(f"resume: {resume} holds another network than the one configured") from None
+        raise
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+
+
+def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
+    """Whether a checkpoint has nothing left to train: Lightning would make zero steps, or go on after a stop."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    mine = state["callbacks"].get(saver.state_key)
+    if mine is None:
+        raise UserError(f"resume: {checkpoint} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+    progress = state["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if not (mine["stopped"] or progress["processed"] >= epochs):
+        return False
+    saver.load_state_dict(mine)
+    return True
+
+
+def _steps_of(checkpoint: Path | None) -> int:
+    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint else 0
+
+
+class _SkipDone(pl.Callback):
+    """After a resume inside an epoch, skips the micro-batches that the checkpoint has seen.
+
+    Lightning restores its counters and starts the loader anew; the order is a function of (seed, epoch), so leaving
+    out the first ones continues the epoch.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # `completed` is one behind in a checkpoint saved at a step; `processed` is right
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        self.loader.skip = done if done < trainer.num_training_batches else 0
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's own start-up lines and hints say nothing that ours do not."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_batch(loader: Iterable[Batch]) -> Batch:
+    """One batch, to learn shapes from."""
+    return next(iter(loader))
+
+
+@torch.no_grad()
+def evaluate(
+    task: Classification,
+    answers: Callable[[Batch, str], Outputs | None],
+    loader: Iterable[Batch],
+    device: torch.device | str = "cpu",
+    teacher: Teacher | None = None,
+    split: str = "test",
+) -> dict[str, float]:
+    """Measure what answers to batches, a network in eval mode or a teacher, on a split, in float32.
+
+    Args:
+        task: what is measured.
+        answers: (batch, split) → outputs.
+        loader: batches of the split.
+        device: where the batches go.
+        teacher: with whom agreement and divergence are measured; None leaves them out.
+        split: which split, for a cached teacher.
+
+    Raises:
+        UserError: if the split is empty.
+    """
+    measures = task.measures().to(torch.device(device))
+    for batch in loader:
+        batch = batch.to(device)
+        outputs = answers(batch, split)
+        assert outputs is not None
+        measures.update(outputs, teacher(batch, split) if teacher is not None else None, batch)
+    if not measures.rows:
+        raise UserError(f"data: the {split} split is empty; accepted: at least one row")
+    return measures.compute()
+
+
+def _world(training: Training) -> int:
+    devices = training.devices if isinstance(training.devices, int) else torch.cuda.device_count() or 1
+    return devices * training.num_nodes if training.strategy != "auto" or training.on_gpu else 1

@@ -1,0 +1,240 @@
+"""The one training step, and what every method shares around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from kdlab.errors import RunFailed
+from kdlab.functional import Batch, Outputs, seed_torch
+from kdlab.losses import Objective
+from kdlab.methods.learning_rate import LearningRate
+from kdlab.models import frozen_modules
+from kdlab.tasks import Classification
+from kdlab.teachers import Teacher
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+_RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.rnn.RNNBase, nn.MultiheadAttention)
+
+
+class Method(pl.LightningModule):
+    """A student that learns from labels, a teacher, or both; the methods of the field differ in a hook or two.
+
+    Args:
+        student: the network to train; what an export contains.
+        objective: named terms and their weights.
+        task: how a network reads a batch, and what is measured.
+        optimizer: makes an optimizer of parameters.
+        scheduler: the learning rate's course; None keeps it constant.
+        teacher: who is learned from; None for nobody.
+        seed: of dropout and other randomness inside networks, as a function of (seed, epoch, batch).
+    """
+
+    weights_file = "student.pt"
+    """Name of the deployable weights in the run folder."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        objective: Objective,
+        task: Classification,
+        optimizer: MakeOptimizer,
+        scheduler: LearningRate | None = None,
+        teacher: Teacher | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.objective = objective
+        self.task = task
+        self.teacher = teacher
+        self.seed = seed
+        self.log_every = 50
+        self.channels_last = False
+        self._make_optimizer, self._scheduler = optimizer, scheduler
+        self._curves: Curves | None = None
+        self._random = False
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One micro-batch: student and teacher answer, the objective compares."""
+        if self._random:
+            seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
+        self.objective.progress = self._progress()
+        batch = self._layout(batch)
+        teacher = self.teacher(batch) if self.teacher is not None else None
+        batch, extra = self.relabel(batch, teacher)
+        student = self.task.outputs(self.student, batch, self.objective.student_layers)
+        losses = self.objective(student, teacher, batch)
+        parts = batch.window.parts if batch.window is not None else 1
+        assert self._curves is not None
+        self._curves.add(losses.total.detach(), losses.values, parts, extra)
+        return losses.total
+
+    def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:
+        """What a method changes about a batch before the objective sees it, and further curves about that."""
+        return batch, {}
+
+    def prepare(self, batch: Batch) -> None:
+        """Let terms make their projectors; call once, before ``fit``, with any batch of the training split."""
+        self.student.eval()
+        with torch.no_grad():
+            student = self.task.outputs(self.student, batch, self.objective.student_layers)
+            teacher = self.teacher(batch) if self.teacher is not None else None
+        self.objective.prepare(student, teacher)
+        self.train()
+
+    def train(self, mode: bool = True) -> Method:
+        """Train mode for what trains; frozen layers keep their BatchNorm statistics and drop nothing."""
+        super().train(mode)
+        if mode:
+            for module in frozen_modules(self.student):
+                module.eval()
+        return self
+
+    def on_fit_start(self) -> None:
+        if self.channels_last:
+            self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.teacher is not None:
+            self.teacher.to(self.device)
+        self._random = any(isinstance(m, _RANDOM_LAYERS) for m in self.student.modules())
+
+    def on_train_start(self) -> None:
+        self._curves = Curves(self.objective.names, self.log_every * self.trainer.accumulate_grad_batches)
+        self._steps = max(int(self.trainer.estimated_stepping_batches), 1)
+
+    def on_train_epoch_start(self) -> None:
+        if self.teacher is not None:
+            self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        if self.teacher is not None:
+            self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=True)
+        assert self._curves is not None
+        if self._curves.full:
+            self.flush_curves()
+
+    def flush_curves(self) -> None:
+        """Write the mean of the steps since the last time.
+
+        Raises:
+            RunFailed: if a term was not finite at one of those steps; names the first step and the term.
+        """
+        assert self._curves is not None
+        found = self._curves.take(self.global_step, self.trainer.accumulate_grad_batches, self.trainer.strategy)
+        if not found:
+            return
+        curves = {f"train/{name}": value for name, value in found.items()}
+        curves["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+        if self.objective.needs_teacher:
+            curves["train/temperature"] = self.objective.temperature.now
+            if self.objective.alpha is not None:
+                curves["train/alpha"] = self.objective.alpha(self.objective.progress)
+        curves["epoch"] = self.global_step * (self.trainer.max_epochs or 1) / self._steps
+        for logger in self.trainer.loggers:
+            logger.log_metrics(curves, self.global_step)
+
+    def _progress(self) -> float:
+        return self.global_step / self._steps
+
+    def _layout(self, batch: Batch) -> Batch:
+        if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
+            batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    # ---- validation ----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._measures = self.task.measures().to(self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Count one batch of the validation split; the divergence is always at temperature 1."""
+        batch = self._layout(batch)
+        teacher = self.teacher(batch, "val") if self.teacher is not None else None
+        self._measures.update(self.task.outputs(self.student, batch), teacher, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        if self._measures.rows:
+            self.log_dict({f"val/{name}": value for name, value in self._measures.compute().items()})
+
+    # ---- optimizer and state -------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._scheduler is None:
+            return optimizer
+        epochs = self.trainer.max_epochs or 1
+        steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        course = self._scheduler
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step / steps, epochs))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.teacher is not None and (state := self.teacher.state_dict()):
+            checkpoint["teacher"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.teacher is not None and "teacher" in checkpoint:
+            self.teacher.restore(checkpoint["teacher"], self.student)
+
+
+class Curves:
+    """Collects the terms of every step in one tensor, so that a step costs two small copies and no synchronisation.
+
+    Args:
+        names: of the terms.
+        room: micro-batches that it holds before it must be taken.
+    """
+
+    def __init__(self, names: list[str], room: int) -> None:
+        self.names = ["loss", *names]
+        self.room = room
+        self.used = 0
+        self._rows: Tensor | None = None
+        self._extra: list[dict[str, Tensor]] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether the next step has no room."""
+        return self.used >= self.room
+
+    def add(self, total: Tensor, values: Tensor, parts: int, extra: dict[str, Tensor]) -> None:
+        """One micro-batch: the scaled total, and its share of each term."""
+        if self._rows is None:
+            self._rows = torch.zeros(self.room, len(self.names), device=values.device)
+        row = self._rows[self.used]
+        row[0] = total
+        torch.mul(values, parts, out=row[1:])
+        if extra:
+            self._extra.append(extra)
+        self.used += 1
+
+    def take(self, step: int, accumulate: int, strategy: Any) -> dict[str, float]:
+        """The means since the last call, over all processes; empties the store."""
+        if self._rows is None or not self.used:
+            return {}
+        rows = self._rows[: self.used]
+        finite = rows.isfinite()
+        if not finite.all():
+            first = int((~finite).any(1).nonzero()[0])
+            terms = [f"{n} = {float(v):g}" for n, v in zip(self.names, rows[first], strict=True) if not v.isfinite()]
+            at = step - (self.used - 1 - first) // accumulate
+            raise RunFailed(
+                f"the loss is not finite at step {at}: {', '.join(terms[1:] or terms)}; try a smaller optimizer.lr, "
+                "or trainer.clip=1, and look at the inputs"
+            )
+        means = strategy.reduce(rows.mean(0), reduce_op="mean").tolist()
+        found = dict(zip(self.names, means, strict=True))
+        for name in self._extra[0] if self._extra else ():
+            stacked = torch.stack([e[name] for e in self._extra]).float()
+            found[name] = float(stacked.nanmean())
+        self.used, self._extra = 0, []
+        return found

@@ -1,0 +1,68 @@
+"""Progress that reads well on a terminal and in a log file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from tqdm import tqdm
+
+log = logging.getLogger("kdlab")
+
+
+class Progress(pl.Callback):
+    """A bar over the steps of the fit on a terminal, else a line every few seconds and at the end.
+
+    Args:
+        name: what is being trained, such as ``teacher``.
+        style: ``bar``, ``lines``, ``none``, or ``auto`` (a bar where standard error is a terminal).
+        every: steps between updates of the bar.
+        seconds: between lines.
+    """
+
+    def __init__(self, name: str, style: str = "auto", every: int = 50, seconds: float = 10.0) -> None:
+        self.name, self.every, self.seconds = name, every, seconds
+        self.style = ("bar" if sys.stderr.isatty() else "lines") if style == "auto" else style
+        self._bar: tqdm | None = None
+        self._last = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._last = time.monotonic()
+        if self.style == "bar" and trainer.is_global_zero:
+            steps = int(trainer.estimated_stepping_batches)
+            self._bar = tqdm(total=steps, initial=trainer.global_step, desc=self.name, unit="step", leave=False)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._bar is not None and trainer.global_step - self._bar.n >= self.every:
+            self._bar.update(trainer.global_step - self._bar.n)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        measures = trainer.callback_metrics
+        shown = {n: f"{float(measures[f'val/{n}']):.4f}" for n in ("acc", "ce", "kl") if f"val/{n}" in measures}
+        if self._bar is not None:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(trainer.global_step - self._bar.n)
+        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
+        if self.style == "lines" and trainer.is_global_zero and (last or self._due()):
+            said = "  ".join(f"val/{name} {value}" for name, value in shown.items())
+            log.info("%s: epoch %d of %d  %s", self.name, trainer.current_epoch + 1, trainer.max_epochs, said)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._close()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._close()
+
+    def _due(self) -> bool:
+        if time.monotonic() - self._last < self.seconds:
+            return False
+        self._last = time.monotonic()
+        return True
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None

@@ -1,0 +1,50 @@
+"""A network that learns from itself: from its previous generation, its running average, or its past."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from kdlab.errors import UserError, unknown
+from kdlab.methods.method import Method
+from kdlab.teachers import EMATeacher, SnapshotTeacher
+
+Source = Literal["previous", "ema", "snapshot"]
+
+
+class SelfDistillation(Method):
+    """Teacher and student are the same architecture, at different times.
+
+    ``previous``: born-again networks; each generation is a fit of its own and learns from the one before, the first
+    from labels (or from a given teacher). The generations, and the ensemble of all, are compared. Furlanello et al.,
+    *Born-Again Neural Networks*, ICML 2018. ``ema``: a running average of the weights teaches. ``snapshot``: no
+    teacher at first, and in the last epochs the earlier self.
+
+    Args:
+        source: ``previous``, ``ema`` or ``snapshot``.
+        generations: number of fits (``previous`` only).
+        decay: of the running average (``ema`` only), see :class:`~kdlab.teachers.EMATeacher`.
+        begin: share of the epochs without a teacher (``snapshot`` only), see :class:`~kdlab.teachers.SnapshotTeacher`.
+        every: epochs between snapshots (``snapshot`` only); None keeps the first.
+        **shared: see :class:`~kdlab.methods.Method`.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source = "previous",
+        generations: int = 1,
+        decay: float = 0.99,
+        begin: float = 0.5,
+        every: int | None = None,
+        **shared: Any,
+    ) -> None:
+        super().__init__(**shared)
+        if source not in get_args(Source):
+            raise unknown("method.source", source, get_args(Source))
+        if generations < 1:
+            raise UserError(f"method.generations: {generations}; accepted: a whole number, at least 1")
+        if source == "ema":
+            self.teacher = EMATeacher(self.task, decay)
+        elif source == "snapshot":
+            self.teacher = SnapshotTeacher(self.task, begin, every)
+        self.source, self.generations = source, generations

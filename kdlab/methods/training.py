@@ -1,0 +1,191 @@
+"""How training runs: on what hardware, in what precision, how it is split, shown and saved."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdlab.errors import UserError, unknown
+from kdlab.methods.checkpoints import AtomicCheckpoints
+
+log = logging.getLogger("kdlab")
+
+Auto = Literal["auto"]
+
+WORTH_BF16 = 2e9
+"""Floating-point operations of a forward pass over a batch above which bf16 pays on a CPU; below, casting costs more."""
+
+_PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+
+
+class Training:
+    """The part of a run that changes how it is computed, not what: hardware, split, progress, saving.
+
+    Args:
+        accelerator: ``auto`` (a GPU where there is one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
+        devices: how many devices.
+        strategy: ``auto``, ``ddp`` or another of Lightning's.
+        num_nodes: how many machines.
+        precision: ``auto`` takes bf16 where the hardware has it and the network is large enough to gain (a GPU that
+            supports it; on a CPU, AMX or AVX512-BF16), or one of Lightning's names such as ``32-true``.
+        channels_last: memory layout of images; ``auto`` follows bf16 on CPU and is on for GPUs.
+        threads: of torch on the CPU; ``auto`` is one for networks without convolutions, else all cores.
+        accumulate: micro-batches of one optimizer step; ``data.batch_size`` is the rows of the whole step.
+        clip: greatest gradient norm; None does not clip.
+        log_every: optimizer steps between points of the training curves.
+        validate_every: epochs between validations.
+        save_minutes: minutes between checkpoints inside an epoch; one is always saved at an epoch's end.
+        progress: ``auto`` (a bar on a terminal, else lines), ``bar``, ``lines`` or ``none``.
+        deterministic: ask torch for deterministic kernels on a GPU too.
+    """
+
+    def __init__(
+        self,
+        accelerator: str = "auto",
+        devices: int | str = 1,
+        strategy: str = "auto",
+        num_nodes: int = 1,
+        precision: str = "auto",
+        channels_last: bool | Literal["auto"] = "auto",
+        threads: int | Literal["auto"] = "auto",
+        accumulate: int = 1,
+        clip: float | None = None,
+        log_every: int = 50,
+        validate_every: int = 1,
+        save_minutes: float = 10.0,
+        progress: Literal["auto", "bar", "lines", "none"] = "auto",
+        deterministic: bool = False,
+    ) -> None:
+        if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
+            raise unknown("trainer.accelerator", accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
+        if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise UserError(f"trainer.accelerator: {accelerator}, and torch sees no GPU here; accepted: cpu or auto")
+        if precision not in _PRECISIONS:
+            raise unknown("trainer.precision", precision, _PRECISIONS)
+        if progress not in ("auto", "bar", "lines", "none"):
+            raise unknown("trainer.progress", progress, ("auto", "bar", "lines", "none"))
+        for name, value in (("accumulate", accumulate), ("log_every", log_every), ("validate_every", validate_every)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UserError(f"trainer.{name}: {value!r}; accepted: a whole number, at least 1")
+        if clip is not None and not clip > 0:
+            raise UserError(f"trainer.clip: {clip}; accepted: a number above 0, or null")
+        if not save_minutes > 0:
+            raise UserError(f"trainer.save_minutes: {save_minutes}; accepted: a number above 0")
+        self.accelerator, self.devices, self.strategy, self.num_nodes = accelerator, devices, strategy, num_nodes
+        self.precision, self.channels_last, self.threads = precision, channels_last, threads
+        self.accumulate, self.clip, self.log_every = accumulate, clip, log_every
+        self.validate_every, self.save_minutes, self.progress = validate_every, save_minutes, progress
+        self.deterministic = deterministic
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a CUDA device computes."""
+        return self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
+
+    @property
+    def device(self) -> torch.device:
+        """The device that this process computes on before Lightning has placed anything."""
+        if self.on_gpu:
+            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        mps = self.accelerator == "mps" or (self.accelerator == "auto" and torch.backends.mps.is_available())
+        return torch.device("mps" if mps else "cpu")
+
+    def adapt(self, net: nn.Module, example: torch.Tensor, batch_size: int) -> dict[str, Any]:
+        """Choose precision, layout and threads for a network, and set the threads.
+
+        Args:
+            net: what will train.
+            example: one row of input, (1, ...).
+            batch_size: rows of a step.
+
+        Returns:
+            ``precision``, ``channels_last``, ``threads``, ``device`` and ``name``, as chosen.
+        """
+        convolutions = any(isinstance(m, nn.Conv2d) for m in net.modules())
+        work = _flops(net, example) * max(batch_size // self.accumulate, 1)
+        precision = self.precision
+        if precision == "auto":
+            precision = "bf16-mixed" if self._has_bf16() and (self.on_gpu or work >= WORTH_BF16) else "32-true"
+        layout = self.channels_last
+        if layout == "auto":
+            layout = convolutions and (self.on_gpu or precision.startswith("bf16"))
+        threads = self.threads
+        if threads == "auto":
+            limit = int(os.environ.get("KDLAB_THREADS", os.cpu_count() or 1))
+            # an MLP this small gains nothing from a second thread; a sweep can use the core for another job
+            threads = limit if convolutions or work >= WORTH_BF16 else 1
+        torch.set_num_threads(int(threads))
+        return {
+            "device": self.device.type,
+            "name": torch.cuda.get_device_name() if self.on_gpu else _cpu_name(),
+            "precision": precision,
+            "channels_last": bool(layout),
+            "threads": int(threads),
+        }
+
+    def trainer(
+        self, folder: Path, epochs: int, precision: str, callbacks: list[pl.Callback], loggers: list
+    ) -> pl.Trainer:
+        """Lightning's Trainer for one fit."""
+        return pl.Trainer(
+            accelerator=self.accelerator,
+            devices=self.devices if self.on_gpu or self.strategy != "auto" else 1,
+            strategy=self.strategy,
+            num_nodes=self.num_nodes,
+            precision=precision,  # type: ignore[arg-type]
+            max_epochs=epochs,
+            accumulate_grad_batches=self.accumulate,
+            gradient_clip_val=self.clip,
+            check_val_every_n_epoch=self.validate_every,
+            log_every_n_steps=self.log_every,
+            callbacks=callbacks,
+            logger=loggers or False,
+            plugins=[AtomicCheckpoints()],
+            default_root_dir=folder,
+            enable_progress_bar=False,
+            enable_checkpointing=True,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            deterministic=self.deterministic,
+        )
+
+    def _has_bf16(self) -> bool:
+        if self.on_gpu:
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        return cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 in hardware: AMX tiles or AVX512-BF16."""
+    has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16")]
+    return any(has)
+
+
+def _flops(net: nn.Module, example: torch.Tensor) -> float:
+    training = net.training
+    net.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(example)
+        return float(counter.get_total_flops())
+    finally:
+        net.train(training)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

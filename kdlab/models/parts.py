@@ -1,0 +1,56 @@
+"""What the convolutional families share.
+
+No activation works in place: a tapped layer's output must not change after it was captured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+    """A 3x3 convolution; the size is divided by ``stride`` and rounded up, so never under one pixel."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, groups=groups, bias=bias)
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A 1x1 convolution without bias."""
+    return nn.Conv2d(inputs, outputs, 1, stride, groups=groups, bias=False)
+
+
+def stage(
+    block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int
+) -> nn.Sequential:
+    """``count`` blocks made by ``block(inputs, outputs, stride)``; the first one changes width and size."""
+    first = block(inputs, outputs, stride)
+    return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(count - 1)))
+
+
+def global_pool() -> nn.Sequential:
+    """Average over all positions, whatever the image size: (B, C, H, W) to (B, C)."""
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave the channels of ``groups`` groups, so that the next grouped convolution mixes them."""
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def init_weights(net: nn.Module, linear_std: float | None = None) -> None:
+    """He initialisation (He et al., ICCV 2015) by fan-out for convolutions, one and zero for BatchNorm.
+
+    Linear layers keep PyTorch's own, or are drawn from N(0, ``linear_std``²) with zero bias.
+    """
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear) and linear_std is not None:
+            nn.init.normal_(module.weight, std=linear_std)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,130 @@
+"""Changing a network in place: another classifier, frozen parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from kdlab.errors import UserError, unknown
+
+_FROZEN = "_kdlab_frozen"
+
+Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+"""What can be a classifier."""
+
+
+def layer_names(net: nn.Module) -> list[str]:
+    """The dotted names of all modules inside ``net``: what can be tapped, and what ``freeze`` takes."""
+    return [name for name, _ in net.named_modules() if name]
+
+
+def head_of(net: nn.Module) -> tuple[str, Head]:
+    """The classifier: the last linear or convolutional layer, with its dotted name.
+
+    Raises:
+        UserError: ``net`` has neither.
+    """
+    found = [(name, module) for name, module in net.named_modules() if isinstance(module, Head)]
+    if not found:
+        raise UserError(f"{type(net).__name__} has no linear or convolutional layer that could be its head")
+    return found[-1]
+
+
+def replace_head(net: nn.Module, num_classes: int) -> Head:
+    """Give ``net`` a fresh classifier for ``num_classes`` classes, in place, with the old one's input width.
+
+    Returns:
+        The new layer, on the old one's device and of its type.
+
+    Raises:
+        UserError: there is no head, it is the whole network, or ``num_classes`` is below 1.
+    """
+    if num_classes < 1:
+        raise UserError(f"num_classes: {num_classes} must be at least 1")
+    name, old = head_of(net)
+    if not name:
+        raise UserError(f"{type(net).__name__} is a single layer: nothing would be left of it")
+    like: Any = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
+    new: Head
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, **like)
+    else:
+        form: Any = (old.kernel_size, old.stride, old.padding, old.dilation)
+        new = type(old)(old.in_channels, num_classes, *form, **like)
+    new.train(old.training)
+    net.set_submodule(name, new)
+    return new
+
+
+def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:
+    """Keep part of ``net`` as it is: no gradients, and its BatchNorm and dropout in evaluation mode for good.
+
+    ``requires_grad=False`` alone lets BatchNorm's statistics drift, and a later ``.train()``, as every
+    training loop calls it, would switch ``eval()`` off again. So the frozen modules are marked, and each
+    forward pass of ``net`` first puts them back into evaluation mode. Two calls add up.
+
+    Args:
+        spec: "backbone" (all but the head), "all", a module's name or a list of names (with all they
+            contain), or None for nothing.
+
+    Returns:
+        The names of the frozen parameters.
+
+    Raises:
+        UserError: a name that ``net`` does not have, with the nearest ones.
+    """
+    if spec is None:
+        return []
+    inside = _selector(net, spec)
+    for name, module in net.named_modules():
+        if inside(name):
+            setattr(module, _FROZEN, True)
+    frozen = [name for name, _ in net.named_parameters() if inside(name)]
+    for name in frozen:
+        net.get_parameter(name).requires_grad_(False)
+    if _keep_frozen_eval_hook not in net._forward_pre_hooks.values():
+        net.register_forward_pre_hook(_keep_frozen_eval_hook)
+    keep_frozen_eval(net)
+    return frozen
+
+
+def frozen_modules(net: nn.Module) -> list[nn.Module]:
+    """The modules that ``freeze`` marked."""
+    return [module for module in net.modules() if getattr(module, _FROZEN, False)]
+
+
+def keep_frozen_eval(net: nn.Module) -> None:
+    """Put what ``freeze`` froze back into evaluation mode.
+
+    A forward pass does so by itself; call this after ``.train()`` where the modes matter before it (compiled
+    networks).
+    """
+    for module in frozen_modules(net):
+        if module.training:
+            module.training = False
+
+
+def _keep_frozen_eval_hook(net: nn.Module, _args: Any) -> None:
+    keep_frozen_eval(net)
+
+
+def _selector(net: nn.Module, spec: str | Sequence[str]) -> Callable[[str], bool]:
+    """A test whether a module or parameter, by its dotted name, is to be frozen."""
+    if spec == "all":
+        return lambda name: True
+    if spec == "backbone":
+        head = head_of(net)[0]
+        # A container of the head cannot be frozen as a whole, but what else it holds is.
+        return lambda name: not _within(name, [head]) and not _within(head, [name]) and name != ""
+    names = [spec] if isinstance(spec, str) else list(spec)
+    known = layer_names(net)
+    for name in names:
+        if name not in known:
+            raise unknown("freeze", name, ["backbone", "all", *known], "layer")
+    return lambda name: _within(name, names)
+
+
+def _within(name: str, parents: Iterable[str]) -> bool:
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)

@@ -1,0 +1,234 @@
+"""The run folder: claimed by one run, whole at any moment, enough to rebuild the model. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock, Timeout
+
+from kdlab.errors import RunFailed, UserError
+from kdlab.spec import config_hash, flatten
+
+log = logging.getLogger("kdlab")
+
+FORMAT = 1
+"""Version of ``result.json``."""
+
+
+def claim(output: Path, name: str, config: Mapping[str, Any]) -> Path:
+    """A new folder ``output/name/<time>-<hash>`` that no other run has.
+
+    Raises:
+        UserError: if ``output`` cannot be written to.
+    """
+    stamp = f"{datetime.now():%Y-%m-%d_%H-%M-%S}-{config_hash(config)[:6]}"
+    try:
+        (output / name).mkdir(parents=True, exist_ok=True)
+        for suffix in ("", *(f"-{n}" for n in range(2, 1000))):
+            try:
+                (output / name / f"{stamp}{suffix}").mkdir()
+            except FileExistsError:
+                continue
+            return output / name / f"{stamp}{suffix}"
+    except OSError as error:
+        raise UserError(
+            f"output: {output}: {error.strerror}; accepted: a folder that can be written to"
+        ) from None
+    raise RunFailed(f"no free folder under {output / name}")
+
+
+def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -> Path | None:
+    """The folder that ``resume`` means; None where ``auto`` finds nothing unfinished.
+
+    Raises:
+        UserError: if it is not a run folder, or one of another configuration; names the first key that differs.
+    """
+    wanted = config_hash(config)
+    if resume == "auto":
+        folders = sorted((output / name).glob("*/config.yaml"), reverse=True)
+        for found in folders:
+            if read_result(found.parent) is None and config_hash(read_yaml(found)) == wanted:
+                return found.parent
+        return None
+    folder = Path(resume)
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"resume: {resume} is not a run folder (no config.yaml); accepted: a run folder, or auto"
+        )
+    theirs = read_yaml(folder / "config.yaml")
+    if config_hash(theirs) != wanted:
+        raise UserError(f"resume: {resume} has another configuration: {_first_difference(theirs, config)}")
+    return folder
+
+
+def _first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    a, b = flatten(theirs), flatten(ours)
+    for key in sorted({*a, *b} - {"resume", "output", "name"}):
+        if a.get(key) != b.get(key):
+            return f"{key} is {a.get(key)!r} there and {b.get(key)!r} here"
+    return "its keys differ"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a run folder for this process alone.
+
+    Raises:
+        UserError: if another process is running in it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"resume: {folder} is in use by another process; accepted: wait for it, or a new run"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (folder / ".lock").unlink(missing_ok=True)
+
+
+def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Store the resolved configuration and what the user typed."""
+    write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write ``result.json`` last: a folder that has one is finished."""
+    write_text(
+        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
+    )
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run, or None if it is unfinished or failed."""
+    try:
+        found = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.get("status") == "finished" else None
+
+
+def record_failure(
+    folder: Path, config: Mapping[str, Any], overrides: Sequence[str], error: BaseException
+) -> None:
+    """Say in ``result.json`` that a run failed, and why; its checkpoints stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        write_config(folder, config, overrides)
+    text = " ".join(str(error).split()) or type(error).__name__
+    result = {
+        "format": FORMAT,
+        "status": "failed",
+        "error": text,
+        "name": config.get("name"),
+        "config_hash": config_hash(config),
+        "seed": config.get("seed"),
+        "overrides": list(overrides),
+        "settings": settings(config, overrides),
+        "models": {},
+        "finished": now(),
+    }
+    write_result(folder, result)
+
+
+def settings(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What describes a run in a table: the chosen options, and every plain value, flat."""
+    flat = {
+        k: v for k, v in flatten(config).items() if not k.endswith("_target_") and not k.startswith("stages")
+    }
+    for key in ("loss.temperature", "loss.alpha"):
+        value = config.get("loss", {}).get(key.split(".")[1])
+        if isinstance(value, Mapping):
+            flat = {k: v for k, v in flat.items() if not k.startswith(f"{key}.")}
+            flat[key] = describe(value)
+    return flat
+
+
+def describe(value: Mapping[str, Any]) -> str:
+    """A schedule or an object in a few words: ``8 → 1 cosine``, ``LearnedTemperature``."""
+    if "start" in value and "end" in value:
+        return f"{value['start']:g} → {value['end']:g} {value.get('shape', 'linear')}"
+    return str(value.get("_target_", "")).rpartition(".")[2] or json.dumps(dict(value), sort_keys=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("x", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping from a YAML file.
+
+    Raises:
+        UserError: if it cannot be read or holds something else.
+    """
+    try:
+        found = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds {type(found).__name__}; accepted: a mapping")
+    return found
+
+
+def now() -> str:
+    """The time as ISO 8601, with seconds."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+# ---- whose run it is: what a folder asks to build is trusted only if this user made it -----------------------------
+
+
+def sign(folder: Path) -> None:
+    """Mark ``model.json`` as this user's own, with a key that stays in the user's home."""
+    write_text(folder / "signature", _signature(folder) + "\n")
+
+
+def is_mine(folder: Path) -> bool:
+    """Whether this user's kdlab wrote the ``model.json`` in ``folder``, as it stands."""
+    try:
+        return hmac.compare_digest((folder / "signature").read_text().strip(), _signature(folder))
+    except OSError:
+        return False
+
+
+def _signature(folder: Path) -> str:
+    return hmac.new(_user_key(), (folder / "model.json").read_bytes(), hashlib.sha256).hexdigest()
+
+
+def _user_key() -> bytes:
+    home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "kdlab"
+    path = home / "key"
+    try:
+        return bytes.fromhex(path.read_text().strip())
+    except (OSError, ValueError):
+        pass
+    key = secrets.token_bytes(32)
+    home.mkdir(parents=True, exist_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write(key.hex())
+    return key

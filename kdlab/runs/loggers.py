@@ -1,0 +1,83 @@
+"""Where curves go besides ``curves.jsonl``: Lightning's loggers, each imported only when it is chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kdlab.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
+
+NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+"""Logger → the module it needs."""
+
+_PACKAGES = {"mlflow": "mlflow-skinny"}
+
+
+def require(logger: str) -> None:
+    """Refuse a logger whose package is not installed, without importing it.
+
+    Raises:
+        UserError: says what to install.
+    """
+    module = NEEDS.get(logger)
+    if module is not None and importlib.util.find_spec(module) is None:
+        raise UserError(
+            f"logger: {logger!r} needs a package that is not installed "
+            f"(pip install {_PACKAGES.get(module, module)}); accepted without it: tensorboard, csv, none"
+        )
+
+
+def tensorboard(folder: str | Path, name: str) -> Logger:
+    """Events in the run folder itself, so that TensorBoard names the run by its folder."""
+    require("tensorboard")
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    return TensorBoardLogger(save_dir=str(folder), name="", version="", default_hp_metric=False)
+
+
+def csv(folder: str | Path, name: str) -> Logger:
+    """``csv/metrics.csv`` in the run folder."""
+    from lightning.pytorch.loggers import CSVLogger
+
+    return CSVLogger(save_dir=str(folder), name="", version="csv")
+
+
+def wandb(
+    folder: str | Path,
+    name: str,
+    project: str = "kdlab",
+    entity: str | None = None,
+    group: str | None = None,
+    offline: bool = False,
+) -> Logger:
+    """Weights & Biases; a resumed run goes on under the same id, which is the run folder's name."""
+    require("wandb")
+    from lightning.pytorch.loggers import WandbLogger
+
+    extra = {key: value for key, value in {"entity": entity, "group": group}.items() if value is not None}
+    run = f"{Path(folder).parent.name}-{Path(folder).name}"
+    return WandbLogger(
+        name=run,
+        id=run[-64:],
+        save_dir=str(folder),
+        project=project,
+        offline=offline,
+        resume="allow",
+        **extra,
+    )
+
+
+def mlflow(folder: str | Path, name: str, tracking_uri: str | None = None) -> Logger:
+    """MLflow: one experiment per kdlab experiment, one run per run folder."""
+    require("mlflow")
+    from lightning.pytorch.loggers import MLFlowLogger
+
+    return MLFlowLogger(experiment_name=name, run_name=Path(folder).name, tracking_uri=tracking_uri)
+
+
+def none(folder: str | Path, name: str) -> None:
+    """``curves.jsonl`` alone."""

@@ -1,0 +1,220 @@
+"""Runs side by side as one HTML page that needs nothing else: no network, no files beside it.
+
+Names, settings and errors come from run folders that may be anybody's: all of it is escaped, and the page's
+own policy admits one script by its hash, so that text which slipped through could still not run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import platform
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+from importlib import metadata
+from pathlib import Path
+
+from kdlab.runs import table
+from kdlab.runs.compare import Comparison, footer, head, row
+from kdlab.runs.pictures import Picture
+from kdlab.runs.read import Group, Run, clean, mapping, setting
+
+_SCRIPT = """
+document.querySelectorAll('table.sortable').forEach(function (table) {
+  table.querySelectorAll('thead button').forEach(function (button, column) {
+    button.addEventListener('click', function () {
+      var heading = button.parentNode, up = heading.getAttribute('aria-sort') !== 'ascending';
+      table.querySelectorAll('thead th').forEach(function (th) { th.removeAttribute('aria-sort'); });
+      heading.setAttribute('aria-sort', up ? 'ascending' : 'descending');
+      var body = table.tBodies[0], rows = Array.prototype.slice.call(body.rows);
+      rows.sort(function (a, b) {
+        var x = a.cells[column].dataset.value, y = b.cells[column].dataset.value;
+        if (x === '' || y === '') { return (x === '') - (y === ''); }
+        var both = !isNaN(x) && !isNaN(y);
+        var order = both ? x - y : x.localeCompare(y, undefined, {numeric: true});
+        return up ? order : -order;
+      });
+      rows.forEach(function (tr) { body.appendChild(tr); });
+    });
+  });
+});
+"""
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --quiet: #59636e; --line: #d8dee4; --back: #fff;
+  --raised: #f6f8fa; --best: #fff4d6; --bad: #b42318; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --quiet: #9198a1; --line: #30363d;
+  --back: #0d1117; --raised: #161b22; --best: #3a2f10; --bad: #ff9c92; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--back);
+  color: var(--ink); font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.5rem 0 .5rem; }
+p, li, figcaption { max-width: 48rem; }
+.quiet, figcaption { color: var(--quiet); font-size: .9rem; margin: .5rem 0; }
+code { font: .88em ui-monospace, "DejaVu Sans Mono", monospace; background: var(--raised);
+  border-radius: 4px; padding: .15em .35em; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: 1rem 0;
+  font-size: .9rem; }
+dt { color: var(--quiet); }
+dd { margin: 0; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 8px; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .4rem .75rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
+th { border-top: 0; background: var(--raised); padding: 0; }
+th.text, td.text { text-align: left; }
+th button { all: unset; box-sizing: border-box; width: 100%; display: block; padding: .5rem .75rem;
+  cursor: pointer; font-weight: 600; }
+th button:focus-visible { outline: 2px solid; outline-offset: -2px; border-radius: 8px; }
+th[aria-sort=ascending] button::after { content: " \\2191"; }
+th[aria-sort=descending] button::after { content: " \\2193"; }
+tr.best td { background: var(--best); font-weight: 600; }
+figure { margin: 1rem 0 2rem; }
+figure img { display: block; max-width: min(100%, 60rem); height: auto; background: #fff;
+  border: 1px solid var(--line); border-radius: 8px; padding: .5rem; }
+.bad { color: var(--bad); }
+ul { padding-left: 1.2rem; }
+li { overflow-wrap: anywhere; }
+@media (max-width: 40rem) { body { padding: 1rem .75rem 3rem; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: .5rem; } th button, td { padding: .35rem .5rem; } td { font-size: .82rem; } }
+"""
+
+
+def write(
+    path: Path,
+    comparison: Comparison,
+    columns: Sequence[str],
+    order: Sequence[Group],
+    pictures: Sequence[Picture],
+    command: str,
+) -> None:
+    """Write the page to ``path``: header, table, pictures, and what failed."""
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{_text(comparison.title)}</title><style>{_STYLE}</style></head><body>",
+        _header(comparison, command),
+        _settings(comparison, columns, order),
+        *(_figure(picture) for picture in pictures),
+        _list("Failed", [(run.folder, run.error) for run in comparison.failed], bad=True),
+        _list("Unfinished: running, or killed", [(folder, "") for folder in comparison.unfinished]),
+        f"<script>{_SCRIPT}</script></body></html>",
+    ]
+    path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+
+
+def _header(comparison: Comparison, command: str) -> str:
+    runs = [*comparison.runs, *comparison.failed]
+    facts = {
+        "made by": f"<code>{_text(command)}</code>",
+        "made on": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, kdlab {_text(_version())}, "
+        f"Python {_text(platform.python_version())}",
+        "runs finished": _text(_when(runs)),
+        "trained with": _text(_distinct(_versions(run) for run in runs)),
+        "hardware": _text(_distinct(_hardware(run) for run in runs)),
+        "teacher trained on": _text(
+            _distinct(str(run.result.get("teacher_trained_on") or "") for run in runs)
+        ),
+        "commit": _text(_distinct(str(run.result.get("commit") or "") for run in runs)),
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items() if value)
+    return f"<header><h1>{_text(comparison.title)}</h1><dl>{rows}</dl></header>"
+
+
+def _settings(comparison: Comparison, columns: Sequence[str], order: Sequence[Group]) -> str:
+    if not order:
+        return "<p>No run has finished.</p>"
+    keys = ["rank", *columns]
+    heads = [head(key, comparison) for key in keys]
+    titles = "".join(
+        f'<th scope="col"{_side(one)}><button type="button">{_text(one.title)}</button></th>' for one in heads
+    )
+    body = []
+    for one in order:
+        cells = row(one, comparison, keys)
+        line = "".join(
+            f'<td{_side(column)} data-value="{_text(_sort_value(one, column.key, comparison))}">'
+            f"{_text(cells.get(column.key) or table.ABSENT)}</td>"
+            for column in heads
+        )
+        body.append(f"<tr{' class=best' if one.rank == 1 else ''}>{line}</tr>")
+    notes = "".join(f"<p class=quiet>{_text(line)}</p>" for line in footer(comparison, columns))
+    return (
+        "<h2>Settings, best on validation first</h2><p class=quiet>A click on a heading sorts by it.</p>"
+        f"<div class=scroll><table class=sortable><thead><tr>{titles}</tr></thead><tbody>"
+        f"{''.join(body)}</tbody></table></div>{notes}"
+    )
+
+
+def _sort_value(one: Group, key: str, comparison: Comparison) -> str:
+    """What a cell sorts by: the number itself, not its rounded form; empty where there is none."""
+    if key in comparison.measures:
+        stat = one.stat(comparison.measures[key].get)
+        return "" if stat is None else repr(stat.mean)
+    special = {"rank": one.rank, "n": len(one.runs), "run": one.runs[0].label}
+    value = special.get(key, one.settings.get(key))
+    return "" if value is None else setting(value)
+
+
+def _figure(picture: Picture) -> str:
+    data = base64.b64encode(picture.path.read_bytes()).decode()
+    title, caption = _text(picture.title), _text(picture.caption)
+    heading = title[:1].upper() + title[1:]
+    image = f'<img alt="{title}. {caption}" src="data:image/png;base64,{data}">'
+    return f"<h2>{heading}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _list(title: str, entries: Sequence[tuple[Path, str]], bad: bool = False) -> str:
+    if not entries:
+        return ""
+    error_class = "bad" if bad else "quiet"
+    items = "".join(
+        f"<li><code>{_text(folder)}</code> <span class={error_class}>{_text(error)}</span></li>"
+        for folder, error in entries
+    )
+    return f"<h2>{_text(title)} ({len(entries)})</h2><ul>{items}</ul>"
+
+
+def _side(column: table.Column) -> str:
+    return "" if column.right else " class=text"
+
+
+def _text(value: object) -> str:
+    return escape(clean(value), quote=True)
+
+
+def _distinct(values: object) -> str:
+    """The different values, most of them one; a long list is cut short, and says so."""
+    found = list(dict.fromkeys(value for value in values if value))  # type: ignore[attr-defined]
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _versions(run: Run) -> str:
+    return ", ".join(f"{name} {version}" for name, version in mapping(run.result.get("versions")).items())
+
+
+def _hardware(run: Run) -> str:
+    facts = dict(mapping(run.result.get("hardware")))
+    threads = facts.pop("threads", None)
+    parts = [str(facts.pop("name", "") or ""), str(facts.pop("device", "") or "")]
+    parts += [f"{threads} threads" if threads else "", *(str(value) for value in facts.values() if value)]
+    return ", ".join(part for part in parts if part)
+
+
+def _when(runs: Sequence[Run]) -> str:
+    times = sorted(
+        str(run.result["finished"])[:16].replace("T", " ") for run in runs if run.result.get("finished")
+    )
+    return "" if not times else times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
+
+
+def _version() -> str:
+    try:
+        return metadata.version("kdlab")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"

@@ -1,0 +1,136 @@
+"""Classes and probabilities of a finished run's model, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from kdlab import spec
+from kdlab.errors import UserError
+from kdlab.functional import Outputs
+from kdlab.models import load_weights
+from kdlab.runs.folder import is_mine
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one input."""
+
+    source: str
+    label: str
+    probabilities: dict[str, float]
+    """class → probability, most probable first."""
+
+
+def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """Rebuild a run's deployable model and load its weights.
+
+    Args:
+        run: a run folder (or that of a kept teacher or baseline).
+        trust: build what the folder names even if it is neither kdlab's, torch's, nor this user's own run.
+
+    Returns:
+        The network in eval mode, and the content of ``model.json``.
+
+    Raises:
+        UserError: if it is no run folder, its weights are damaged, or it asks for code that is not trusted.
+    """
+    try:
+        described = json.loads((run / "model.json").read_text())
+        network, weights = described["network"], run / Path(described["weights"]).name
+        classes = list(described["classes"])
+    except FileNotFoundError:
+        raise UserError(f"{run}: no run folder (no model.json); accepted: a folder under outputs/") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run}/model.json: damaged or of another program ({error})") from None
+    try:
+        with spec.trust(user_modules=trust or is_mine(run)):
+            net = spec.build(network, "network", offer=described.get("arguments", {}))
+    except UserError as error:
+        hint = "" if trust else "; --trust builds what a folder made elsewhere names"
+        raise UserError(f"{run}/model.json: {error}{hint}") from None
+    load_weights(net, weights, key=str(run))
+    described["classes"] = classes
+    return net.eval(), described
+
+
+def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Prediction]:
+    """Classify images or arrays.
+
+    Args:
+        run: a run folder.
+        inputs: image files; or ``.npy`` arrays of one row or many, uint8 or floats in [0, 1], channels first
+            (C, H, W), or (H, W) for one channel, or (F,) for vectors.
+        trust: see :func:`load_model`.
+
+    Raises:
+        UserError: for an input that is missing, unreadable or of another shape.
+    """
+    net, described = load_model(run, trust)
+    shape = tuple(described["input_shape"])
+    found = []
+    for path in inputs:
+        rows = read_input(path, shape)
+        with torch.no_grad():
+            logits = Outputs.of(net(rows)).logits.float()
+        for i, row in enumerate(logits.softmax(-1)):
+            order = row.argsort(descending=True).tolist()
+            named = {described["classes"][c]: float(row[c]) for c in order}
+            source = f"{path}[{i}]" if len(rows) > 1 else str(path)
+            found.append(Prediction(source, described["classes"][order[0]], named))
+    return found
+
+
+def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:
+    """A file as a batch (N, \\*shape) of floats."""
+    if not path.exists():
+        raise UserError(f"{path}: does not exist; accepted: an image ({', '.join(IMAGES)}) or a .npy array")
+    if path.suffix.lower() == ".npy":
+        return _from_array(path, shape)
+    if path.suffix.lower() in IMAGES and len(shape) == 3:
+        return _from_image(path, shape)
+    accepted = "a .npy array" if len(shape) != 3 else f"an image ({', '.join(IMAGES)}) or a .npy array"
+    raise UserError(f"{path}: cannot be read as input of shape {shape}; accepted: {accepted}")
+
+
+def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as an array ({error})") from None
+    if array.dtype.kind not in "uif":
+        raise UserError(f"{path}: holds {array.dtype}; accepted: numbers")
+    scale = 255.0 if array.dtype == np.uint8 and len(shape) == 3 else 1.0
+    rows = torch.from_numpy(np.ascontiguousarray(array)).float() / scale
+    if rows.ndim == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:
+        rows = rows[None]
+    rows = rows[None] if rows.ndim == len(shape) else rows
+    if rows.ndim == len(shape) and len(shape) == 3 and shape[0] == 1:
+        rows = rows[:, None]
+    if tuple(rows.shape[1:]) != shape:
+        raise UserError(f"{path}: has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
+    if not torch.isfinite(rows).all():
+        raise UserError(f"{path}: holds values that are not finite")
+    return rows
+
+
+def _from_image(path: Path, shape: tuple[int, ...]) -> Tensor:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            resized = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]))
+            array = np.asarray(resized, dtype=np.float32) / 255
+    except (OSError, UnidentifiedImageError) as error:
+        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+    rows = torch.from_numpy(array)
+    return (rows[None] if rows.ndim == 2 else rows.permute(2, 0, 1))[None]

@@ -1,0 +1,345 @@
+"""Run folders, read back from what they hold: ``result.json``, ``config.yaml`` and ``curves.jsonl``.
+
+Nothing here imports torch, and nothing in a run folder is executed. A folder may come from somebody else or
+from a run that was killed, so every file may be missing, cut short or wrong; that costs a line of warning,
+never a crash.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from kdlab.errors import UserError, nearest
+
+RESULT, CONFIG, CURVES, SWEEP = "result.json", "config.yaml", "curves.jsonl", "sweep.yaml"
+
+STORES = frozenset({"teachers", "baselines", "cache"})
+"""Folders inside ``outputs`` that hold what runs share: part of no comparison, unless pointed at directly."""
+
+TEMPERATURE, ALPHA = "loss.temperature", "loss.alpha"
+
+_FIRST = ("name", "method", "data", "teacher", "student", "loss", TEMPERATURE, ALPHA)
+"""Settings that people look for first, in this order; the others follow by name."""
+
+_SHORT = {TEMPERATURE: "T", ALPHA: "alpha", "name": "experiment"}
+
+_REFERENCES = ("teacher", "baseline")
+
+
+@dataclass
+class Run:
+    """One finished or failed run: its folder, and what ``result.json`` says about it."""
+
+    folder: Path
+    result: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The shortest name that still tells runs apart by eye: the folder's own."""
+        return self.folder.name
+
+    @property
+    def failed(self) -> bool:
+        return self.result.get("status") != "finished"
+
+    @property
+    def error(self) -> str:
+        """The failure in one line; empty for a finished run."""
+        if not self.failed:
+            return ""
+        return " ".join(str(self.result.get("error") or "failed without a message").split())
+
+    @property
+    def seed(self) -> Any:
+        return self.result.get("seed", self.settings.get("seed"))
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The flat settings of the run, with the experiment's name and method beside them."""
+        extra = {key: self.result[key] for key in ("name", "method") if key in self.result}
+        return {**extra, **mapping(self.result.get("settings"))}
+
+    @cached_property
+    def models(self) -> dict[str, dict[str, Any]]:
+        """Measured models by role: student, teacher, baseline and others; those not measured are left out."""
+        return {str(k): v for k, v in mapping(self.result.get("models")).items() if isinstance(v, dict)}
+
+    @property
+    def subject(self) -> str:
+        """The role of the model that this run was about: the student, or what was trained in its place."""
+        others = [role for role in self.models if role not in _REFERENCES]
+        return "student" if "student" in self.models or not others else others[0]
+
+    def number(self, role: str, *path: str) -> float | None:
+        """A number of one model, as in ``number("student", "test", "acc")``; None where there is none."""
+        value: Any = self.models.get(role)
+        for key in path:
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return finite(value)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved config; empty where ``config.yaml`` is missing or cannot be read."""
+        return read_yaml(self.folder / CONFIG)
+
+    @cached_property
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Curve name → (steps, values), by step. Of a step written twice the later value counts."""
+        points: dict[str, dict[float, float]] = {}
+        for line in _lines(self.folder / CURVES):
+            step = finite(line.get("step"))
+            if step is None:
+                continue
+            for name, value in line.items():
+                if name != "step" and (number := finite(value)) is not None:
+                    points.setdefault(name, {})[step] = number
+        ordered = {name: sorted(of_step.items()) for name, of_step in points.items()}
+        return {name: ([s for s, _ in pairs], [v for _, v in pairs]) for name, pairs in ordered.items()}
+
+
+@dataclass
+class Found:
+    """What a search through folders came upon."""
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    """Folders with a config and no result: still running, or killed."""
+    warnings: list[str] = field(default_factory=list)
+    """One line for each file that could not be read."""
+
+    @property
+    def finished(self) -> list[Run]:
+        return [run for run in self.runs if not run.failed]
+
+    @property
+    def failed(self) -> list[Run]:
+        return [run for run in self.runs if run.failed]
+
+
+def load(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
+    """The finished and failed runs under ``paths``: run folders, sweep folders, or trees of them.
+
+    Raises:
+        UserError: a path does not exist, or there is no result under any of them.
+    """
+    return scan(paths).runs
+
+
+def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
+    """As :func:`load`, with the unfinished folders and the warnings too."""
+    roots = [Path(path) for path in paths]
+    found, seen = Found(), set[Path]()
+    for root in roots:
+        if not root.exists():
+            raise _missing(root)
+        if root.is_file():
+            root = root.parent
+        for folder in _folders(root):
+            if (real := folder.resolve()) not in seen:
+                seen.add(real)
+                _read(folder, found)
+    if not found.runs:
+        more = f"; {len(found.unfinished)} unfinished, as {found.unfinished[0]}" if found.unfinished else ""
+        more += f"; {found.warnings[0]}" if found.warnings else ""
+        where = ", ".join(map(str, roots)) or "nothing"
+        raise UserError(
+            f"compare: no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them"
+        )
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping of plain values; empty where there is none to read."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return mapping(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """``value`` if it is a dict, else an empty one: what a file should hold and may not."""
+    return value if isinstance(value, dict) else {}
+
+
+def finite(value: Any) -> float | None:
+    """``value`` as a float if it is a finite number, else None. True and False are no numbers."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def clean(value: object) -> str:
+    """One line of printable text: no line breaks, no terminal escapes, no invisible direction marks."""
+    text = " ".join(str(value).split())
+    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
+
+
+def setting(value: object) -> str:
+    """A setting as a person would write it.
+
+    >>> setting(4.0), setting({"start": 8, "end": 1, "shape": "cosine"}), setting(["hinton", "fitnets"])
+    ('4', '8→1 cosine', '[hinton, fitnets]')
+    """
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "none"}[value]
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(setting, value))}]"
+    if not isinstance(value, Mapping):
+        return clean(value)
+    if {"start", "end"} <= set(value) <= {"start", "end", "shape"}:
+        return f"{setting(value['start'])}→{setting(value['end'])} {clean(value.get('shape', ''))}".strip()
+    rest = ", ".join(f"{clean(k)}: {setting(v)}" for k, v in value.items() if k != "_target_")
+    target = clean(value.get("_target_", "")).rpartition(".")[2]
+    return f"{target}({rest})" if target else f"{{{rest}}}"
+
+
+class Stat(NamedTuple):
+    """Mean over ``n`` runs, and their sample standard deviation where n is 2 or more."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass
+class Group:
+    """Runs that differ in nothing but their seed."""
+
+    settings: dict[str, Any]
+    runs: list[Run]
+    rank: int | None = None
+    """1 for the best on validation; None where nothing was validated."""
+
+    def stat(self, get: Callable[[Run], float | None]) -> Stat | None:
+        """What ``get`` says of each run, over the seeds that have it."""
+        values = [value for value in map(get, self.runs) if value is not None]
+        return over(values)
+
+    def label(self, keys: Iterable[str]) -> str:
+        """The group by the settings that matter, as in ``T=4 alpha=0.9``; its folder's name where none do."""
+        known = [f"{short(key)}={setting(self.settings[key])}" for key in keys if key in self.settings]
+        return " ".join(known) or self.runs[0].label
+
+
+def over(values: Sequence[float]) -> Stat | None:
+    """Mean and sample standard deviation of ``values``; None of nothing."""
+    if not values:
+        return None
+    return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def short(key: str) -> str:
+    """A setting's name as a heading: T for ``loss.temperature``, ``lr`` for ``optimizer.lr``."""
+    return _SHORT.get(key) or key.removeprefix("loss.").removeprefix("optimizer.").removeprefix("method.")
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The settings, seeds aside, in which the runs are not all alike, those first that people look for."""
+    names = {key for run in runs for key in run.settings} - {"seed"}
+    mixed = [key for key in names if len({same(run.settings.get(key)) for run in runs}) > 1]
+    return sorted(mixed, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
+
+
+def same(value: Any) -> str:
+    """A string that equal settings share: 4 and 4.0 are one, True and 1 are not."""
+    number = finite(value)
+    return json.dumps(value if number is None else number, sort_keys=True, default=str)
+
+
+def group(runs: Iterable[Run]) -> tuple[list[Group], list[Run]]:
+    """Finished runs by their settings, and the repeats left out.
+
+    A run repeated with the very same config and seed is no further sample: the later one counts. Runs that
+    share settings and seed yet not their config differ in something unlisted: they are kept apart.
+    """
+    by_settings: dict[str, list[Run]] = {}
+    for run in runs:
+        rest = {key: same(value) for key, value in run.settings.items() if key != "seed"}
+        by_settings.setdefault(json.dumps(rest, sort_keys=True), []).append(run)
+    groups, repeats = [], list[Run]()
+    for members in by_settings.values():
+        latest: dict[tuple[str, str], Run] = {}
+        for run in sorted(members, key=lambda r: (str(r.result.get("finished") or ""), r.folder)):
+            key = (same(run.seed), str(run.result.get("config_hash") or run.folder))
+            repeats += [latest[key]] if key in latest else []
+            latest[key] = run
+        kept = [run for run in members if any(run is one for one in latest.values())]
+        together = len({same(run.seed) for run in kept}) == len(kept)
+        for part in [kept] if together else [[run] for run in kept]:
+            groups.append(Group({k: v for k, v in part[0].settings.items() if k != "seed"}, part))
+    return groups, repeats
+
+
+def _missing(root: Path) -> UserError:
+    siblings: Sequence[str] = []
+    if root.parent.is_dir():
+        siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()]
+    close = nearest(root.name, siblings)
+    hint = f"; nearest: {', '.join(str(root.parent / name) for name in close)}" if close else ""
+    return UserError(f"compare: there is no folder {str(root)!r}{hint}")
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """Run folders at or below ``root``, by path. What lies inside a run (stages, say) is part of it."""
+    # A sweep's folder holds jobs, whatever else a launcher may have left in it.
+    if not (root / SWEEP).exists() and ((root / RESULT).exists() or (root / CONFIG).exists()):
+        yield root
+        return
+    try:
+        entries = sorted(os.scandir(root), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        skipped = entry.name.startswith((".", "_")) or entry.name in STORES
+        # Links are not followed: they could lead in circles, or show one run twice.
+        if entry.is_dir(follow_symlinks=False) and not skipped:
+            yield from _folders(Path(entry.path))
+
+
+def _read(folder: Path, found: Found) -> None:
+    path = folder / RESULT
+    if not path.exists():
+        found.unfinished.append(folder)
+        return
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        found.warnings.append(f"{path}: damaged, left out ({' '.join(str(error).split())})")
+        return
+    if not isinstance(result, dict) or "status" not in result:
+        found.warnings.append(f"{path}: not the result of a run, left out (no 'status' in it)")
+        return
+    found.runs.append(Run(folder, result))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file of lines; a line cut short by a kill is passed over."""
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(value, dict):
+                    yield value
+    except OSError:
+        return

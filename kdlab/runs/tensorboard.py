@@ -1,0 +1,119 @@
+"""What TensorBoard shows beyond plain curves: KL and CE in one chart, and every job in the HParams tab.
+
+``SummaryWriter.add_hparams`` would put each job into a sub-folder named by the time, apart from its curves.
+Here the same records go into the event file of the run itself, so that one run is one line everywhere.
+
+The record called "experiment", which lists the columns of the HParams tab, is left out on purpose:
+TensorBoard takes the first one it comes upon for *all* runs. Settings that this run lacks would vanish,
+and where temperature is a number in one run and a schedule in another, the tab would answer with an error.
+Without that record TensorBoard gathers the columns, and their types, from every job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdlab.errors import UserError
+from kdlab.runs.read import Run, finite, setting
+from kdlab.runs.table import measures
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRIC = "final/"
+"""What final metrics are filed under: a tag of their own, so that they never add a point to a curve."""
+
+_STATUS = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
+# The HParams tab opens with the first five metrics by name; a sixth would push one of these out of sight.
+_FINAL = ("val", "test", "baseline", "difference", "agreement")
+
+
+def custom_scalars_layout() -> dict[str, dict[str, list[Any]]]:
+    """Charts of the Custom Scalars tab, as ``SummaryWriter.add_custom_scalars`` takes them.
+
+    It is the same for every run, whichever terms that run has: TensorBoard merges the layouts of all runs,
+    and equal charts become one. Tags are regular expressions matched from the start, hence the ``$``.
+    """
+    return {
+        "distillation": {
+            "KL and CE, training": ["Multiline", ["^train/kl$", "^train/ce$"]],
+            "KL (T = 1) and CE, validation": ["Multiline", ["^val/kl$", "^val/ce$"]],
+            "accuracy and agreement, validation": ["Multiline", ["^val/acc$", "^val/agreement$"]],
+            "temperature and alpha": ["Multiline", ["^train/temperature$", "^train/alpha$"]],
+        }
+    }
+
+
+def add_layout(writer: SummaryWriter) -> None:
+    """Write the layout into the run's event file; once for each writer, before or after training."""
+    writer.add_custom_scalars(custom_scalars_layout())
+
+
+def log_hparams(
+    writer: SummaryWriter,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float | None],
+    status: str = "finished",
+    step: int = 0,
+) -> None:
+    """List the run in the HParams tab, from its own event file.
+
+    Args:
+        writer: the run's writer (Lightning: ``TensorBoardLogger.experiment``).
+        settings: flat; numbers stay numbers, and a schedule or any other mapping is shown as text.
+        metrics: final metrics by name, each written as the scalar ``final/<name>``; what is None or not
+            finite is left out.
+        status: ``finished`` or ``failed``. TensorBoard keeps the first that a folder's files hold, so write
+            it when the run ends for good, not when it is stopped to be resumed.
+        step: optimizer steps done.
+
+    Raises:
+        UserError: on an unknown status.
+    """
+    from torch.utils.tensorboard.summary import hparams
+
+    if status not in _STATUS:
+        raise UserError(f"status: unknown value {status!r}; accepted: {', '.join(_STATUS)}")
+    shown = {str(key): _plain(value) for key, value in settings.items() if value is not None}
+    _experiment, start, _always_success = hparams(shown, {})
+    events = writer._get_file_writer()
+    events.add_summary(start)
+    for name, value in metrics.items():
+        if (number := finite(value)) is not None:
+            writer.add_scalar(METRIC + name, number, step)
+    events.add_summary(_session_end(_STATUS[status]))
+    writer.flush()
+
+
+def log_result(writer: SummaryWriter, result: Mapping[str, Any]) -> None:
+    """:func:`log_hparams` with the settings and final metrics of a ``result.json``."""
+    metrics, status = final_metrics(result), str(result.get("status"))
+    log_hparams(writer, result.get("settings") or {}, metrics, status, int(result.get("steps") or 0))
+
+
+def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that a comparison shows, by name (val, test, baseline, ...), those that were measured."""
+    run = Run(Path("."), dict(result))
+    known = measures([run])
+    values = {key: known[key].get(run) for key in _FINAL}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _session_end(status: str) -> Any:
+    """The record that ends a session; torch writes no other status than success."""
+    from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+    from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+    end = plugin_data_pb2.SessionEndInfo(status=api_pb2.Status.Value(status))
+    content = plugin_data_pb2.HParamsPluginData(session_end_info=end, version=metadata.PLUGIN_DATA_VERSION)
+    data = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=content.SerializeToString())
+    value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=SummaryMetadata(plugin_data=data))
+    return Summary(value=[value])
+
+
+def _plain(value: Any) -> float | str:
+    """A number as it is; everything else as text, truth values too (TensorBoard would make them 0 and 1)."""
+    number = finite(value)
+    return setting(value) if number is None else number

@@ -1,0 +1,317 @@
+"""What a class or function accepts, read from its source with ``ast``: nothing is imported, nothing is slow.
+
+The signature of whatever a mapping of the config builds is that mapping's schema.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+# Their __init__ takes anything and stores nothing; reading torch for that would cost a tenth of a second.
+_TAKES_NOTHING = {
+    "object",
+    "ABC",
+    "Generic",
+    "Protocol",
+    "Module",
+    "LightningModule",
+    "LightningDataModule",
+    "Dataset",
+}
+
+
+class NotFound(LookupError):
+    """No such module, or nothing of that name in it; ``near`` are the dotted names that do exist there."""
+
+    def __init__(self, target: str, near: list[str]) -> None:
+        super().__init__(target)
+        self.near = near
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument: its annotation as written, and the module in which those names mean something."""
+
+    name: str
+    annotation: ast.expr | None
+    required: bool
+    scope: Source
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The arguments that ``target`` accepts by keyword."""
+
+    target: str
+    parameters: dict[str, Parameter]
+    open: bool = False
+    """Whether it accepts further keywords that cannot be known from the source."""
+    scope: Source | None = None
+    """The module that defines it, which may not be the one it was imported from."""
+
+
+@dataclass
+class Source:
+    """One parsed module: what it defines, names and imports at the top level."""
+
+    name: str
+    path: Path
+    definitions: dict[str, Definition] = field(default_factory=dict)
+    values: dict[str, ast.expr] = field(default_factory=dict)
+    imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
+    """Local name → (module, name in it), or (module, None) for the module itself."""
+    stars: list[str] = field(default_factory=list)
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def names(self) -> list[str]:
+        """Public names that it defines or imports from elsewhere in the same package."""
+        top = self.name.split(".")[0]
+        own = [n for n, (module, name) in self.imports.items() if name and module.split(".")[0] == top]
+        return sorted(n for n in [*self.definitions, *own] if not n.startswith("_"))
+
+
+def find(module: str) -> Path | None:
+    """The source file of a module, without importing it or its packages; None if there is none."""
+    top, *rest = module.split(".")
+    try:
+        spec = importlib.util.find_spec(top)  # a top-level name: nothing is imported
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    folders = [Path(p) for p in spec.submodule_search_locations or ()]
+    file = Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
+    for part in rest:
+        for folder in folders:
+            if (folder / part / "__init__.py").is_file():
+                folders, file = [folder / part], folder / part / "__init__.py"
+                break
+            if (folder / f"{part}.py").is_file():
+                folders, file = [], folder / f"{part}.py"
+                break
+        else:
+            return None
+    return file
+
+
+@cache
+def source(module: str) -> Source | None:
+    """Parse a module, once in a process."""
+    path = find(module)
+    if path is None:
+        return None
+    found = Source(module, path)
+    for node in _statements(ast.parse(path.read_bytes(), filename=str(path)).body):
+        if isinstance(node, Definition):
+            found.definitions[node.name] = node
+        elif isinstance(node, ast.Assign):
+            found.values.update({t.id: node.value for t in node.targets if isinstance(t, ast.Name)})
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            found.values[node.target.id] = node.value
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                name = alias.name if alias.asname else alias.name.split(".")[0]
+                found.imports[alias.asname or name] = (name, None)
+        elif isinstance(node, ast.ImportFrom):
+            _read_import(found, node)
+    return found
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    for node in body:
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            for part in ("body", "orelse", "finalbody"):
+                yield from _statements(getattr(node, part, []))
+            for handler in getattr(node, "handlers", []):
+                yield from _statements(handler.body)
+        else:
+            yield node
+
+
+def _read_import(found: Source, node: ast.ImportFrom) -> None:
+    base = node.module or ""
+    if node.level:
+        parts = found.name.split(".")
+        # "." is the package itself: a package's __init__ is one step nearer to it than its modules are
+        steps = node.level - (found.path.name == "__init__.py")
+        base = ".".join([*parts[: len(parts) - steps], *([base] if base else [])])
+    for alias in node.names:
+        if alias.name == "*":
+            found.stars.append(base)
+        else:
+            found.imports[alias.asname or alias.name] = (base, alias.name)
+
+
+def lookup(
+    scope: Source, name: str, _seen: frozenset = frozenset()
+) -> tuple[Source, Definition | ast.expr] | None:
+    """Where ``name`` is defined as seen from a module, through imports and plain aliases."""
+    if (scope.name, name) in _seen:
+        return None
+    seen = _seen | {(scope.name, name)}
+    if name in scope.definitions:
+        return scope, scope.definitions[name]
+    if name in scope.values:
+        value = scope.values[name]
+        if isinstance(value, ast.Name | ast.Attribute):
+            return _lookup_expression(scope, value, seen) or (scope, value)
+        return scope, value
+    if name in scope.imports:
+        module, inner = scope.imports[name]
+        there = source(module) if inner else None
+        return lookup(there, inner, seen) if there and inner else None
+    for module in scope.stars:
+        there = source(module)
+        found = lookup(there, name, seen) if there else None
+        if found:
+            return found
+    return None
+
+
+def _lookup_expression(
+    scope: Source, node: ast.expr, seen: frozenset = frozenset()
+) -> tuple[Source, Definition | ast.expr] | None:
+    """The definition that a ``Name`` or a dotted ``a.b.Name`` points at."""
+    if isinstance(node, ast.Name):
+        return lookup(scope, node.id, seen)
+    parts = dotted(node).split(".")
+    if len(parts) < 2 or parts[0] not in scope.imports:
+        return None
+    module, inner = scope.imports[parts[0]]
+    path = ".".join([module, *([inner] if inner else []), *parts[1:-1]])
+    there = source(path)
+    return lookup(there, parts[-1], seen) if there else None
+
+
+def dotted(node: ast.expr) -> str:
+    """``a.b.c`` of a Name or Attribute, "" of anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        base = dotted(node.value)
+        return f"{base}.{node.attr}" if base else ""
+    return ""
+
+
+@cache
+def signature(target: str) -> Signature:
+    """The signature of a dotted name such as ``kdlab.losses.KL``.
+
+    Raises:
+        NotFound: no such module, or no class or function of that name in it.
+    """
+    module, _, name = target.rpartition(".")
+    scope = source(module) if module else None
+    if scope is None:
+        top = source(module.split(".")[0]) if module else None
+        raise NotFound(target, [f"{top.name}.{n}" for n in top.names] if top else [])
+    found = lookup(scope, name)
+    if found is None:
+        raise NotFound(target, [f"{module}.{n}" for n in scope.names])
+    where, node = found
+    parameters, is_open = _parameters(where, node)
+    return Signature(target, parameters, is_open, where)
+
+
+def _parameters(scope: Source, node: Definition | ast.expr) -> tuple[dict[str, Parameter], bool]:
+    if isinstance(node, ast.ClassDef):
+        return _of_class(scope, node)
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        return _of_function(scope, node, None)
+    return {}, True  # made by a call, such as functools.partial: cannot be known
+
+
+def _of_class(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+    if has_fields(node):
+        return _of_fields(scope, node)
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return _of_function(scope, statement, node)
+    return _of_base(scope, node)
+
+
+def _of_base(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+    for base in node.bases:
+        plain = base.value if isinstance(base, ast.Subscript) else base
+        if dotted(plain).rpartition(".")[2] in _TAKES_NOTHING:
+            continue
+        found = _lookup_expression(scope, plain)
+        return _parameters(*found) if found else ({}, True)
+    return {}, False
+
+
+def has_fields(node: ast.ClassDef) -> bool:
+    """Whether its annotated fields are its arguments: a dataclass, NamedTuple or TypedDict."""
+    decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
+    return any(dotted(d).rpartition(".")[2] == "dataclass" for d in decorators) or any(
+        dotted(b).rpartition(".")[2] in ("NamedTuple", "TypedDict") for b in node.bases
+    )
+
+
+def _of_fields(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+    parameters: dict[str, Parameter] = {}
+    for base in reversed(node.bases):
+        found = _lookup_expression(scope, base)
+        if found and isinstance(found[1], ast.ClassDef) and has_fields(found[1]):
+            parameters.update(_of_fields(found[0], found[1])[0])
+    for statement in node.body:
+        if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+            continue
+        default = statement.value
+        hidden = isinstance(default, ast.Call) and any(
+            k.arg == "init" and isinstance(k.value, ast.Constant) and not k.value.value
+            for k in default.keywords
+        )
+        if not hidden and "ClassVar" not in ast.unparse(statement.annotation):
+            name = statement.target.id
+            parameters[name] = Parameter(name, statement.annotation, default is None, scope)
+    return parameters, False
+
+
+def _of_function(
+    scope: Source, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None
+) -> tuple[dict[str, Parameter], bool]:
+    given = node.args
+    positional = given.args[1:] if owner else given.args
+    optional = len(given.defaults)
+    parameters = {
+        a.arg: Parameter(a.arg, a.annotation, i < len(positional) - optional, scope)
+        for i, a in enumerate(positional)
+    }
+    for a, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
+        parameters[a.arg] = Parameter(a.arg, a.annotation, default is None, scope)
+    if given.kwarg is None:
+        return parameters, False
+    passed_on, is_open = _passed_on(scope, node, owner, given.kwarg.arg)
+    return {**passed_on, **parameters}, is_open
+
+
+def _passed_on(
+    scope: Source, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None, rest: str
+) -> tuple[dict[str, Parameter], bool]:
+    """What ``**rest`` may hold: the arguments of the call that it is passed to."""
+    for call in ast.walk(node):
+        if not isinstance(call, ast.Call):
+            continue
+        if not any(
+            k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords
+        ):
+            continue
+        if owner is not None and ast.unparse(call.func) == "super().__init__":
+            found = _of_base(scope, owner)
+        else:
+            there = _lookup_expression(scope, call.func)
+            found = _parameters(*there) if there else ({}, True)
+        fixed = {k.arg for k in call.keywords} | set(list(found[0])[: len(call.args)])
+        return {name: p for name, p in found[0].items() if name not in fixed}, found[1]
+    return {}, True

@@ -1,0 +1,124 @@
+"""Teachers made of the student's own past: a running average, or snapshots."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlab.errors import UserError
+from kdlab.functional import Batch, Outputs
+from kdlab.tasks import Classification
+from kdlab.teachers.teacher import Teacher
+
+
+class MovingTeacher(Teacher):
+    """A teacher made of the student's own past; subclasses say when and how it follows.
+
+    Args:
+        task: how the network reads a batch.
+    """
+
+    def __init__(self, task: Classification) -> None:
+        self.task = task
+        self.net: nn.Module | None = None
+
+    def _copy(self, student: nn.Module) -> None:
+        self.net = copy.deepcopy(student).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
+        return None if self.net is None else self.task.outputs(self.net, batch, self.layers)
+
+    def to(self, device: torch.device) -> MovingTeacher:
+        if self.net is not None:
+            self.net.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.net is None else dict(self.net.state_dict())
+
+    def restore(self, state: dict[str, Any], student: nn.Module) -> None:
+        if state:
+            self._copy(student)
+            assert self.net is not None
+            self.net.load_state_dict(state)
+
+
+class EMATeacher(MovingTeacher):
+    r"""An exponential moving average of the student's weights; BatchNorm statistics are copied as they are.
+
+    .. math:: \theta_T \leftarrow d\,\theta_T + (1 - d)\,\theta_S, \qquad d = \min(decay, (1+n)/(10+n))
+
+    after step n; the ramp keeps the first, random weights from lingering. Tarvainen & Valpola, *Mean teachers are
+    better role models*, NIPS 2017.
+
+    Args:
+        task: how the network reads a batch.
+        decay: in [0, 1).
+    """
+
+    def __init__(self, task: Classification, decay: float = 0.99) -> None:
+        super().__init__(task)
+        if not 0 <= decay < 1:
+            raise UserError(f"method.decay: {decay}; accepted: at least 0 and below 1")
+        self.decay = decay
+        self.steps = 0
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+        if self.net is None:
+            self._copy(student)
+        if not step_done:
+            return
+        assert self.net is not None
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        mine, theirs = list(self.net.parameters()), list(student.parameters())
+        torch._foreach_lerp_(mine, [p.detach() for p in theirs], 1 - decay)
+        for own, new in zip(self.net.buffers(), student.buffers(), strict=True):
+            own.copy_(new)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"net": super().state_dict(), "steps": self.steps}
+
+    def restore(self, state: dict[str, Any], student: nn.Module) -> None:
+        super().restore(state.get("net", {}), student)
+        self.steps = int(state.get("steps", 0))
+
+    def describe(self) -> str:
+        return f"the running average of the student (decay {self.decay:g})"
+
+
+class SnapshotTeacher(MovingTeacher):
+    """The student as it was at the last mark: no teacher at first, its earlier self in the last epochs.
+
+    A snapshot is taken at the start of the epoch where a share ``begin`` of training is over, and again every
+    ``every`` epochs. Yang et al., *Snapshot Distillation*, CVPR 2019.
+
+    Args:
+        task: how the network reads a batch.
+        begin: share of the epochs without a teacher, in (0, 1).
+        every: epochs from one snapshot to the next; None keeps the first.
+    """
+
+    def __init__(self, task: Classification, begin: float = 0.5, every: int | None = None) -> None:
+        super().__init__(task)
+        if not 0 < begin < 1:
+            raise UserError(f"method.begin: {begin}; accepted: a share of the epochs between 0 and 1")
+        if every is not None and every < 1:
+            raise UserError(f"method.every: {every}; accepted: a whole number of epochs, at least 1")
+        self.begin, self.every = begin, every
+
+    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+        first = max(1, round(self.begin * epochs))
+        if step_done or epoch < first:
+            return
+        if epoch == first or (self.every and (epoch - first) % self.every == 0):
+            self._copy(student)
+
+    def describe(self) -> str:
+        again = f", anew every {self.every} epochs" if self.every else ""
+        return f"the student's earlier self, from {self.begin:.0%} of training on{again}"
