@@ -83,9 +83,7 @@ def _kinds(node: ast.expr, scope: Source) -> Iterator[Kind]:
         elif name == "Literal":
             yield Kind("literal", scope, inner)
         else:
-            yield from (
-                k if k.name == "any" else Kind(k.name, scope, inner, name) for k in _named(name, scope)
-            )
+            yield from (k if k.name == "any" else Kind(k.name, scope, inner, name) for k in _named(name, scope))
     else:
         yield from _named(dotted(node), scope)
 
@@ -169,9 +167,7 @@ def _fits_list(value: Any, kind: Kind) -> bool:
         return True
     endless = isinstance(inner[-1], ast.Constant) and inner[-1].value is Ellipsis
     if kind.label in ("tuple", "Tuple") and not endless:
-        return len(value) == len(inner) and all(
-            _passes(v, a, kind.scope) for v, a in zip(value, inner, strict=True)
-        )
+        return len(value) == len(inner) and all(_passes(v, a, kind.scope) for v, a in zip(value, inner, strict=True))
     return all(_passes(v, inner[0], kind.scope) for v in value)
 
 
@@ -179,9 +175,7 @@ def _fits_mapping(value: Any, kind: Kind) -> bool:
     if not isinstance(value, Mapping):
         return False
     return (
-        len(kind.inner) < 2
-        or "_target_" in value
-        or all(_passes(v, kind.inner[1], kind.scope) for v in value.values())
+        len(kind.inner) < 2 or "_target_" in value or all(_passes(v, kind.inner[1], kind.scope) for v in value.values())
     )
 
 
@@ -219,8 +213,12 @@ def describe(alternatives: list[Kind]) -> str:
             of = [k for k in kinds(kind.inner[0], kind.scope) if k.name in ("int", "float", "str", "bool")]
             plural = {"int": "integers", "float": "numbers", "str": "strings", "bool": "true or false"}
             said.append(f"a list of {' or '.join(plural[k.name] for k in of)}" if of else "a list")
-        elif kind.name in ("fields", "other"):
-            said.append(f"a mapping ({kind.label})" if kind.name == "fields" else f"a {kind.label}")
+        elif kind.name == "fields":
+            said.append(f"a mapping ({kind.label})")
+        elif kind.name == "other":
+            said.append(f"a {kind.label}")
+        elif kind.name == "mapping" and any(k.name == "fields" for k in alternatives):
+            continue  # said better by the dataclass beside it
         else:
             said.append(_SAID.get(kind.name, "anything"))
     return ", ".join(dict.fromkeys(said))

@@ -15,8 +15,11 @@ from typing import Any, ClassVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
-from hydra.core.config_store import ConfigStore
+from hydra.core.config_store import ConfigNode, ConfigStore
+from hydra.core.default_element import ResultDefault
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.core.plugins import Plugins
@@ -25,13 +28,25 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdlab.cli import options as config_options
+from kdlab.cli import sweepers
 from kdlab.cli.options import NETWORKS, Options
 from kdlab.errors import UserError, unknown
 
 CONFIG = "config"
 VERSION_BASE = "1.3"
 
-_OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data\.)")
+TAUGHT = {
+    "checkpoint": None,
+    "mapping": None,
+    "data": {"labels": None},
+    "epochs": 30,
+    "seed": 0,
+    "cache": "auto",
+}
+"""How a teacher is come by, beside its network: from a checkpoint, or trained on the data with every label."""
+
+_OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data[.=]|stages[.=])")
+"""Open mappings: any key may be added to them, which Hydra wants said by ``++`` and users need not know."""
 
 
 def opened(text: str) -> str:
@@ -39,9 +54,9 @@ def opened(text: str) -> str:
     return _OPEN.sub("++", text)
 
 
-def typed(text: str) -> str:
-    """An override as the user typed it: :func:`opened` undone."""
-    return _OPEN.sub("", text)
+def as_typed(texts: Iterable[str]) -> list[str]:
+    """Overrides as the user typed them: :func:`opened` undone, no settings of Hydra's."""
+    return [_OPEN.sub("", text) for text in texts if not text.startswith(("hydra.", "hydra/"))]
 
 
 class UserFolders(SearchPathPlugin):
@@ -54,45 +69,66 @@ class UserFolders(SearchPathPlugin):
             search_path.prepend("kdlab", f"file://{folder}", SearchPathQuery(provider="main"))
 
 
+class Loader(ConfigLoaderImpl):
+    """Hydra's config loader, which also remembers what a config was made of: Hydra forgets lists."""
+
+    paths: tuple[str, ...] = ()
+    tree: DictConfig | None = None
+    """The last config, as far as it got: with the options, and the values up to one that was refused."""
+
+    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
+        self.paths = tuple(d.config_path for d in defaults if d.config_path)
+        self.tree = super()._compose_config_from_defaults_list(defaults, repo)
+        return self.tree
+
+
 @dataclass
 class Composition:
     """One composed config, and what it was composed from."""
 
     config: dict[str, Any]
     overrides: list[str]
-    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+    paths: tuple[str, ...]
+    """The option files: ``loss/hinton``, ``student/resnet8``, ..."""
+    stages: dict[str, Composition] = field(default_factory=dict)
     tree: DictConfig | None = None
     """As Hydra composed it, interpolations unresolved."""
     hydra: DictConfig | None = None
 
+    def chosen(self, group: str) -> list[str]:
+        """The options of a group that it is made of."""
+        return [path.removeprefix(f"{group}/") for path in self.paths if path.startswith(f"{group}/")]
+
+    def choices(self, groups: Iterable[str]) -> dict[str, str]:
+        """Group → the chosen option, several joined by a plus: the names that tables and folders use."""
+        found = {group: "+".join(self.chosen(group)) for group in groups if group != NETWORKS}
+        return {group: names for group, names in found.items() if names}
+
+
+class Alias(ConfigNode):
+    """A network as an option of ``student`` or ``teacher``; made when it is asked for, since there are many."""
+
+    def __init__(self, group: str, network: str) -> None:
+        self.name, self.group, self.package, self.provider = f"{network}.yaml", group, None, "kdlab"
+        self.network = network
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "node":
+            raise AttributeError(name)
+        if self.group == "student":
+            return OmegaConf.create({"defaults": [{f"/{NETWORKS}@_here_": self.network}]})
+        recipe = [{f"/{NETWORKS}@net": self.network}, {"/optimizer@optimizer": "sgd"}]
+        return OmegaConf.create({"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT})
+
 
 def register(options: Options) -> None:
     """Make ``student`` and ``teacher`` groups of the networks, and the sweepers known to Hydra."""
-    from kdlab.cli import sweepers
-
     store = ConfigStore.instance()
-    for name in options.of(NETWORKS):
-        store.store(group="student", name=name, node={"defaults": [{f"/{NETWORKS}@_here_": name}]})
-        store.store(
-            group="teacher",
-            name=name,
-            node={
-                "defaults": [
-                    {f"/{NETWORKS}@net": name},
-                    {"/optimizer@optimizer": "sgd"},
-                    {"/scheduler@scheduler": "cosine"},
-                    "_self_",
-                ],
-                "checkpoint": None,
-                "mapping": None,
-                "data": {"labels": None},
-                "epochs": 30,
-                "seed": 0,
-                "cache": "auto",
-            },
-        )
     store.store(group="teacher", name="none", node={"teacher": None}, package="_global_")
     store.store(group="teacher", name="previous", node={"net": None, "cache": "auto"})
+    for name in options.of(NETWORKS):
+        for group in ("student", "teacher"):
+            store.repo.setdefault(group, {})[f"{name}.yaml"] = Alias(group, name)
     sweepers.register()
     Plugins.instance().register(UserFolders)
 
@@ -105,6 +141,9 @@ def composer(extra: Path | None = None) -> Iterator[Composer]:
     shipped = found.folders[-1]
     UserFolders.folders = found.folders[:-1]
     with initialize_config_dir(str(shipped), job_name="kdlab", version_base=VERSION_BASE):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        hydra.config_loader = Loader(hydra.config_loader.get_search_path())
         yield Composer(found)
 
 
@@ -161,38 +200,31 @@ class Composer:
             UserError: whatever Hydra refuses, in one line.
         """
         found = self._compose(texts, hydra)
-        found.stages = self.stages(found.config, texts)
-        return found
-
-    def stages(self, config: dict[str, Any], texts: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Every stage of a config, composed on top of the overrides that made it; works inside a job too."""
-        composed = {}
-        for name, stage in (config.get("stages") or {}).items():
+        for name, stage in (found.config.get("stages") or {}).items():
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
-                raise UserError(
-                    f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]"
-                )
+                raise UserError(f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]")
             try:
                 parsed = [str(override.input_line) for override in self.parse(stage)]
-                composed[name] = self._compose([*texts, *parsed]).config
+                found.stages[name] = self._compose([*texts, *parsed])
             except UserError as error:
                 raise UserError(f"stages.{name}: {error}") from None
-        return composed
+        return found
 
     def _compose(self, texts: Sequence[str], hydra: bool = False) -> Composition:
-        texts = [opened(text) for text in texts]
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, Loader)
         try:
-            tree = hydra_compose(CONFIG, overrides=texts, return_hydra_config=hydra)
+            tree = hydra_compose(CONFIG, overrides=[opened(text) for text in texts], return_hydra_config=hydra)
             own = tree.get("hydra")
             if hydra:
                 with open_dict(tree):
                     del tree["hydra"]
             config = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
         except Exception as error:  # Hydra and OmegaConf raise many sorts; all are about what the user gave
-            raise self._explain(error, texts) from error
-        return Composition(config, list(texts), tree=tree, hydra=own)
+            raise self._explain(error, loader.tree) from error
+        return Composition(config, list(texts), loader.paths, tree=tree, hydra=own)
 
-    def _explain(self, error: Exception, texts: Sequence[str]) -> UserError:
+    def _explain(self, error: Exception, tree: DictConfig | None) -> UserError:
         """Hydra's message in one line that names the key, the value and what is accepted."""
         text = " ".join(f"{error} {error.__cause__ or ''}".split())
         if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
@@ -202,30 +234,29 @@ class Composer:
             offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
             return unknown(match[1], match[2], offered[1].split() if offered else [], f"{group} option")
         if match := re.search(r"Could not override '([^']+)'", text):
-            return self._unknown_key(match[1], texts)
+            return self._unknown_key(match[1], tree)
+        if (full := getattr(error, "full_key", None)) and not text.startswith(str(full)):
+            text = f"{full}: {text}"
         if match := re.search(r"already at '([^']+)'", text):
             return UserError(f"{match[1]}: exists already; accepted: {match[1]}=value, without the +")
         return UserError(re.sub(r" ?(full_key|object_type|reference_type)[:=].*", "", text))
 
-    def _unknown_key(self, key: str, texts: Sequence[str]) -> UserError:
-        try:
-            node: Any = hydra_compose(CONFIG, overrides=[text for text in texts if self.selects(text)])
-        except Exception:
-            node = OmegaConf.create({})
-        path, depth, root = key.split("@")[0].split("."), 0, list(node)
+    def _unknown_key(self, key: str, tree: DictConfig | None) -> UserError:
+        node: Any = OmegaConf.create({}) if tree is None else tree
+        path, depth, root = key.split("@")[0].split("."), 0, set(node) - {"hydra"}
         while isinstance(node, DictConfig) and depth < len(path) and path[depth] in node:
             node, depth = node[path[depth]], depth + 1
         if depth == len(path):
-            return UserError(
-                f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)"
-            )
+            return UserError(f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)")
         name = path[depth]
+        if path[0] == "hydra":
+            return UserError(f"{key}: not a setting of Hydra's; accepted: those of --cfg hydra")
         if depth == 0:
-            return unknown(key, name, {*root, *self.options.groups}, "key or group")
+            return unknown(key, name, {*root, *self.options.groups} - {NETWORKS}, "key or group")
         where = ".".join(path[:depth])
         if not isinstance(node, DictConfig):
             held = "null" if node is None else repr(node)
-            return UserError(f"{key}: {where} is {held} here and has no keys; accepted: {where}=...")
+            return UserError(f"{key}: {where} is {held} here and has no keys; accepted: {where}=VALUE")
         if key == "loss.alpha":
             return UserError(
                 "loss.alpha: the recipes chosen by loss= have no alpha; accepted: a recipe with one, or "

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from kdlab import spec
-from kdlab.cli.compose import Composer, Composition, typed
-from kdlab.cli.sweep import duration, job_folder, objective, read_result
-from kdlab.cli.validate import choices
+from kdlab.cli.compose import Composer, Composition, as_typed
+from kdlab.cli.sweep import job_folder, objective, read_result, remaining
 
 
 @dataclass
@@ -26,19 +23,23 @@ class Single:
     error: Exception | None = None
 
     def __call__(self, _: DictConfig) -> None:
-        from kdlab import experiment
-
-        found = self.composition
         try:
-            experiment.run(
-                found.config,
-                folder=None,
-                overrides=[typed(text) for text in found.overrides],
-                stages=found.stages,
-                choices=choices(found.overrides, self.composer),
-            )
+            run(self.composition, self.composer, None)
         except Exception as error:
             self.error = error
+
+
+def run(found: Composition, composer: Composer, folder: Path | None) -> dict[str, Any]:
+    """Hand a composed experiment over to the code that runs it; returns its result."""
+    from kdlab import experiment
+
+    return experiment.run(
+        found.config,
+        folder=folder,
+        overrides=as_typed(found.overrides),
+        stages={name: stage.config for name, stage in found.stages.items()},
+        choices=found.choices(composer.options.groups),
+    )
 
 
 @dataclass(frozen=True)
@@ -56,53 +57,29 @@ class Job:
     total: int
     parallel: int = 1
 
-    def __call__(self, tree: DictConfig) -> float | None:
+    def __call__(self, _: DictConfig) -> float | None:
         job = HydraConfig.get()
         texts = list(job.overrides.task)
-        config: dict[str, Any] = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)  # type: ignore
-        folder = job_folder(self.folder, texts, self.swept, config)
-        own = [typed(text) for text in texts]
-        line = f"[{job.job.num + 1}/{self.total}] {' '.join(self._differs(own)) or config.get('name')}"
+        # composed again, with its stages: Hydra hands over neither them nor what was chosen
+        found = self.composer.compose(texts)
+        folder = job_folder(self.folder, texts, self.swept, found.config)
+        words = [text for text in as_typed(texts) if text.split("=")[0] in self.swept]
+        line = f"[{job.job.num + 1}/{self.total}] {' '.join(words) or found.config.get('name')}"
         done = read_result(folder)
-        if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(config):
+        if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
             print(f"{line}: done already", flush=True)
             return objective(done)
-        print(line + self._remaining(), flush=True)
+        rest = remaining(self.folder, self.total, self.parallel)
+        print(f"{line} ({rest})" if rest else line, flush=True)
         with spec.trust(user_modules=True):
-            return self._run(config, folder, own, texts)
+            try:
+                return objective(run(found, self.composer, folder))
+            except Exception as error:
+                self._record(folder, found, error)
+                return None
 
-    def _run(
-        self, config: dict[str, Any], folder: Path, own: list[str], texts: Sequence[str]
-    ) -> float | None:
-        from kdlab import experiment
+    def _record(self, folder: Path, found: Composition, error: Exception) -> None:
         from kdlab.runs.folder import record_failure
 
-        try:
-            result = experiment.run(
-                config,
-                folder=folder,
-                overrides=own,
-                stages=self.composer.stages(config, texts),
-                choices=choices(texts, self.composer),
-            )
-            return objective(result)
-        except Exception as error:
-            record_failure(folder, config, own, error)
-            print(f"  failed: {' '.join(f'{type(error).__name__}: {error}'.split())}", flush=True)
-            return None
-
-    def _differs(self, own: Sequence[str]) -> list[str]:
-        return [text for text in own if text.lstrip("+").split("=")[0] in self.swept]
-
-    def _remaining(self) -> str:
-        """An estimate from the jobs of this sweep that are done, wherever they ran."""
-        spent = []
-        for path in self.folder.glob("*/result.json"):
-            try:
-                spent.append(float(json.loads(path.read_text())["seconds"]["total"]))
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        left = self.total - len(spent)
-        if not spent or left < 1:
-            return ""
-        return f" (about {duration(sum(spent) / len(spent) * left / self.parallel)} left)"
+        record_failure(folder, found.config, as_typed(found.overrides), error)
+        print(f"  failed: {' '.join(f'{type(error).__name__}: {error}'.split())}", flush=True)

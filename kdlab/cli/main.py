@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -81,10 +82,14 @@ def _experiment(argv: list[str]) -> int:
         from kdlab.cli.completion import complete
 
         return complete([word for word in argv if word not in ("-sc", "--shell-completion")])
-    flags = parse_flags(argv)
-    from kdlab.cli.start import start
+    gc.disable()  # a sixth of the time to compose; nothing made until then is garbage
+    try:
+        flags = parse_flags(argv)
+        from kdlab.cli.start import start
 
-    return start(flags)
+        return start(flags)
+    finally:
+        gc.enable()
 
 
 class Parser(argparse.ArgumentParser):
@@ -116,7 +121,5 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         raise UserError(f"--config-dir: no folder {str(found.config_dir)!r}; accepted: a folder like conf/")
     for word in found.overrides:
         if "=" not in word and word[0] not in "~+":
-            raise UserError(
-                f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)"
-            )
+            raise UserError(f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)")
     return Flags(**{**vars(found), "overrides": tuple(found.overrides)})

@@ -122,30 +122,27 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
         return CategoricalDistribution([_plain(v) for v in override.sweep_iterator(Transformer.encode)])
     if isinstance(value, RangeSweep):
         start, stop, step = value.start, value.stop, value.step
-        if (
-            all(isinstance(v, int) for v in (start, stop, step))
-            and not value.shuffle
-            and step
-            and stop > start
-        ):
+        if all(isinstance(v, int) for v in (start, stop, step)) and not value.shuffle and step and stop > start:
             return IntDistribution(start, start + (stop - start - 1) // step * step, step=step)
         return CategoricalDistribution([_plain(v) for v in override.sweep_iterator(Transformer.encode)])
     assert isinstance(value, IntervalSweep) and value.start is not None and value.end is not None
     log = "log" in value.tags
     if value.end <= value.start or (log and value.start <= 0):
         accepted = "interval(low, high) with low < high" + (", low above 0 for tag(log, ...)" if log else "")
-        raise UserError(f"{key}: interval({value.start}, {value.end}); accepted: {accepted}")
-    if "int" in value.tags:
+        raise UserError(f"{key}: interval({value.start:g},{value.end:g}); accepted: {accepted}")
+    if "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int)):
         return IntDistribution(int(value.start), int(value.end), log=log)
     return FloatDistribution(value.start, value.end, log=log)
 
 
-def ends(override: Override) -> tuple[str, str]:
-    """The least and the greatest value of an interval, to be checked before a search starts."""
+def samples(override: Override) -> list[str]:
+    """The ends of an interval and a point inside, to be checked before a search starts."""
     distribution(override)
     value = override.value()
-    assert isinstance(value, IntervalSweep)
-    return _said(value.start), _said(value.end)
+    assert isinstance(value, IntervalSweep) and value.start is not None and value.end is not None
+    inside = value.start + (value.end - value.start) * 0.382
+    whole = isinstance(value.start, int) or "int" in value.tags
+    return [_said(value.start), _said(int(inside) if whole else inside), _said(value.end)]
 
 
 def _fixed(override: Override) -> str:

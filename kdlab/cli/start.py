@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kdlab import spec
-from kdlab.cli.compose import CONFIG, Composer, Composition, composer, typed
+from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
 from kdlab.cli.validate import check_sweepable, validate
 from kdlab.errors import RunFailed, UserError
 
@@ -81,12 +82,7 @@ def plan(flags: Flags, composer: Composer) -> Plan:
     given = {override.get_key_element() for override in parsed}
     quiet = [f"{key}={value}" for key, value in QUIET.items() if key not in given]
     if not flags.multirun:
-        for override in parsed:
-            if override.is_sweep_override():
-                raise UserError(
-                    f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
-                    "accepted: one value, a list [a,b], or -m before it to sweep over them"
-                )
+        _refuse_sweeps(parsed)
         found = Plan(composer, texts, [composer.compose([*quiet, *texts], hydra=True)])
     else:
         found = _plan_sweep(composer, parsed, texts, quiet)
@@ -95,6 +91,15 @@ def plan(flags: Flags, composer: Composer) -> Plan:
         if flags.multirun:
             check_sweepable(point.config)
     return found
+
+
+def _refuse_sweeps(parsed: Iterable[Override]) -> None:
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
+                "accepted: one value, a list [a,b], or -m before it to sweep over them"
+            )
 
 
 def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], quiet: list[str]) -> Plan:
@@ -131,20 +136,18 @@ def _grid(parsed: list[Override]) -> list[list[str]]:
 
 def _ends(parsed: list[Override]) -> list[list[str]]:
     """A search cannot be listed: each value that it may draw is checked once, intervals at both ends."""
-    from kdlab.cli.optuna_sweeper import ends
+    from kdlab.cli.optuna_sweeper import samples
 
     draws = []
     for override in parsed:
         key = override.get_key_element()
         if override.is_interval_sweep():
-            draws.append([f"{key}={end}" for end in ends(override)])
+            draws.append([f"{key}={value}" for value in samples(override)])
         elif override.is_sweep_override():
             draws.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
             draws.append([str(override.input_line)])
-    return [
-        [values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))
-    ]
+    return [[values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))]
 
 
 @contextmanager
@@ -177,14 +180,16 @@ def start(flags: Flags) -> int:
         if flags.cfg is not None:
             return _show(flags, found)
         made = plan(flags, found)
+        gc.enable()
         preflight(made.points)
         return _sweep(made) if flags.multirun else _single(made)
 
 
 def _show(flags: Flags, composer: Composer) -> int:
     """Print the composed config, right or wrong, then say what is wrong with it."""
-    texts = [str(o.input_line) for o in composer.parse(flags.overrides)]
-    found = composer.compose(texts, hydra=flags.cfg != "job")
+    parsed = composer.parse(flags.overrides)
+    _refuse_sweeps(parsed)
+    found = composer.compose([str(o.input_line) for o in parsed], hydra=flags.cfg != "job")
     shown = {"hydra": found.hydra} if flags.cfg == "hydra" else found.tree
     if flags.cfg == "all":
         shown = {**found.tree, "hydra": found.hydra}  # type: ignore[dict-item]
@@ -204,7 +209,7 @@ def distinct(points: Iterable[Composition]) -> Iterator[dict[str, Any]]:
     """Every config and stage that differs in more than its seed."""
     seen = set()
     for point in points:
-        for config in (point.config, *point.stages.values()):
+        for config in (point.config, *(stage.config for stage in point.stages.values())):
             key = json.dumps({**config, "seed": None, "stages": None}, sort_keys=True, default=str)
             if key not in seen:
                 seen.add(key)
@@ -226,7 +231,7 @@ def preflight(points: Iterable[Composition]) -> None:
 def _single(made: Plan) -> int:
     from kdlab.cli.job import Single
 
-    task = Single(Composition(made.points[0].config, made.texts, made.points[0].stages), made.composer)
+    task = Single(made.points[0], made.composer)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     hydra.run(CONFIG, task, _for_hydra(made))
@@ -240,24 +245,20 @@ def _sweep(made: Plan) -> int:
     from kdlab.cli.job import Job
     from kdlab.runs.compare import sweep_table
 
-    own = [typed(text) for text in made.texts]
-    folder = sweep.sweep_folder(made.points[0].config, own)
+    own = as_typed(made.texts)
+    folder = sweep.sweep_folder(made.points[0].config, own, made.searched)
     total = made.jobs
     jobs = [] if made.searched else [_folder(folder, made, point) for point in made.points]
     sweep.write_record(folder, own, [job.name for job in jobs])
     parallel = _share_cores(made.hydra, total)
-    print(
-        f"sweep of {total} jobs in {folder}" + (f", {parallel} at a time" if parallel > 1 else ""), flush=True
-    )
+    print(f"sweep of {total} jobs in {folder}" + (f", {parallel} at a time" if parallel > 1 else ""), flush=True)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     broken: Exception | None = None
     try:
         task = Job(folder, made.composer, made.swept, total, parallel)
         hydra.multirun(CONFIG, task, _for_hydra(made, folder, parallel))
-    except (
-        Exception
-    ) as error:  # the launcher died, such as a worker killed for memory; jobs themselves never raise
+    except Exception as error:  # the launcher died, such as a worker killed for memory; jobs themselves never raise
         broken = error
     if made.searched:
         jobs = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "compare")

@@ -17,18 +17,15 @@ LONGEST = 90
 """Characters of a job folder's name before its hash."""
 
 
-def sweep_folder(config: Mapping[str, Any], texts: Sequence[str]) -> Path:
+def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool = False) -> Path:
     """Where a sweep lives: under its name, by a hash of its overrides in any order.
 
-    Hydra's own settings do not count (a parallel launcher goes on where a serial one stopped), but the
-    sweeper does.
+    Hydra's own settings do not count: a parallel launcher goes on where a serial one stopped, and a search
+    with more trials where the one with fewer ended. A search and a grid of the same values are two sweeps.
     """
-    kept = sorted(t for t in texts if not t.startswith(("hydra.", "hydra/", "output=", "resume=")))
-    kept += [t for t in texts if t.startswith("hydra/sweeper=")]
-    digest = hashlib.sha256("\n".join(kept).encode()).hexdigest()[:8]
-    return (
-        Path(str(config.get("output") or "outputs")) / str(config.get("name") or "kdlab") / f"sweep-{digest}"
-    )
+    kept = sorted(text for text in texts if not text.startswith(("hydra.", "hydra/", "output=", "resume=")))
+    digest = hashlib.sha256("\n".join([*kept, "search" * searched]).encode()).hexdigest()[:8]
+    return Path(str(config.get("output") or "outputs")) / str(config.get("name") or "kdlab") / f"sweep-{digest}"
 
 
 def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: Mapping[str, Any]) -> Path:
@@ -61,6 +58,31 @@ def objective(result: Mapping[str, Any]) -> float | None:
     """What a search maximises: the student's score on validation data; None if there is none."""
     value = result.get("objective")
     return float(value) if isinstance(value, int | float) else None
+
+
+def expected(config: Mapping[str, Any], jobs: int) -> str:
+    """How long ``jobs`` runs take, going by the runs of the same name that are done."""
+    folder = Path(str(config.get("output"))) / str(config.get("name"))
+    spent = [seconds for path in folder.glob("**/result.json") if (seconds := _seconds(path.parent))]
+    if not spent:
+        return f"unknown for {jobs} job(s): no run in {folder} has finished yet"
+    each = sum(spent) / len(spent)
+    return f"about {duration(each * jobs)} for {jobs} job(s): {len(spent)} before took {duration(each)} each"
+
+
+def remaining(sweep: Path, total: int, parallel: int) -> str:
+    """How long the rest of a sweep takes, going by its jobs that are done; empty while none is."""
+    spent = [seconds for path in sweep.glob("*/result.json") if (seconds := _seconds(path.parent))]
+    left = total - len(spent)
+    return f"about {duration(sum(spent) / len(spent) * left / parallel)} left" if spent and left > 0 else ""
+
+
+def _seconds(folder: Path) -> float | None:
+    result = read_result(folder)
+    try:
+        return float(result["seconds"]["total"]) if result.get("status") == "finished" else None
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def duration(seconds: float) -> str:

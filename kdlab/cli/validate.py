@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from kdlab import spec
-from kdlab.cli.compose import CONFIG, Composer, Composition
-from kdlab.cli.options import NETWORKS
+from kdlab.cli.compose import Composer, Composition
 from kdlab.errors import UserError
 from kdlab.runs import loggers
 
@@ -29,17 +25,19 @@ def validate(composition: Composition, composer: Composer) -> None:
         UserError: the first mistake, with its dotted key.
     """
     _check(composition.config)
-    _check_terms(composition.overrides, composer)
-    for name, config in composition.stages.items():
+    _check_terms(composition, composer)
+    for name, stage in composition.stages.items():
         try:
-            _check(config)
-            _check_terms([*composition.overrides, *composition.config["stages"][name]], composer)
+            validate(stage, composer)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}") from None
 
 
 def _check(config: Mapping[str, Any]) -> None:
     spec.check(config, target=ROOT)
+    for name, parameter in spec.signature(ROOT).parameters.items():
+        if parameter.required and config.get(name) is None:
+            raise UserError(f"{name}: missing; accepted: {name}=OPTION")
     logger = str((config.get("logger") or {}).get("_target_"))
     if logger.startswith(f"{loggers.__name__}."):
         loggers.require(logger.rpartition(".")[2])
@@ -50,9 +48,9 @@ def _check(config: Mapping[str, Any]) -> None:
             spec.check({**data, **overlay}, f"{owner}.data")
 
 
-def _check_terms(overrides: Sequence[str], composer: Composer) -> None:
+def _check_terms(composition: Composition, composer: Composer) -> None:
     """Two loss recipes that fill the same term are refused: the last would silently win."""
-    recipes = chosen("loss", overrides, composer)
+    recipes = composition.chosen("loss")
     if len(recipes) < 2:
         return
     owner: dict[str, str] = {}
@@ -65,25 +63,6 @@ def _check_terms(overrides: Sequence[str], composer: Composer) -> None:
                     f"loss: {owner[term]!r} and {recipe!r} both fill loss.terms.{term}; accepted: one of them"
                 )
             owner[term] = recipe
-
-
-def chosen(group: str, overrides: Sequence[str], composer: Composer) -> list[str]:
-    """The options of a group that a config is composed of (Hydra records no list among its choices)."""
-    selecting = tuple(o for o in overrides if composer.selects(o))
-    return [path.removeprefix(f"{group}/") for path in _defaults(selecting) if path.startswith(f"{group}/")]
-
-
-def choices(overrides: Sequence[str], composer: Composer) -> dict[str, str]:
-    """Group → the chosen option, several joined by a plus; the names that tables and folders use."""
-    found = {group: "+".join(chosen(group, overrides, composer)) for group in composer.options.groups}
-    return {group: names for group, names in found.items() if names and group != NETWORKS}
-
-
-@cache  # values do not choose: the points of a sweep over values share one answer
-def _defaults(selecting: tuple[str, ...]) -> list[str]:
-    loader = GlobalHydra.instance().config_loader()
-    defaults = loader.compute_defaults_list(CONFIG, list(selecting), RunMode.RUN).defaults
-    return [d.config_path for d in defaults if d.config_path]
 
 
 def _terms(recipe: str, composer: Composer) -> list[str]:

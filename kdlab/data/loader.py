@@ -231,10 +231,10 @@ class StreamLoader(Loader):
     def __init__(self, *args: Any, workers: int = 0, **options: Any) -> None:
         super().__init__(*args, **options)
         assert isinstance(self.split.inputs, Files)
-        self._batches: list[list[int]] = []
+        self._lists = _Lists()
         self._reader = torch.utils.data.DataLoader(
             _Decoder(self.split.inputs),
-            batch_sampler=_Lists(self),
+            batch_sampler=self._lists,
             num_workers=workers,
             persistent_workers=workers > 0,
             collate_fn=_as_is,
@@ -244,7 +244,7 @@ class StreamLoader(Loader):
 
     def _inputs(self, plan: _Plan, skip: int) -> Iterator[Tensor]:
         rows, views = plan.rows.split(plan.lengths), plan.views.split(plan.lengths)
-        self._batches = [part.tolist() for part in rows[skip:]]
+        self._lists.batches = [part.tolist() for part in rows[skip:]]
         for part, raw in enumerate(self._reader, start=skip):
             if isinstance(raw, UserError):
                 raise raw
@@ -252,16 +252,20 @@ class StreamLoader(Loader):
 
 
 class _Lists:
-    """The batch sampler of a StreamLoader: the rows of the micro-batches to come, in this process's hands."""
+    """The batch sampler of a StreamLoader: the rows of the micro-batches to come.
 
-    def __init__(self, loader: StreamLoader) -> None:
-        self._loader = loader
+    It knows nothing of its loader: in a circle of references, the loader's workers would outlive it until some later
+    garbage collection, which may happen in a forked child.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._loader._batches)
+        return iter(self.batches)
 
     def __len__(self) -> int:
-        return len(self._loader._batches)
+        return len(self.batches)
 
 
 class _Decoder(torch.utils.data.Dataset):

@@ -105,7 +105,8 @@ class ImageData(LightningDataModule):
         self.seed, self.split_seed = seed or 0, split_seed
         self.batch_size = _whole("data.batch_size", batch_size, 2)
         self.eval_batch_size = _whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)
-        self.workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
+        spare = min(8, max(1, (os.cpu_count() or 1) - 1))
+        self.workers = spare if workers is None else _whole("data.workers", workers, 0)
         if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < float("inf")):
             raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
         self.ratio = ratio

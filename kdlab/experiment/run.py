@@ -127,7 +127,7 @@ def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> Path:
         if found is not None:
             log.info("going on in %s", found)
             return found
-        log.info("resume=auto: nothing unfinished of this configuration; a new run")
+        log.info("resume=auto: no run of this configuration; a new one")
     return folders.claim(output, experiment.name, config)
 
 
@@ -318,7 +318,7 @@ def _result(
         "config_hash": spec.config_hash(config),
         "seed": config["seed"],
         "overrides": list(overrides),
-        "settings": {**folders.settings(config, overrides), **named},
+        "settings": {**folders.settings(config), **named},
         "models": {role: models.get(role) for role in ("student", "teacher", "baseline")} | models,
         "objective": _score(models["student"], last.task.score),
         "best_epoch": last.fitted.best_epoch,

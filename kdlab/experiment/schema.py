@@ -68,7 +68,7 @@ class Experiment:
     stages: dict = field(default_factory=dict)
     """name → overrides: fits in sequence, each composed on top of the experiment."""
     resume: str | None = None
-    """A run folder to go on in, or ``auto`` for the newest unfinished one of this configuration."""
+    """A run folder to go on in, or ``auto`` for the newest one of this configuration, if there is any."""
     output: str = "outputs"
 
     @classmethod

@@ -141,7 +141,7 @@ def describe_cache(net: nn.Module, data: Any) -> Manifest:
     return Manifest(
         teacher=weights_hash(state),
         data=data.fingerprint,
-        transform=data.transform if data.views != 1 else "",
+        transform=data.transform,
         classes=data.num_classes,
         rows=rows,
         dtype=dtype_for(rows, data.num_classes),

@@ -64,9 +64,18 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
     Returns:
         (B,) in nats.
     """
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    targets = targets if targets.ndim == 1 else targets.to(logits.dtype)
-    return F.cross_entropy(logits, targets, ignore_index=NO_LABEL, reduction="none", label_smoothing=label_smoothing)
+    if targets.ndim == 1:
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        return F.cross_entropy(
+            logits, targets, ignore_index=NO_LABEL, reduction="none", label_smoothing=label_smoothing
+        )
+    # F.cross_entropy makes 0 * -inf of a masked class, and smooths a row without a label into one with
+    log_p = log_probabilities(logits)
+    targets = targets.to(log_p.dtype)
+    if label_smoothing:
+        even = (targets.sum(-1, keepdim=True) > 0) / targets.shape[-1]
+        targets = (1 - label_smoothing) * targets + label_smoothing * even
+    return -(targets * log_p).sum(-1)
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:

@@ -48,7 +48,8 @@ class Schedule:
         share = min(max((progress - self.begin) / (self.until - self.begin), 0.0), 1.0)
         if self.shape == "cosine":
             share = (1 - math.cos(math.pi * share)) / 2
-        return self.start + (self.end - self.start) * share
+        low, high = self.range
+        return float(min(max(self.start + (self.end - self.start) * share, low), high))  # rounding may step outside
 
     @property
     def range(self) -> tuple[float, float]:
@@ -76,10 +77,10 @@ def schedule(value: float | Mapping | Schedule, key: str, least: float = -math.i
     elif (
         isinstance(value, bool)
         or not isinstance(value, Schedule | int | float)
-        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, float) and not math.isfinite(value))
     ):
         raise UserError(
-            f"{key}: {value!r}; accepted: a number, or a schedule such as {{start: 8, end: 1, shape: cosine}}"
+            f"{key}: {value!r}; accepted: a finite number, or a schedule such as {{start: 8, end: 1, shape: cosine}}"
         )
     found = value if isinstance(value, Schedule) else Schedule(value, value)
     low, high = found.range

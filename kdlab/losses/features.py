@@ -85,15 +85,15 @@ class Hint(LayerTerm):
         s, t = self.pair(student, teacher)
         if self.projector is None:
             if s.ndim == 4:
-                self.projector = nn.Conv2d(s.shape[1], t.shape[1], 1)
+                self.projector = nn.Conv2d(s.shape[1], t.shape[1], 1, device=s.device)
             else:
-                self.projector = nn.Linear(s.shape[-1], t.shape[-1])
+                self.projector = nn.Linear(s.shape[-1], t.shape[-1], device=s.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t = self.pair(student, teacher)
         if self.projector is None:
             raise UserError("Hint: call prepare(student, teacher) once before training, to make its projector")
-        return squared_error(self.projector(s), t)
+        return squared_error(self.projector(s.to(next(self.projector.parameters()).dtype)), t)
 
 
 class AttentionTransfer(LayerTerm):

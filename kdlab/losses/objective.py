@@ -49,10 +49,14 @@ class Objective(nn.Module):
         super().__init__()
         if not terms:
             raise UserError("loss.terms: none; accepted: at least one named term")
+        self.terms = nn.ModuleDict()
         for name, term in terms.items():
             if not isinstance(term, Term):
                 raise UserError(f"loss.terms.{name}: {type(term).__name__}; accepted: a kdlab.losses.Term")
-        self.terms = nn.ModuleDict(dict(terms))
+            try:
+                self.terms[name] = term
+            except (KeyError, TypeError) as error:
+                raise UserError(f"loss.terms.{name}: {error.args[0]}; accepted: another name for the term") from None
         self.names = list(terms)
         self.temperature = _temperature(temperature)
         self.alpha = None if alpha is None else schedule(alpha, "loss.alpha", 0.0, 1.0)
@@ -128,17 +132,23 @@ class Objective(nn.Module):
                 total = total + weight * share
             values.append(share.detach().float())
         if isinstance(total, float):  # every weight is zero: keep the graph, so that backward is legal
-            total = 0.0 * student.logits.float().sum()
+            total = student.logits[:0].float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
         return Losses(total * window.parts, torch.stack(values))
 
     @staticmethod
     def _share(term: Term, value: Tensor, batch: Batch, window) -> Tensor:
         """This micro-batch's part of the term's mean over the whole step."""
+        labelled = batch.labelled
         if value.ndim == 0:
-            rows = len(batch) if batch.weight is None else float(batch.weight.sum())
-            return value * (rows / max(window.rows, 1e-12))
+            seen = batch.count()
+            part, whole = (seen.labelled, window.labelled) if term.rows == "labelled" else (seen.rows, window.rows)
+            return value * (part / max(whole, 1e-12))
+        if value.shape != labelled.shape:  # (rows, 1) would broadcast into (rows, rows) without a word
+            raise ValueError(
+                f"{type(term).__name__} returned {tuple(value.shape)}; accepted: one value per row, "
+                f"{tuple(labelled.shape)}, or a scalar"
+            )
         if term.rows == "labelled":
-            labelled = batch.labelled
             # where, not a product: an unlabelled row may hold inf or nan, and 0 * nan is nan
             value = torch.where(labelled, value, torch.zeros_like(value))
         if batch.weight is not None:

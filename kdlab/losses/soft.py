@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -91,8 +92,8 @@ class DKD(SoftTerm):
     ) -> None:
         super().__init__(weight, temperature)
         for name, value in (("target_weight", target_weight), ("other_weight", other_weight)):
-            if not value >= 0:
-                raise UserError(f"{name}: {value}; accepted: at least 0")
+            if not 0 <= value < math.inf:
+                raise UserError(f"{name}: {value}; accepted: a finite number, at least 0")
         self.target_weight, self.other_weight = target_weight, other_weight
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:

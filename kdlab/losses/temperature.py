@@ -85,14 +85,16 @@ class LearnedTemperature(Temperature):
 
     def __init__(self, start: float = 4.0, low: float = 1.0, high: float = 20.0, strength: float = 1.0) -> None:
         super().__init__(start)
-        if not 0 < low < start < high < math.inf:
+        numbers = all(isinstance(v, int | float) for v in (start, low, high))
+        if not numbers or not 0 < low < start < high < math.inf:
             raise UserError(
-                f"loss.temperature: start {start:g}, low {low:g}, high {high:g}; accepted: 0 < low < start < high"
+                f"loss.temperature: start {start}, low {low}, high {high}; accepted: 0 < low < start < high"
             )
         share = (start - low) / (high - low)
         self.low, self.high = low, high
         self.theta = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
-        self.strength = Schedule(0.0, strength, "cosine")
+        course = {"start": 0.0, "end": strength, "shape": "cosine"}
+        self.strength = schedule(course, "loss.temperature.strength", least=0.0)  # below 0 would undo the reversal
 
     def _value(self) -> Tensor:
         theta = reverse_gradient(self.theta, self.strength(self.progress))
@@ -104,7 +106,8 @@ class LearnedTemperature(Temperature):
 
     def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         t = self._value()
-        return _divide(student, t, False), _divide(teacher, t, False), t * t
+        wide = self.high > _WIDE_ABOVE
+        return _divide(student, t, wide), _divide(teacher, t, wide), t * t
 
 
 def temperature(value: float | Mapping | Schedule | Temperature) -> Temperature:

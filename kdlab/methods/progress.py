@@ -28,6 +28,7 @@ class Progress(pl.Callback):
         self.style = ("bar" if sys.stderr.isatty() else "lines") if style == "auto" else style
         self._bar: tqdm | None = None
         self._last = 0.0
+        self._line = ""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
@@ -45,13 +46,19 @@ class Progress(pl.Callback):
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
-        last = trainer.current_epoch + 1 == trainer.max_epochs or trainer.should_stop
-        if self.style == "lines" and trainer.is_global_zero and (last or self._due()):
-            said = "  ".join(f"val/{name} {value}" for name, value in shown.items())
-            log.info("%s: epoch %d of %d  %s", self.name, trainer.current_epoch + 1, trainer.max_epochs, said)
+        said = "  ".join(f"val/{name} {value}" for name, value in shown.items())
+        self._line = f"{self.name}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}  {said}"
+        if self.style == "lines" and self._due():
+            self._say(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._close()
+        self._say(trainer)
+
+    def _say(self, trainer: pl.Trainer) -> None:
+        if self._line and trainer.is_global_zero:
+            log.info(self._line)
+        self._line = ""
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._close()

@@ -116,8 +116,7 @@ def save_weights(state: nn.Module | Mapping[str, Tensor], path: str | Path) -> N
     tensors = state.state_dict() if isinstance(state, nn.Module) else state
     # A clone owns its memory: torch.save would otherwise write all that a view belongs to.
     plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     with atomic_write(path) as file:
         if str(path).endswith(".safetensors"):
@@ -172,9 +171,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
-def _check_shapes(
-    net: nn.Module, state: State, target: Mapping[str, Tensor], path: str | Path, key: str
-) -> None:
+def _check_shapes(net: nn.Module, state: State, target: Mapping[str, Tensor], path: str | Path, key: str) -> None:
     wrong = [k for k in state if state[k].shape != target[k].shape]
     head = head_of(net)[0]
     if wrong and all(k.startswith(f"{head}.") and state[k].shape[1:] == target[k].shape[1:] for k in wrong):
@@ -219,9 +216,7 @@ def _read_torch(path: Path, key: str) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols, which no user can act on
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler raises many kinds on bytes that are not its own
-        name = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(
-            r"class (?:\S*\.)?([\w.]+) was not", str(error)
-        )
+        name = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"class (?:\S*\.)?([\w.]+) was not", str(error))
         if name:
             raise UserError(
                 f"{key}: {path} refused: it wants to run code ({name[1]}); save the state_dict alone"

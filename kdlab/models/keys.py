@@ -72,15 +72,11 @@ def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) 
         raise UserError(f"{key}: expected {{pattern: replacement}}, got {type(source).__name__}")
     for pattern, replacement in source.items():
         if not isinstance(pattern, str) or not isinstance(replacement, str | None):
-            raise UserError(
-                f"{key}: {pattern!r}: {replacement!r} is not {{pattern: replacement}} of two texts"
-            )
+            raise UserError(f"{key}: {pattern!r}: {replacement!r} is not {{pattern: replacement}} of two texts")
         try:
             re.compile(pattern).sub(replacement or "", "")
         except (re.error, IndexError) as error:
-            raise UserError(
-                f"{key}: {pattern!r}: {replacement!r} is no regular expression: {error}"
-            ) from None
+            raise UserError(f"{key}: {pattern!r}: {replacement!r} is no regular expression: {error}") from None
     return list(source.items())
 
 

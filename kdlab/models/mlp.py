@@ -66,9 +66,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.flatten(self.normalize(x))
         if x.shape[1] != self.in_features:
-            raise UserError(
-                f"MLP: an example has {x.shape[1]} numbers, the network was built for {self.in_features}"
-            )
+            raise UserError(f"MLP: an example has {x.shape[1]} numbers, the network was built for {self.in_features}")
         for i in range(1, self.depth + 1):
             x = getattr(self, f"layer{i}")(x)
         return self.fc(x)

@@ -55,9 +55,7 @@ class MobileNetV2(nn.Module):
         channels = int(STEM * width)
         last = int(LAST * max(width, 1.0))
         self.normalize = Normalize(mean, std, in_channels)
-        self.conv1 = nn.Sequential(
-            conv3x3(in_channels, channels, stride=2), nn.BatchNorm2d(channels), nn.ReLU()
-        )
+        self.conv1 = nn.Sequential(conv3x3(in_channels, channels, stride=2), nn.BatchNorm2d(channels), nn.ReLU())
         for i, (full, count, stride) in enumerate(STAGES, start=1):
             block = partial(InvertedResidual, expand=1 if i == 1 else expand)
             outputs = int(full * width)

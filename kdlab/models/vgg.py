@@ -89,6 +89,4 @@ def _convolutions(inputs: int, outputs: int, count: int) -> nn.Sequential:
 
 def _require(pixels: int) -> None:
     if pixels < SMALLEST:
-        raise UserError(
-            f"image_size: {pixels} is too small for VGG, which halves it three times; at least {SMALLEST}"
-        )
+        raise UserError(f"image_size: {pixels} is too small for VGG, which halves it three times; at least {SMALLEST}")

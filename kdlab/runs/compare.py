@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from kdlab.errors import UserError, unknown
 from kdlab.runs import table
-from kdlab.runs.read import Found, Group, Run, clean, differing, group, same, scan, setting, short
+from kdlab.runs.read import Found, Group, Run, clean, differing, finite, group, same, scan, setting, short
 from kdlab.runs.table import DEFAULT, SCORES, Measure, Score, measures, score_of
 
 _MOST_SETTINGS = 6
@@ -28,7 +28,7 @@ columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), a
   val test baseline difference agreement parameters seconds bytes flops latency teacher
   val_ce val_kl test_ce test_kl ece best_epoch total_seconds n run
 
-Runs that differ only in their seed are one row: mean ± sample standard deviation over n seeds.
+Runs that differ only in their seed are one row: mean and sample standard deviation over n seeds.
 Rows are ranked on validation; the test split is shown, and chooses nothing.
 
 examples:
@@ -201,17 +201,13 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
     if comparison.seeds > 1:
         lines.append(f"a ± b: mean and sample standard deviation over n seeds (up to {comparison.seeds}).")
     if "difference" in columns:
-        lines.append(
-            "gain: test score of the student, less that of the same student trained without a teacher."
-        )
+        lines.append("gain: test score of the student, less that of the same student trained without a teacher.")
     hidden = [key for key in comparison.differs if key not in columns]
     if hidden:
         shown = ", ".join(map(clean, hidden[:4])) + (", ..." if len(hidden) > 4 else "")
         lines.append(f"{len(hidden)} more settings differ ({shown}): see the CSV, or --columns.")
     if comparison.repeats:
-        lines.append(
-            f"{len(comparison.repeats)} repeated runs left out (same config, same seed: the latest counts)."
-        )
+        lines.append(f"{len(comparison.repeats)} repeated runs left out (same config, same seed: the latest counts).")
     return lines
 
 
@@ -305,8 +301,8 @@ def _sorted(comparison: Comparison, wanted: str | None) -> list[Group]:
         if measure:
             return (0, -stat.mean if measure.higher else stat.mean, "") if stat else (1, 0.0, "")
         value = len(one.runs) if key == "n" else one.runs[0].label if key == "run" else one.settings.get(key)
-        numeric = isinstance(value, (int, float))
-        return (0, float(value), "") if numeric else (1 + (value is None), 0.0, setting(value))
+        amount = finite(value)
+        return (0, amount, "") if amount is not None else (1 + (value is None), 0.0, setting(value))
 
     known = sorted(comparison.groups, key=place)
     if not backwards:
@@ -350,6 +346,4 @@ def _write(action: Any, where: object) -> None:
         action()
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"compare: cannot write to {str(where)!r} ({reason}); choose another place"
-        ) from error
+        raise UserError(f"compare: cannot write to {str(where)!r} ({reason}); choose another place") from error

@@ -22,6 +22,8 @@ from kdlab.spec import config_hash, flatten
 
 log = logging.getLogger("kdlab")
 
+_NOT_SHOWN = ("stages", "output", "resume", "name", "logger")
+
 FORMAT = 1
 """Version of ``result.json``."""
 
@@ -42,14 +44,12 @@ def claim(output: Path, name: str, config: Mapping[str, Any]) -> Path:
                 continue
             return output / name / f"{stamp}{suffix}"
     except OSError as error:
-        raise UserError(
-            f"output: {output}: {error.strerror}; accepted: a folder that can be written to"
-        ) from None
+        raise UserError(f"output: {output}: {error.strerror}; accepted: a folder that can be written to") from None
     raise RunFailed(f"no free folder under {output / name}")
 
 
 def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -> Path | None:
-    """The folder that ``resume`` means; None where ``auto`` finds nothing unfinished.
+    """The folder that ``resume`` means; None where ``auto`` finds no run of this configuration.
 
     Raises:
         UserError: if it is not a run folder, or one of another configuration; names the first key that differs.
@@ -58,14 +58,13 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
     if resume == "auto":
         folders = sorted((output / name).glob("*/config.yaml"), reverse=True)
         for found in folders:
-            if read_result(found.parent) is None and config_hash(read_yaml(found)) == wanted:
+            # a finished one too: a job that a cluster starts again does not run twice
+            if config_hash(read_yaml(found)) == wanted:
                 return found.parent
         return None
     folder = Path(resume)
     if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"resume: {resume} is not a run folder (no config.yaml); accepted: a run folder, or auto"
-        )
+        raise UserError(f"resume: {resume} is not a run folder (no config.yaml); accepted: a run folder, or auto")
     theirs = read_yaml(folder / "config.yaml")
     if config_hash(theirs) != wanted:
         raise UserError(f"resume: {resume} has another configuration: {_first_difference(theirs, config)}")
@@ -91,9 +90,7 @@ def held(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(
-            f"resume: {folder} is in use by another process; accepted: wait for it, or a new run"
-        ) from None
+        raise UserError(f"resume: {folder} is in use by another process; accepted: wait for it, or a new run") from None
     try:
         yield
     finally:
@@ -109,9 +106,7 @@ def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[st
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> None:
     """Write ``result.json`` last: a folder that has one is finished."""
-    write_text(
-        folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=True) + "\n"
-    )
+    write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
@@ -123,9 +118,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("status") == "finished" else None
 
 
-def record_failure(
-    folder: Path, config: Mapping[str, Any], overrides: Sequence[str], error: BaseException
-) -> None:
+def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], error: BaseException) -> None:
     """Say in ``result.json`` that a run failed, and why; its checkpoints stay."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
@@ -139,18 +132,16 @@ def record_failure(
         "config_hash": config_hash(config),
         "seed": config.get("seed"),
         "overrides": list(overrides),
-        "settings": settings(config, overrides),
+        "settings": settings(config),
         "models": {},
         "finished": now(),
     }
     write_result(folder, result)
 
 
-def settings(config: Mapping[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What describes a run in a table: the chosen options, and every plain value, flat."""
-    flat = {
-        k: v for k, v in flatten(config).items() if not k.endswith("_target_") and not k.startswith("stages")
-    }
+def settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What describes a run in a table: every plain value of its configuration, flat."""
+    flat = {k: v for k, v in flatten(config).items() if not k.endswith("_target_") and not k.startswith("stages")}
     for key in ("loss.temperature", "loss.alpha"):
         value = config.get("loss", {}).get(key.split(".")[1])
         if isinstance(value, Mapping):

@@ -117,9 +117,7 @@ def _header(comparison: Comparison, command: str) -> str:
         "runs finished": _text(_when(runs)),
         "trained with": _text(_distinct(_versions(run) for run in runs)),
         "hardware": _text(_distinct(_hardware(run) for run in runs)),
-        "teacher trained on": _text(
-            _distinct(str(run.result.get("teacher_trained_on") or "") for run in runs)
-        ),
+        "teacher trained on": _text(_distinct(str(run.result.get("teacher_trained_on") or "") for run in runs)),
         "commit": _text(_distinct(str(run.result.get("commit") or "") for run in runs)),
     }
     rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items() if value)
@@ -207,9 +205,7 @@ def _hardware(run: Run) -> str:
 
 
 def _when(runs: Sequence[Run]) -> str:
-    times = sorted(
-        str(run.result["finished"])[:16].replace("T", " ") for run in runs if run.result.get("finished")
-    )
+    times = sorted(str(run.result["finished"])[:16].replace("T", " ") for run in runs if run.result.get("finished"))
     return "" if not times else times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
 
 

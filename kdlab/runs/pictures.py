@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
 INK, QUIET, GRID = "#1f2328", "#656d76", "#d8dee4"
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 10,
     "axes.titlesize": 11,
@@ -184,7 +184,7 @@ def _cell(ax: Axes, i: int, j: int, one: Group, stat: Stat, comparison: Comparis
     small = f"test {test.form(tested.mean)}" if tested else ""
     if stat.std is not None:
         small = f"± {val.form(stat.std)}\n{small}"
-    type_ = {"ha": "center", "color": ink}
+    type_: dict[str, Any] = {"ha": "center", "color": ink}
     middle = j + (0.1 if stat.std is not None else 0.04)
     ax.text(i, middle, val.form(stat.mean) or "", va="bottom", fontsize=11, fontweight="bold", **type_)
     ax.text(i, middle - 0.06, small, va="top", fontsize=7.5, linespacing=1.15, **type_)
@@ -413,9 +413,7 @@ def gains(comparison: Comparison) -> Drawing | None:
     figure = _canvas(7.6, 1.7 + 0.32 * len(shown))
     ax = figure.subplots()
     _bars(ax, [stat for _, stat in shown], 100 if score.fraction else 1, score.higher)
-    ax.set_yticks(
-        range(len(shown)), [_cut(one.label(comparison.differs), 44) for one, _ in shown], fontsize=9
-    )
+    ax.set_yticks(range(len(shown)), [_cut(one.label(comparison.differs), 44) for one, _ in shown], fontsize=9)
     ax.set_xlabel(f"student − baseline, test {score.long}{', points' if score.fraction else ''}")
     title = "What the teacher adds: student less baseline"
     _heading(figure, title, f"{_sample(one for one, _ in shown)}; best on validation at the top")
@@ -434,13 +432,9 @@ def _bars(ax: Axes, stats: list[Stat], scale: float, higher: bool) -> None:
     for place, stat in enumerate(stats):
         value, spread = scale * stat.mean, scale * (stat.std or 0.0)
         right = value >= 0
-        ax.barh(
-            place, value, height=0.66, color=BLUE if right == higher or not value else VERMILION, zorder=2
-        )
+        ax.barh(place, value, height=0.66, color=BLUE if right == higher or not value else VERMILION, zorder=2)
         if stat.std is not None:
-            ax.errorbar(
-                value, place, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3, zorder=3
-            )
+            ax.errorbar(value, place, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3, zorder=3)
         ax.annotate(
             f"{value:+.2f}".replace("-", "−"),
             (value + (spread if right else -spread), place),
@@ -477,7 +471,7 @@ def _canvas(width: float, height: float) -> Figure:
 def _heading(figure: Figure, title: str, sample: str) -> None:
     """The title, and below it in small print what the picture rests on."""
     height = figure.get_figheight()
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.56 / height))
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.56 / height))
     lines = [
         figure.text(0.01, 1 - 0.08 / height, title, va="top", fontsize=12.5, fontweight="bold"),
         figure.text(0.01, 1 - 0.33 / height, sample, va="top", fontsize=9, color=QUIET),

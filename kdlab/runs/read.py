@@ -65,7 +65,7 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The flat settings of the run, with the experiment's name and method beside them."""
-        extra = {key: self.result[key] for key in ("name", "method") if key in self.result}
+        extra: dict[str, Any] = {key: self.result[key] for key in ("name", "method") if key in self.result}
         return {**extra, **mapping(self.result.get("settings"))}
 
     @cached_property
@@ -151,9 +151,7 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
         more = f"; {len(found.unfinished)} unfinished, as {found.unfinished[0]}" if found.unfinished else ""
         more += f"; {found.warnings[0]}" if found.warnings else ""
         where = ", ".join(map(str, roots)) or "nothing"
-        raise UserError(
-            f"compare: no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them"
-        )
+        raise UserError(f"compare: no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them")
     return found
 
 

@@ -81,7 +81,11 @@ def show(text: str, stream: TextIO | None = None) -> None:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        text = text.translate(str.maketrans(_PLAIN)).encode(encoding, "replace").decode(encoding)
+        text = (
+            text.translate({ord(sign): plain for sign, plain in _PLAIN.items()})
+            .encode(encoding, "replace")
+            .decode(encoding)
+        )
     print(text, file=stream)
 
 
@@ -118,9 +122,7 @@ def number(value: float | None, digits: int = 3) -> str | None:
     return None if value is None else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
-def run_table(
-    result: Mapping[str, Any], folder: str | os.PathLike[str] | None = None, bold: bool | None = None
-) -> str:
+def run_table(result: Mapping[str, Any], folder: str | os.PathLike[str] | None = None, bold: bool | None = None) -> str:
     """What a run comes to: a row for each model, the difference that distillation made, where to look next.
 
     Args:

@@ -57,7 +57,8 @@ class Measures:
             )
         self.labels = MetricCollection(against_labels, compute_groups=False)
         self.agreement = MulticlassAccuracy(num_classes, average="micro", validate_args=False, sync_on_compute=False)
-        self.ce, self.kl = MeanMetric(sync_on_compute=False), MeanMetric(sync_on_compute=False)
+        # the default drops nan rows, and a student that broke on some of them would look fine
+        self.ce, self.kl = (MeanMetric(nan_strategy="disable", sync_on_compute=False) for _ in range(2))
         self.rows = 0
         self.compared = False
 
@@ -69,11 +70,12 @@ class Measures:
 
     @torch.no_grad()
     def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
-        """Count one batch."""
-        logits, targets = student.logits.float(), _classes(batch.targets)
+        """Count one batch; rows without a label count for the agreement with the teacher alone."""
+        logits, targets, labelled = student.logits.float(), _classes(batch.targets), batch.labelled
         self.rows += len(targets)
-        self.labels.update(logits.softmax(-1), targets)
-        self.ce.update(cross_entropy(logits, targets))
+        if labelled.any():
+            self.labels.update(logits[labelled].softmax(-1), targets[labelled])
+            self.ce.update(cross_entropy(logits[labelled], targets[labelled]))
         if teacher is not None:
             self.compared = True
             self.agreement.update(logits.argmax(-1), teacher.logits.argmax(-1))

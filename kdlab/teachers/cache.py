@@ -37,7 +37,7 @@ class Manifest:
     data: str
     """Fingerprint of the data, split included."""
     transform: str
-    """The random transform and its seed, as text; empty for fixed inputs."""
+    """How training rows are shown, as text: the random transform, its views and their seed."""
     classes: int
     rows: dict[str, tuple[int, int]]
     """split → (examples, views)"""
@@ -74,6 +74,8 @@ def check_manifest(folder: Path, wanted: Manifest) -> None:
         found = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"teacher.cache: {folder} holds no readable manifest.json ({error})") from None
+    if not isinstance(found, dict):
+        raise UserError(f"teacher.cache: {folder} holds no readable manifest.json (a {type(found).__name__})")
     for name, value in wanted.plain().items():
         if found.get(name) != value:
             raise UserError(
@@ -136,16 +138,24 @@ def _fill(
         shape = (examples, views, manifest.classes)
         array = np.lib.format.open_memmap(folder / f"{split}.npy", "w+", manifest.dtype, shape)
         for view in range(views):
+            seen = np.zeros(examples, bool)
             for batch in batches(split, view):
-                logits = teacher(batch).logits.float()
+                # checked as stored: float16 ends at 65504
+                logits = teacher(batch).logits.to(getattr(torch, manifest.dtype))
                 if not torch.isfinite(logits).all():
                     raise UserError(
                         f"teacher: its logits are not finite for a row of the {split} split; accepted: finite numbers"
                     )
                 assert batch.key is not None
-                array[batch.key[:, 0].cpu().numpy(), view] = logits.cpu().numpy()
+                example = batch.key[:, 0].cpu().numpy()
+                array[example, view] = logits.cpu().numpy()
+                seen[example] = True
                 done += len(batch)
                 report(done, total)
+            if not seen.all():  # the others would teach a uniform distribution
+                raise UserError(
+                    f"teacher.cache: {seen.sum()} of {examples} examples of the {split} split were shown; accepted: all"
+                )
         array.flush()
 
 
@@ -170,16 +180,15 @@ class CachedTeacher(Teacher):
         for split, (examples, views) in manifest.rows.items():
             try:
                 array = np.load(folder / f"{split}.npy", mmap_mode="r")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, EOFError) as error:
                 raise UserError(f"teacher.cache: {folder / f'{split}.npy'} cannot be read ({error})") from None
-            if array.shape != (examples, views, manifest.classes):
+            if array.shape != (examples, views, manifest.classes) or array.dtype != manifest.dtype:
                 raise UserError(
-                    f"teacher.cache: {folder / f'{split}.npy'} has shape {array.shape}; accepted: "
-                    f"{(examples, views, manifest.classes)}"
+                    f"teacher.cache: {folder / f'{split}.npy'} has shape {array.shape} of {array.dtype}; accepted: "
+                    f"{(examples, views, manifest.classes)} of {manifest.dtype}"
                 )
             if manifest.bytes <= on_device:
-                flat = torch.from_numpy(np.array(array)).view(examples * views, manifest.classes)
-                self.arrays[split] = flat
+                self.arrays[split] = torch.from_numpy(np.array(array))
             else:
                 self._mapped[split] = array
 
@@ -193,9 +202,11 @@ class CachedTeacher(Teacher):
         assert batch.key is not None, "a cached teacher needs the batch's keys"
         views = self.manifest.rows[split][1]
         if split in self.arrays:
-            key = batch.key
-            row = key[:, 0] if views == 1 else key[:, 0] * views + key[:, 1]
-            return Outputs(self.arrays[split].index_select(0, row).float())
+            array, key = self.arrays[split], batch.key
+            if views == 1:
+                return Outputs(array[:, 0].index_select(0, key[:, 0]).float())
+            # two indices, so that a view that is not there is an error and not the next example
+            return Outputs(array[key[:, 0], key[:, 1]].float())
         example, view = batch.key.cpu().numpy().T
         logits = torch.from_numpy(self._mapped[split][example, view if views > 1 else 0])
         return Outputs(logits.float().to(self._device, non_blocking=True))

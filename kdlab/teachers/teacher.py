@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,8 +63,8 @@ class FrozenTeacher(Teacher):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs:
-        # somebody may have called train() on a parent since; a BatchNorm in train mode would drift
-        if self.net.training:
+        # somebody may have called train() on it, or on a parent of some of its layers; a BatchNorm would drift
+        if any(module.training for module in self.net.modules()):
             self.net.eval()
         return self.task.outputs(self.net, batch, self.layers)
 
@@ -86,7 +87,9 @@ class EnsembleTeacher(Teacher):
     def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
         if not members:
             raise UserError("teacher: an ensemble of none; accepted: at least one member")
-        if weights is not None and (len(weights) != len(members) or min(weights) < 0 or not sum(weights) > 0):
+        if weights is not None and (
+            len(weights) != len(members) or min(weights) < 0 or not 0 < sum(weights) < math.inf
+        ):
             raise UserError(f"teacher.weights: {list(weights)}; accepted: {len(members)} numbers of at least 0")
         self.members = list(members)
         share = list(weights) if weights is not None else [1.0] * len(members)
@@ -106,6 +109,18 @@ class EnsembleTeacher(Teacher):
         for member in self.members:
             member.to(device)
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {str(i): state for i, member in enumerate(self.members) if (state := member.state_dict())}
+        return {"members": states} if states else {}
+
+    def restore(self, state: dict[str, Any], student: nn.Module) -> None:
+        for i, mine in state.get("members", {}).items():
+            self.members[int(i)].restore(mine, student)
+
+    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+        for member in self.members:
+            member.follow(student, epoch, epochs, step_done)
 
     def describe(self) -> str:
         return f"ensemble of {len(self.members)}"

@@ -18,25 +18,17 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for an experiment")
     args = parser.parse_intermixed_args(argv)
     from kdlab.cli.start import Flags, distinct, planned
-    from kdlab.cli.sweep import duration
+    from kdlab.cli.sweep import expected
 
     with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan:
-        jobs = plan.jobs
-        print(
-            f"ok    config: {jobs} job(s), every key and value bound to its owner",
-            flush=True,
-        )
+        print(f"ok    config: {plan.jobs} job(s), every key and value bound to its owner", flush=True)
         from kdlab import experiment
 
         failed = 0
-        seconds: list[float] = []
         for config in distinct(plan.points):
             for finding in experiment.preflight(config, deep=True):
                 failed += not finding.ok
-                print(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {finding.detail}", flush=True)
-                if finding.seconds is not None:
-                    seconds.append(finding.seconds)
-        if seconds:
-            print(f"time  about {duration(sum(seconds) / len(seconds) * jobs)} for {jobs} job(s)")
+                print(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {finding.text}", flush=True)
+        print(f"time  {expected(plan.points[0].config, plan.jobs)}")
         print(f"{failed} problem(s)" if failed else "ready")
     return 2 if failed else 0

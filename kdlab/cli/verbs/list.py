@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from kdlab.cli import options
 from kdlab.cli.main import Parser
@@ -40,14 +41,43 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _layers(overrides: Sequence[str]) -> int:
+    """The module tree of student and teacher, with the shape that each module puts out for one example."""
     from kdlab.cli.start import Flags, planned
 
     with planned(Flags(tuple(overrides))) as plan:
-        from kdlab import experiment
+        from kdlab.experiment import parts
 
-        for role, rows in experiment.layers(plan.points[0].config).items():
-            print(role)
-            width = max((len(name) for name, _, _ in rows), default=0) + 2
-            for name, kind, shape in rows:
-                print(f"  {name:<{width}}{kind:<20}{'x'.join(map(str, shape))}")
+        config = plan.points[0].config
+        data = parts.data(config["data"], config["seed"])
+        example = next(iter(data.sequential("train"))).inputs[:1].cpu()
+        networks = {"student": config["student"], "teacher.net": (config.get("teacher") or {}).get("net")}
+        for role, mapping in networks.items():
+            if mapping is None:
+                continue
+            rows = _modules(parts.network(mapping, data, 0, role), example)
+            width = max(len(path) for path, _, _ in rows) + 2
+            print(f"{role}: {mapping['_target_']}")
+            for path, kind, shape in rows:
+                print(f"  {path:<{width}}{kind:<20}{shape}".rstrip())
     return 0
+
+
+def _modules(net: Any, example: Any) -> list[tuple[str, str, str]]:
+    """(path, class, output shape) of every module; the shape is empty where the forward does not pass."""
+    import torch
+
+    shapes: dict[str, str] = {}
+
+    def note(path: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor):
+                shapes[path] = " x ".join(map(str, output.shape[1:]))
+
+        return hook
+
+    handles = [module.register_forward_hook(note(path)) for path, module in net.named_modules() if path]
+    with torch.no_grad():
+        net.eval()(example)
+    for handle in handles:
+        handle.remove()
+    return [(path, type(m).__name__, shapes.get(path, "")) for path, m in net.named_modules() if path]

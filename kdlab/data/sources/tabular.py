@@ -66,11 +66,11 @@ def tensors(
     if "" not in splits:
         missing = "inputs" if "inputs" not in held else "targets"
         raise UserError(f"data.{missing}: there are no {missing}; {inputs} holds {', '.join(held) or 'nothing'}")
-    count = 1 + max(int(rows.targets.max()) for rows in splits.values() if len(rows))
+    highest = max((int(rows.targets.max()) for rows in splits.values() if len(rows)), default=1)
     source = Source(
         Path(inputs).stem if isinstance(inputs, (str, Path)) else "tensors",
         splits[""],
-        [str(name) for name in (range(max(count, 2)) if names is None else names)],
+        [str(name) for name in (range(max(highest + 1, 2)) if names is None else names)],
         val=splits.get("val_"),
         test=splits.get("test_", 0.1 if test is None else test),
         key="data.inputs",
@@ -177,8 +177,8 @@ def csv(
     class_names = _sorted_names(written)
     if len(class_names) < 2 or len(class_names) > max(20, len(written) // 2):
         raise UserError(
-            f"data.target: column {target!r} of {path} holds {len(class_names)} different values in {len(written)} rows;"
-            " accepted: a column of classes"
+            f"data.target: column {target!r} of {path} holds {len(class_names)} different values in {len(written)}"
+            " rows; accepted: a column of classes"
         )
     rows = Rows(inputs, torch.tensor([class_names.index(label) for label in written]))
     held_out: Rows | int | float = 0.1 if test is None else test
