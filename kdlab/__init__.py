@@ -13,7 +13,7 @@ from kdlab.errors import RunFailed, UserError
 __version__ = "0.1.0"
 
 _LAZY = {
-    "distill": "kdlab.methods",
+    "distill": "kdlab.experiment.distill",
     "Batch": "kdlab.functional",
     "Outputs": "kdlab.functional",
     "Objective": "kdlab.losses",

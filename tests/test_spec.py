@@ -154,8 +154,10 @@ def typed(module, trusted):
 
         def owner(
             whole: int = 1, number: float = 1.0, flag: bool = False, text: str = "", shape: Shape = "linear",
-            maybe: int | None = None, old: Optional[float] = None, sizes: list[int] = (), pair: tuple[int, int] = (1, 2),
-            several: Sequence[str] | str = (), ramp: Number = 1.0, table: dict[str, float] = {}, path: Path | str = "",
+            maybe: int | None = None, old: Optional[float] = None, sizes: list[int] = (), pair: tuple[int,
+            int] = (1, 2),
+            several: Sequence[str] | str = (), ramp: Number = 1.0, table: dict[str, float] = {},
+            path: Path | str = "",
             quoted: "int | None" = None, free: Any = None, bare=None, other: Mapping | None = None,
         ): ...
         """
@@ -166,9 +168,11 @@ def typed(module, trusted):
 @pytest.mark.parametrize(
     ("key", "good"),
     [
-        ("whole", 3), ("whole", 8.0), ("number", 3), ("number", "1e-3"), ("flag", True), ("text", "a"), ("text", 3),
+        ("whole", 3), ("whole", 8.0), ("number", 3), ("number", "1e-3"), ("flag", True), ("text", "a"),
+        ("text", 3),
         ("shape", "cosine"), ("maybe", None), ("maybe", 2), ("old", 0.5), ("sizes", [1, 2]), ("pair", [3, 4]),
-        ("several", ["a"]), ("several", "a"), ("ramp", 2), ("ramp", {"start": 1, "end": 2, "shape": "cosine"}),
+        ("several", ["a"]), ("several", "a"), ("ramp", 2),
+        ("ramp", {"start": 1, "end": 2, "shape": "cosine"}),
         ("table", {"a": 1}), ("path", "x/y"), ("quoted", 3), ("free", {"any": ["thing"]}), ("bare", 1),
         ("other", {"k": 1}),
     ],
@@ -183,9 +187,11 @@ def test_values_that_fit(typed, key, good):
         ("whole", "3", "an integer"), ("whole", 1.5, "an integer"), ("whole", True, "an integer"),
         ("whole", None, "an integer"), ("number", "fast", "a number"), ("number", False, "a number"),
         ("flag", 1, "true or false"), ("text", ["a"], "a string"), ("shape", "cosin", "linear, cosine"),
-        ("maybe", "x", "an integer, null"), ("sizes", 3, "a list of integers"), ("sizes", ["a"], "a list of integers"),
+        ("maybe", "x", "an integer, null"), ("sizes", 3, "a list of integers"),
+        ("sizes", ["a"], "a list of integers"),
         ("pair", [1, 2, 3], "a list of integers"), ("ramp", "x", "a number, a mapping (Ramp)"),
-        ("table", {"a": "b"}, "a mapping"), ("quoted", "x", "an integer, null"), ("other", 3, "a mapping, null"),
+        ("table", {"a": "b"}, "a mapping"), ("quoted", "x", "an integer, null"),
+        ("other", 3, "a mapping, null"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit(typed, key, bad, accepted):
@@ -204,12 +210,16 @@ def test_unknown_keys_are_named_by_their_dotted_path():
         "terms": {"kl": {"_target_": "kdlab.losses.KL", "wieght": 1.0}},
     }
     message = said(loss, "loss")
-    assert message.startswith("loss.terms.kl.wieght: unknown key of kdlab.losses.KL 'wieght'; nearest: weight;")
+    assert message.startswith(
+        "loss.terms.kl.wieght: unknown key of kdlab.losses.KL 'wieght'; nearest: weight;"
+    )
 
 
 def test_a_schedule_is_checked_where_a_number_may_be_one():
     term = {"_target_": "kdlab.losses.KL", "weight": {"start": 1, "end": 0, "shap": "cosine"}}
-    assert said(term, "t").startswith("t.weight.shap: unknown key of kdlab.functional.schedule.Schedule 'shap'")
+    assert said(term, "t").startswith(
+        "t.weight.shap: unknown key of kdlab.functional.schedule.Schedule 'shap'"
+    )
 
 
 def test_a_missing_value_and_what_code_supplies(typed):
@@ -231,7 +241,9 @@ def test_build_nested_objects_lists_and_converts(module, trusted):
         """
     )
     leaf = {"_target_": f"{name}.Leaf", "value": "1e-2"}
-    tree = spec.build({"_target_": f"{name}.Tree", "leaves": [leaf, leaf], "named": {"a": leaf}, "depth": 2.0})
+    tree = spec.build(
+        {"_target_": f"{name}.Tree", "leaves": [leaf, leaf], "named": {"a": leaf}, "depth": 2.0}
+    )
     assert [one.value for one in tree.leaves] == [0.01, 0.01] and tree.leaves[0] is not tree.leaves[1]
     assert tree.named["a"].value == 0.01 and tree.depth == 2 and isinstance(tree.depth, int)
 
@@ -272,9 +284,12 @@ def test_a_constructors_complaint_gets_its_place(module, trusted):
 @pytest.mark.parametrize(
     "target",
     [
-        "torch.load", "os.system", "builtins.eval", "subprocess.run", "kdlab.cli.main.main", "kdlab.spec.build",
-        "kdlab.losses.objective.torch.load", "torch.nn.modules.module.functools.partial", "torch.nn._reduction.get",
-        "kdlab.functional.types._private", "torch.utils.data.DataLoader", "pickle.loads", "torch", "kdlab.losses",
+        "torch.load", "os.system", "builtins.eval", "subprocess.run", "kdlab.cli.main.main",
+        "kdlab.spec.build",
+        "kdlab.losses.objective.torch.load", "torch.nn.modules.module.functools.partial",
+        "torch.nn._reduction.get",
+        "kdlab.functional.types._private", "torch.utils.data.DataLoader", "pickle.loads", "torch",
+        "kdlab.losses",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("user_modules", [False, True])
@@ -309,7 +324,9 @@ def test_narrower_prefixes():
 
 def test_a_module_that_fails_to_import_is_said_in_one_line(module, trusted):
     name = module("import no_such_package\ndef mine(): ...\n")
-    with pytest.raises(UserError, match=rf"^x\._target_: importing '{name}.mine' failed: ModuleNotFoundError"):
+    with pytest.raises(
+        UserError, match=rf"^x\._target_: importing '{name}.mine' failed: ModuleNotFoundError"
+    ):
         spec.build({"_target_": f"{name}.mine"}, "x")
 
 

@@ -253,6 +253,7 @@ def snapshots(teacher, epochs):
     [
         (0.5, None, 6, [None, None, None, 3, 3, 3]),
         (0.5, 2, 8, [None] * 4 + [4, 4, 6, 6]),
+        (0.5, 2, 6, [None, None, None, 3, 3, 5]),
         (0.25, 1, 4, [None, 1, 2, 3]),
         (0.01, None, 4, [None, 1, 1, 1]),
         (0.5, 3, 2, [None, 1]),

@@ -43,7 +43,7 @@ TAUGHT = {
     "seed": 0,
     "cache": "auto",
 }
-"""How a teacher is come by, beside its network: from a checkpoint, or trained on the data with every label."""
+"""How a teacher is come by, beside its network: from a checkpoint, or trained with every label."""
 
 _OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data[.=]|stages[.=])")
 """Open mappings: any key may be added to them, which Hydra wants said by ``++`` and users need not know."""
@@ -106,7 +106,7 @@ class Composition:
 
 
 class Alias(ConfigNode):
-    """A network as an option of ``student`` or ``teacher``; made when it is asked for, since there are many."""
+    """A network as an option of ``student`` or ``teacher``; made when asked for, since there are many."""
 
     def __init__(self, group: str, network: str) -> None:
         self.name, self.group, self.package, self.provider = f"{network}.yaml", group, None, "kdlab"
@@ -118,7 +118,9 @@ class Alias(ConfigNode):
         if self.group == "student":
             return OmegaConf.create({"defaults": [{f"/{NETWORKS}@_here_": self.network}]})
         recipe = [{f"/{NETWORKS}@net": self.network}, {"/optimizer@optimizer": "sgd"}]
-        return OmegaConf.create({"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT})
+        return OmegaConf.create(
+            {"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT}
+        )
 
 
 def register(options: Options) -> None:
@@ -202,7 +204,9 @@ class Composer:
         found = self._compose(texts, hydra)
         for name, stage in (found.config.get("stages") or {}).items():
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
-                raise UserError(f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]")
+                raise UserError(
+                    f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]"
+                )
             try:
                 parsed = [str(override.input_line) for override in self.parse(stage)]
                 found.stages[name] = self._compose([*texts, *parsed])
@@ -214,12 +218,14 @@ class Composer:
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, Loader)
         try:
-            tree = hydra_compose(CONFIG, overrides=[opened(text) for text in texts], return_hydra_config=hydra)
+            tree = hydra_compose(
+                CONFIG, overrides=[opened(text) for text in texts], return_hydra_config=hydra
+            )
             own = tree.get("hydra")
             if hydra:
                 with open_dict(tree):
                     del tree["hydra"]
-            config = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+            config: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
         except Exception as error:  # Hydra and OmegaConf raise many sorts; all are about what the user gave
             raise self._explain(error, loader.tree) from error
         return Composition(config, list(texts), loader.paths, tree=tree, hydra=own)
@@ -242,12 +248,14 @@ class Composer:
         return UserError(re.sub(r" ?(full_key|object_type|reference_type)[:=].*", "", text))
 
     def _unknown_key(self, key: str, tree: DictConfig | None) -> UserError:
-        node: Any = OmegaConf.create({}) if tree is None else tree
+        node: Any = OmegaConf.create({}) if tree is None else tree  # read key by key
         path, depth, root = key.split("@")[0].split("."), 0, set(node) - {"hydra"}
         while isinstance(node, DictConfig) and depth < len(path) and path[depth] in node:
             node, depth = node[path[depth]], depth + 1
         if depth == len(path):
-            return UserError(f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)")
+            return UserError(
+                f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)"
+            )
         name = path[depth]
         if path[0] == "hydra":
             return UserError(f"{key}: not a setting of Hydra's; accepted: those of --cfg hydra")
@@ -260,7 +268,7 @@ class Composer:
         if key == "loss.alpha":
             return UserError(
                 "loss.alpha: the recipes chosen by loss= have no alpha; accepted: a recipe with one, or "
-                + ", ".join(sorted(k for k in node if not k.startswith("_")))
+                + ", ".join(sorted(str(k) for k in node if k != "_target_"))
             )
         keys = [k for k in node if k != "_target_"]
         error = unknown(key, name, keys, "key")

@@ -40,8 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # a defect, or a machine that lacks something: not the user's mistake
         if os.environ.get("KDLAB_TRACEBACK"):
             traceback.print_exc()
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        return _say(f"{text} (run.log has the traceback; KDLAB_TRACEBACK=1 prints it here)", 1)
+        return _say(
+            f"{type(error).__name__}: {error} (run.log has the traceback; KDLAB_TRACEBACK=1 prints it here)",
+            1,
+        )
 
 
 def entry() -> NoReturn:
@@ -50,7 +52,7 @@ def entry() -> NoReturn:
 
 
 def _say(message: object, status: int) -> int:
-    print(f"kdlab: error: {message}", file=sys.stderr)
+    print(f"kdlab: error: {' '.join(str(message).split())}", file=sys.stderr)
     return status
 
 
@@ -121,5 +123,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         raise UserError(f"--config-dir: no folder {str(found.config_dir)!r}; accepted: a folder like conf/")
     for word in found.overrides:
         if "=" not in word and word[0] not in "~+":
-            raise UserError(f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)")
+            raise UserError(
+                f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)"
+            )
     return Flags(**{**vars(found), "overrides": tuple(found.overrides)})

@@ -11,14 +11,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
-from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
+from kdlab.cli.grid_sweeper import LaunchingSweeper
 from kdlab.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,7 +23,7 @@ if TYPE_CHECKING:
 STUDY = "study.log"
 
 
-class OptunaSweeper(Sweeper):
+class OptunaSweeper(LaunchingSweeper):
     """Runs ``n_trials`` jobs, each where the ones before suggest.
 
     Args:
@@ -41,21 +37,14 @@ class OptunaSweeper(Sweeper):
     def __init__(
         self, n_trials: int, n_jobs: int, seed: int, startup: int, params: dict[str, str] | None = None
     ) -> None:
+        super().__init__(params)
         self.n_trials, self.n_jobs, self.seed, self.startup = n_trials, n_jobs, seed, startup
-        self.params = params or {}
-
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
 
     def sweep(self, arguments: list[str]) -> optuna.Study:
         """Run the search; returns the study."""
         import optuna
 
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        parsed = parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
+        parsed = self.parse(arguments)
         fixed = [_fixed(override) for override in parsed if not override.is_sweep_override()]
         space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
         study = self._study(Path(self.config.hydra.sweep.dir))
@@ -121,9 +110,9 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
     if override.is_choice_sweep():
         return CategoricalDistribution([_plain(v) for v in override.sweep_iterator(Transformer.encode)])
     if isinstance(value, RangeSweep):
-        start, stop, step = value.start, value.stop, value.step
-        if all(isinstance(v, int) for v in (start, stop, step)) and not value.shuffle and step and stop > start:
-            return IntDistribution(start, start + (stop - start - 1) // step * step, step=step)
+        points = value.range()
+        if isinstance(points, range) and points.step > 0 and len(points) > 1 and not value.shuffle:
+            return IntDistribution(points[0], points[-1], step=points.step)
         return CategoricalDistribution([_plain(v) for v in override.sweep_iterator(Transformer.encode)])
     assert isinstance(value, IntervalSweep) and value.start is not None and value.end is not None
     log = "log" in value.tags

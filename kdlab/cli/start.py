@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kdlab import spec
 from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
+from kdlab.cli.grid_sweeper import grid
 from kdlab.cli.validate import check_sweepable, validate
 from kdlab.errors import RunFailed, UserError
 
@@ -131,7 +131,7 @@ def _grid(parsed: list[Override]) -> list[list[str]]:
             )
         if override.is_hydra_override() and override.is_sweep_override():
             raise UserError(f"{override.get_key_element()}: cannot be swept; accepted: one value")
-    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    return grid(parsed)
 
 
 def _ends(parsed: list[Override]) -> list[list[str]]:
@@ -147,7 +147,9 @@ def _ends(parsed: list[Override]) -> list[list[str]]:
             draws.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
             draws.append([str(override.input_line)])
-    return [[values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))]
+    return [
+        [values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))
+    ]
 
 
 @contextmanager
@@ -251,14 +253,18 @@ def _sweep(made: Plan) -> int:
     jobs = [] if made.searched else [_folder(folder, made, point) for point in made.points]
     sweep.write_record(folder, own, [job.name for job in jobs])
     parallel = _share_cores(made.hydra, total)
-    print(f"sweep of {total} jobs in {folder}" + (f", {parallel} at a time" if parallel > 1 else ""), flush=True)
+    print(
+        f"sweep of {total} jobs in {folder}" + (f", {parallel} at a time" if parallel > 1 else ""), flush=True
+    )
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     broken: Exception | None = None
     try:
         task = Job(folder, made.composer, made.swept, total, parallel)
         hydra.multirun(CONFIG, task, _for_hydra(made, folder, parallel))
-    except Exception as error:  # the launcher died, such as a worker killed for memory; jobs themselves never raise
+    except (
+        Exception
+    ) as error:  # the launcher died, such as a worker killed for memory; jobs themselves never raise
         broken = error
     if made.searched:
         jobs = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "compare")

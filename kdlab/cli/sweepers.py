@@ -1,4 +1,4 @@
-"""The sweepers: every combination (``grid``), and Optuna's search (``optuna``).
+"""Make kdlab's sweepers known to Hydra: ``hydra/sweeper=grid`` (the default) and ``hydra/sweeper=optuna``.
 
 Hydra's own basic sweeper would compose every job once more than needed and leave a file behind; the Optuna
 sweeper on the package index asks for an Optuna that is years old.
@@ -6,38 +6,32 @@ sweeper on the package index asks for an Optuna that is years old.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal import core_plugins
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 
+from kdlab.cli.grid_sweeper import GridSweeper
 from kdlab.cli.optuna_sweeper import OptunaSweeper
 
+__all__ = ["GridSweeper", "OptunaSweeper", "register"]
 
-class GridSweeper(BasicSweeper):
-    """Runs every combination of the swept values, in the order in which they were written."""
-
-    def sweep(self, arguments: list[str]) -> Any:
-        assert self.hydra_context is not None and self.launcher is not None
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        parsed = parser.parse_overrides([*self._parse_config(), *arguments])
-        return [
-            self.launcher.launch(batch, initial_job_idx=0)
-            for batch in self.split_arguments(parsed, max_batch_size=None)
-        ]
+SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "grid": (GridSweeper, {"params": None}),
+    "optuna": (OptunaSweeper, {"n_trials": 20, "n_jobs": 1, "seed": 0, "startup": 8, "params": None}),
+}
+"""Option → the sweeper and what can be set of it."""
 
 
 def register() -> None:
-    """Make both known to Hydra as ``hydra/sweeper=grid`` and ``hydra/sweeper=optuna``."""
-    store = ConfigStore.instance()
-    for name, sweeper, node in (
-        ("grid", GridSweeper, {"max_batch_size": None, "params": None}),
-        ("optuna", OptunaSweeper, {"n_trials": 20, "n_jobs": 1, "seed": 0, "startup": 8, "params": None}),
-    ):
-        # Hydra builds plugins only from its own namespace, registered or not
-        sweeper.__module__ = "hydra_plugins.kdlab"
-        Plugins.instance().register(sweeper)
-        target = f"{sweeper.__module__}.{sweeper.__name__}"
-        store.store(group="hydra/sweeper", name=name, node={"_target_": target, **node}, provider="kdlab")
+    """Register both, where Hydra will build them."""
+    # Hydra builds a plugin only if its dotted name lies in a package of Hydra's own, registered or not
+    home = f"{core_plugins.__name__}.kdlab"
+    sys.modules[home] = sys.modules[__name__]
+    vars(core_plugins)["kdlab"] = sys.modules[__name__]
+    for name, (sweeper, settings) in SETTINGS.items():
+        target = f"{home}.{sweeper.__name__}"
+        Plugins.instance().class_name_to_class[target] = sweeper
+        ConfigStore.instance().store(group="hydra/sweeper", name=name, node={"_target_": target, **settings})

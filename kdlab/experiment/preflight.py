@@ -58,6 +58,8 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
 
 def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     parts.dry_run(experiment)
+    if experiment.method.get("source") == "snapshot" and experiment.epochs < 2:
+        raise UserError(f"epochs: {experiment.epochs}; accepted: at least 2 for snapshots to teach in the last ones")
     yield "values", "in range"
     data = parts.data(experiment.data, experiment.seed)
     yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"

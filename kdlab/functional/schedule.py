@@ -64,14 +64,15 @@ def schedule(value: float | Mapping | Schedule, key: str, least: float = -math.i
         UserError: names ``key`` if the value is neither, or leaves ``[least, most]``.
     """
     if isinstance(value, Mapping):
+        given = dict(value)
         try:
-            value = Schedule(**value)
+            value = Schedule(**given)
         except TypeError:
             accepted = ("start", "end", "shape", "begin", "until", "at")
-            strange = [k for k in value if k not in accepted]
+            strange = [k for k in given if k not in accepted]
             if strange:
                 raise unknown(key, strange[0], accepted, "key of a schedule") from None
-            raise UserError(f"{key}: {dict(value)}; a schedule needs start and end") from None
+            raise UserError(f"{key}: {given}; a schedule needs start and end") from None
         except UserError as error:
             raise UserError(f"{key}.{error}") from None
     elif (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from types import TracebackType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -46,10 +47,10 @@ class Taps:
         self._handles.clear()
 
     def _store(self, name: str):
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            value = output[0] if isinstance(output, tuple) else output
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            value: Any = output[0] if isinstance(output, tuple) else output
             if not isinstance(value, Tensor):
-                value = value.last_hidden_state  # type: ignore[attr-defined]
+                value = value.last_hidden_state
             self.outputs[name] = value
 
         return hook

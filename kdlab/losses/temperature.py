@@ -93,6 +93,7 @@ class LearnedTemperature(Temperature):
         share = (start - low) / (high - low)
         self.low, self.high = low, high
         self.theta = nn.Parameter(torch.tensor(math.log(share / (1 - share))))
+        self.theta.no_decay = True  # type: ignore[attr-defined]  # decay would pull T to the middle of its range
         course = {"start": 0.0, "end": strength, "shape": "cosine"}
         self.strength = schedule(course, "loss.temperature.strength", least=0.0)  # below 0 would undo the reversal
 

@@ -168,7 +168,12 @@ class Method(pl.LightningModule):
     # ---- optimizer and state -------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._make_optimizer([p for p in self.parameters() if p.requires_grad])
+        trained = [p for p in self.parameters() if p.requires_grad]
+        free = [p for p in trained if getattr(p, "no_decay", False)]
+        rest = [p for p in trained if not getattr(p, "no_decay", False)]
+        optimizer = self._make_optimizer(
+            [{"params": rest}, {"params": free, "weight_decay": 0.0}] if free else rest  # type: ignore[arg-type]
+        )
         if self._scheduler is None:
             return optimizer
         epochs = self.trainer.max_epochs or 1

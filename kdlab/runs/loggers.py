@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import UserError
 
@@ -58,7 +58,8 @@ def wandb(
     require("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
-    extra = {key: value for key, value in {"entity": entity, "group": group}.items() if value is not None}
+    extra: dict[str, Any] = {key: value for key, value in {"entity": entity,
+    "group": group}.items() if value is not None}
     run = f"{Path(folder).parent.name}-{Path(folder).name}"
     return WandbLogger(
         name=run,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Measures:
     """
 
     def __init__(self, num_classes: int) -> None:
-        against_labels = {
+        against_labels: dict[str, Any] = {
             "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False, sync_on_compute=False),
             "ece": MulticlassCalibrationError(num_classes, validate_args=False, sync_on_compute=False),
         }

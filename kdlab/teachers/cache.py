@@ -113,6 +113,9 @@ def write_cache(
                 f"teacher.cache: needs {manifest.bytes / 2**20:.0f} MiB, and {folder.parent} has "
                 f"{free / 2**20:.0f} MiB free; accepted: more room, fewer data.views, or teacher.cache=off"
             )
+        # under the lock: what killed processes left, and a folder that never got its manifest
+        for left in (folder, *folder.parent.glob(f"{folder.name}.partial-*")):
+            shutil.rmtree(left, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
         try:
             _fill(partial, manifest, teacher, batches, report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class EMATeacher(MovingTeacher):
         assert self.net is not None
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        mine, theirs = list(self.net.parameters()), list(student.parameters())
+        mine, theirs = [p.data for p in self.net.parameters()], list(student.parameters())
         torch._foreach_lerp_(mine, [p.detach() for p in theirs], 1 - decay)
         for own, new in zip(self.net.buffers(), student.buffers(), strict=True):
             own.copy_(new)
@@ -113,8 +114,8 @@ class SnapshotTeacher(MovingTeacher):
         self.begin, self.every = begin, every
 
     def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
-        first = max(1, round(self.begin * epochs))
-        if step_done or epoch < first:
+        first = min(math.ceil(self.begin * epochs), epochs - 1)
+        if step_done or epoch < max(first, 1):
             return
         if epoch == first or (self.every and (epoch - first) % self.every == 0):
             self._copy(student)

@@ -1,0 +1,54 @@
+"""Every combination of the swept values: what ``-m`` does unless told to search."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class LaunchingSweeper(Sweeper):
+    """What sweepers have in common: a launcher, and overrides to read.
+
+    Args:
+        params: further swept overrides, ``{key: "1,2,4"}``, as an option's file may hold them.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def __init__(self, params: dict[str, str] | None = None) -> None:
+        self.params = dict(params or {})
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def parse(self, arguments: list[str]) -> list[Override]:
+        """The overrides of the command line, on top of ``params``."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        return parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
+
+
+class GridSweeper(LaunchingSweeper):
+    """Runs every combination, in the order in which the values were written."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        return self.launcher.launch(grid(self.parse(arguments)), initial_job_idx=0)
+
+
+def grid(parsed: list[Override]) -> list[list[str]]:
+    """The overrides of every combination."""
+    # not at the top: Hydra executes this module anew when it looks for plugins
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]

@@ -1,0 +1,221 @@
+"""``kdlab.distill``: the same parts in plain Python, with anybody's networks and loaders, and no configuration."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab import spec
+from kdlab.cli.options import shipped
+from kdlab.errors import UserError, unknown
+from kdlab.functional import Batch, seed_all
+from kdlab.losses import CrossEntropy, Objective, Term
+from kdlab.methods import FineTune, LearningRate, OfflineKD, Training, evaluate, fit
+from kdlab.runs.folder import read_yaml
+from kdlab.tasks import Classification
+from kdlab.teachers import FrozenTeacher
+
+Loss = str | Sequence[str] | Mapping[str, Term] | Objective
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What :func:`distill` came to."""
+
+    student: nn.Module
+    """The student that was passed in, holding the weights of its best epoch, in eval mode."""
+    best_epoch: int
+    """Counted from 0; the last one without validation."""
+    val: dict[str, float]
+    """Its measures on the validation loader: ``acc``, ``ce``, ``kl`` at temperature 1, ``agreement``, ..."""
+    teacher_val: dict[str, float]
+    """The teacher's."""
+    seconds: float
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    train_loader: Iterable,
+    val_loader: Iterable | None = None,
+    loss: Loss = "hinton",
+    temperature: Any = None,
+    alpha: Any = None,
+    epochs: int = 30,
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
+    scheduler: LearningRate | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    trainer: Mapping[str, Any] | None = None,
+) -> Distilled:
+    """Train ``student`` to imitate ``teacher``, in place.
+
+    Args:
+        student: takes a batch of inputs, returns logits (B, C).
+        teacher: likewise, trained; it is frozen and left as it is. None trains on labels alone.
+        train_loader: anything that can be iterated again and has a length, of ``(inputs, targets)`` pairs or
+            :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
+        val_loader: likewise; None keeps the last epoch.
+        loss: a recipe of ``conf/loss`` such as ``"dkd"``, several of them, named terms, or an objective.
+        temperature: a number, a schedule ``{"start": 8, "end": 1, "shape": "cosine"}`` or a
+            :class:`~kdlab.losses.Temperature`; None takes 4.
+        alpha: share of distillation in [0, 1], a number or a schedule, for recipes that have one.
+        epochs: at least 1.
+        optimizer: makes an optimizer of parameters; None is SGD with Nesterov momentum at 0.05.
+        scheduler: course of the learning rate; None is half a cosine down to 0.
+        seed: of dropout and of projectors' first weights. The order of examples is the loader's.
+        folder: where checkpoints go; a fit that finds one there goes on from it. None keeps nothing.
+        trainer: arguments of :class:`~kdlab.methods.Training`, such as ``{"accelerator": "cpu"}``.
+
+    Raises:
+        UserError: if something does not fit together, in one line.
+
+    Example:
+        >>> kdlab.distill(student, teacher, train_loader, val_loader, loss="dkd", epochs=30)  # doctest: +SKIP
+    """
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise UserError(f"epochs: {epochs!r}; accepted: a whole number, at least 1")
+    objective = _objective(loss if teacher is not None else {}, temperature, alpha)
+    training = Training(**{"progress": "auto", **(trainer or {})})
+    data = _Loaders(train_loader, val_loader, training)
+    task = Classification(_classes(teacher if teacher is not None else student, data, training.device))
+    taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
+    seed_all(seed)
+    parts: dict[str, Any] = {
+        "student": student,
+        "objective": objective,
+        "task": task,
+        "optimizer": optimizer or _sgd,
+        "scheduler": scheduler or LearningRate("cosine"),
+        "seed": seed,
+    }
+    method = FineTune(**parts) if taught is None else OfflineKD(**parts, teacher=taught)
+    with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
+        fitted = fit(method, data, training, Path(place), epochs)
+    found: dict[str, dict[str, float]] = {"student": {}, "teacher": {}}
+    if val_loader is not None:
+        device = training.device
+        student.to(device)
+        for name, net in (("student", student), ("teacher", teacher)):
+            if net is not None:
+                answers = _answers(task, net)
+                found[name] = evaluate(task, answers, data.val_dataloader(), device, taught, "val")
+    return Distilled(student.eval(), fitted.best_epoch, found["student"], found["teacher"], fitted.seconds)
+
+
+def recipe(names: str | Sequence[str]) -> dict[str, Any]:
+    """The ``loss`` mapping of one or more recipes in ``conf/loss``.
+
+    Raises:
+        UserError: for a name that is not there, or two recipes that fill the same term.
+    """
+    folder = shipped() / "loss"
+    found: dict[str, Any] = {"terms": {}}
+    for name in [names] if isinstance(names, str) else names:
+        path = folder / f"{name}.yaml"
+        if not path.is_file():
+            raise unknown("loss", name, [p.stem for p in folder.glob("*.yaml")], "recipe")
+        config = read_yaml(path)
+        doubled = set(found["terms"]) & set(config.get("terms", {}))
+        if doubled:
+            raise UserError(f"loss: {name} fills the term {min(doubled)!r} again; accepted: one recipe for each term")
+        found["terms"].update(config.pop("terms", {}))
+        found.update(config)
+    return found
+
+
+def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
+    if isinstance(loss, Objective):
+        if temperature is not None or alpha is not None:
+            raise UserError("temperature, alpha: the objective has its own; accepted: None beside an objective")
+        return loss
+    terms: dict[str, Term] = {"ce": CrossEntropy()}
+    if isinstance(loss, Mapping):
+        terms.update(loss)
+    else:
+        config = recipe(loss)
+        if alpha is not None and "alpha" not in config:
+            raise UserError(f"alpha: {alpha}, and the recipe {loss!r} has none; accepted: None")
+        alpha = config.get("alpha") if alpha is None else alpha
+        built = {name: spec.build(term, f"loss.terms.{name}") for name, term in config["terms"].items()}
+        terms.update(built)
+    return Objective(terms, 4.0 if temperature is None else temperature, alpha)
+
+
+def _sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+
+
+def _answers(task: Classification, net: nn.Module) -> Any:
+    net.eval()
+    return lambda batch, split: task.outputs(net, batch)
+
+
+def _classes(net: nn.Module, data: _Loaders, device: torch.device) -> int:
+    """Number of classes, from one batch through a network."""
+    training = net.training
+    net.to(device).eval()
+    with torch.no_grad():
+        logits = Classification(2).outputs(net, next(iter(data.train)).to(device)).logits
+    net.train(training)
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise UserError(f"teacher: returns logits of shape {tuple(logits.shape)}; accepted: (B, C) with C at least 2")
+    return int(logits.shape[1])
+
+
+class _Batches:
+    """A user's loader as one of batches, with the little that a fit asks of a loader."""
+
+    def __init__(self, loader: Iterable) -> None:
+        if not hasattr(loader, "__len__"):
+            raise UserError(f"train_loader: {type(loader).__name__} has no length; accepted: a loader with a length")
+        self.loader = loader
+        self.skip = 0
+        self.sampler = getattr(loader, "sampler", None)
+        self.batch_sampler = None
+
+    def __len__(self) -> int:
+        return len(self.loader)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[Batch]:
+        skip, self.skip = self.skip, 0
+        for i, item in enumerate(self.loader):
+            if i >= skip:
+                yield item if isinstance(item, Batch) else Batch(*_pair(item))
+
+
+def _pair(item: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(item, list | tuple) or len(item) != 2:
+        raise UserError(f"train_loader: gives {type(item).__name__}; accepted: (inputs, targets) pairs, or Batches")
+    return item[0], item[1]
+
+
+class _Loaders(SimpleNamespace):
+    """A data module of two loaders."""
+
+    def __init__(self, train: Iterable, val: Iterable | None, training: Training) -> None:
+        if training.accumulate > 1:
+            raise UserError("trainer.accumulate: a loader's batch is one optimizer step here; accepted: 1")
+        self.train, self.val = _Batches(train), None if val is None else _Batches(val)
+        if not len(self.train):
+            raise UserError("train_loader: is empty; accepted: at least one batch")
+        self.counts = {"val": len(self.val) if self.val is not None else 0}
+        self.batch_size = len(next(iter(self.train)))
+
+    def place(self, device: torch.device, **split: int) -> None:
+        """Lightning moves each batch."""
+
+    def train_dataloader(self) -> _Batches:
+        return self.train
+
+    def val_dataloader(self) -> _Batches:
+        assert self.val is not None
+        return self.val
