@@ -154,8 +154,8 @@ def typed(module, trusted):
 
         def owner(
             whole: int = 1, number: float = 1.0, flag: bool = False, text: str = "", shape: Shape = "linear",
-            maybe: int | None = None, old: Optional[float] = None, sizes: list[int] = (), pair: tuple[int,
-            int] = (1, 2),
+            maybe: int | None = None, old: Optional[float] = None, sizes: list[int] = (),
+            pair: tuple[int, int] = (1, 2),
             several: Sequence[str] | str = (), ramp: Number = 1.0, table: dict[str, float] = {},
             path: Path | str = "",
             quoted: "int | None" = None, free: Any = None, bare=None, other: Mapping | None = None,
@@ -169,9 +169,8 @@ def typed(module, trusted):
     ("key", "good"),
     [
         ("whole", 3), ("whole", 8.0), ("number", 3), ("number", "1e-3"), ("flag", True), ("text", "a"),
-        ("text", 3),
-        ("shape", "cosine"), ("maybe", None), ("maybe", 2), ("old", 0.5), ("sizes", [1, 2]), ("pair", [3, 4]),
-        ("several", ["a"]), ("several", "a"), ("ramp", 2),
+        ("text", 3), ("shape", "cosine"), ("maybe", None), ("maybe", 2), ("old", 0.5), ("sizes", [1, 2]),
+        ("pair", [3, 4]), ("several", ["a"]), ("several", "a"), ("ramp", 2),
         ("ramp", {"start": 1, "end": 2, "shape": "cosine"}),
         ("table", {"a": 1}), ("path", "x/y"), ("quoted", 3), ("free", {"any": ["thing"]}), ("bare", 1),
         ("other", {"k": 1}),
@@ -188,8 +187,8 @@ def test_values_that_fit(typed, key, good):
         ("whole", None, "an integer"), ("number", "fast", "a number"), ("number", False, "a number"),
         ("flag", 1, "true or false"), ("text", ["a"], "a string"), ("shape", "cosin", "linear, cosine"),
         ("maybe", "x", "an integer, null"), ("sizes", 3, "a list of integers"),
-        ("sizes", ["a"], "a list of integers"),
-        ("pair", [1, 2, 3], "a list of integers"), ("ramp", "x", "a number, a mapping (Ramp)"),
+        ("sizes", ["a"], "a list of integers"), ("pair", [1, 2, 3], "a list of integers"),
+        ("ramp", "x", "a number, a mapping (Ramp)"),
         ("table", {"a": "b"}, "a mapping"), ("quoted", "x", "an integer, null"),
         ("other", 3, "a mapping, null"),
     ],
@@ -284,12 +283,10 @@ def test_a_constructors_complaint_gets_its_place(module, trusted):
 @pytest.mark.parametrize(
     "target",
     [
-        "torch.load", "os.system", "builtins.eval", "subprocess.run", "kdlab.cli.main.main",
-        "kdlab.spec.build",
-        "kdlab.losses.objective.torch.load", "torch.nn.modules.module.functools.partial",
-        "torch.nn._reduction.get",
-        "kdlab.functional.types._private", "torch.utils.data.DataLoader", "pickle.loads", "torch",
-        "kdlab.losses",
+        "torch.load", "os.system", "builtins.eval", "subprocess.run", "pickle.loads", "torch", "kdlab.losses",
+        "kdlab.cli.main.main", "kdlab.spec.build", "kdlab.losses.objective.torch.load",
+        "torch.nn._reduction.get", "torch.nn.modules.module.functools.partial",
+        "kdlab.functional.types._private", "torch.utils.data.DataLoader",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("user_modules", [False, True])

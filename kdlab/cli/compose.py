@@ -6,6 +6,7 @@ student.width=8`` works for a file that the user just wrote.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,16 +70,26 @@ class UserFolders(SearchPathPlugin):
             search_path.prepend("kdlab", f"file://{folder}", SearchPathQuery(provider="main"))
 
 
-class Loader(ConfigLoaderImpl):
-    """Hydra's config loader, which also remembers what a config was made of: Hydra forgets lists."""
+PACKAGES = {
+    "hydra/launcher=joblib": "hydra-joblib-launcher",
+    "hydra/launcher=submitit_local": "hydra-submitit-launcher",
+    "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
+}
+"""Options of Hydra's that are packages of their own."""
 
-    paths: tuple[str, ...] = ()
+PATHS = "kdlab"
+"""Where the option files of a config are noted, among the choices that Hydra records; it forgets lists."""
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's config loader, which also notes which files a config is made of."""
+
     tree: DictConfig | None = None
     """The last config, as far as it got: with the options, and the values up to one that was refused."""
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
-        self.paths = tuple(d.config_path for d in defaults if d.config_path)
         self.tree = super()._compose_config_from_defaults_list(defaults, repo)
+        self.tree.hydra.runtime.choices[PATHS] = [d.config_path for d in defaults if d.config_path]
         return self.tree
 
 
@@ -88,16 +99,16 @@ class Composition:
 
     config: dict[str, Any]
     overrides: list[str]
-    paths: tuple[str, ...]
-    """The option files: ``loss/hinton``, ``student/resnet8``, ..."""
-    stages: dict[str, Composition] = field(default_factory=dict)
-    tree: DictConfig | None = None
+    tree: DictConfig
     """As Hydra composed it, interpolations unresolved."""
-    hydra: DictConfig | None = None
+    hydra: DictConfig
+    """Hydra's own settings."""
+    stages: dict[str, Composition] = field(default_factory=dict)
 
     def chosen(self, group: str) -> list[str]:
         """The options of a group that it is made of."""
-        return [path.removeprefix(f"{group}/") for path in self.paths if path.startswith(f"{group}/")]
+        paths = self.hydra.runtime.choices[PATHS]
+        return [path.removeprefix(f"{group}/") for path in paths if path.startswith(f"{group}/")]
 
     def choices(self, groups: Iterable[str]) -> dict[str, str]:
         """Group → the chosen option, several joined by a plus: the names that tables and folders use."""
@@ -154,6 +165,7 @@ class Composer:
 
     def __init__(self, options: Options) -> None:
         self.options = options
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
 
     def parse(self, texts: Iterable[str]) -> list[Override]:
         """Read overrides with Hydra's own parser, and refuse options that are not there.
@@ -161,7 +173,7 @@ class Composer:
         Raises:
             UserError: malformed text, or an unknown option of a known group.
         """
-        parser = OverridesParser.create()
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
         parsed = []
         for text in texts:
             try:
@@ -191,17 +203,16 @@ class Composer:
                 raise UserError(f"{error} (a number is a value: try loss.{group}={name})")
             raise error
 
-    def selects(self, text: str) -> bool:
-        """Whether an override chooses options of a group, rather than setting a value."""
-        return text.lstrip("+~").split("=")[0].split("@")[0] in self.options.groups
-
-    def compose(self, texts: Sequence[str], hydra: bool = False) -> Composition:
+    def compose(self, texts: Sequence[str]) -> Composition:
         """Compose one config, and every stage that it names, from overrides without sweeps.
 
         Raises:
             UserError: whatever Hydra refuses, in one line.
         """
-        found = self._compose(texts, hydra)
+        return self.with_stages(self._compose(texts))
+
+    def with_stages(self, found: Composition) -> Composition:
+        """Compose the stages of a config on top of the overrides that made it; works inside a job too."""
         for name, stage in (found.config.get("stages") or {}).items():
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
                 raise UserError(
@@ -209,26 +220,33 @@ class Composer:
                 )
             try:
                 parsed = [str(override.input_line) for override in self.parse(stage)]
-                found.stages[name] = self._compose([*texts, *parsed])
+                found.stages[name] = self._compose([*found.overrides, *parsed])
             except UserError as error:
                 raise UserError(f"stages.{name}: {error}") from None
         return found
 
-    def _compose(self, texts: Sequence[str], hydra: bool = False) -> Composition:
+    def _compose(self, texts: Sequence[str]) -> Composition:
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, Loader)
+        tree = None
+        parsed = self.parse(texts)
         try:
-            tree = hydra_compose(
-                CONFIG, overrides=[opened(text) for text in texts], return_hydra_config=hydra
-            )
-            own = tree.get("hydra")
-            if hydra:
-                with open_dict(tree):
-                    del tree["hydra"]
-            config: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+            tree = self._chosen([str(o.input_line) for o in parsed if self._selects(o)])
+            ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if not self._selects(o)], tree)
+            return composition(tree, texts)
         except Exception as error:  # Hydra and OmegaConf raise many sorts; all are about what the user gave
-            raise self._explain(error, loader.tree) from error
-        return Composition(config, list(texts), loader.paths, tree=tree, hydra=own)
+            raise self._explain(error, tree or loader.tree) from error
+
+    def _chosen(self, selecting: Sequence[str]) -> DictConfig:
+        """The config of the chosen options alone: the slow part, so once for a sweep over values."""
+        key = tuple(selecting)
+        if key not in self._kept:
+            self._kept[key] = hydra_compose(CONFIG, overrides=list(key), return_hydra_config=True)
+        return copy.deepcopy(self._kept[key])
+
+    def _selects(self, override: Override) -> bool:
+        """Whether it chooses options, or is Hydra's; the others set values, which Hydra applies last."""
+        return override.key_or_group in self.options.groups or override.is_hydra_override()
 
     def _explain(self, error: Exception, tree: DictConfig | None) -> UserError:
         """Hydra's message in one line that names the key, the value and what is accepted."""
@@ -238,7 +256,9 @@ class Composer:
             if match[1] in self.options.groups:
                 return unknown(match[1], match[2], self.options.of(match[1]), "option")
             offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
-            return unknown(match[1], match[2], offered[1].split() if offered else [], f"{group} option")
+            missing = unknown(match[1], match[2], offered[1].split() if offered else [], f"{group} option")
+            package = PACKAGES.get(f"{match[1]}={match[2]}")
+            return UserError(f"{missing}; it comes with: pip install {package}") if package else missing
         if match := re.search(r"Could not override '([^']+)'", text):
             return self._unknown_key(match[1], tree)
         if (full := getattr(error, "full_key", None)) and not text.startswith(str(full)):
@@ -284,6 +304,16 @@ class Composer:
         except NotFound:
             return ""
         return f"; {node.get('_target_')} takes it too: +{key}=..." if takes else ""
+
+
+def composition(tree: DictConfig, texts: Sequence[str], hydra: DictConfig | None = None) -> Composition:
+    """A composed tree as plain data; Hydra's settings are taken out of it, or given beside it."""
+    if hydra is None:
+        hydra = tree.hydra
+        with open_dict(tree):
+            del tree["hydra"]
+    config: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    return Composition(config, list(texts), tree, hydra)
 
 
 def _choices(override: Override) -> list[Any]:

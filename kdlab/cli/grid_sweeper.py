@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -47,8 +48,12 @@ class GridSweeper(LaunchingSweeper):
 
 
 def grid(parsed: list[Override]) -> list[list[str]]:
-    """The overrides of every combination."""
-    # not at the top: Hydra executes this module anew when it looks for plugins
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    """The overrides of every combination; where a key is given twice, the last counts."""
+    values: dict[str, list[str]] = {}
+    for override in parsed:
+        key = override.get_key_element()
+        swept = override.is_sweep_override()
+        values[key] = (
+            [f"{key}={v}" for v in override.sweep_string_iterator()] if swept else [str(override.input_line)]
+        )
+    return [list(point) for point in itertools.product(*values.values())]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from kdlab import spec
-from kdlab.cli.compose import Composer, Composition, as_typed
+from kdlab.cli.compose import Composer, Composition, as_typed, composition
 from kdlab.cli.sweep import job_folder, objective, read_result, remaining
+from kdlab.runs.folder import record_failure
 
 
 @dataclass
@@ -57,29 +59,30 @@ class Job:
     total: int
     parallel: int = 1
 
-    def __call__(self, _: DictConfig) -> float | None:
-        job = HydraConfig.get()
+    def __call__(self, tree: DictConfig) -> float | None:
+        job: Any = HydraConfig.get()
         texts = list(job.overrides.task)
-        # composed again, with its stages: Hydra hands over neither them nor what was chosen
-        found = self.composer.compose(texts)
+        found = composition(tree, texts, job)
         folder = job_folder(self.folder, texts, self.swept, found.config)
         words = [text for text in as_typed(texts) if text.split("=")[0] in self.swept]
-        line = f"[{job.job.num + 1}/{self.total}] {' '.join(words) or found.config.get('name')}"
+        place = f"[{job.job.num + 1}/{self.total}]"
+        line = " ".join([place, *(words or [str(found.config.get("name"))])])
         done = read_result(folder)
         if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
-            print(f"{line}: done already", flush=True)
+            _say(f"{line}: done already")
             return objective(done)
         rest = remaining(self.folder, self.total, self.parallel)
-        print(f"{line} ({rest})" if rest else line, flush=True)
+        _say(f"{line} ({rest})" if rest else line)
         with spec.trust(user_modules=True):
             try:
-                return objective(run(found, self.composer, folder))
+                return objective(run(self.composer.with_stages(found), self.composer, folder))
             except Exception as error:
-                self._record(folder, found, error)
+                record_failure(folder, found.config, as_typed(texts), error)
+                _say(f"{place} failed: {type(error).__name__}: {error}")
                 return None
 
-    def _record(self, folder: Path, found: Composition, error: Exception) -> None:
-        from kdlab.runs.folder import record_failure
 
-        record_failure(folder, found.config, as_typed(found.overrides), error)
-        print(f"  failed: {' '.join(f'{type(error).__name__}: {error}'.split())}", flush=True)
+def _say(text: str) -> None:
+    """One line in one write: jobs of other processes write here too."""
+    sys.stdout.write(" ".join(text.split()) + "\n")
+    sys.stdout.flush()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn
 from kdlab.errors import RunFailed, UserError, unknown
 
 if TYPE_CHECKING:
-    from kdlab.cli.start import Flags
+    from kdlab.cli.plan import Flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        print("kdlab: interrupted", file=sys.stderr)
+        print(
+            "kdlab: interrupted; the same command with resume=auto goes on (a sweep: without)",
+            file=sys.stderr,
+        )
         return 130
     except BrokenPipeError:  # as in ``kdlab list | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -108,7 +111,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     Raises:
         UserError: an unknown flag, or a word that is no override.
     """
-    from kdlab.cli.start import Flags
+    from kdlab.cli.plan import Flags
 
     parser = Parser(prog="kdlab", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")

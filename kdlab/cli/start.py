@@ -8,148 +8,16 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from kdlab import spec
 from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
-from kdlab.cli.grid_sweeper import grid
-from kdlab.cli.validate import check_sweepable, validate
+from kdlab.cli.plan import QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
+from kdlab.cli.validate import validate
 from kdlab.errors import RunFailed, UserError
-
-QUIET = {
-    "hydra.run.dir": ".",
-    "hydra.sweep.subdir": ".",
-    "hydra.output_subdir": "null",
-    "hydra/job_logging": "none",
-    "hydra/hydra_logging": "none",
-    "hydra/sweeper": "grid",
-}
-"""Hydra writes and prints nothing of its own: run folders, logs and tables are kdlab's."""
-
-
-@dataclass(frozen=True)
-class Flags:
-    """What the command line asks for besides overrides."""
-
-    overrides: tuple[str, ...] = ()
-    multirun: bool = False
-    cfg: str | None = None
-    resolve: bool = False
-    package: str | None = None
-    info: str | None = None
-    config_dir: Path | None = None
-
-
-@dataclass
-class Plan:
-    """A command, composed and validated."""
-
-    composer: Composer
-    texts: list[str]
-    """The overrides as Hydra takes them, sweeps unexpanded."""
-    points: list[Composition]
-    """What would run: one point, every point of a grid, or the ends of what a search draws from."""
-    swept: tuple[str, ...] = ()
-    searched: bool = False
-    """Whether the points are only the ends of a search."""
-
-    @property
-    def jobs(self) -> int:
-        """How many runs it means."""
-        return int(self.hydra.sweeper.n_trials) if self.searched else len(self.points)
-
-    @property
-    def hydra(self) -> DictConfig:
-        """Hydra's own settings."""
-        assert self.points[0].hydra is not None
-        return self.points[0].hydra
-
-
-def plan(flags: Flags, composer: Composer) -> Plan:
-    """Compose and validate all that a command asks for; writes nothing and imports no torch.
-
-    Raises:
-        UserError: the first mistake in any point or stage.
-    """
-    parsed = composer.parse(flags.overrides)
-    texts = [str(override.input_line) for override in parsed]
-    given = {override.get_key_element() for override in parsed}
-    quiet = [f"{key}={value}" for key, value in QUIET.items() if key not in given]
-    if not flags.multirun:
-        _refuse_sweeps(parsed)
-        found = Plan(composer, texts, [composer.compose([*quiet, *texts], hydra=True)])
-    else:
-        found = _plan_sweep(composer, parsed, texts, quiet)
-    for point in found.points:
-        validate(point, composer)
-        if flags.multirun:
-            check_sweepable(point.config)
-    return found
-
-
-def _refuse_sweeps(parsed: Iterable[Override]) -> None:
-    for override in parsed:
-        if override.is_sweep_override():
-            raise UserError(
-                f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
-                "accepted: one value, a list [a,b], or -m before it to sweep over them"
-            )
-
-
-def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], quiet: list[str]) -> Plan:
-    """Every point of the sweep; params that a file sweeps over (``hydra.sweeper.params``) included."""
-    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    params = composer.compose([*quiet, *plain], hydra=True)
-    assert params.hydra is not None
-    own = OmegaConf.to_container(params.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
-    given = {o.get_key_element() for o in parsed}
-    parsed = [*composer.parse(f"{k}={v}" for k, v in own.items() if k not in given), *parsed]
-    searched = "optuna" in str(params.hydra.runtime.choices.get("hydra/sweeper"))
-    swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
-    points = _ends(parsed) if searched else _grid(parsed)
-    return Plan(
-        composer,
-        texts,
-        [composer.compose([*quiet, *p], hydra=i == 0) for i, p in enumerate(points)],
-        swept,
-        searched,
-    )
-
-
-def _grid(parsed: list[Override]) -> list[list[str]]:
-    for override in parsed:
-        if override.is_interval_sweep():
-            raise UserError(
-                f"{override.get_key_element()}: {override.get_value_string()!r}; "
-                "accepted: choices a,b or range(low,high); an interval needs hydra/sweeper=optuna"
-            )
-        if override.is_hydra_override() and override.is_sweep_override():
-            raise UserError(f"{override.get_key_element()}: cannot be swept; accepted: one value")
-    return grid(parsed)
-
-
-def _ends(parsed: list[Override]) -> list[list[str]]:
-    """A search cannot be listed: each value that it may draw is checked once, intervals at both ends."""
-    from kdlab.cli.optuna_sweeper import samples
-
-    draws = []
-    for override in parsed:
-        key = override.get_key_element()
-        if override.is_interval_sweep():
-            draws.append([f"{key}={value}" for value in samples(override)])
-        elif override.is_sweep_override():
-            draws.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            draws.append([str(override.input_line)])
-    return [
-        [values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))
-    ]
 
 
 @contextmanager
@@ -165,7 +33,7 @@ def _session(flags: Flags) -> Iterator[Composer]:
 def planned(flags: Flags) -> Iterator[Plan]:
     """A validated plan, for verbs that look at an experiment without running it."""
     with _session(flags) as found:
-        yield plan(flags, found)
+        yield make_plan(flags, found)
 
 
 def start(flags: Flags) -> int:
@@ -181,7 +49,7 @@ def start(flags: Flags) -> int:
             return 0
         if flags.cfg is not None:
             return _show(flags, found)
-        made = plan(flags, found)
+        made = make_plan(flags, found)
         gc.enable()
         preflight(made.points)
         return _sweep(made) if flags.multirun else _single(made)
@@ -190,8 +58,8 @@ def start(flags: Flags) -> int:
 def _show(flags: Flags, composer: Composer) -> int:
     """Print the composed config, right or wrong, then say what is wrong with it."""
     parsed = composer.parse(flags.overrides)
-    _refuse_sweeps(parsed)
-    found = composer.compose([str(o.input_line) for o in parsed], hydra=flags.cfg != "job")
+    refuse_sweeps(parsed)
+    found = composer.compose([str(o.input_line) for o in parsed])
     shown = {"hydra": found.hydra} if flags.cfg == "hydra" else found.tree
     if flags.cfg == "all":
         shown = {**found.tree, "hydra": found.hydra}  # type: ignore[dict-item]
@@ -205,17 +73,6 @@ def _show(flags: Flags, composer: Composer) -> int:
     sys.stdout.flush()
     validate(found, composer)
     return 0
-
-
-def distinct(points: Iterable[Composition]) -> Iterator[dict[str, Any]]:
-    """Every config and stage that differs in more than its seed."""
-    seen = set()
-    for point in points:
-        for config in (point.config, *(stage.config for stage in point.stages.values())):
-            key = json.dumps({**config, "seed": None, "stages": None}, sort_keys=True, default=str)
-            if key not in seen:
-                seen.add(key)
-                yield config
 
 
 def preflight(points: Iterable[Composition]) -> None:
@@ -253,18 +110,15 @@ def _sweep(made: Plan) -> int:
     jobs = [] if made.searched else [_folder(folder, made, point) for point in made.points]
     sweep.write_record(folder, own, [job.name for job in jobs])
     parallel = _share_cores(made.hydra, total)
-    print(
-        f"sweep of {total} jobs in {folder}" + (f", {parallel} at a time" if parallel > 1 else ""), flush=True
-    )
+    how = f", {parallel} at a time" if parallel > 1 else ""
+    print(f"sweep of {total} job{'s' * (total > 1)} in {folder}{how}", flush=True)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     broken: Exception | None = None
     try:
         task = Job(folder, made.composer, made.swept, total, parallel)
         hydra.multirun(CONFIG, task, _for_hydra(made, folder, parallel))
-    except (
-        Exception
-    ) as error:  # the launcher died, such as a worker killed for memory; jobs themselves never raise
+    except Exception as error:  # the launcher's, such as a worker killed for memory; jobs never raise
         broken = error
     if made.searched:
         jobs = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "compare")

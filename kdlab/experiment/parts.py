@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from kdlab.experiment.schema import Experiment
 from kdlab.functional import mix, seed_all
 from kdlab.losses import CrossEntropy, Objective
 from kdlab.methods import Method, Training
+from kdlab.methods.checkpoints import read_checkpoint
 from kdlab.runs.curves import CurvesFile
 from kdlab.runs.tensorboard import add_layout
 from kdlab.tasks import Classification
@@ -33,13 +35,14 @@ OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "views": None}
 def data(config: Mapping[str, Any], seed: int) -> Any:
     """A data module; ``seed`` is that of the order and of augmentation.
 
-    The last two are kept: a check, the run after it, and the jobs of a sweep read the same files once.
+    The last three (a student's, its teacher's, and of what it starts from) are kept: a check, the run after it, and
+    the jobs of a sweep read the same files once.
     """
     text = json.dumps(config, sort_keys=True, default=str)
     return _data(text, seed, str(Path.cwd()))
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def _data(text: str, seed: int, folder: str) -> Any:
     return spec.build(json.loads(text), "data", offer={"seed": seed})
 
@@ -88,17 +91,20 @@ def method(
     seed: int,
 ) -> Method:
     """A LightningModule of a ``method`` mapping."""
-    return spec.build(
-        config,
-        "method",
-        student=student,
-        objective=objective,
-        task=task,
-        optimizer=make_optimizer(optimizer),
-        scheduler=None if scheduler is None else spec.build(scheduler, "scheduler"),
-        teacher=teacher,
-        seed=seed,
-    )
+    try:
+        return spec.build(
+            config,
+            "method",
+            student=student,
+            objective=objective,
+            task=task,
+            optimizer=make_optimizer(optimizer),
+            scheduler=None if scheduler is None else spec.build(scheduler, "scheduler"),
+            teacher=teacher,
+            seed=seed,
+        )
+    except UserError as error:  # the teacher is an argument of the method, and a key of the root
+        raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
@@ -150,20 +156,41 @@ def dry_run(experiment: Experiment) -> None:
     Raises:
         UserError: what a constructor refuses.
     """
+    path = Path(experiment.name)
+    if not experiment.name or path.is_absolute() or ".." in path.parts:
+        raise UserError(f"name: {experiment.name!r}; accepted: the name of a folder inside {experiment.output}")
     objective(experiment.loss)
-    if experiment.scheduler is not None:
-        spec.build(experiment.scheduler, "scheduler")
-    _optimizer(experiment.optimizer, [nn.Parameter(torch.zeros(1))])
     training(experiment.trainer)
-    for key, value in (("epochs", experiment.epochs), ("teacher.epochs", getattr(experiment.teacher, "epochs", 1))):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{key}: {value!r}; accepted: a whole number, at least 1")
+    _recipe(experiment)
+    for owner in ("teacher", "pretrained"):
+        recipe = getattr(experiment, owner)
+        if recipe is not None and recipe.optimizer:  # a stage before that teaches has none
+            with of(owner):
+                _recipe(recipe)
+
+
+def _recipe(recipe: Any) -> None:
+    """Build the optimizer and scheduler of an experiment, a teacher or a pretrained network."""
+    if isinstance(recipe.epochs, bool) or not isinstance(recipe.epochs, int) or recipe.epochs < 1:
+        raise UserError(f"epochs: {recipe.epochs!r}; accepted: a whole number, at least 1")
+    if recipe.scheduler is not None:
+        spec.build(recipe.scheduler, "scheduler")
+    _optimizer(recipe.optimizer, [nn.Parameter(torch.zeros(1))])
+
+
+@contextmanager
+def of(owner: str) -> Iterator[None]:
+    """Lead a mistake with the key of the part that it is in: ``teacher.`` before ``data.labels: ...``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{owner}.{error}") from None
 
 
 def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:
     """Lightning loggers for one fit: always ``curves.jsonl``, and the configured one."""
     last = folder / "checkpoints" / "last.ckpt"
-    done = int(torch.load(last, map_location="cpu", weights_only=True)["global_step"]) if last.exists() else 0
+    done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
     found: list = [CurvesFile(folder / "curves.jsonl", done)]
     if config is not None:
         built = spec.build(config, "logger", folder=folder, name=name)

@@ -14,6 +14,7 @@ from torch import nn
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.schema import Experiment
+from kdlab.experiment.teaching import own_data, same_classes, why_not_cached
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import evaluate
@@ -70,10 +71,13 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     student = parts.network(experiment.student, data, experiment.seed, "student")
     yield "student", f"{measure.parameters(student):,} parameters, {data.num_classes} classes"
     teacher = _teacher(experiment, data)
-    taught = teacher is not None or experiment.method.get("source") is not None
-    if objective.needs_teacher and not taught and experiment.teacher is None and not _previous(experiment):
+    itself = experiment.method.get("source") is not None
+    if objective.needs_teacher and teacher is None and not itself and not _previous(experiment):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
-    # with a teacher it is probed below; without, a method may refuse that itself
+    _start(experiment, data, student, teacher)
+    # the student's own past, or the stage before: a network like the student stands in for it
+    stands_in = teacher is None and (itself or _previous(experiment))
+    told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
     parts.method(
         experiment.method,
         student,
@@ -81,12 +85,15 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         task,
         experiment.optimizer,
         experiment.scheduler,
-        FrozenTeacher(teacher, task, objective.teacher_layers) if teacher is not None else None,
+        FrozenTeacher(told, task, objective.teacher_layers) if told is not None else None,
         experiment.seed,
     )
     if teacher is not None:
+        assert experiment.teacher is not None
         yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"
-        _probe(student, teacher, objective, task, data)
+        why_not_cached(experiment.teacher.cache, data, objective.teacher_layers)
+    if told is not None and not _previous(experiment):
+        _probe(student, told, objective, task, data)
         yield "layers and classes", "teacher and student fit together"
     if deep:
         yield from _deep(experiment, data, task, teacher)
@@ -110,7 +117,24 @@ def _teacher(experiment: Experiment, data: Any) -> nn.Module | None:
     net = parts.network(spec.net, data, spec.seed, "teacher.net")
     if spec.checkpoint is not None:
         load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
+    else:
+        same_classes(own_data(experiment, "teacher"), data)
     return net
+
+
+def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Whether the student can start from what ``init`` names."""
+    if experiment.init == "teacher" and not _previous(experiment):
+        parts.start(student, "teacher", previous=None, teacher=teacher, pretrained=None)
+    if experiment.init != "pretrained":
+        return
+    spec = experiment.pretrained
+    if spec is None:
+        raise UserError("init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh")
+    if spec.checkpoint is not None:
+        load_weights(student, spec.checkpoint, spec.mapping, key="pretrained.checkpoint", head=False)
+    else:
+        own_data(experiment, "pretrained")
 
 
 def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: Classification, data: Any) -> None:
@@ -118,7 +142,7 @@ def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: C
     batch: Batch = next(iter(data.sequential("train")))
     rows = Batch(batch.inputs[:2].cpu(), batch.targets[:2].cpu())  # type: ignore[index]
     with torch.no_grad():
-        theirs = FrozenTeacher(teacher, task, objective.teacher_layers)(rows)
+        theirs = _named("teacher_layer", lambda: FrozenTeacher(teacher, task, objective.teacher_layers)(rows))
         training = student.training
         student.eval()
         ours = _named("student_layer", lambda: task.outputs(student, rows, objective.student_layers))

@@ -32,6 +32,7 @@ from kdlab.experiment.teaching import (
     pretrained_start,
     without_teacher,
 )
+from kdlab.losses import Objective
 from kdlab.methods import Fitted, Training, evaluate, fit
 from kdlab.methods.checkpoints import exit_on_sigterm
 from kdlab.models import measure
@@ -87,6 +88,7 @@ def run(
     plan = {name: Experiment.of(stage) for name, stage in (stages or {}).items()} or {"": Experiment.of(config)}
     for stage in (stages or {"": config}).values():
         preflight(stage)
+    _check_first(next(iter(plan.values())))
     experiment = Experiment.of(config)
     in_sweep = folder is not None
     folder = folder or _folder_for(experiment, config)
@@ -108,6 +110,11 @@ def run(
         folders.write_result(folder, result)
     _show(result, folder, in_sweep)
     return result
+
+
+def _check_first(experiment: Experiment) -> None:
+    if experiment.teacher is not None and experiment.teacher.net is None:
+        raise UserError("teacher: previous, and no stage comes before; accepted: teacher=NAME, or a stage before this")
 
 
 def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
@@ -168,9 +175,13 @@ def fit_stage(
     objective = parts.objective(experiment.loss)
 
     from_before = previous if _taught_by_previous(experiment) else None
-    source = find_teacher(experiment, data, training, from_before, choices)
-    lesson = None
-    if source is not None and objective.needs_teacher:
+    taught = _taught(experiment, objective)
+    source = lesson = None
+    if taught or experiment.init == "teacher":
+        source = find_teacher(experiment, data, training, from_before, choices)
+    elif experiment.teacher is not None:
+        log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
+    if source is not None and taught:
         layers = objective.teacher_layers
         lesson = give_lesson(source, experiment.teacher, data, task, layers, training, Path(experiment.output))
 
@@ -198,6 +209,13 @@ def fit_stage(
     log.info("%s: training %d epochs on %s", name, experiment.epochs, data.describe())
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
     return Stage(experiment, data, task, training, student, lesson, fitted)
+
+
+def _taught(experiment: Experiment, objective: Objective) -> bool:
+    """Whether somebody else teaches: neither labels alone, nor a running average or snapshot of the student."""
+    if experiment.method.get("source") in ("ema", "snapshot"):
+        return False
+    return objective.needs_teacher or not _is_finetune(experiment)
 
 
 def _taught_by_previous(experiment: Experiment) -> bool:
@@ -229,13 +247,18 @@ def _measure(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[dic
     if last.experiment.method.get("source") == "previous" and len(stages) > 1:
         models["ensemble"] = _ensemble(stages)
     if last.experiment.baseline:
-        if len(stages) > 1 and first.lesson is None and first.experiment.student == last.experiment.student:
+        if len(stages) > 1 and first.lesson is None and _same_budget(first.experiment, last.experiment):
             models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
         elif last.lesson is not None or last.experiment.init != "fresh" or not _is_finetune(last.experiment):
             found, took = _baseline(of_all_stages([s.experiment for s in stages]), last, choices)
             if found:
                 models["baseline"], seconds["baseline"] = found, took
     return models, seconds
+
+
+def _same_budget(first: Experiment, last: Experiment) -> bool:
+    keys = ("student", "data", "epochs", "optimizer", "scheduler", "seed")
+    return last.init == "fresh" and all(getattr(first, key) == getattr(last, key) for key in keys)
 
 
 def _is_finetune(experiment: Experiment) -> bool:

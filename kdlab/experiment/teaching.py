@@ -57,7 +57,7 @@ def find_teacher(
         UserError: if its checkpoint does not load, or it has another number of classes than the data.
     """
     spec = experiment.teacher
-    if spec is None or spec.net is None:
+    if previous is not None or spec is None or spec.net is None:
         return previous
     if spec.checkpoint is not None:
         net = parts.network(spec.net, data, spec.seed, "teacher.net")
@@ -65,15 +65,30 @@ def find_teacher(
         log.info("teacher: %s", said)
         return Trained(net, f"elsewhere (checkpoint {Path(spec.checkpoint).name})")
     config = parts.teacher_data(experiment.data, spec.data)
-    own = parts.data(config, spec.seed)
-    _same_classes(own, data)
+    own = own_data(experiment, "teacher")
+    same_classes(own, data)
     recipe = Recipe(spec.net, config, spec.epochs, spec.seed, spec.optimizer, spec.scheduler, experiment.trainer)
     name = names.get("teacher", "teacher")
     kept = obtain("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
     return Trained(kept.net, kept.trained_on, kept.seconds, kept.fresh)
 
 
-def _same_classes(teacher: Any, student: Any) -> None:
+def own_data(experiment: Experiment, owner: str) -> Any:
+    """The data on which a teacher, or what the student starts from, is trained.
+
+    Raises:
+        UserError: what the data refuse, or if no row has a label.
+    """
+    spec = getattr(experiment, owner)
+    with parts.of(owner):
+        data = parts.data(parts.teacher_data(experiment.data, spec.data), spec.seed)
+    if data.counts["labelled"] == 0:
+        raise UserError(f"{owner}.data.labels: 0, and it learns from labels; accepted: above 0, or null")
+    return data
+
+
+def same_classes(teacher: Any, student: Any) -> None:
+    """Refuse a teacher of other classes, or of the same in another order."""
     if list(teacher.class_names) != list(student.class_names):
         raise UserError(
             f"teacher.data: {teacher.num_classes} classes {_few(teacher.class_names)}, and data has "
@@ -97,7 +112,7 @@ def give_lesson(
     """Freeze a trained network into a teacher; from its cache where that is exact, else live, and say why."""
     live = FrozenTeacher(source.net, task, layers)
     asked = spec.cache if spec is not None else "auto"
-    why_not = _why_not_cached(asked, data, layers)
+    why_not = why_not_cached(asked, data, layers)
     if why_not:
         log.info("%s; no cache, %s", live.describe(), why_not)
         return Lesson(live, source)
@@ -119,7 +134,12 @@ def give_lesson(
     return Lesson(cached, source, time.monotonic() - started)
 
 
-def _why_not_cached(asked: str, data: Any, layers: list[str]) -> str:
+def why_not_cached(asked: str, data: Any, layers: list[str]) -> str:
+    """Why a teacher answers live; empty where a cache is exact.
+
+    Raises:
+        UserError: if a certain cache is asked for, and cannot be used or is not there.
+    """
     if asked == "off":
         return "as teacher.cache=off asks"
     reasons = []
@@ -129,6 +149,8 @@ def _why_not_cached(asked: str, data: Any, layers: list[str]) -> str:
         reasons.append("augmentation shows unlimited views of an example (data.views=K or all makes them finite)")
     if reasons and asked != "auto":
         raise UserError(f"teacher.cache: {asked}, and {' and '.join(reasons)}; accepted: auto or off")
+    if asked != "auto" and not (Path(asked) / "manifest.json").is_file():
+        raise UserError(f"teacher.cache: {asked} holds no manifest.json; accepted: auto, off, or the folder of a cache")
     return " and ".join(f"since {reason}" for reason in reasons)
 
 

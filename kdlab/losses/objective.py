@@ -64,6 +64,7 @@ class Objective(nn.Module):
             if getattr(term, "shares_temperature", False):
                 term.temperature = self.temperature
         self._progress = 0.0
+        self._temperatures = [module for module in self.modules() if isinstance(module, Temperature)]
 
     @property
     def student_layers(self) -> list[str]:
@@ -88,9 +89,8 @@ class Objective(nn.Module):
     @progress.setter
     def progress(self, value: float) -> None:
         self._progress = value
-        for module in self.modules():
-            if isinstance(module, Temperature):
-                module.progress = value
+        for each in self._temperatures:
+            each.progress = value
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         """Let every term make what depends on shapes; needs one batch's outputs."""

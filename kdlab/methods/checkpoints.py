@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import signal
 import threading
 import time
@@ -21,6 +22,9 @@ from kdlab.models.checkpoint import atomic_write, save_weights
 TERMINATED = 143
 """Exit status after SIGTERM: 128 + 15."""
 
+CURE = "try a smaller optimizer.lr, or trainer.clip=1, and look at the inputs"
+"""What helps against a loss that is not finite."""
+
 
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes beside the target, syncs, and renames: a kill during a save leaves the last good checkpoint.
@@ -38,27 +42,33 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        check_whole(Path(path))
-        return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        return read_checkpoint(Path(path), map_location or "cpu")
 
 
-def check_whole(path: Path) -> None:
-    """Hold a checkpoint against its own checksums.
+def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """A run's ``last.ckpt``, held against its own checksums.
 
-    torch and safetensors read a file with a flipped bit without a word; the zip container's CRC finds it.
+    torch reads a file with a flipped bit without a word; the zip container's CRC finds it.
 
     Raises:
-        UserError: if the file is missing, truncated or damaged.
+        UserError: if the file is missing, truncated, damaged, or of another program.
     """
+    accepted = "accepted: a whole file (without it, training begins anew)"
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+        if damaged:
+            raise UserError(f"resume: {path} is damaged at {damaged}; {accepted}")
+        found = torch.load(path, map_location=map_location, weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"resume: {path} does not exist") from None
-    except (zipfile.BadZipFile, OSError, EOFError):
-        raise UserError(f"resume: {path} is truncated, or not a checkpoint; accepted: a whole file") from None
-    if damaged:
-        raise UserError(f"resume: {path} is damaged at {damaged}; accepted: a whole file")
+    except Exception:  # whatever damaged bytes make the readers do
+        raise UserError(f"resume: {path} is truncated, or not a checkpoint; {accepted}") from None
+    if not isinstance(found, dict) or not {"callbacks", "loops", "global_step"} <= set(found):
+        raise UserError(f"resume: {path} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+    return found
 
 
 class Saver(Checkpoint):
@@ -80,6 +90,8 @@ class Saver(Checkpoint):
         self.best: tuple[float, float] | None = None
         self.best_epoch = -1
         self.best_measures: dict[str, float] = {}
+        self.epochs = 0
+        """Trained so far."""
         self.seconds = 0.0
         self.stopped = False
         self._resumed_seconds = 0.0
@@ -94,6 +106,7 @@ class Saver(Checkpoint):
             "best": list(self.best) if self.best else None,
             "best_epoch": self.best_epoch,
             "best_measures": self.best_measures,
+            "epochs": self.epochs,
             "seconds": self._resumed_seconds + time.monotonic() - self._started,
             "stopped": self.stopped,
         }
@@ -101,7 +114,7 @@ class Saver(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = tuple(state["best"]) if state["best"] else None
         self.best_epoch, self.best_measures = state["best_epoch"], dict(state["best_measures"])
-        self._resumed_seconds, self.stopped = state["seconds"], state["stopped"]
+        self._resumed_seconds, self.stopped, self.epochs = state["seconds"], state["stopped"], state["epochs"]
 
     # ---- hooks --------------------------------------------------------------------------------------------------
 
@@ -132,9 +145,10 @@ class Saver(Checkpoint):
             name[4:]: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")
         }
         validated = (trainer.current_epoch + 1) % trainer.check_val_every_n_epoch == 0  # type: ignore[operator]
+        self.epochs = trainer.current_epoch + 1
         if self.score in measures and validated:
             self._judge(trainer, pl_module, measures)
-        elif self.score not in measures:
+        elif self.best is None:  # after a resume, measures of the epochs before are not there
             self._keep(trainer, pl_module, measures)
         self._save(trainer, pl_module)
         if self._terminate:
@@ -155,6 +169,9 @@ class Saver(Checkpoint):
     # ---- deciding and writing -----------------------------------------------------------------------------------
 
     def _judge(self, trainer: pl.Trainer, module: Any, measures: dict[str, float]) -> None:
+        broken = [f"val/{name} = {measures[name]:g}" for name in ("ce", "kl") if not _finite(measures, name)]
+        if broken:  # weights that broke in the step after the last loss
+            raise RunFailed(f"the loss is not finite at step {trainer.global_step}: {', '.join(broken)}; {CURE}")
         found = (measures[self.score], -measures.get("ce", 0.0))
         if self.best is None or found > self.best:
             self.best = found
@@ -172,6 +189,10 @@ class Saver(Checkpoint):
         module.flush_curves()
         trainer.save_checkpoint(self.folder / "last.ckpt")
         self._saved = time.monotonic()
+
+
+def _finite(measures: dict[str, float], name: str) -> bool:
+    return math.isfinite(measures.get(name, 0.0))
 
 
 def write_or_fail(state: dict[str, Any], path: Path) -> None:

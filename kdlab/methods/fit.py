@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ import torch
 
 from kdlab.errors import RunFailed, UserError
 from kdlab.functional import Batch, Outputs
-from kdlab.methods.checkpoints import Saver, check_whole, write_or_fail
+from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint, write_or_fail
 from kdlab.methods.method import Method
 from kdlab.methods.progress import Progress
 from kdlab.methods.training import Training
@@ -97,7 +99,6 @@ def fit(
         trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
     resume = last if last.exists() else None
     if resume is not None:
-        check_whole(resume)
         log.info("%s: going on from %s", name, resume)
     if resume is None or not _finished(resume, saver, epochs):
         validation = data.val_dataloader() if data.counts["val"] else None
@@ -109,27 +110,35 @@ def fit(
     best = read_state(folder / "checkpoints" / "best.pt")
     method.student.load_state_dict(best)
     method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    with torch.no_grad():  # without validation nobody has looked at what the last step made
+        if not method.task.outputs(method.student, example).logits.isfinite().all():
+            raise RunFailed(f"{name}: its outputs are not finite after step {steps}; {CURE}")
     weights = folder / method.weights_file
     write_or_fail(best, weights)
-    done = saver.best_epoch + 1 if saver.stopped else epochs
     seconds = saver.seconds or saver._resumed_seconds
-    return Fitted(weights, saver.best_epoch, done, steps, seconds, hardware, saver.best_measures)
+    return Fitted(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures)
 
 
 def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Path | None) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit(method, train_dataloaders=loader, val_dataloaders=validation, ckpt_path=resume, weights_only=True)
     except RuntimeError as error:
         if resume is not None and "Error(s) in loading state_dict" in str(error):
             raise UserError(f"resume: {resume} holds another network than the one configured") from None
         raise
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        # Lightning turns Ctrl-C into status 1, and leaves the next one ignored
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
 
 
 def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
     """Whether a checkpoint has nothing left to train: Lightning would make zero steps, or go on after a stop."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    state = read_checkpoint(checkpoint)
     mine = state["callbacks"].get(saver.state_key)
     if mine is None:
         raise UserError(f"resume: {checkpoint} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
@@ -141,7 +150,7 @@ def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
 
 
 def _steps_of(checkpoint: Path | None) -> int:
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True)["global_step"]) if checkpoint else 0
+    return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint else 0
 
 
 class _SkipDone(pl.Callback):

@@ -60,7 +60,17 @@ class Method(pl.LightningModule):
         self._curves: Curves | None = None
         self._random = False
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning sets it 50 times a step, which takes nn.Module's way 0.1 ms
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # ---- training ------------------------------------------------------------------------------------------------
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        # kdlab's loaders give batches that are there already; another's move
+        return batch if batch.targets.device == device else batch.to(device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: student and teacher answer, the objective compares."""
@@ -87,6 +97,8 @@ class Method(pl.LightningModule):
         with torch.no_grad():
             student = self.task.outputs(self.student, batch, self.objective.student_layers)
             teacher = self.teacher(batch) if self.teacher is not None else None
+            if teacher is None and self.teacher is not None:  # it will be this student, later
+                teacher = self.task.outputs(self.student, batch, self.teacher.layers)
         self.objective.prepare(student, teacher)
         self.train()
 
@@ -113,11 +125,14 @@ class Method(pl.LightningModule):
         if self.teacher is not None:
             self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=False)
 
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.teacher is not None:  # here, before a checkpoint of this step is saved
+            self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=True)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
-        if self.teacher is not None:
-            self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=True)
         assert self._curves is not None
         if self._curves.full:
             self.flush_curves()

@@ -37,7 +37,7 @@ class Progress(pl.Callback):
             self._bar = tqdm(total=steps, initial=trainer.global_step, desc=self.name, unit="step", leave=False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._bar is not None and trainer.global_step - self._bar.n >= self.every:
+        if self._bar is not None and (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) == 0:
             self._bar.update(trainer.global_step - self._bar.n)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

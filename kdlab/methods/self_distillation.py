@@ -47,4 +47,7 @@ class SelfDistillation(Method):
             self.teacher = EMATeacher(self.task, decay)
         elif source == "snapshot":
             self.teacher = SnapshotTeacher(self.task, begin, every)
+        if source != "previous":
+            assert self.teacher is not None
+            self.teacher.layers = tuple(self.objective.teacher_layers)
         self.source, self.generations = source, generations

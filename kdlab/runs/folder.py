@@ -18,7 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from kdlab.errors import RunFailed, UserError
-from kdlab.spec import config_hash, flatten
+from kdlab.spec import IRRELEVANT, config_hash, flatten
 
 log = logging.getLogger("kdlab")
 
@@ -73,8 +73,8 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
 
 def _first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     a, b = flatten(theirs), flatten(ours)
-    for key in sorted({*a, *b} - {"resume", "output", "name"}):
-        if a.get(key) != b.get(key):
+    for key in sorted({*a, *b}):
+        if a.get(key) != b.get(key) and not any(key == k or key.startswith(f"{k}.") for k in IRRELEVANT):
             return f"{key} is {a.get(key)!r} there and {b.get(key)!r} here"
     return "its keys differ"
 

@@ -58,8 +58,7 @@ def wandb(
     require("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
-    extra: dict[str, Any] = {key: value for key, value in {"entity": entity,
-    "group": group}.items() if value is not None}
+    extra: dict[str, Any] = {k: v for k, v in {"entity": entity, "group": group}.items() if v is not None}
     run = f"{Path(folder).parent.name}-{Path(folder).name}"
     return WandbLogger(
         name=run,

@@ -17,7 +17,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="check every point of a sweep")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for an experiment")
     args = parser.parse_intermixed_args(argv)
-    from kdlab.cli.start import Flags, distinct, planned
+    from kdlab.cli.plan import Flags, distinct
+    from kdlab.cli.start import planned
     from kdlab.cli.sweep import expected
 
     with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan:

@@ -12,14 +12,15 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="kdlab evaluate",
         description=__doc__,
-        epilog="example: kdlab evaluate data=cifar10 data.root=DIR teacher=resnet56_a teacher.checkpoint=FILE "
-        "teacher.net.mean=imagenet teacher.net.std=imagenet",
+        epilog="example: kdlab evaluate data=cifar10 data.root=DIR teacher=resnet56_a "
+        "teacher.checkpoint=FILE teacher.net.mean=imagenet teacher.net.std=imagenet",
     )
     parser.add_argument(
         "overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ..."
     )
     args = parser.parse_args(argv)
-    from kdlab.cli.start import Flags, planned
+    from kdlab.cli.plan import Flags
+    from kdlab.cli.start import planned
 
     with planned(Flags(tuple(args.overrides))) as plan:
         from kdlab.experiment import evaluate_teacher

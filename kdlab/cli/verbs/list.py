@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _layers(overrides: Sequence[str]) -> int:
     """The module tree of student and teacher, with the shape that each module puts out for one example."""
-    from kdlab.cli.start import Flags, planned
+    from kdlab.cli.plan import Flags
+    from kdlab.cli.start import planned
 
     with planned(Flags(tuple(overrides))) as plan:
         from kdlab.experiment import parts

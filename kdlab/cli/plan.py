@@ -1,0 +1,157 @@
+"""What a command would run: every point of a sweep and every stage, composed and validated."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from kdlab.cli.compose import Composer, Composition
+from kdlab.cli.grid_sweeper import grid
+from kdlab.cli.validate import check_sweepable, validate
+from kdlab.errors import UserError
+
+QUIET = {
+    "hydra.run.dir": ".",
+    "hydra.sweep.subdir": ".",
+    "hydra.output_subdir": "null",
+    "hydra/job_logging": "none",
+    "hydra/hydra_logging": "none",
+    "hydra/sweeper": "grid",
+}
+"""Hydra writes and prints nothing of its own: run folders, logs and tables are kdlab's."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the command line asks for besides overrides."""
+
+    overrides: tuple[str, ...] = ()
+    multirun: bool = False
+    cfg: str | None = None
+    resolve: bool = False
+    package: str | None = None
+    info: str | None = None
+    config_dir: Path | None = None
+
+
+@dataclass
+class Plan:
+    """A command, composed and validated."""
+
+    composer: Composer
+    texts: list[str]
+    """The overrides as Hydra takes them, sweeps unexpanded."""
+    points: list[Composition]
+    """What would run: one point, every point of a grid, or the ends of what a search draws from."""
+    swept: tuple[str, ...] = ()
+    searched: bool = False
+    """Whether the points are only the ends of a search."""
+
+    @property
+    def jobs(self) -> int:
+        """How many runs it means."""
+        return int(self.hydra.sweeper.n_trials) if self.searched else len(self.points)
+
+    @property
+    def hydra(self) -> DictConfig:
+        """Hydra's own settings."""
+        return self.points[0].hydra
+
+
+def make_plan(flags: Flags, composer: Composer) -> Plan:
+    """Compose and validate all that a command asks for; writes nothing and imports no torch.
+
+    Raises:
+        UserError: the first mistake in any point or stage.
+    """
+    parsed = composer.parse(flags.overrides)
+    texts = [str(override.input_line) for override in parsed]
+    given = {override.get_key_element() for override in parsed}
+    quiet = [f"{key}={value}" for key, value in QUIET.items() if key not in given]
+    if not flags.multirun:
+        refuse_sweeps(parsed)
+        found = Plan(composer, texts, [composer.compose([*quiet, *texts])])
+    else:
+        found = _plan_sweep(composer, parsed, texts, quiet)
+    for point in found.points:
+        validate(point, composer)
+        if flags.multirun:
+            check_sweepable(point.config)
+    return found
+
+
+def refuse_sweeps(parsed: Iterable[Override]) -> None:
+    """Refuse several values for a key where one run is meant.
+
+    Raises:
+        UserError: names the key and its values.
+    """
+    for override in parsed:
+        if override.is_sweep_override():
+            raise UserError(
+                f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
+                "accepted: one value, a list [a,b], or -m before it to sweep over them"
+            )
+
+
+def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], quiet: list[str]) -> Plan:
+    """Every point of the sweep; params that a file sweeps over (``hydra.sweeper.params``) included."""
+    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    params = composer.compose([*quiet, *plain])
+    own = OmegaConf.to_container(params.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
+    given = {o.get_key_element() for o in parsed}
+    parsed = [*composer.parse(f"{k}={v}" for k, v in own.items() if k not in given), *parsed]
+    searched = "optuna" in str(params.hydra.runtime.choices.get("hydra/sweeper"))
+    if searched and importlib.util.find_spec("optuna") is None:
+        raise UserError("hydra/sweeper: 'optuna' needs a package that is not installed: pip install optuna")
+    swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
+    points = _ends(parsed) if searched else _grid(parsed)
+    return Plan(composer, texts, [composer.compose([*quiet, *p]) for p in points], swept, searched)
+
+
+def _grid(parsed: list[Override]) -> list[list[str]]:
+    for override in parsed:
+        if override.is_interval_sweep():
+            raise UserError(
+                f"{override.get_key_element()}: {override.get_value_string()!r}; "
+                "accepted: choices a,b or range(low,high); an interval needs hydra/sweeper=optuna"
+            )
+        if override.is_hydra_override() and override.is_sweep_override():
+            raise UserError(f"{override.get_key_element()}: cannot be swept; accepted: one value")
+    return grid(parsed)
+
+
+def _ends(parsed: list[Override]) -> list[list[str]]:
+    """A search cannot be listed: each value that it may draw is checked once, intervals at both ends."""
+    from kdlab.cli.optuna_sweeper import samples
+
+    draws = []
+    for override in parsed:
+        key = override.get_key_element()
+        if override.is_interval_sweep():
+            draws.append([f"{key}={value}" for value in samples(override)])
+        elif override.is_sweep_override():
+            draws.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            draws.append([str(override.input_line)])
+    return [
+        [values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))
+    ]
+
+
+def distinct(points: Iterable[Composition]) -> Iterator[dict[str, Any]]:
+    """Every config and stage that differs in more than its seed."""
+    seen = set()
+    for point in points:
+        for config in (point.config, *(stage.config for stage in point.stages.values())):
+            key = json.dumps({**config, "seed": None, "stages": None}, sort_keys=True, default=str)
+            if key not in seen:
+                seen.add(key)
+                yield config
