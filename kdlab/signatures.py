@@ -152,9 +152,7 @@ def _read_import(found: Source, node: ast.ImportFrom) -> None:
             found.imports[alias.asname or alias.name] = (base, alias.name)
 
 
-def lookup(
-    scope: Source, name: str, _seen: frozenset = frozenset()
-) -> tuple[Source, Definition | ast.expr] | None:
+def lookup(scope: Source, name: str, _seen: frozenset = frozenset()) -> tuple[Source, Definition | ast.expr] | None:
     """Where ``name`` is defined as seen from a module, through imports and plain aliases."""
     if (scope.name, name) in _seen:
         return None
@@ -269,8 +267,7 @@ def _of_fields(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter],
             continue
         default = statement.value
         hidden = isinstance(default, ast.Call) and any(
-            k.arg == "init" and isinstance(k.value, ast.Constant) and not k.value.value
-            for k in default.keywords
+            k.arg == "init" and isinstance(k.value, ast.Constant) and not k.value.value for k in default.keywords
         )
         if not hidden and "ClassVar" not in ast.unparse(statement.annotation):
             name = statement.target.id
@@ -285,8 +282,7 @@ def _of_function(
     positional = given.args[1:] if owner else given.args
     optional = len(given.defaults)
     parameters = {
-        a.arg: Parameter(a.arg, a.annotation, i < len(positional) - optional, scope)
-        for i, a in enumerate(positional)
+        a.arg: Parameter(a.arg, a.annotation, i < len(positional) - optional, scope) for i, a in enumerate(positional)
     }
     for a, default in zip(given.kwonlyargs, given.kw_defaults, strict=True):
         parameters[a.arg] = Parameter(a.arg, a.annotation, default is None, scope)
@@ -303,9 +299,7 @@ def _passed_on(
     for call in ast.walk(node):
         if not isinstance(call, ast.Call):
             continue
-        if not any(
-            k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords
-        ):
+        if not any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords):
             continue
         if owner is not None and ast.unparse(call.func) == "super().__init__":
             found = _of_base(scope, owner)

@@ -140,9 +140,7 @@ def build(
             given[name] = value
     for name in from_code:
         if name not in owner.parameters and not owner.open:
-            raise UserError(
-                f"{_join(path, TARGET)}: {owner.target} takes no argument {name!r}, which kdlab gives it"
-            )
+            raise UserError(f"{_join(path, TARGET)}: {owner.target} takes no argument {name!r}, which kdlab gives it")
     missing = [n for n, p in owner.parameters.items() if p.required and n not in given and n not in from_code]
     if missing:
         raise UserError(f"{_join(path, missing[0])}: missing; {owner.target} needs {', '.join(missing)}")
@@ -168,9 +166,7 @@ def _placed(error: UserError, path: str, owner: Signature) -> UserError:
     text = str(error)
     if not path or text.startswith(path.split(".")[0]):
         return error
-    return UserError(
-        f"{path}.{text}" if text.split(":")[0].split(".")[0] in owner.parameters else f"{path}: {text}"
-    )
+    return UserError(f"{path}.{text}" if text.split(":")[0].split(".")[0] in owner.parameters else f"{path}: {text}")
 
 
 def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Collection[str]) -> dict[str, Any]:
@@ -264,9 +260,7 @@ def _is_users(module: str) -> bool:
     if {"site-packages", "dist-packages"} & set(path.parts):
         return False
     library = sysconfig.get_paths()
-    return not any(
-        path.is_relative_to(Path(library[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib")
-    )
+    return not any(path.is_relative_to(Path(library[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib"))
 
 
 def _resolve(target: str, path: str) -> Any:
@@ -280,9 +274,7 @@ def _resolve(target: str, path: str) -> Any:
         raise UserError(
             f"{_join(path, TARGET)}: importing {target!r} failed: {type(error).__name__}: {error}"
         ) from error
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _allowed(
-        f"{found.__module__}.{name}"
-    ):
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _allowed(f"{found.__module__}.{name}"):
         raise _forbidden(target, path)
     return found
 

@@ -89,7 +89,7 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self.tree = super()._compose_config_from_defaults_list(defaults, repo)
-        self.tree.hydra.runtime.choices[PATHS] = [d.config_path for d in defaults if d.config_path]
+        self.tree.hydra.runtime.choices[PATHS] = [[d.config_path, d.parent] for d in defaults if d.config_path]
         return self.tree
 
 
@@ -106,13 +106,19 @@ class Composition:
     stages: dict[str, Composition] = field(default_factory=dict)
 
     def chosen(self, group: str) -> list[str]:
-        """The options of a group that it is made of."""
-        paths = self.hydra.runtime.choices[PATHS]
-        return [path.removeprefix(f"{group}/") for path in paths if path.startswith(f"{group}/")]
+        """The options of a group that it is made of, those that an option builds on included."""
+        return [path.removeprefix(f"{group}/") for path, _ in self._paths if path.startswith(f"{group}/")]
+
+    @property
+    def _paths(self) -> list[tuple[str, str]]:
+        """Each option file, and the file that names it in its defaults."""
+        return self.hydra.runtime.choices[PATHS]
 
     def choices(self, groups: Iterable[str]) -> dict[str, str]:
         """Group → the chosen option, several joined by a plus: the names that tables and folders use."""
-        found = {group: "+".join(self.chosen(group)) for group in groups if group != NETWORKS}
+        # what an option builds on, or brings along for itself, was not chosen
+        chosen = [path.rpartition("/") for path, parent in self._paths if parent == CONFIG]
+        found = {group: "+".join(name for at, _, name in chosen if at == group) for group in groups if group != NETWORKS}
         return {group: names for group, names in found.items() if names}
 
 
@@ -129,9 +135,7 @@ class Alias(ConfigNode):
         if self.group == "student":
             return OmegaConf.create({"defaults": [{f"/{NETWORKS}@_here_": self.network}]})
         recipe = [{f"/{NETWORKS}@net": self.network}, {"/optimizer@optimizer": "sgd"}]
-        return OmegaConf.create(
-            {"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT}
-        )
+        return OmegaConf.create({"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT})
 
 
 def register(options: Options) -> None:
@@ -215,9 +219,7 @@ class Composer:
         """Compose the stages of a config on top of the overrides that made it; works inside a job too."""
         for name, stage in (found.config.get("stages") or {}).items():
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
-                raise UserError(
-                    f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]"
-                )
+                raise UserError(f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]")
             try:
                 parsed = [str(override.input_line) for override in self.parse(stage)]
                 found.stages[name] = self._compose([*found.overrides, *parsed])
@@ -273,9 +275,7 @@ class Composer:
         while isinstance(node, DictConfig) and depth < len(path) and path[depth] in node:
             node, depth = node[path[depth]], depth + 1
         if depth == len(path):
-            return UserError(
-                f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)"
-            )
+            return UserError(f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)")
         name = path[depth]
         if path[0] == "hydra":
             return UserError(f"{key}: not a setting of Hydra's; accepted: those of --cfg hydra")

@@ -53,7 +53,5 @@ def grid(parsed: list[Override]) -> list[list[str]]:
     for override in parsed:
         key = override.get_key_element()
         swept = override.is_sweep_override()
-        values[key] = (
-            [f"{key}={v}" for v in override.sweep_string_iterator()] if swept else [str(override.input_line)]
-        )
+        values[key] = [f"{key}={v}" for v in override.sweep_string_iterator()] if swept else [str(override.input_line)]
     return [list(point) for point in itertools.product(*values.values())]

@@ -54,7 +54,5 @@ def _groups(found: options.Options, width: int) -> list[str]:
         if name == "teacher":
             shown = ["any student", *options.EXTRA["teacher"]]
         indent = " " * 14
-        lines += textwrap.wrap(
-            " ".join(shown), width, initial_indent=f"  {name:<12}", subsequent_indent=indent
-        )
+        lines += textwrap.wrap(" ".join(shown), width, initial_indent=f"  {name:<12}", subsequent_indent=indent)
     return lines

@@ -126,7 +126,5 @@ def parse_flags(argv: Sequence[str]) -> Flags:
         raise UserError(f"--config-dir: no folder {str(found.config_dir)!r}; accepted: a folder like conf/")
     for word in found.overrides:
         if "=" not in word and word[0] not in "~+":
-            raise UserError(
-                f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)"
-            )
+            raise UserError(f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)")
     return Flags(**{**vars(found), "overrides": tuple(found.overrides)})

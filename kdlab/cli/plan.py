@@ -141,9 +141,7 @@ def _ends(parsed: list[Override]) -> list[list[str]]:
             draws.append([f"{key}={value}" for value in override.sweep_string_iterator()])
         else:
             draws.append([str(override.input_line)])
-    return [
-        [values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))
-    ]
+    return [[values[min(i, len(values) - 1)] for values in draws] for i in range(max(map(len, draws), default=1))]
 
 
 def distinct(points: Iterable[Composition]) -> Iterator[dict[str, Any]]:

@@ -25,9 +25,7 @@ def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool
     """
     kept = sorted(text for text in texts if not text.startswith(("hydra.", "hydra/", "output=", "resume=")))
     digest = hashlib.sha256("\n".join([*kept, "search" * searched]).encode()).hexdigest()[:8]
-    return (
-        Path(str(config.get("output") or "outputs")) / str(config.get("name") or "kdlab") / f"sweep-{digest}"
-    )
+    return Path(str(config.get("output") or "outputs")) / str(config.get("name") or "kdlab") / f"sweep-{digest}"
 
 
 def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: Mapping[str, Any]) -> Path:

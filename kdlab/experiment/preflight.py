@@ -66,6 +66,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"
     if data.counts["test"] == 0 and deep:
         raise UserError("data: the test split is empty; accepted: at least one row")
+    data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
     objective = parts.objective(experiment.loss)
     task = Classification(data.num_classes)
     student = parts.network(experiment.student, data, experiment.seed, "student")
@@ -142,21 +143,27 @@ def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: C
     batch: Batch = next(iter(data.sequential("train")))
     rows = Batch(batch.inputs[:2].cpu(), batch.targets[:2].cpu())  # type: ignore[index]
     with torch.no_grad():
-        theirs = _named("teacher_layer", lambda: FrozenTeacher(teacher, task, objective.teacher_layers)(rows))
+        layers = objective.teacher_layers
+        theirs = _named("teacher_layer", objective, lambda: FrozenTeacher(teacher, task, layers)(rows))
         training = student.training
         student.eval()
-        ours = _named("student_layer", lambda: task.outputs(student, rows, objective.student_layers))
+        ours = _named("student_layer", objective, lambda: task.outputs(student, rows, objective.student_layers))
         student.train(training)
         objective.prepare(ours, theirs)
         objective(ours, theirs, rows)
 
 
-def _named(key: str, action: Callable[[], Any]) -> Any:
+def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
+    """Do what may miss a layer, and lead the mistake with the key of the term that names it."""
     try:
         return action()
     except UserError as error:
         text = str(error)
-        raise UserError(f"{key}{text[5:]}" if text.startswith("layer:") else text) from None
+        if not text.startswith("layer:"):
+            raise
+        said = text.split(";")[0]
+        owners = [n for n, term in objective.terms.items() if any(repr(x) in said for x in getattr(term, f"{key}s"))]
+        raise UserError(f"{f'loss.terms.{owners[0]}.' if owners else ''}{key}{text[5:]}") from None
 
 
 def _deep(

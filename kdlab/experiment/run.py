@@ -124,7 +124,7 @@ def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
         return
     student = result["models"]["student"]
     scores = [f"{split} acc {student[split]['acc']:.2%}" for split in ("val", "test") if split in student]
-    print(f"  {', '.join(scores)}, {result['seconds']['total']:.1f} s", flush=True)
+    print(f"  {folder.name}: {', '.join(scores)}, {result['seconds']['total']:.1f} s", flush=True)
 
 
 def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> Path:

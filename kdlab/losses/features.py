@@ -21,7 +21,11 @@ def _layer(outputs: Outputs | None, name: str, key: str) -> Tensor:
 
 def _fit_grid(feature: Tensor, like: Tensor) -> Tensor:
     """Bring (B, C, H, W) to the grid of ``like``, which is the smaller of the two."""
-    return feature if feature.shape[2:] == like.shape[2:] else F.adaptive_avg_pool2d(feature, (like.shape[2], like.shape[3]))
+    return (
+        feature
+        if feature.shape[2:] == like.shape[2:]
+        else F.adaptive_avg_pool2d(feature, (like.shape[2], like.shape[3]))
+    )
 
 
 def _common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,8 +177,13 @@ class Method(pl.LightningModule):
         self._measures.update(self.task.outputs(self.student, batch), teacher, batch)
 
     def on_validation_epoch_end(self) -> None:
-        if self._measures.rows:
-            self.log_dict({f"val/{name}": value for name, value in self._measures.compute().items()})
+        if not self._measures.rows:
+            return
+        measures = {f"val/{name}": value for name, value in self._measures.compute().items()}
+        # what log_dict does, which takes 2 ms: as long as four steps of a small network
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in measures.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics({**measures, "epoch": self.current_epoch}, self.global_step)
 
     # ---- optimizer and state -------------------------------------------------------------------------------------
 

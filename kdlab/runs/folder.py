@@ -123,7 +123,8 @@ def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "config.yaml").exists():
         write_config(folder, config, overrides)
-    text = " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(str(error).split())
+    text = said if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {said}"
     result = {
         "format": FORMAT,
         "status": "failed",

@@ -47,7 +47,7 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
     try:
         described = json.loads((run / "model.json").read_text())
         network, weights = described["network"], run / Path(described["weights"]).name
-        classes = list(described["classes"])
+        classes, shape = list(described["classes"]), [int(size) for size in described["input_shape"]]
     except FileNotFoundError:
         raise UserError(f"{run}: no run folder (no model.json); accepted: a folder under outputs/") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -59,7 +59,7 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
         hint = "" if trust else "; --trust builds what a folder made elsewhere names"
         raise UserError(f"{run}/model.json: {error}{hint}") from None
     load_weights(net, weights, key=str(run))
-    described["classes"] = classes
+    described["classes"], described["input_shape"] = classes, shape
     return net.eval(), described
 
 
@@ -82,6 +82,10 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
         rows = read_input(path, shape)
         with torch.no_grad():
             logits = Outputs.of(net(rows)).logits.float()
+        if logits.shape[-1] != len(described["classes"]):
+            raise UserError(
+                f"{run}/model.json: names {len(described['classes'])} classes, and the network has {logits.shape[-1]}"
+            )
         for i, row in enumerate(logits.softmax(-1)):
             order = row.argsort(descending=True).tolist()
             named = {described["classes"][c]: float(row[c]) for c in order}
@@ -124,12 +128,14 @@ def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _from_image(path: Path, shape: tuple[int, ...]) -> Tensor:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         with Image.open(path) as image:
-            resized = image.convert("L" if shape[0] == 1 else "RGB").resize((shape[2], shape[1]))
-            array = np.asarray(resized, dtype=np.float32) / 255
+            # as image folders are read for training
+            upright = ImageOps.exif_transpose(image).convert("L" if shape[0] == 1 else "RGB")
+            fitted = ImageOps.fit(upright, (shape[2], shape[1]), Image.Resampling.BILINEAR)
+            array = np.array(fitted, dtype=np.float32) / 255
     except (OSError, UnidentifiedImageError) as error:
         raise UserError(f"{path}: cannot be read as an image ({error})") from None
     rows = torch.from_numpy(array)

@@ -16,8 +16,5 @@ def names() -> list[str]:
 def summaries() -> dict[str, str]:
     """Verb → what it does, read without importing it."""
     folder = Path(__file__).parent
-    docs = {
-        name: ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")))
-        for name in names()
-    }
+    docs = {name: ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) for name in names()}
     return {name: (doc or "").splitlines()[0].rstrip(".") for name, doc in docs.items()}

@@ -76,9 +76,7 @@ def machine() -> Iterator[Line]:
     )
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     features = cpu_features()
-    yield Line(
-        f"cpu: {usable} usable cores of {os.cpu_count()}; {', '.join(features) or 'no known vector features'}"
-    )
+    yield Line(f"cpu: {usable} usable cores of {os.cpu_count()}; {', '.join(features) or 'no known vector features'}")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         yield Line(f"memory: {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GiB")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
@@ -91,9 +89,7 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    flags = next(
-        (line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), []
-    )
+    flags = next((line.split(":", 1)[1].split() for line in text.splitlines() if line.startswith("flags")), [])
     return [name for flag, name in FEATURES.items() if flag in flags]
 
 
@@ -101,9 +97,7 @@ def packages() -> Iterator[Line]:
     """Versions of what kdlab needs, and of what it can use."""
     for name in NEEDED:
         version = _version(name)
-        yield Line(
-            f"{name} {version}" if version else f"{name} is missing: pip install {name}", version is not None
-        )
+        yield Line(f"{name} {version}" if version else f"{name} is missing: pip install {name}", version is not None)
     for name, use in OPTIONAL.items():
         version = _version(name)
         yield Line(f"{name} {version}" if version else f"{name} is not installed ({use}; optional)")
@@ -126,11 +120,7 @@ def torch_and_friends() -> Iterator[Line]:
         if find_spec(name) is None:
             continue
         error, _ = _try(f"import {name}")
-        yield (
-            Line(f"{name} {_version(name)}: fits torch", True)
-            if not error
-            else Line(misfit(name, error), False)
-        )
+        yield (Line(f"{name} {_version(name)}: fits torch", True) if not error else Line(misfit(name, error), False))
 
 
 def misfit(name: str, error: str) -> str:

@@ -15,9 +15,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="example: kdlab evaluate data=cifar10 data.root=DIR teacher=resnet56_a "
         "teacher.checkpoint=FILE teacher.net.mean=imagenet teacher.net.std=imagenet",
     )
-    parser.add_argument(
-        "overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ..."
-    )
+    parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ...")
     args = parser.parse_args(argv)
     from kdlab.cli.plan import Flags
     from kdlab.cli.start import planned
