@@ -35,9 +35,13 @@ class Ratio:
 
     def __str__(self) -> str:
         a, b = (duration(s) for s in self.seconds)
+        return f"{self.spread()}  {a} : {b}"
+
+    def spread(self) -> str:
+        """Without the times."""
         return (
             f"{self.median:.3f} (95 % interval {self.low:.3f} to {self.high:.3f}; quartiles of pairs "
-            f"{self.quartiles[0]:.2f}, {self.quartiles[1]:.2f}; n={self.n})  {a} : {b}"
+            f"{self.quartiles[0]:.2f}, {self.quartiles[1]:.2f}; n={self.n})"
         )
 
 

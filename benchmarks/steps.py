@@ -30,13 +30,14 @@ from kdlab.teachers import CachedTeacher, FrozenTeacher, Manifest, Teacher, writ
 Step = Callable[[], None]
 
 
-def pictures(rows: int, batch_size: int, views: int | None = None):
+def pictures(rows: int, batch_size: int, views: int | None = None, val: int = 512):
     """Random uint8 pictures in the shape of CIFAR's."""
     make = torch.Generator().manual_seed(0)
     inputs = torch.randint(0, 256, (rows, 3, 32, 32), dtype=torch.uint8, generator=make)
     held = {"inputs": inputs, "targets": torch.arange(rows) % 10}
+    held |= {"test_inputs": inputs[:256], "test_targets": held["targets"][:256]}
     augment = ["crop", "flip"] if views else None
-    data = tensors(held, batch_size=batch_size, val=512, augment=augment, views=views, seed=0)
+    data = tensors(held, batch_size=batch_size, val=val, augment=augment, views=views, seed=0)
     data.place("cpu")
     return data
 
@@ -50,7 +51,9 @@ def resnet(depth: int, data, width: int = 16, channels_last: bool = False) -> nn
 
 def cache(net: nn.Module, data, folder: Path) -> CachedTeacher:
     """The teacher's logits, as a run would store and read them."""
-    rows = {"train": (data.counts["train"], data.views or 1), "val": (data.counts["val"], 1)}
+    rows = {"train": (data.counts["train"], data.views or 1)}
+    if data.counts["val"]:
+        rows["val"] = (data.counts["val"], 1)
     manifest = Manifest(weights_hash(net), data.fingerprint, data.transform, data.num_classes, rows)
     write_cache(folder / manifest.key, manifest, FrozenTeacher(net, Classification(data.num_classes)), data.sequential)
     return CachedTeacher(folder / manifest.key, manifest)

@@ -9,7 +9,7 @@ from typing import Any
 
 _LAZY = {
     "run": "kdlab.experiment.run",
-    "evaluate_teacher": "kdlab.experiment.run",
+    "evaluate_teacher": "kdlab.experiment.measuring",
     "preflight": "kdlab.experiment.preflight",
     "Experiment": "kdlab.experiment.schema",
 }

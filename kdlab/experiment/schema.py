@@ -71,6 +71,11 @@ class Experiment:
     """A run folder to go on in, or ``auto`` for the newest one of this configuration, if there is any."""
     output: str = "outputs"
 
+    @property
+    def method_name(self) -> str:
+        """The class of the method, such as ``OfflineKD``."""
+        return str(self.method.get("_target_", "")).rpartition(".")[2]
+
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:
         """From a plain, checked mapping."""

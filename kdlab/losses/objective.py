@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, schedule
+from kdlab.functional import Batch, Outputs, Schedule, Window, schedule
 from kdlab.losses.temperature import Temperature, temperature
 from kdlab.losses.term import Term
 
@@ -121,28 +121,29 @@ class Objective(nn.Module):
                 f"{tuple(teacher.logits.shape)}; accepted: the same number of classes"
             )
         window = batch.window if batch.window is not None else batch.count()
-        total: Tensor | float = 0.0
+        labelled = batch.labelled
+        total: Tensor | None = None
         values = []
         for term, weight in zip(self._each(), self.weights(teacher is not None), strict=True):
             if teacher is None and term.needs_teacher:
                 values.append(student.logits.new_zeros((), dtype=torch.float32))
                 continue
-            share = self._share(term, term(student, teacher, batch), batch, window)
-            if weight:
-                total = total + weight * share
-            values.append(share.detach().float())
-        if isinstance(total, float):  # every weight is zero: keep the graph, so that backward is legal
+            value, share = self._share(term, term(student, teacher, batch), batch, labelled, window)
+            values.append(value.detach().float() * share)
+            if weight:  # one multiplication: on a small network, what autograd records here is felt
+                weighted = value * (weight * share * window.parts)
+                total = weighted if total is None else total + weighted
+        if total is None:  # every weight is zero: keep the graph, so that backward is legal
             total = student.logits[:0].float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
-        return Losses(total * window.parts, torch.stack(values))
+        return Losses(total, torch.stack(values))
 
     @staticmethod
-    def _share(term: Term, value: Tensor, batch: Batch, window) -> Tensor:
-        """This micro-batch's part of the term's mean over the whole step."""
-        labelled = batch.labelled
+    def _share(term: Term, value: Tensor, batch: Batch, labelled: Tensor, window: Window) -> tuple[Tensor, float]:
+        """A number and a factor, whose product is this micro-batch's part of the term's mean over the whole step."""
         if value.ndim == 0:
             seen = batch.count()
             part, whole = (seen.labelled, window.labelled) if term.rows == "labelled" else (seen.rows, window.rows)
-            return value * (part / max(whole, 1e-12))
+            return value, part / max(whole, 1e-12)
         if value.shape != labelled.shape:  # (rows, 1) would broadcast into (rows, rows) without a word
             raise ValueError(
                 f"{type(term).__name__} returned {tuple(value.shape)}; accepted: one value per row, "
@@ -150,11 +151,11 @@ class Objective(nn.Module):
             )
         if term.rows == "labelled":
             # where, not a product: an unlabelled row may hold inf or nan, and 0 * nan is nan
-            value = torch.where(labelled, value, torch.zeros_like(value))
+            value = torch.where(labelled, value, 0.0)
         if batch.weight is not None:
             value = value * batch.weight
         count = window.labelled if term.rows == "labelled" else window.rows
-        return value.sum() / count if count > 0 else value.sum() * 0.0
+        return value.sum(), 1 / count if count > 0 else 0.0
 
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]

@@ -23,8 +23,12 @@ log = logging.getLogger("kdlab")
 
 Auto = Literal["auto"]
 
-WORTH_BF16 = 2e9
-"""Floating-point operations of a forward pass over a batch above which bf16 pays on a CPU; below, casting costs more."""
+SMALL = 1e9
+"""Floating-point operations of a forward pass over a batch, below which float32 on one thread of a CPU is best.
+
+Measured (benchmarks/RESULTS.md): at 0.3e9 bf16 gains 15-20 %, a second thread 15 %, at 3e9 55 % and 40 %; but where
+another process wants the core, a second thread made steps of 0.3e9 ten times slower, and bf16 costs digits of the loss.
+"""
 
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
@@ -40,7 +44,7 @@ class Training:
         precision: ``auto`` takes bf16 where the hardware has it and the network is large enough to gain (a GPU that
             supports it; on a CPU, AMX or AVX512-BF16), or one of Lightning's names such as ``32-true``.
         channels_last: memory layout of images; ``auto`` follows bf16 on CPU and is on for GPUs.
-        threads: of torch on the CPU; ``auto`` is one for networks without convolutions, else all cores.
+        threads: of torch on the CPU; ``auto`` is one where a step is little work, else all cores.
         accumulate: micro-batches of one optimizer step; ``data.batch_size`` is the rows of the whole step.
         clip: greatest gradient norm; None does not clip.
         log_every: optimizer steps between points of the training curves.
@@ -122,15 +126,14 @@ class Training:
         work = _flops(net, example) * max(batch_size // self.accumulate, 1)
         precision = self.precision
         if precision == "auto":
-            precision = "bf16-mixed" if self._has_bf16() and (self.on_gpu or work >= WORTH_BF16) else "32-true"
+            precision = "bf16-mixed" if self._has_bf16() and (self.on_gpu or work >= SMALL) else "32-true"
         layout = self.channels_last
         if layout == "auto":
             layout = convolutions and (self.on_gpu or precision.startswith("bf16"))
         threads = self.threads
         if threads == "auto":
             limit = int(os.environ.get("KDLAB_THREADS", os.cpu_count() or 1))
-            # an MLP this small gains nothing from a second thread; a sweep can use the core for another job
-            threads = limit if convolutions or work >= WORTH_BF16 else 1
+            threads = limit if self.on_gpu or work >= SMALL else 1  # a sweep can use the other core for another job
         torch.set_num_threads(int(threads))
         return {
             "device": self.device.type,

@@ -115,11 +115,9 @@ def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise UserError(f"{path}: holds {array.dtype}; accepted: numbers")
     scale = 255.0 if array.dtype == np.uint8 and len(shape) == 3 else 1.0
     rows = torch.from_numpy(np.ascontiguousarray(array)).float() / scale
-    if rows.ndim == len(shape) - 1 and len(shape) == 3 and shape[0] == 1:
-        rows = rows[None]
+    if len(shape) == 3 and shape[0] == 1 and tuple(rows.shape[-2:]) == shape[1:] and rows.ndim in (2, 3):
+        rows = rows.reshape(-1, *shape)  # grey pictures without their channel
     rows = rows[None] if rows.ndim == len(shape) else rows
-    if rows.ndim == len(shape) and len(shape) == 3 and shape[0] == 1:
-        rows = rows[:, None]
     if tuple(rows.shape[1:]) != shape:
         raise UserError(f"{path}: has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
     if not torch.isfinite(rows).all():

@@ -1,0 +1,136 @@
+"""What a run's networks are worth: every one on validation and test, its size, its speed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdlab.errors import UserError
+from kdlab.experiment import parts
+from kdlab.experiment.schema import Experiment
+from kdlab.experiment.stage import Stage
+from kdlab.experiment.store import obtain
+from kdlab.experiment.teaching import (
+    find_teacher,
+    of_all_stages,
+    without_teacher,
+)
+from kdlab.methods import Training, evaluate
+from kdlab.models import measure
+from kdlab.tasks import Classification
+from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Teacher
+
+log = logging.getLogger("kdlab")
+
+
+def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, float]]:
+    """Every network of the run on validation and test, and what each part took."""
+    stages = list(done.values())
+    last, first = stages[-1], stages[0]
+    lesson = last.lesson
+    models = {"student": _model(last, last.student, last.fitted.seconds)}
+    if lesson is not None:
+        models["teacher"] = _model(last, lesson.source.net, lesson.source.seconds, teacher=True)
+    seconds = {
+        "teacher": lesson.source.seconds or 0.0 if lesson and lesson.source.fresh else 0.0,
+        "cache": sum(stage.lesson.cache_seconds for stage in stages if stage.lesson),
+        "student": sum(stage.fitted.seconds for stage in stages),
+        "baseline": 0.0,
+    }
+    for name, stage in list(done.items())[:-1]:
+        models[name] = _model(stage, stage.student, stage.fitted.seconds)
+    if last.experiment.method.get("source") == "previous" and len(stages) > 1:
+        models["ensemble"] = _ensemble(stages)
+    if last.experiment.baseline:
+        if len(stages) > 1 and first.lesson is None and _same_budget(first.experiment, last.experiment):
+            models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
+        elif last.lesson is not None or last.experiment.init != "fresh" or last.experiment.method_name != "FineTune":
+            found, took = _baseline(of_all_stages([s.experiment for s in stages]), last, choices)
+            if found:
+                models["baseline"], seconds["baseline"] = found, took
+    return models, seconds
+
+
+def _same_budget(first: Experiment, last: Experiment) -> bool:
+    keys = ("student", "data", "epochs", "optimizer", "scheduler", "seed")
+    return last.init == "fresh" and all(getattr(first, key) == getattr(last, key) for key in keys)
+
+
+def _baseline(experiment: Experiment, last: Stage, choices: Mapping[str, str]) -> tuple[dict[str, Any] | None, float]:
+    recipe = without_teacher(experiment, last.data)
+    if recipe is None:
+        log.info("baseline: none, since no row has a label")
+        return None, 0.0
+    name = choices.get("student", "student")
+    kept = obtain("baseline", recipe, Path(experiment.output), last.training, name, experiment.logger)
+    return _model(last, kept.net, kept.seconds), kept.seconds if kept.fresh else 0.0
+
+
+def _model(stage: Stage, net: nn.Module, seconds: float | None, teacher: bool = False) -> dict[str, Any]:
+    """What a table says about one network of a run; agreement is with the stage's teacher."""
+    told = stage.lesson.teacher if stage.lesson and not teacher else None
+    return describe_network(stage.data, stage.training, net, seconds, told)
+
+
+def describe_network(
+    data: Any, training: Training, net: nn.Module, seconds: float | None, told: Teacher | None = None
+) -> dict[str, Any]:
+    """Size, speed and measures of one network, on validation and test where there are any."""
+    net.cpu().eval()
+    example = next(iter(data.sequential("test" if data.counts["test"] else "train"))).inputs[:1].cpu()
+    described = {
+        "parameters": measure.parameters(net),
+        "bytes": measure.size_bytes(net),
+        "flops": measure.flops(net, example),
+        "latency_ms": measure.latency_ms(net, example),
+        "seconds": seconds,
+    }
+    net.to(training.device)
+    task = Classification(data.num_classes)
+    return {**described, **_splits(data, training, lambda batch, _: task.outputs(net, batch), told)}
+
+
+def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
+    """All generations together: the mean of their probabilities."""
+    last = stages[-1]
+    members = EnsembleTeacher([FrozenTeacher(stage.student, last.task) for stage in stages])
+    told = last.lesson.teacher if last.lesson else None
+    return {
+        "parameters": sum(measure.parameters(stage.student) for stage in stages),
+        "bytes": sum(measure.size_bytes(stage.student) for stage in stages),
+        "flops": None,
+        "latency_ms": None,
+        "seconds": sum(stage.fitted.seconds for stage in stages),
+        **_splits(last.data, last.training, members, told),
+    }
+
+
+def _splits(data: Any, training: Training, answers: Any, teacher: Teacher | None) -> dict[str, dict[str, float]]:
+    data.place(training.device)
+    task, found = Classification(data.num_classes), {}
+    for split in ("val", "test"):
+        if data.counts[split]:
+            loader = getattr(data, f"{split}_dataloader")()
+            found[split] = evaluate(task, answers, loader, training.device, teacher, split)
+    return found
+
+
+def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the configured teacher on validation and test: what ``python -m kdlab evaluate`` shows.
+
+    Raises:
+        UserError: if there is no teacher, or its checkpoint does not load.
+    """
+    experiment = Experiment.of(config)
+    if experiment.teacher is None or experiment.teacher.net is None:
+        raise UserError("teacher: none; accepted: teacher=NAME, with teacher.checkpoint=FILE to measure a file")
+    training = parts.training(experiment.trainer)
+    data = parts.data(experiment.data, experiment.seed)
+    source = find_teacher(experiment, data, training, None, {})
+    assert source is not None
+    found = describe_network(data, training, source.net, source.seconds)
+    return {**found, "trained_on": source.trained_on, "counts": data.counts}

@@ -1,0 +1,105 @@
+"""One fit of an experiment: data, teacher, student, objective, method, trainer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdlab.experiment import parts
+from kdlab.experiment.schema import Experiment
+from kdlab.experiment.store import write_model
+from kdlab.experiment.teaching import (
+    Lesson,
+    Trained,
+    find_teacher,
+    give_lesson,
+    pretrained_start,
+)
+from kdlab.losses import Objective
+from kdlab.methods import Fitted, Training, fit
+from kdlab.tasks import Classification
+
+log = logging.getLogger("kdlab")
+
+
+@dataclass
+class Stage:
+    """One fit of an experiment, done."""
+
+    experiment: Experiment
+    data: Any
+    task: Classification
+    training: Training
+    student: nn.Module
+    lesson: Lesson | None
+    fitted: Fitted
+
+    @property
+    def as_teacher(self) -> Trained:
+        """Its student, for the stage after."""
+        return Trained(self.student, self.data.describe(), self.fitted.seconds)
+
+
+def fit_stage(
+    experiment: Experiment, folder: Path, previous: Trained | None, choices: Mapping[str, str], name: str
+) -> Stage:
+    """One fit: data, teacher, student, objective, method, trainer."""
+    training = parts.training(experiment.trainer)
+    data = parts.data(experiment.data, experiment.seed)
+    task = Classification(data.num_classes)
+    objective = parts.objective(experiment.loss)
+
+    from_before = previous if _taught_by_previous(experiment) else None
+    taught = _taught(experiment, objective)
+    source = lesson = None
+    if taught or experiment.init == "teacher":
+        source = find_teacher(experiment, data, training, from_before, choices)
+    elif experiment.teacher is not None:
+        log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
+    if source is not None and taught:
+        layers = objective.teacher_layers
+        lesson = give_lesson(source, experiment.teacher, data, task, layers, training, Path(experiment.output))
+
+    student = parts.network(experiment.student, data, experiment.seed, "student")
+    parts.start(
+        student,
+        experiment.init,
+        previous=previous.net if previous else None,
+        teacher=source.net if source else None,
+        pretrained=pretrained_start(experiment, data, training, choices) if experiment.init == "pretrained" else None,
+    )
+    method = parts.method(
+        experiment.method,
+        student,
+        objective,
+        task,
+        experiment.optimizer,
+        experiment.scheduler,
+        lesson.teacher if lesson else None,
+        experiment.seed,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(folder, experiment.student, data, method.weights_file)
+    loggers = parts.loggers(experiment.logger, folder, experiment.name)
+    log.info("%s: training %d epochs on %s", name, experiment.epochs, data.describe())
+    fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
+    return Stage(experiment, data, task, training, student, lesson, fitted)
+
+
+def _taught_by_previous(experiment: Experiment) -> bool:
+    """Whether the stage before teaches: born-again generations, and ``teacher=previous``."""
+    return experiment.method.get("source") == "previous" or (
+        experiment.teacher is not None and experiment.teacher.net is None
+    )
+
+
+def _taught(experiment: Experiment, objective: Objective) -> bool:
+    """Whether somebody else teaches: neither labels alone, nor a running average or snapshot of the student."""
+    if experiment.method.get("source") in ("ema", "snapshot"):
+        return False
+    return objective.needs_teacher or experiment.method_name != "FineTune"
