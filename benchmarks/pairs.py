@@ -110,4 +110,6 @@ def _cpu() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     told = {line.split(":")[0].strip(): line.split(":", 1)[1].strip() for line in lines if ":" in line}
-    return f"{told.get('model name', platform.machine())}" + (" with AMX" if "amx_tile" in told.get("flags", "") else "")
+    return f"{told.get('model name', platform.machine())}" + (
+        " with AMX" if "amx_tile" in told.get("flags", "") else ""
+    )

@@ -1,6 +1,6 @@
 """From which size of network on bf16 and a second thread pay on this CPU: what ``trainer.precision=auto`` goes by.
 
-    python benchmarks/precision.py [--pairs 15]
+python benchmarks/precision.py [--pairs 15]
 """
 
 from __future__ import annotations

@@ -149,7 +149,8 @@ def main() -> None:
         small = digits(batch_size=64, seed=0)
         small.place("cpu")
         cached("digits ResNet-20, 8x8, batch 64", small, {"depth": 20}, {"depth": 20}, 4 * pairs, folder, False, "")
-        cached("digits ResNet-8 of width 4", small, {"depth": 8, "width": 4}, {"depth": 20}, 8 * pairs, folder, False, "")
+        tiny = {"depth": 8, "width": 4}
+        cached("digits ResNet-8 of width 4", small, tiny, {"depth": 20}, 8 * pairs, folder, False, "")
         torch.set_num_threads(threads)
         live(big, {"depth": 20}, {"depth": 56}, max(pairs // 2, 8))
 

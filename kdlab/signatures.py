@@ -289,7 +289,8 @@ def _of_function(
     if given.kwarg is None:
         return parameters, False
     passed_on, is_open = _passed_on(scope, node, owner, given.kwarg.arg)
-    return {**passed_on, **parameters}, is_open
+    # its own first: positional arguments of a call are matched in this order
+    return {**parameters, **{k: p for k, p in passed_on.items() if k not in parameters}}, is_open
 
 
 def _passed_on(

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 
-def model(
-    parameters: int, val: float, test: float, agreement: float | None = None, **more: Any
-) -> dict[str, Any]:
+def model(parameters: int, val: float, test: float, agreement: float | None = None, **more: Any) -> dict[str, Any]:
     """The measurements of one model, as ``result.json`` has them."""
     other = {} if agreement is None else {"agreement": agreement, "kl": 1.2 * (1 - agreement)}
     return {
@@ -72,9 +70,7 @@ def result(temperature: Any = 4.0, alpha: float = 0.9, seed: int = 0, **more: An
     }
 
 
-def curves(
-    temperature: Any = 4.0, alpha: float = 0.9, seed: int = 0, steps: int = 300
-) -> list[dict[str, float]]:
+def curves(temperature: Any = 4.0, alpha: float = 0.9, seed: int = 0, steps: int = 300) -> list[dict[str, float]]:
     """The lines of ``curves.jsonl``: training terms every 10 steps, validation every 30."""
     noise = random.Random(f"{temperature} {alpha} {seed} curves")
     heat = float(temperature) if isinstance(temperature, (int, float)) else 3.0

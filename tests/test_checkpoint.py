@@ -73,9 +73,7 @@ def test_round_trip(tmp_path: Path, name: str) -> None:
 def test_option_a_layout_of_the_published_cifar10_weights(path: Path) -> None:
     # module.* under state_dict beside an accuracy, the legacy file format, no step counters, linear for fc.
     net = net_(shortcut="A")
-    state = {
-        f"module.{k}": v for k, v in rename(net, (r"^fc\.", "linear.")).items() if "num_batches" not in k
-    }
+    state = {f"module.{k}": v for k, v in rename(net, (r"^fc\.", "linear.")).items() if "num_batches" not in k}
     torch.save(
         {"state_dict": state, "best_prec1": 91.7},
         path.with_suffix(".th"),
@@ -187,9 +185,7 @@ def refused(net: nn.Module, path: object, **given) -> str:
 
 def test_missing_file_and_folder(path: Path) -> None:
     save_weights(net_(), path)
-    assert re.search(
-        r"checkpoint: no file \S+nett.pt; nearest: net.pt$", refused(net_(), path.with_name("nett.pt"))
-    )
+    assert re.search(r"checkpoint: no file \S+nett.pt; nearest: net.pt$", refused(net_(), path.with_name("nett.pt")))
     assert "cannot read" in refused(net_(), path.parent)
     assert refused(net_(), path.parent / "no" / "folder.pt").endswith("folder.pt")
 
@@ -256,9 +252,7 @@ def test_code_is_refused_and_not_run(path: Path, form: str) -> None:
     message = refused(net_(), path)
     assert not (path.parent / "ran").exists()
     assert (
-        re.search(r"refused: it wants to run code \(\w+\.mkdir\)", message)
-        if form != "pickle"
-        else "net.pt" in message
+        re.search(r"refused: it wants to run code \(\w+\.mkdir\)", message) if form != "pickle" else "net.pt" in message
     )
 
 
@@ -267,9 +261,7 @@ def test_whole_module_is_refused(path: Path) -> None:
     assert re.search(r"refused: it wants to run code \(\S*CifarResNet\)", refused(net_(), path))
 
 
-@pytest.mark.parametrize(
-    "content", [b"hello, this is text", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"PK\x03\x04 no zip"]
-)
+@pytest.mark.parametrize("content", [b"hello, this is text", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"PK\x03\x04 no zip"])
 def test_foreign_file(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert re.search("is not a checkpoint|not a whole zip", refused(net_(), path))
@@ -305,9 +297,7 @@ def test_other_width_channels_and_depth(path: Path) -> None:
     assert "conv1.weight is 4x3x3x3, not 4x1x3x3" in refused(net_(in_channels=1), path)
     torch.manual_seed(0)
     message = refused(CifarResNet(14, width=4), path)
-    assert re.search(
-        r"does not fit CifarResNet; 30 keys missing \(layer1.1.conv1.weight, .*, .*, \.\.\.\)", message
-    )
+    assert re.search(r"does not fit CifarResNet; 30 keys missing \(layer1.1.conv1.weight, .*, .*, \.\.\.\)", message)
 
 
 def test_other_shortcut_says_so(path: Path) -> None:

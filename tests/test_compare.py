@@ -14,6 +14,7 @@ import pytest
 
 from kdlab.errors import UserError
 from kdlab.runs import compare, read, table
+from kdlab.runs.comparison import Comparison, row
 
 sys.path.append(str(Path(__file__).parent))
 import fabricate
@@ -97,7 +98,7 @@ def test_curves_survive_a_torn_line_and_a_resumed_run(tmp_path: Path) -> None:
 
 def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path) -> None:
     found = read.scan([fabricate.sweep(tmp_path, temperatures=(1, 4), alphas=(0.5, 0.9), seeds=3)])
-    comparison = compare.Comparison.of(found)
+    comparison = Comparison.of(found)
     assert len(comparison.groups) == 4 and comparison.differs == [read.TEMPERATURE, read.ALPHA]
     best = comparison.groups[0]
     values = [run.number("student", "val", "acc") for run in best.runs]
@@ -105,9 +106,9 @@ def test_seeds_are_one_row_with_mean_and_sample_deviation(tmp_path: Path) -> Non
     assert stat is not None and stat.n == 3
     assert stat.mean == pytest.approx(statistics.mean(values))
     assert stat.std == pytest.approx(statistics.stdev(values))
-    shown = compare.row(best, comparison, ["val", "parameters"])
+    shown = row(best, comparison, ["val", "parameters"])
     assert shown["val"] == f"{100 * stat.mean:.2f} ± {100 * stat.std:.2f}" and shown["parameters"] == "5,082"
-    assert len(compare.Comparison.of(found, each=True).groups) == 12
+    assert len(Comparison.of(found, each=True).groups) == 12
 
 
 def test_rank_is_by_validation_whatever_the_test_says(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_rank_is_by_validation_whatever_the_test_says(tmp_path: Path) -> None:
         content = fabricate.result(temperature)
         content["models"]["student"]["val"]["acc"], content["models"]["student"]["test"]["acc"] = val, test
         fabricate.write(tmp_path / name, content)
-    comparison = compare.Comparison.of(read.scan([tmp_path]))
+    comparison = Comparison.of(read.scan([tmp_path]))
     assert [(one.runs[0].label, one.rank) for one in comparison.groups] == [("b", 1), ("a", 2), ("c", None)]
     text = compare.sweep_table(tmp_path)
     assert "Ranked on validation; the test split is shown, and chooses nothing." in text
@@ -125,11 +126,11 @@ def test_a_repeat_is_no_sample_and_an_unlisted_difference_is_no_seed(tmp_path: P
     again = {"config_hash": "same", "settings": fabricate.result()["settings"]}
     fabricate.write(tmp_path / "first", fabricate.result(**again, finished="2025-01-01"))
     fabricate.write(tmp_path / "second", fabricate.result(**again, finished="2025-01-02"))
-    comparison = compare.Comparison.of(read.scan([tmp_path]))
+    comparison = Comparison.of(read.scan([tmp_path]))
     assert [[run.label for run in one.runs] for one in comparison.groups] == [["second"]]
     assert [run.label for run in comparison.repeats] == ["first"]
     fabricate.write(tmp_path / "other", fabricate.result(**again | {"config_hash": "another"}))
-    comparison = compare.Comparison.of(read.scan([tmp_path]))
+    comparison = Comparison.of(read.scan([tmp_path]))
     assert sorted(run.label for one in comparison.groups for run in one.runs) == ["other", "second"]
     assert all(len(one.runs) == 1 for one in comparison.groups)
     assert "other" in compare.sweep_table(tmp_path) and "second" in compare.sweep_table(tmp_path)
@@ -138,7 +139,7 @@ def test_a_repeat_is_no_sample_and_an_unlisted_difference_is_no_seed(tmp_path: P
 def test_four_and_four_point_nought_are_one_setting(tmp_path: Path) -> None:
     fabricate.write(tmp_path / "a", fabricate.result(4, seed=0))
     fabricate.write(tmp_path / "b", fabricate.result(4.0, seed=1))
-    assert len(compare.Comparison.of(read.scan([tmp_path])).groups) == 1
+    assert len(Comparison.of(read.scan([tmp_path])).groups) == 1
 
 
 # ---- tables
@@ -220,9 +221,7 @@ def run_main(*arguments: object) -> int:
     return compare.main([str(argument) for argument in arguments])
 
 
-def test_compare_prints_what_differs_and_writes_everything(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_compare_prints_what_differs_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate.sweep(tmp_path, temperatures=(1, 4), alphas=(0.1, 0.9))
     fabricate.failed(tmp_path / "bad", error="loss is not finite at step 40")
     (tmp_path / "killed").mkdir()

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from kdlab.runs import compare, page, pictures, read
+from kdlab.runs.comparison import Comparison
+from kdlab.runs.curve_pictures import kl_and_ce
+from kdlab.runs.drawing import Drawing
 
 sys.path.append(str(Path(__file__).parent))
 import fabricate
@@ -20,11 +23,11 @@ import fabricate
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def comparison_of(folder: Path) -> compare.Comparison:
-    return compare.Comparison.of(read.scan([folder]))
+def comparison_of(folder: Path) -> Comparison:
+    return Comparison.of(read.scan([folder]))
 
 
-def texts(drawing: pictures.Drawing) -> list[str]:
+def texts(drawing: Drawing) -> list[str]:
     """Everything written inside the axes of a figure."""
     return [text.get_text() for ax in drawing.figure.axes for text in ax.texts]
 
@@ -64,7 +67,7 @@ def test_no_map_without_two_temperatures_and_two_alphas(tmp_path: Path) -> None:
 
 def test_kl_and_ce_lie_over_each_other_in_the_colour_of_their_temperature(tmp_path: Path) -> None:
     fabricate.sweep(tmp_path, temperatures=(1, 4), alphas=(0.9,))
-    drawing = pictures.kl_and_ce(comparison_of(tmp_path))
+    drawing = kl_and_ce(comparison_of(tmp_path))
     assert drawing is not None
     for ax in drawing.figure.axes:  # training, validation
         assert len(ax.lines) == 4  # two temperatures, KL and CE
@@ -145,9 +148,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     text = write_page(tmp_path)
     reader = Reader()
     reader.feed(text)
-    assert len(reader.addresses) == 4 and all(
-        a.startswith("data:image/png;base64,") for a in reader.addresses
-    )
+    assert len(reader.addresses) == 4 and all(a.startswith("data:image/png;base64,") for a in reader.addresses)
     assert base64.b64decode(reader.addresses[0].partition(",")[2]).startswith(PNG)
     assert "url(" not in text and "@import" not in text and "link" not in reader.tags
     for fact in ("torch 2.13.0", "a processor, cpu, 2 threads", "1200 labelled rows of digits", "0123abc"):
@@ -158,9 +159,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
 
 def test_what_comes_from_run_folders_is_escaped(tmp_path: Path) -> None:
     attack = "<script>alert(1)</script>\"' onload=x <img src=x>"
-    content = fabricate.result(
-        teacher_trained_on=attack, hardware={"name": attack}, versions={attack: attack}
-    )
+    content = fabricate.result(teacher_trained_on=attack, hardware={"name": attack}, versions={attack: attack})
     content["settings"]["student"] = attack
     fabricate.write(tmp_path / "run", content | {"name": attack, "commit": attack})
     fabricate.failed(tmp_path / "bad", error=attack)
@@ -168,9 +167,7 @@ def test_what_comes_from_run_folders_is_escaped(tmp_path: Path) -> None:
     reader = Reader()
     reader.feed(text)
     assert reader.tags.count("script") == 1 and reader.tags.count("img") == text.count("data:image/png")
-    assert (
-        "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27; onload=x" in text
-    )
+    assert "<script>alert" not in text and "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x27; onload=x" in text
 
 
 def test_the_policy_admits_the_script_of_the_page_alone(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import gzip
 import hashlib
@@ -22,7 +23,9 @@ import yaml
 from PIL import Image
 
 import kdlab.data as data_sets
+from kdlab import spec
 from kdlab.data import (
+    ImageData,
     StreamLoader,
     cifar10,
     cifar100,
@@ -36,7 +39,6 @@ from kdlab.data import (
     tensors,
 )
 from kdlab.data.download import Remote, fetch, unpack
-from kdlab.data.module import COMMON
 from kdlab.data.sources import cifar, idx
 from kdlab.errors import UserError
 
@@ -75,23 +77,55 @@ def test_digits_with_other_splits_and_classes():
     assert high.describe().endswith("rows of digits (classes 9, 5)")
 
 
+@pytest.fixture
+def defaults(monkeypatch, tmp_path):
+    """What each argument of a data set function is when it is not given: (name of the function) → {argument: value}."""
+    (tmp_path / "table.csv").write_text("a,target\n1,x\n2,y\n")
+    given = {
+        "csv": {"path": str(tmp_path / "table.csv")},
+        "image_folder": {"root": str(write_pictures(tmp_path / "pictures", {"a": 1, "b": 1}))},
+        "tensors": {"inputs": torch.zeros(2, 1), "targets": torch.arange(2)},
+    }
+    for module in (cifar, idx):
+        monkeypatch.setattr(module, "_read", lambda *_: None)
+    common = {name: p.default for name, p in inspect.signature(ImageData).parameters.items() if name != "source"}
+    passed: dict = {}
+    monkeypatch.setattr(ImageData, "__init__", lambda self, source, **options: passed.update(options))
+
+    def of(name):
+        function = getattr(data_sets, name)
+        parameters = inspect.signature(function).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
+        passed.clear()
+        function(**given.get(name, {}))
+        return own | common | passed
+
+    return of
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda p: p.stem)
-def test_config_names_every_argument_with_its_default(path):
+def test_config_names_every_argument_with_its_default(path, defaults):
     text = path.read_text()
     assert text.startswith("# ")
     config = yaml.safe_load(text)
     if "defaults" in config:
         return  # a variant of another option
-    function = getattr(data_sets, config.pop("_target_").removeprefix("kdlab.data."))
-    parameters = inspect.signature(function).parameters
-    assert list(config) == list(parameters)
-    assert set(COMMON) <= set(parameters)
+    target = config.pop("_target_")
+    expected = defaults(target.removeprefix("kdlab.data."))
+    assert list(config) == list(expected)
+    assert set(config) == set(spec.signature(target).parameters) and not spec.signature(target).open
     own = {"digits_low": {"classes"}, "digits_high": {"classes"}, "cifar10": {"augment"}, "cifar100": {"augment"}}
     for name, value in config.items():
         if name == "root":
-            assert value == f"${{oc.env:KDLAB_DATA,data}}/{parameters[name].default.removeprefix('data/')}"
+            assert value == f"${{oc.env:KDLAB_DATA,data}}/{expected[name].removeprefix('data/')}"
         elif name not in own.get(path.stem, ()):
-            assert value == parameters[name].default, name
+            assert value == expected[name], name
+
+
+def test_common_arguments_are_those_of_image_data():
+    mine, theirs = spec.signature("kdlab.data.module.Common"), spec.signature("kdlab.data.ImageData")
+    types = {name: ast.unparse(p.annotation) for name, p in theirs.parameters.items() if name != "source"}
+    assert {name: ast.unparse(p.annotation) for name, p in mine.parameters.items()} == types
 
 
 @pytest.mark.parametrize(

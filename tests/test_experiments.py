@@ -78,14 +78,13 @@ def test_every_experiment_trains_and_leaves_its_record(place, tmp_path, monkeypa
     deployed = "model_finetuned.pt" if name == "finetune_resnet" else "student.pt"
     assert described["weights"] == deployed and same(net.state_dict(), weights(run, deployed))
     shown = capsys.readouterr().out
-    assert "student" in shown and ("teacher" in shown) == (teacher is not None) and "run folder: " in shown
+    assert "\nstudent " in shown and ("\nteacher " in shown) == (teacher is not None) and "run folder: " in shown
 
 
 def last_stage(run):
     """The folder of the stage that ended last, inside a run."""
-    return max((run / "stages").iterdir(), key=lambda stage: (stage / "curves.jsonl").stat().st_mtime_ns).relative_to(
-        run
-    )
+    stages = list((run / "stages").iterdir())
+    return max(stages, key=lambda stage: (stage / "curves.jsonl").stat().st_mtime_ns).relative_to(run)
 
 
 # ---- what the curves say

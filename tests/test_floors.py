@@ -73,9 +73,7 @@ def test_imports_go_down(path):
         assert top not in COMMAND_LINE or FLOORS[own] == 4, f"{path.relative_to(ROOT)} imports {name}"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in modules() if part(p) in LIGHT], ids=lambda p: str(p.relative_to(ROOT))
-)
+@pytest.mark.parametrize("path", [p for p in modules() if part(p) in LIGHT], ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_way_to_a_config_error_is_light(path):
     heavy = {name for name in imports(path, top_only=True) if name.split(".")[0] in HEAVY}
     assert not heavy, f"{path.relative_to(ROOT)} imports {heavy} when it is imported"

@@ -254,9 +254,7 @@ def test_same_seed_same_network_and_he_initialisation() -> None:
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    "option", ["resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"]
-)
+@pytest.mark.parametrize("option", ["resnet8", "wrn_16_1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2"])
 def test_no_layer_hides_a_method_and_half_precision_works(option: str) -> None:
     net = build(option)
     for name, _ in net.named_children():

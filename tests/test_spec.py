@@ -209,16 +209,12 @@ def test_unknown_keys_are_named_by_their_dotted_path():
         "terms": {"kl": {"_target_": "kdlab.losses.KL", "wieght": 1.0}},
     }
     message = said(loss, "loss")
-    assert message.startswith(
-        "loss.terms.kl.wieght: unknown key of kdlab.losses.KL 'wieght'; nearest: weight;"
-    )
+    assert message.startswith("loss.terms.kl.wieght: unknown key of kdlab.losses.KL 'wieght'; nearest: weight;")
 
 
 def test_a_schedule_is_checked_where_a_number_may_be_one():
     term = {"_target_": "kdlab.losses.KL", "weight": {"start": 1, "end": 0, "shap": "cosine"}}
-    assert said(term, "t").startswith(
-        "t.weight.shap: unknown key of kdlab.functional.schedule.Schedule 'shap'"
-    )
+    assert said(term, "t").startswith("t.weight.shap: unknown key of kdlab.functional.schedule.Schedule 'shap'")
 
 
 def test_a_missing_value_and_what_code_supplies(typed):
@@ -240,9 +236,7 @@ def test_build_nested_objects_lists_and_converts(module, trusted):
         """
     )
     leaf = {"_target_": f"{name}.Leaf", "value": "1e-2"}
-    tree = spec.build(
-        {"_target_": f"{name}.Tree", "leaves": [leaf, leaf], "named": {"a": leaf}, "depth": 2.0}
-    )
+    tree = spec.build({"_target_": f"{name}.Tree", "leaves": [leaf, leaf], "named": {"a": leaf}, "depth": 2.0})
     assert [one.value for one in tree.leaves] == [0.01, 0.01] and tree.leaves[0] is not tree.leaves[1]
     assert tree.named["a"].value == 0.01 and tree.depth == 2 and isinstance(tree.depth, int)
 
@@ -321,9 +315,7 @@ def test_narrower_prefixes():
 
 def test_a_module_that_fails_to_import_is_said_in_one_line(module, trusted):
     name = module("import no_such_package\ndef mine(): ...\n")
-    with pytest.raises(
-        UserError, match=rf"^x\._target_: importing '{name}.mine' failed: ModuleNotFoundError"
-    ):
+    with pytest.raises(UserError, match=rf"^x\._target_: importing '{name}.mine' failed: ModuleNotFoundError"):
         spec.build({"_target_": f"{name}.mine"}, "x")
 
 

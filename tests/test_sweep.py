@@ -120,9 +120,7 @@ def test_an_interrupted_sweep_goes_on_in_the_same_folders(workplace, capsys):
     assert [call["overrides"][-1] for call in first] == ["loss.temperature=1", "loss.temperature=66"]
     assert main(words) == 130
     again = ran(workplace)[2:]
-    assert [call["folder"] for call in again] == [first[1]["folder"]], (
-        "the unfinished job gets its folder back"
-    )
+    assert [call["folder"] for call in again] == [first[1]["folder"]], "the unfinished job gets its folder back"
 
 
 def test_a_failing_job_is_recorded_and_the_rest_go_on(workplace, capsys):
@@ -131,9 +129,7 @@ def test_a_failing_job_is_recorded_and_the_rest_go_on(workplace, capsys):
     results = [json.loads(p.read_text()) for p in the_sweep(workplace).glob("*/result.json")]
     assert sorted(r["status"] for r in results) == ["failed", "finished", "finished"]
     (failed,) = (r for r in results if r["status"] == "failed")
-    assert (
-        failed["error"] == "loss is not finite at step 3: kl" and failed["settings"]["loss.temperature"] == 13
-    )
+    assert failed["error"] == "loss is not finite at step 3: kl" and failed["settings"]["loss.temperature"] == 13
     shown = capsys.readouterr()
     assert "[1/3] failed: RunFailed: loss is not finite" in shown.out
     assert "1 of 3 jobs did not finish" in shown.err and shown.err.count("\n") == 1
@@ -235,9 +231,7 @@ def elsewhere(workplace):
 def test_joblib_runs_jobs_in_processes_of_their_own(workplace, elsewhere):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (workplace / "conf" / "model").mkdir(parents=True)
-    (workplace / "conf" / "model" / "tiny.yaml").write_text(
-        "# mine\n_target_: own_parts_sweep.Tiny\nhidden: 8\n"
-    )
+    (workplace / "conf" / "model" / "tiny.yaml").write_text("# mine\n_target_: own_parts_sweep.Tiny\nhidden: 8\n")
     (workplace / "own_parts_sweep.py").write_text("class Tiny:\n    def __init__(self, hidden: int): ...\n")
     words = ["-m", "experiment=kd_two_stage", "student=tiny", "loss.temperature=1,13,2,4",
              "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
@@ -356,9 +350,7 @@ def test_what_is_drawn_from():
 
 def test_sweep_folders_are_found_again():
     config = {"name": "kd", "output": "outputs"}
-    one = sweep_folder(
-        config, ["experiment=kd", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    )
+    one = sweep_folder(config, ["experiment=kd", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"])
     assert one == sweep_folder(config, ["seed=0,1", "experiment=kd", "resume=auto"])
     assert one != sweep_folder(config, ["seed=0,2", "experiment=kd"])
     assert one != sweep_folder(config, ["experiment=kd", "seed=0,1"], searched=True)
@@ -377,8 +369,7 @@ def test_job_folders_are_short_safe_and_distinct():
     name = job_folder(Path("s"), texts, swept, config).name
     assert (
         name
-        == "data.root=_x_y_z,loss.temperature=_start_8,end_1_,teacher.data.labels=100-"
-        + spec.config_hash(config)[:6]
+        == "data.root=_x_y_z,loss.temperature=_start_8,end_1_,teacher.data.labels=100-" + spec.config_hash(config)[:6]
     )
     long = job_folder(Path("s"), ["loss=[" + "a" * 300 + "]"], ["loss"], config).name
     assert len(long) < 110

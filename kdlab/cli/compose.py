@@ -36,10 +36,10 @@ from kdlab.errors import UserError, unknown
 CONFIG = "config"
 VERSION_BASE = "1.3"
 
-TAUGHT = {
+TAUGHT: dict[str, Any] = {
     "checkpoint": None,
     "mapping": None,
-    "data": {"labels": None},
+    "data": {},
     "epochs": 30,
     "seed": 0,
     "cache": "auto",
@@ -118,7 +118,9 @@ class Composition:
         """Group → the chosen option, several joined by a plus: the names that tables and folders use."""
         # what an option builds on, or brings along for itself, was not chosen
         chosen = [path.rpartition("/") for path, parent in self._paths if parent == CONFIG]
-        found = {group: "+".join(name for at, _, name in chosen if at == group) for group in groups if group != NETWORKS}
+        found = {
+            group: "+".join(name for at, _, name in chosen if at == group) for group in groups if group != NETWORKS
+        }
         return {group: names for group, names in found.items() if names}
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdlab.cli.compose import Composer, Composition
 from kdlab.cli.grid_sweeper import grid
-from kdlab.cli.validate import check_sweepable, validate
+from kdlab.cli.validate import validate
 from kdlab.errors import UserError
 
 QUIET = {
@@ -82,8 +82,6 @@ def make_plan(flags: Flags, composer: Composer) -> Plan:
         found = _plan_sweep(composer, parsed, texts, quiet)
     for point in found.points:
         validate(point, composer)
-        if flags.multirun:
-            check_sweepable(point.config)
     return found
 
 
@@ -148,7 +146,7 @@ def distinct(points: Iterable[Composition]) -> Iterator[dict[str, Any]]:
     """Every config and stage that differs in more than its seed."""
     seen = set()
     for point in points:
-        for config in (point.config, *(stage.config for stage in point.stages.values())):
+        for config in [stage.config for stage in point.stages.values()] or [point.config]:
             key = json.dumps({**config, "seed": None, "stages": None}, sort_keys=True, default=str)
             if key not in seen:
                 seen.add(key)

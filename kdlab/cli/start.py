@@ -22,9 +22,7 @@ from kdlab.errors import RunFailed, UserError
 
 @contextmanager
 def _session(flags: Flags) -> Iterator[Composer]:
-    """Hydra over the config folders, and the user's own modules within reach."""
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # the console script, unlike ``python -m``, leaves it out
+    """Hydra over the config folders, and the user's own modules trusted."""
     with composer(flags.config_dir) as found, spec.trust(user_modules=True):
         yield found
 
@@ -102,6 +100,7 @@ def _single(made: Plan) -> int:
 def _sweep(made: Plan) -> int:
     from kdlab.cli import sweep
     from kdlab.cli.job import Job
+    from kdlab.runs import table
     from kdlab.runs.compare import sweep_table
 
     own = as_typed(made.texts)
@@ -123,7 +122,7 @@ def _sweep(made: Plan) -> int:
     if made.searched:
         jobs = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "compare")
         sweep.write_record(folder, own, [job.name for job in jobs])
-    print(f"\n{sweep_table(folder)}", flush=True)
+    table.show(f"\n{sweep_table(folder)}")
     if broken is not None:
         raise RunFailed(
             f"the sweep stopped: {type(broken).__name__}: {broken}; the same command goes on in {folder}"

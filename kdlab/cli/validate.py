@@ -15,8 +15,6 @@ from kdlab.runs import loggers
 ROOT = "kdlab.experiment.schema.Experiment"
 """The owner of the root mapping."""
 
-MULTI_PROCESS = ("ddp", "fsdp", "deepspeed")
-
 
 def validate(composition: Composition, composer: Composer) -> None:
     """Check a config and its stages.
@@ -71,24 +69,3 @@ def _terms(recipe: str, composer: Composer) -> list[str]:
         return []
     raw = OmegaConf.to_container(OmegaConf.load(path))
     return list((raw.get("terms") or {}) if isinstance(raw, dict) else {})
-
-
-def check_sweepable(config: Mapping[str, Any]) -> None:
-    """A run over several processes cannot be a job of a sweep in this process.
-
-    Raises:
-        UserError: the processes that it starts would each start the whole sweep again.
-    """
-    trainer = config.get("trainer") or {}
-    strategy = str(trainer.get("strategy") or "")
-    if strategy.startswith(MULTI_PROCESS):
-        raise UserError(
-            f"trainer.strategy: {strategy!r} does not work with -m, since each of its processes would start "
-            "the sweep again; accepted: auto, or one command per run without -m"
-        )
-    devices = trainer.get("devices")
-    if isinstance(devices, int) and devices > 1:
-        raise UserError(
-            f"trainer.devices: {devices} does not work with -m, as each process would start the sweep again"
-            "; accepted: 1, or one command per run without -m"
-        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -19,31 +19,24 @@ from kdlab.data.splits import check_labels, choose_classes, divide, stratified
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
 
-COMMON = (
-    "batch_size",
-    "eval_batch_size",
-    "val",
-    "labels",
-    "fraction",
-    "ratio",
-    "augment",
-    "views",
-    "classes",
-    "seed",
-    "split_seed",
-)
-"""The arguments that every data set takes, beside its own."""
-
 CLEAN = -1
 """The view number of a training example that is shown without the augmentation that training gives it."""
 
 
-def common(arguments: dict[str, Any]) -> dict[str, Any]:
-    """The common arguments among a data set function's ``locals()``, to hand on to :class:`ImageData`.
+class Common(TypedDict, total=False):
+    """The arguments that every data set takes beside its own; :class:`ImageData` says what they mean."""
 
-    To be called first thing, before a local variable takes one of the names.
-    """
-    return {name: arguments[name] for name in COMMON}
+    batch_size: int
+    eval_batch_size: int | None
+    val: int | float | None
+    labels: int | None
+    fraction: float | None
+    ratio: float | None
+    augment: Any
+    views: int | Literal["all"] | None
+    classes: Sequence[int | str] | None
+    seed: int | None
+    split_seed: int
 
 
 class ImageData(LightningDataModule):
@@ -71,7 +64,6 @@ class ImageData(LightningDataModule):
         classes: keep these classes only (ids or names), renumbered in this order.
         seed: of the order of examples and of augmentation.
         split_seed: of the splits, and of the choice of labels.
-        workers: processes that decode pictures which stay on disk; None is one less than there are CPU cores, up to 8.
 
     Attributes:
         name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
@@ -98,15 +90,12 @@ class ImageData(LightningDataModule):
         classes: Sequence[int | str] | None = None,
         seed: int | None = None,
         split_seed: int = 0,
-        workers: int | None = None,
     ) -> None:
         super().__init__()
         self.name = source.name
         self.seed, self.split_seed = seed or 0, split_seed
-        self.batch_size = _whole("data.batch_size", batch_size, 2)
-        self.eval_batch_size = _whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)
-        spare = min(8, max(1, (os.cpu_count() or 1) - 1))
-        self.workers = spare if workers is None else _whole("data.workers", workers, 0)
+        self.batch_size = whole("data.batch_size", batch_size, 2)
+        self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)
         if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < float("inf")):
             raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
         self.ratio = ratio
@@ -305,7 +294,9 @@ class ImageData(LightningDataModule):
         options = {k: self._place[k] for k in ("device", "rank", "world")} | {"classes": self.num_classes} | options
         there = self._there(split)
         if isinstance(there.inputs, Files):
-            return StreamLoader(there, self._augmentation, batch_size, workers=self.workers, **options)
+            spare = min(8, max(1, (os.cpu_count() or 1) - 1))
+            workers = spare if there.inputs.workers is None else there.inputs.workers
+            return StreamLoader(there, self._augmentation, batch_size, workers=workers, **options)
         return TensorLoader(there, self._augmentation, batch_size, **options)
 
     def _there(self, split: str) -> Split:
@@ -322,7 +313,19 @@ class ImageData(LightningDataModule):
         return self._splits_there[split]
 
 
-def _whole(key: str, value: Any, least: int) -> int:
+def published(*, source: Source, **common: Unpack[Common]) -> ImageData:
+    """A data set shown by the protocol of published results: steps of 128 rows, 5,000 rows held out to validate."""
+    common.setdefault("batch_size", 128)
+    common.setdefault("val", 5000)
+    return ImageData(source, **common)
+
+
+def whole(key: str, value: Any, least: int) -> int:
+    """``value``, if it is a whole number from ``least`` on.
+
+    Raises:
+        UserError: naming ``key``, if it is not.
+    """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise UserError(f"{key}: {value!r}; accepted: a whole number from {least} on")
     return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,12 +25,14 @@ class Files:
         names: one file a row.
         size: height and width that every picture is brought to.
         channels: 3, or 1 for grey.
+        workers: processes that decode; None is one less than there are CPU cores, up to 8.
     """
 
     root: Path
     names: list[str]
     size: int
     channels: int = 3
+    workers: int | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -41,7 +43,7 @@ class Files:
         return (len(self), self.channels, self.size, self.size)
 
     def take(self, rows: Tensor) -> Files:
-        return Files(self.root, [self.names[i] for i in rows.tolist()], self.size, self.channels)
+        return replace(self, names=[self.names[i] for i in rows.tolist()])
 
     def read(self, rows: list[int]) -> Tensor:
         """(len(rows), C, H, W) uint8.

@@ -56,7 +56,7 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
 
 
 def _same_budget(first: Experiment, last: Experiment) -> bool:
-    keys = ("student", "data", "epochs", "optimizer", "scheduler", "seed")
+    keys = ("student", "data", "epochs", "optimizer", "scheduler")
     return last.init == "fresh" and all(getattr(first, key) == getattr(last, key) for key in keys)
 
 

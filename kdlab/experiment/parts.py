@@ -118,7 +118,7 @@ def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer
     except UserError:
         raise
     except ValueError as error:  # torch's own, such as "Invalid learning rate: -1"
-        raise UserError(f"optimizer: {error}") from None
+        raise UserError(f"optimizer: {error}; accepted: what {config['_target_']} takes") from None
 
 
 def training(config: Mapping[str, Any]) -> Training:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +68,7 @@ def run(
     if known is not None and known["config_hash"] == spec.config_hash(config):
         _show(known, folder, in_sweep)
         return known
-    with folders.held(folder), _logging(folder, quiet=in_sweep):
-        exit_on_sigterm()
+    with folders.held(folder), _logging(folder, quiet=in_sweep), exit_on_sigterm():
         folders.write_config(folder, config, overrides)
         started, clock = folders.now(), time.monotonic()
         done = _fit_stages(plan, folder, choices or {})
@@ -129,7 +129,8 @@ def _with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Exp
         if generations == 1:
             yield name, experiment
         for n in range(1, generations + 1) if generations > 1 else ():
-            yield f"{name}_generation_{n}".lstrip("_"), experiment
+            # each with a seed of its own: networks of one start and order would make a poor ensemble
+            yield f"{name}_generation_{n}".lstrip("_"), replace(experiment, seed=experiment.seed + n - 1)
 
 
 def _result(

@@ -25,7 +25,8 @@ def log_probabilities(logits: Tensor) -> Tensor:
     """``log_softmax`` over the last dimension in at least float32; a masked class (``-inf``) stays finite."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     out = F.log_softmax(logits, dim=-1)
-    return out.clamp(min=torch.finfo(out.dtype).min)
+    # short of the least number, so that T² times it is finite still: 0 times infinity would be NaN in a gradient
+    return out.clamp(min=torch.finfo(out.dtype).min * 1e-6)
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
@@ -49,6 +50,120 @@ def kl(student: Tensor, teacher: Tensor) -> Tensor:
     _same_shape(student, teacher)
     p, q = log_probabilities(teacher), log_probabilities(student)
     return (p.exp() * (p - q)).sum(-1)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""``KL(student || teacher)``: large where the student believes what the teacher does not (mode seeking).
+
+    .. math:: \sum_c p^S_{ic} (\log p^S_{ic} - \log p^T_{ic})
+
+    Gu et al., *MiniLLM: Knowledge Distillation of Large Language Models*, ICLR 2024. Shapes as in :func:`kl`.
+    """
+    return kl(teacher, student)
+
+
+def symmetric_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""The mean of both directions, half of Jeffreys' divergence: the half keeps the scale of :func:`kl`.
+
+    .. math:: \tfrac12 \sum_c (p^T_{ic} - p^S_{ic})(\log p^T_{ic} - \log p^S_{ic})
+
+    Jeffreys, *An Invariant Form for the Prior Probability in Estimation Problems*, Proc. R. Soc. A 1946. Shapes as in
+    :func:`kl`.
+    """
+    _same_shape(student, teacher)
+    p, q = log_probabilities(teacher), log_probabilities(student)
+    return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
+
+
+def _kl_to_mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
+    r"""``KL(p || (1 - share) p + share q)`` of log-probabilities (..., C), with a share in (0, 1].
+
+    The ratio of mixture to p is :math:`1 + share\,(e^d - 1)`, d = log q - log p. Its logarithm keeps its *relative*
+    precision as share or d go to 0, which the logarithms of p and of the mixture, subtracted, would lose; the
+    generalised JSD divides by the share.
+    """
+    d = q - p
+    if share == 1:
+        return -(p.exp() * d).sum(-1)
+    # beyond the bound one of the two is below e^-80 of the other, and adds nothing; exp(d) would overflow
+    bound = 80.0 if d.dtype == torch.float32 else 700.0
+    d = d.clamp(-bound, bound)
+    if share <= 0.5:
+        ratio = torch.log1p(share * torch.expm1(d))
+    else:  # the same, with q taken out: 1 - share (1 - e^d) would cancel
+        ratio = d + torch.log1p((1 - share) * torch.expm1(-d))
+    return -(p.exp() * ratio).sum(-1)
+
+
+def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
+    r"""KL of a mixture of both from the teacher, which stays finite where the student says 0.
+
+    .. math:: \mathrm{KL}\big(p^T \,\|\, \lambda p^T + (1 - \lambda) p^S\big), \qquad \lambda = skew
+
+    Ko et al., *DistiLLM: Towards Streamlined Distillation for Large Language Models*, ICML 2024, whose alpha is
+    ``skew`` here. Near the teacher its gradient is (1 - skew)² of KL's.
+
+    Args:
+        student: logits (..., C).
+        teacher: logits of the same shape.
+        skew: share of the teacher in the mixture, in [0, 1); 0 is :func:`kl`.
+
+    Returns:
+        (...) in nats, at most -log(skew).
+    """
+    _same_shape(student, teacher)
+    return _kl_to_mixture(log_probabilities(teacher), log_probabilities(student), 1 - skew)
+
+
+def skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
+    r"""KL of a mixture of both from the student; 0 at ``skew`` is :func:`reverse_kl`.
+
+    .. math:: \mathrm{KL}\big(p^S \,\|\, (1 - \lambda) p^T + \lambda p^S\big), \qquad \lambda = skew
+
+    Ko et al., ICML 2024; arguments as in :func:`skew_kl`.
+    """
+    return skew_kl(teacher, student, skew)
+
+
+def jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
+    r"""Generalised Jensen-Shannon divergence, divided by β(1 - β).
+
+    .. math::
+        \frac{1}{\beta (1 - \beta)} \Big( \beta\,\mathrm{KL}(p^T \| m) + (1 - \beta)\,\mathrm{KL}(p^S \| m) \Big),
+        \qquad m = \beta p^T + (1 - \beta) p^S
+
+    Undivided (Agarwal et al., *On-Policy Distillation of Language Models*, ICLR 2024) it vanishes at both ends. Divided
+    it tends to ``KL(teacher || student)`` for β → 0 and to ``KL(student || teacher)`` for β → 1, both of which it takes
+    exactly at 0 and 1; and near the teacher it is the same for every β, so that a weight keeps its meaning. At β = 0.5
+    it is four times the Jensen-Shannon divergence.
+
+    Args:
+        student: logits (..., C).
+        teacher: logits of the same shape.
+        beta: in [0, 1].
+
+    Returns:
+        (...) in nats.
+    """
+    if beta == 0:
+        return kl(student, teacher)
+    if beta == 1:
+        return reverse_kl(student, teacher)
+    _same_shape(student, teacher)
+    p, q = log_probabilities(teacher), log_probabilities(student)
+    return _kl_to_mixture(p, q, 1 - beta) / (1 - beta) + _kl_to_mixture(q, p, beta) / beta
+
+
+def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Half the summed difference of the probabilities, in [0, 1].
+
+    .. math:: \tfrac12 \sum_c |p^T_{ic} - p^S_{ic}|
+
+    Wen et al., *f-Divergence Minimization for Sequence-Level Knowledge Distillation*, ACL 2023. Shapes as in
+    :func:`kl`.
+    """
+    _same_shape(student, teacher)
+    return (log_probabilities(teacher).exp() - log_probabilities(student).exp()).abs().sum(-1) / 2
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

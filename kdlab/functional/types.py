@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdlab.functional.logits import Projected, Sampled, Sparse
+
 NO_LABEL = -100
 """The class id of a row without a label."""
 
@@ -64,6 +66,12 @@ class Batch:
             return Window(float(labelled.sum()), float(len(labelled)))
         return Window(float(weight[labelled].sum()), float(weight.sum()))
 
+    def part(self, rows: slice) -> Batch:
+        """The targets, weights and segments of some of the rows; what counts by example stays whole."""
+        weight = None if self.weight is None else self.weight[rows]
+        segment = None if self.segment is None else self.segment[rows]
+        return replace(self, targets=self.targets[rows], weight=weight, segment=segment)
+
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """This batch with every tensor on ``device``."""
 
@@ -81,18 +89,22 @@ class Batch:
 class Outputs:
     """What a network says about a batch: logits of the valid rows, tapped features, further heads by name."""
 
-    logits: Tensor
-    """(rows, C)"""
+    logits: Any
+    """(rows, C): a tensor, or :class:`~kdlab.functional.Projected`; a teacher's may also be
+    :class:`~kdlab.functional.Sparse` or :class:`~kdlab.functional.Sampled`."""
     features: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, raw: Any, features: Mapping[str, Tensor] | None = None) -> Outputs:
-        """Wrap what a network returned: a tensor, a mapping with ``logits``, or an object that has them."""
+        """Wrap what a network returned: logits in any form, a mapping with ``logits``, or an object that has them."""
         if isinstance(raw, Outputs):
             raw.features.update(features or {})
             return raw
-        logits = raw if isinstance(raw, Tensor) else raw["logits"] if isinstance(raw, Mapping) else raw.logits
+        if isinstance(raw, Tensor | Projected | Sparse | Sampled):
+            logits = raw
+        else:
+            logits = raw["logits"] if isinstance(raw, Mapping) else raw.logits
         return cls(logits, dict(features or {}))
 
     def detach(self) -> Outputs:

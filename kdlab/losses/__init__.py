@@ -3,15 +3,29 @@
 from kdlab.losses.features import AttentionTransfer, Hint, LayerTerm
 from kdlab.losses.labels import CrossEntropy
 from kdlab.losses.objective import Losses, Objective
-from kdlab.losses.soft import DKD, KL, LogitMSE, SoftTerm
+from kdlab.losses.soft import (
+    DKD,
+    JSD,
+    KL,
+    Divergence,
+    LogitMSE,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    SoftTerm,
+    SymmetricKL,
+    TotalVariation,
+)
 from kdlab.losses.temperature import LearnedTemperature, StandardizedTemperature, Temperature
 from kdlab.losses.term import LabelTerm, Role, Term
 
 __all__ = [
     "DKD",
+    "JSD",
     "KL",
     "AttentionTransfer",
     "CrossEntropy",
+    "Divergence",
     "Hint",
     "LabelTerm",
     "LayerTerm",
@@ -19,9 +33,14 @@ __all__ = [
     "LogitMSE",
     "Losses",
     "Objective",
+    "ReverseKL",
     "Role",
+    "SkewKL",
+    "SkewReverseKL",
     "SoftTerm",
     "StandardizedTemperature",
+    "SymmetricKL",
     "Temperature",
     "Term",
+    "TotalVariation",
 ]

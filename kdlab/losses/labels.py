@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, cross_entropy
+from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense
 from kdlab.losses.term import LabelTerm
 
 
@@ -19,6 +19,8 @@ class CrossEntropy(LabelTerm):
         weight: see :class:`~kdlab.losses.Term`.
     """
 
+    by_row = True
+
     def __init__(self, label_smoothing: float = 0.0, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
         if not 0 <= label_smoothing < 1:
@@ -26,4 +28,4 @@ class CrossEntropy(LabelTerm):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        return cross_entropy(student.logits, batch.targets, self.label_smoothing)
+        return cross_entropy(dense(student.logits), batch.targets, self.label_smoothing)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, Window, schedule
+from kdlab.functional import Batch, Outputs, Projected, Schedule, Window, chunked, dense, schedule
 from kdlab.losses.temperature import Temperature, temperature
 from kdlab.losses.term import Term
 
@@ -33,11 +34,16 @@ class Objective(nn.Module):
     optimizer step, however it is split into micro-batches and processes. A term that returns a scalar (rows interact)
     counts by the rows it saw. Without a teacher, terms that need one are left out and alpha is 0.
 
+    Where student or teacher bring :class:`~kdlab.functional.Projected` logits, the terms that look at one row at a time
+    (``Term.by_row``) see them a chunk of rows at a time, and are differentiated at once: the same numbers and
+    gradients, without ever holding (rows, C) logits.
+
     Args:
         terms: name → term; the name is also the name of its curve.
         temperature: a number above 0, a schedule ``{start, end, shape}``, or a :class:`Temperature`; shared by the
             soft terms that bring none of their own.
         alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
+        chunk_rows: rows of a chunk.
     """
 
     def __init__(
@@ -45,8 +51,12 @@ class Objective(nn.Module):
         terms: Mapping[str, Term],
         temperature: float | Mapping | Schedule | Temperature = 1.0,
         alpha: float | Mapping | Schedule | None = None,
+        chunk_rows: int = 128,
     ) -> None:
         super().__init__()
+        if chunk_rows < 1:
+            raise UserError(f"loss.chunk_rows: {chunk_rows}; accepted: a whole number, at least 1")
+        self.chunk_rows = chunk_rows
         if not terms:
             raise UserError("loss.terms: none; accepted: at least one named term")
         self.terms = nn.ModuleDict()
@@ -122,11 +132,15 @@ class Objective(nn.Module):
             )
         window = batch.window if batch.window is not None else batch.count()
         labelled = batch.labelled
-        total: Tensor | None = None
+        weights = self.weights(teacher is not None)
+        total, done = self._in_chunks(student, teacher, batch, labelled, window, weights)
         values = []
-        for term, weight in zip(self._each(), self.weights(teacher is not None), strict=True):
+        for n, (term, weight) in enumerate(zip(self._each(), weights, strict=True)):
+            if n in done:
+                values.append(done[n])
+                continue
             if teacher is None and term.needs_teacher:
-                values.append(student.logits.new_zeros((), dtype=torch.float32))
+                values.append(torch.zeros((), device=student.logits.device))
                 continue
             value, share = self._share(term, term(student, teacher, batch), batch, labelled, window)
             values.append(value.detach().float() * share)
@@ -134,7 +148,7 @@ class Objective(nn.Module):
                 weighted = value * (weight * share * window.parts)
                 total = weighted if total is None else total + weighted
         if total is None:  # every weight is zero: keep the graph, so that backward is legal
-            total = student.logits[:0].float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
+            total = dense(student.logits[:0]).float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
         return Losses(total, torch.stack(values))
 
     @staticmethod
@@ -144,11 +158,7 @@ class Objective(nn.Module):
             seen = batch.count()
             part, whole = (seen.labelled, window.labelled) if term.rows == "labelled" else (seen.rows, window.rows)
             return value, part / max(whole, 1e-12)
-        if value.shape != labelled.shape:  # (rows, 1) would broadcast into (rows, rows) without a word
-            raise ValueError(
-                f"{type(term).__name__} returned {tuple(value.shape)}; accepted: one value per row, "
-                f"{tuple(labelled.shape)}, or a scalar"
-            )
+        _check_rows(term, value, labelled.shape)
         if term.rows == "labelled":
             # where, not a product: an unlabelled row may hold inf or nan, and 0 * nan is nan
             value = torch.where(labelled, value, 0.0)
@@ -157,8 +167,57 @@ class Objective(nn.Module):
         count = window.labelled if term.rows == "labelled" else window.rows
         return value.sum(), 1 / count if count > 0 else 0.0
 
+    def _in_chunks(
+        self,
+        student: Outputs,
+        teacher: Outputs | None,
+        batch: Batch,
+        labelled: Tensor,
+        window: Window,
+        weights: list[float],
+    ) -> tuple[Tensor | None, dict[int, Tensor]]:
+        """The weighted sum of the terms that a chunk of rows is enough for, and each one's share by its number."""
+        logits, others = student.logits, None if teacher is None else teacher.logits
+        if not (isinstance(logits, Projected) or isinstance(others, Projected)):
+            return None, {}
+        chosen = {n: t for n, t in enumerate(self._each()) if t.by_row and (teacher is not None or not t.needs_teacher)}
+        if not chosen:
+            return None, {}
+
+        def values_of(s: Tensor, t: Any, rows: slice) -> Tensor:
+            part, mine, theirs = batch.part(rows), Outputs(s), None if t is None else Outputs(t)
+            found = []
+            for n, term in chosen.items():
+                with nullcontext() if weights[n] else torch.no_grad():
+                    found.append(term(mine, theirs, part))
+                _check_rows(term, found[-1], s.shape[:1])
+            return torch.stack(found)
+
+        # what _share and forward multiply each row's value with
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        each = torch.ones_like(labelled, dtype=wide) if batch.weight is None else batch.weight.to(wide)
+        shares = []
+        for term in chosen.values():
+            of_labels = term.rows == "labelled"
+            count = window.labelled if of_labels else window.rows
+            shares.append((each * labelled if of_labels else each) / count if count > 0 else torch.zeros_like(each))
+        share = torch.stack(shares)
+        scale = torch.tensor([weights[n] * window.parts for n in chosen], device=share.device, dtype=share.dtype)
+        trained = dict.fromkeys(p for term in chosen.values() for p in term.parameters())
+        total, values = chunked(values_of, logits, others, share * scale[:, None], self.chunk_rows, trained)
+        means = (torch.where(share != 0, values, 0.0) * share).sum(1).float()
+        return total, dict(zip(chosen, means, strict=True))
+
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
+
+
+def _check_rows(term: Term, value: Tensor, rows: torch.Size) -> None:
+    if value.shape != rows:  # (rows, 1) would broadcast into (rows, rows) without a word
+        raise ValueError(
+            f"{type(term).__name__} returned {tuple(value.shape)}; accepted: one value per row, {tuple(rows)}, "
+            "or a scalar"
+        )
 
 
 _temperature = temperature

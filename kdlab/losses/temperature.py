@@ -31,6 +31,9 @@ class Temperature(nn.Module):
         value: T above 0, or ``{start, end, shape}``.
     """
 
+    all_classes = False
+    """Whether it looks at a row's logits as a whole, and so cannot soften a few buckets of classes."""
+
     def __init__(self, value: float | Mapping | Schedule = 1.0) -> None:
         super().__init__()
         self.schedule = schedule(value, "loss.temperature", least=0.0)
@@ -58,6 +61,8 @@ class StandardizedTemperature(Temperature):
 
     Sun et al., *Logit Standardization in Knowledge Distillation*, CVPR 2024 (their base is 2).
     """
+
+    all_classes = True
 
     def __init__(self, base: float | Mapping | Schedule = 2.0) -> None:
         super().__init__(base)

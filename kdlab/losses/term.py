@@ -28,6 +28,9 @@ class Term(nn.Module):
     rows: Literal["labelled", "all"] = "all"
     """Over which rows the values count: those with a label, or all valid ones."""
     needs_teacher: bool = True
+    by_row: bool = False
+    """Whether each value depends on nothing but that row's logits, target, weight and segment. Such a term is called
+    on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, and needs no code for it."""
     student_layers: tuple[str, ...] = ()
     """Module paths whose outputs the term wants in ``student.features``."""
     teacher_layers: tuple[str, ...] = ()

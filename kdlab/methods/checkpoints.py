@@ -8,6 +8,8 @@ import signal
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -205,11 +207,18 @@ def write_or_fail(state: dict[str, Any], path: Path) -> None:
         raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error
 
 
-def exit_on_sigterm() -> None:
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
     """Outside of training (filling a cache, testing), SIGTERM ends the process at once with status 143."""
 
     def leave(number: int, frame: Any) -> None:
         raise SystemExit(TERMINATED)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, leave)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

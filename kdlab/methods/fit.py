@@ -75,7 +75,7 @@ def fit(
     method.log_every = training.log_every
     last = folder / "checkpoints" / "last.ckpt"
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    data.place(training.device, accumulate=training.accumulate, world=_world(training))
+    data.place(training.device, accumulate=training.accumulate)
     loader = data.train_dataloader()
     if not len(loader):
         raise UserError("data: the training split gives no batch; accepted: at least 2 rows, and a batch_size below it")
@@ -84,6 +84,7 @@ def fit(
     if method.teacher is not None:
         method.teacher.to(training.device)
     method.prepare(example)
+    assert isinstance(example.inputs, torch.Tensor)
     hardware = training.adapt(method.student, example.inputs[:1], data.batch_size)
     method.channels_last = hardware["channels_last"]
     layout = ", channels last" if hardware["channels_last"] else ""
@@ -165,7 +166,7 @@ class _SkipDone(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # `completed` is one behind in a checkpoint saved at a step; `processed` is right
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         self.loader.skip = done if done < trainer.num_training_batches else 0
 
 
@@ -221,8 +222,3 @@ def evaluate(
     if not measures.rows:
         raise UserError(f"data: the {split} split is empty; accepted: at least one row")
     return measures.compute()
-
-
-def _world(training: Training) -> int:
-    devices = training.devices if isinstance(training.devices, int) else torch.cuda.device_count() or 1
-    return devices * training.num_nodes if training.strategy != "auto" or training.on_gpu else 1

@@ -192,9 +192,8 @@ class Method(pl.LightningModule):
         trained = [p for p in self.parameters() if p.requires_grad]
         free = [p for p in trained if getattr(p, "no_decay", False)]
         rest = [p for p in trained if not getattr(p, "no_decay", False)]
-        optimizer = self._make_optimizer(
-            [{"params": rest}, {"params": free, "weight_decay": 0.0}] if free else rest  # type: ignore[arg-type]
-        )
+        groups: list[Any] = [{"params": rest}, {"params": free, "weight_decay": 0.0}] if free else rest
+        optimizer = self._make_optimizer(groups)
         if self._scheduler is None:
             return optimizer
         epochs = self.trainer.max_epochs or 1

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
-from lightning.pytorch.strategies import StrategyRegistry
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,11 +35,10 @@ _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-tru
 class Training:
     """The part of a run that changes how it is computed, not what: hardware, split, progress, saving.
 
+    A run is one process on one device; ``CUDA_VISIBLE_DEVICES`` chooses among GPUs, and a sweep may run several.
+
     Args:
         accelerator: ``auto`` (a GPU where there is one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
-        devices: how many devices.
-        strategy: ``auto``, ``ddp`` or another of Lightning's.
-        num_nodes: how many machines.
         precision: ``auto`` takes bf16 where the hardware has it and the network is large enough to gain (a GPU that
             supports it; on a CPU, AMX or AVX512-BF16), or one of Lightning's names such as ``32-true``.
         channels_last: memory layout of images; ``auto`` follows bf16 on CPU and is on for GPUs.
@@ -57,9 +55,6 @@ class Training:
     def __init__(
         self,
         accelerator: str = "auto",
-        devices: int | str = 1,
-        strategy: str = "auto",
-        num_nodes: int = 1,
         precision: str = "auto",
         channels_last: bool | Literal["auto"] = "auto",
         threads: int | Literal["auto"] = "auto",
@@ -82,18 +77,14 @@ class Training:
         for name, value in (("accumulate", accumulate), ("log_every", log_every), ("validate_every", validate_every)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"trainer.{name}: {value!r}; accepted: a whole number, at least 1")
-        for name, value in (("threads", threads), ("devices", devices), ("num_nodes", num_nodes)):
-            if isinstance(value, int) and value < 1 and (name, value) != ("devices", -1):
-                also = ", auto" if name == "threads" else ", or -1 for all" if name == "devices" else ""
-                raise UserError(f"trainer.{name}: {value!r}; accepted: a whole number, at least 1{also}")
-        if strategy not in (known := ("auto", *StrategyRegistry.available_strategies())):
-            raise unknown("trainer.strategy", strategy, known)
+        if isinstance(threads, int) and threads < 1:
+            raise UserError(f"trainer.threads: {threads!r}; accepted: a whole number, at least 1, or auto")
         if clip is not None and not clip > 0:
             raise UserError(f"trainer.clip: {clip}; accepted: a number above 0, or null")
         if not save_minutes > 0:
             raise UserError(f"trainer.save_minutes: {save_minutes}; accepted: a number above 0")
-        self.accelerator, self.devices, self.strategy, self.num_nodes = accelerator, devices, strategy, num_nodes
-        self.precision, self.channels_last, self.threads = precision, channels_last, threads
+        self.accelerator, self.precision = accelerator, precision
+        self.channels_last, self.threads = channels_last, threads
         self.accumulate, self.clip, self.log_every = accumulate, clip, log_every
         self.validate_every, self.save_minutes, self.progress = validate_every, save_minutes, progress
         self.deterministic = deterministic
@@ -107,7 +98,7 @@ class Training:
     def device(self) -> torch.device:
         """The device that this process computes on before Lightning has placed anything."""
         if self.on_gpu:
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            return torch.device("cuda", 0)
         mps = self.accelerator == "mps" or (self.accelerator == "auto" and torch.backends.mps.is_available())
         return torch.device("mps" if mps else "cpu")
 
@@ -149,9 +140,7 @@ class Training:
         """Lightning's Trainer for one fit."""
         return pl.Trainer(
             accelerator=self.accelerator,
-            devices=self.devices if self.on_gpu or self.strategy != "auto" else 1,
-            strategy=self.strategy,
-            num_nodes=self.num_nodes,
+            devices=1,
             precision=precision,  # type: ignore[arg-type]
             max_epochs=epochs,
             accumulate_grad_batches=self.accumulate,

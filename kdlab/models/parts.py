@@ -5,9 +5,62 @@ No activation works in place: a tapped layer's output must not change after it w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+from kdlab.models.normalize import Normalize, Statistic
+
+Block = Callable[[int, int, int], nn.Module]
+"""Makes one block from the channels that go in, those that come out, and a stride."""
+
+
+class Staged(nn.Module):
+    """The plain form: ``normalize``; ``conv1``, ``bn1``; the stages ``layer1``, ``layer2``, ...; ``pool``; ``fc``.
+
+    Args:
+        stem: the first convolution; BatchNorm and ReLU follow it.
+        block: what the stages are made of.
+        stages: (channels, blocks, stride) of each.
+        last: channels of one more 1x1 convolution ``conv2``, with BatchNorm and ReLU, before the pool; None for none.
+        num_classes: of the data.
+        mean, std: input normalisation.
+    """
+
+    def __init__(
+        self,
+        stem: nn.Conv2d,
+        block: Block,
+        stages: Sequence[tuple[int, int, int]],
+        num_classes: int,
+        mean: Statistic,
+        std: Statistic,
+        last: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std, stem.in_channels)
+        self.conv1 = stem
+        self.bn1 = nn.BatchNorm2d(stem.out_channels)
+        self.depth = len(stages)
+        channels = stem.out_channels
+        for i, (outputs, count, stride) in enumerate(stages, start=1):
+            self.add_module(f"layer{i}", stage(block, channels, outputs, count, stride))
+            channels = outputs
+        self.conv2: nn.Module | None = None
+        if last is not None:
+            self.conv2, self.bn2 = conv1x1(channels, last), nn.BatchNorm2d(last)
+            channels = last
+        self.pool = global_pool()
+        self.fc = nn.Linear(channels, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
+        for i in range(1, self.depth + 1):
+            x = getattr(self, f"layer{i}")(x)
+        if self.conv2 is not None:
+            x = F.relu(self.bn2(self.conv2(x)))
+        return self.fc(self.pool(x))
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -20,9 +73,7 @@ def conv1x1(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.C
     return nn.Conv2d(inputs, outputs, 1, stride, groups=groups, bias=False)
 
 
-def stage(
-    block: Callable[[int, int, int], nn.Module], inputs: int, outputs: int, count: int, stride: int
-) -> nn.Sequential:
+def stage(block: Block, inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
     """``count`` blocks made by ``block(inputs, outputs, stride)``; the first one changes width and size."""
     first = block(inputs, outputs, stride)
     return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(count - 1)))

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
-from kdlab.models.normalize import Normalize, Statistic
-from kdlab.models.parts import conv1x1, conv3x3, global_pool, init_weights, stage
+from kdlab.models.normalize import Statistic
+from kdlab.models.parts import Staged, conv1x1, conv3x3, init_weights
 
 BOTTLENECK_BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Staged):
     """ResNet of 6n+2 layers for small images (He et al., CVPR 2016, section 4.2).
 
     The form of the published distillation benchmark (Tian et al., ICLR 2020): ``width`` 16, 1x1 convolutions
@@ -54,7 +54,6 @@ class CifarResNet(nn.Module):
         mean: Statistic = None,
         std: Statistic = None,
     ) -> None:
-        super().__init__()
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
             raise UserError(f"depth: {depth} is not 6n+2; accepted: 8, 14, 20, 26, 32, 44, 56, 110, ...")
@@ -64,23 +63,12 @@ class CifarResNet(nn.Module):
         if min(width, stem) < 1:
             raise UserError(f"width: {width} and stem {stem} must be at least 1")
         block = partial(BasicBlock, shortcut=shortcut)
-        self.normalize = Normalize(mean, std, in_channels)
-        self.conv1 = conv3x3(in_channels, stem)
-        self.bn1 = nn.BatchNorm2d(stem)
-        self.layer1 = stage(block, stem, width, blocks, stride=1)
-        self.layer2 = stage(block, width, 2 * width, blocks, stride=2)
-        self.layer3 = stage(block, 2 * width, 4 * width, blocks, stride=2)
-        self.pool = global_pool()
-        self.fc = nn.Linear(4 * width, num_classes)
+        stages = ((width, blocks, 1), (2 * width, blocks, 2), (4 * width, blocks, 2))
+        super().__init__(conv3x3(in_channels, stem), block, stages, num_classes, mean, std)
         init_weights(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.pool(x))
 
-
-class BottleneckResNet(nn.Module):
+class BottleneckResNet(Staged):
     """ResNet-50, -101 and -152 (He et al., CVPR 2016) with one 3x3 convolution as the stem, for small images.
 
     The ResNet-50 of the published distillation benchmark (Tian et al., ICLR 2020).
@@ -109,28 +97,15 @@ class BottleneckResNet(nn.Module):
         mean: Statistic = None,
         std: Statistic = None,
     ) -> None:
-        super().__init__()
         if depth not in BOTTLENECK_BLOCKS:
             raise unknown("depth", depth, BOTTLENECK_BLOCKS)
         if width < 1:
             raise UserError(f"width: {width} must be at least 1")
         n1, n2, n3, n4 = BOTTLENECK_BLOCKS[depth]
         out = Bottleneck.expansion * width
-        self.normalize = Normalize(mean, std, in_channels)
-        self.conv1 = conv3x3(in_channels, width)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = stage(Bottleneck, width, out, n1, stride=1)
-        self.layer2 = stage(Bottleneck, out, 2 * out, n2, stride=2)
-        self.layer3 = stage(Bottleneck, 2 * out, 4 * out, n3, stride=2)
-        self.layer4 = stage(Bottleneck, 4 * out, 8 * out, n4, stride=2)
-        self.pool = global_pool()
-        self.fc = nn.Linear(8 * out, num_classes)
+        stages = ((out, n1, 1), (2 * out, n2, 2), (4 * out, n3, 2), (8 * out, n4, 2))
+        super().__init__(conv3x3(in_channels, width), Bottleneck, stages, num_classes, mean, std)
         init_weights(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.pool(x))
 
 
 class BasicBlock(nn.Module):

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdlab.errors import unknown
-from kdlab.models.normalize import Normalize, Statistic
-from kdlab.models.parts import channel_shuffle, conv1x1, conv3x3, global_pool, stage
+from kdlab.models.normalize import Statistic
+from kdlab.models.parts import Staged, channel_shuffle, conv1x1, conv3x3
 
 STEM = 24
 COUNTS = (4, 8, 4)
@@ -30,7 +30,7 @@ V2_WIDTHS = {
 """Channels of the three stages and of the last convolution, by width factor."""
 
 
-class ShuffleNetV1(nn.Module):
+class ShuffleNetV1(Staged):
     """ShuffleNet (Zhang et al., CVPR 2018) with a stem for small images.
 
     Args:
@@ -57,24 +57,11 @@ class ShuffleNetV1(nn.Module):
         mean: Statistic = None,
         std: Statistic = None,
     ) -> None:
-        super().__init__()
         if groups not in V1_WIDTHS:
             raise unknown("groups", groups, V1_WIDTHS)
-        width = V1_WIDTHS[groups]
         block = partial(GroupBlock, groups=groups)
-        self.normalize = Normalize(mean, std, in_channels)
-        self.conv1 = conv1x1(in_channels, STEM)
-        self.bn1 = nn.BatchNorm2d(STEM)
-        self.layer1 = stage(block, STEM, width, COUNTS[0], stride=2)
-        self.layer2 = stage(block, width, 2 * width, COUNTS[1], stride=2)
-        self.layer3 = stage(block, 2 * width, 4 * width, COUNTS[2], stride=2)
-        self.pool = global_pool()
-        self.fc = nn.Linear(4 * width, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return self.fc(self.pool(x))
+        stages = [(V1_WIDTHS[groups] * 2**i, count, 2) for i, count in enumerate(COUNTS)]
+        super().__init__(conv1x1(in_channels, STEM), block, stages, num_classes, mean, std)
 
 
 class GroupBlock(nn.Module):
@@ -104,7 +91,7 @@ class GroupBlock(nn.Module):
         return F.relu(self.preact(joined))
 
 
-class ShuffleNetV2(nn.Module):
+class ShuffleNetV2(Staged):
     """ShuffleNet V2 (Ma et al., ECCV 2018) with a stem for small images.
 
     Args:
@@ -132,26 +119,11 @@ class ShuffleNetV2(nn.Module):
         mean: Statistic = None,
         std: Statistic = None,
     ) -> None:
-        super().__init__()
         if width not in V2_WIDTHS:
             raise unknown("width", width, V2_WIDTHS)
-        w1, w2, w3, last = V2_WIDTHS[width]
-        self.normalize = Normalize(mean, std, in_channels)
-        self.conv1 = conv1x1(in_channels, STEM)
-        self.bn1 = nn.BatchNorm2d(STEM)
-        self.layer1 = stage(_split_block, STEM, w1, COUNTS[0], stride=2)
-        self.layer2 = stage(_split_block, w1, w2, COUNTS[1], stride=2)
-        self.layer3 = stage(_split_block, w2, w3, COUNTS[2], stride=2)
-        self.conv2 = conv1x1(w3, last)
-        self.bn2 = nn.BatchNorm2d(last)
-        self.pool = global_pool()
-        self.fc = nn.Linear(last, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(self.normalize(x))))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
-        return self.fc(self.pool(x))
+        *widths, last = V2_WIDTHS[width]
+        stages = [(outputs, count, 2) for outputs, count in zip(widths, COUNTS, strict=True)]
+        super().__init__(conv1x1(in_channels, STEM), _split_block, stages, num_classes, mean, std, last)
 
 
 def _split_block(inputs: int, outputs: int, stride: int) -> nn.Module:

@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -56,11 +56,13 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
     """
     wanted = config_hash(config)
     if resume == "auto":
-        folders = sorted((output / name).glob("*/config.yaml"), reverse=True)
-        for found in folders:
-            # a finished one too: a job that a cluster starts again does not run twice
-            if config_hash(read_yaml(found)) == wanted:
-                return found.parent
+        runs = (path.parent for path in (output / name).glob("*/config.yaml"))
+        # by time, and within a second by the number behind it
+        for found in sorted(runs, key=lambda run: (run.name[:19], len(run.name), run.name), reverse=True):
+            # a finished one too: a job that a cluster starts again does not run twice; a damaged one is no run of this
+            with suppress(UserError):
+                if config_hash(read_yaml(found / "config.yaml")) == wanted:
+                    return found
         return None
     folder = Path(resume)
     if not (folder / "config.yaml").is_file():

@@ -12,11 +12,10 @@ import platform
 from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from importlib import metadata
 from pathlib import Path
 
 from kdlab.runs import table
-from kdlab.runs.compare import Comparison, footer, head, row
+from kdlab.runs.comparison import Comparison, footer, head, row
 from kdlab.runs.pictures import Picture
 from kdlab.runs.read import Group, Run, clean, mapping, setting
 
@@ -210,6 +209,8 @@ def _when(runs: Sequence[Run]) -> str:
 
 
 def _version() -> str:
+    from importlib import metadata  # slow, and only a page needs it
+
     try:
         return metadata.version("kdlab")
     except metadata.PackageNotFoundError:

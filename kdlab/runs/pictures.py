@@ -1,67 +1,40 @@
-"""What runs look like, as PNG files: T × alpha map, curves, accuracy against size, gain over the baseline.
-
-Drawn through matplotlib's objects, without pyplot: no window, no state left behind, and matplotlib is
-imported only where something is drawn. Colours are those of Okabe and Ito (2008) and the maps "viridis"
-and "Blues", which people with any kind of colour vision can tell apart.
-"""
+"""What runs look like, as PNG files: T × alpha map, curves, accuracy against size, gain over the baseline."""
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from kdlab.runs import table
-from kdlab.runs.compare import Comparison
-from kdlab.runs.read import ALPHA, TEMPERATURE, Group, Run, Stat, finite, over, same, setting, short
+from kdlab.runs.comparison import Comparison
+from kdlab.runs.curve_pictures import kl_and_ce
+from kdlab.runs.drawing import (
+    BLUE,
+    DPI,
+    GREEN,
+    INK,
+    ORANGE,
+    QUIET,
+    STYLE,
+    VERMILION,
+    Drawing,
+    canvas,
+    cut,
+    heading,
+    plural,
+    sample,
+)
+from kdlab.runs.read import ALPHA, TEMPERATURE, Group, Stat, finite, over, setting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
-INK, QUIET, GRID = "#1f2328", "#656d76", "#d8dee4"
-
-_STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titleweight": "bold",
-    "axes.edgecolor": QUIET,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "hatch.color": "#b6bec7",
-    "hatch.linewidth": 0.6,
-    # Names of runs are shown as they are: a "$" in one is no formula.
-    "text.parse_math": False,
-}
-_DPI = 160
-_MOST_BARS, _MOST_MAPS, _MOST_POINTS = 24, 6, 400
-
-
-class Drawing(NamedTuple):
-    """A figure not yet written, and the words that belong beside it."""
-
-    figure: Figure
-    title: str
-    caption: str
+_MOST_BARS, _MOST_MAPS = 24, 6
 
 
 @dataclass(frozen=True)
@@ -84,7 +57,7 @@ def draw(comparison: Comparison, out: Path) -> list[Picture]:
         "gain": gains,
     }
     pictures = []
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A run may be named in a script that the font lacks; its boxes are no reason for a page of warnings.
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         for name, make in kinds.items():
@@ -92,7 +65,7 @@ def draw(comparison: Comparison, out: Path) -> list[Picture]:
             # A picture of an earlier comparison would be taken for one of this.
             path.unlink(missing_ok=True)
             if (drawing := make(comparison)) is not None:
-                drawing.figure.savefig(path, dpi=_DPI, facecolor="white", metadata={"Software": None})
+                drawing.figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
                 pictures.append(Picture(path, drawing.title, drawing.caption))
     return pictures
 
@@ -115,7 +88,7 @@ def heat_map(comparison: Comparison) -> Drawing | None:
     columns = min(len(shown), 2 if len(heats) > 5 else 3)
     rows = math.ceil(len(shown) / columns)
     width, height = 1.4 + 0.95 * len(heats), 1.0 + 0.72 * len(alphas)
-    figure = _canvas(max(width * columns, 5.6), height * rows + 0.6)
+    figure = canvas(max(width * columns, 5.6), height * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, (name, part) in zip(axes, shown.items(), strict=False):
         _map(ax, part, comparison, heats, alphas, (min(means), max(means)))
@@ -126,13 +99,13 @@ def heat_map(comparison: Comparison) -> Drawing | None:
     title = f"Validation {comparison.score.long} by temperature and alpha"
     unit = "in %; " if comparison.score.fraction else ""
     spread = "± standard deviation over seeds; " if comparison.seeds > 1 else ""
-    _heading(figure, title, f"{unit}{_sample(cells)}; {spread}small print: test split")
+    heading(figure, title, f"{unit}{sample(cells)}; {spread}small print: test split")
     caption = "By the validation score the best cell is framed. The test split is shown, and chooses nothing."
     caption += " Hatched cells have no finished run."
     if others := len(comparison.groups) - len(cells):
-        caption += f" Not in the map: {_plural(others, 'setting')} whose temperature or alpha is no number."
+        caption += f" Not in the map: {plural(others, 'setting')} whose temperature or alpha is no number."
     if further := len(maps) - len(shown):
-        caption += f" Left out: {_plural(further, 'further map')}."
+        caption += f" Left out: {plural(further, 'further map')}."
     return Drawing(figure, title, caption)
 
 
@@ -196,127 +169,6 @@ def _tile(ax: Axes, i: int, j: int, side: float = 1.0, **style: object) -> None:
     ax.add_patch(Rectangle((i - side / 2, j - side / 2), side, side, **style))  # type: ignore[arg-type]
 
 
-def kl_and_ce(comparison: Comparison) -> Drawing | None:
-    """Training left, validation right, coloured by temperature; None where no run has such curves."""
-    runs = [run for run in comparison.runs if {"train/kl", "train/ce", "val/kl", "val/ce"} & set(run.curves)]
-    if not runs:
-        return None
-    splits = [s for s in ("train", "val") if any({f"{s}/kl", f"{s}/ce"} & set(run.curves) for run in runs)]
-    key, colours = _colours(comparison, runs)
-    figure = _canvas(5.4 * len(splits) + 0.8, 4.6)
-    axes = figure.subplots(1, len(splits), squeeze=False).ravel()
-    for ax, split in zip(axes, splits, strict=True):
-        for term, dash in (("kl", "-"), ("ce", (0, (3, 1.6)))):
-            _lines(ax, runs, f"{split}/{term}", key, colours, dash)
-        _log_if_wide(ax)
-        at = "each run at its own T" if split == "train" else "KL at T = 1"
-        ax.set_title("training" if split == "train" else "validation", pad=10)
-        ax.set(xlabel="optimizer steps", ylabel=f"{split}/kl and {split}/ce, nats ({at})")
-    _legend(figure, key, colours)
-    with_kl = any({"train/kl", "val/kl"} & set(run.curves) for run in runs)
-    title = "KL and CE over each other" if with_kl else "Cross-entropy while training"
-    mean = "; thin: each run, thick: mean of its colour" if _crowded(runs, key) else ""
-    _heading(figure, title, _plural(len(runs), "run") + mean)
-    caption = (
-        "Solid: KL from the teacher; dashed: cross-entropy with the labels; both without their weights. The"
-        " training KL is at each run's own temperature, the validation KL at T = 1, so that those compare."
-    )
-    return Drawing(figure, title, caption)
-
-
-def _colours(comparison: Comparison, runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
-    """By which setting lines are coloured, and the colour of each of its values, in their order."""
-    from matplotlib import colormaps
-    from matplotlib.colors import to_hex
-
-    keys = [TEMPERATURE, *comparison.differs]
-    key = next((k for k in keys if len({same(run.settings.get(k)) for run in runs}) > 1), TEMPERATURE)
-    values = {same(run.settings.get(key)): run.settings.get(key) for run in runs}
-    numbers = {name: finite(value) for name, value in values.items()}
-    ordered = sorted(values, key=lambda n: (numbers[n] is None, numbers[n] or 0.0, n))
-    if len(ordered) <= 1:
-        return key, dict.fromkeys(ordered, BLUE)
-    if len(ordered) <= 6 and any(numbers[name] is None for name in ordered):
-        palette = [BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY]
-    else:
-        # The yellow end of viridis is too pale for a line on white.
-        palette = [to_hex(colormaps["viridis"](0.85 * i / (len(ordered) - 1))) for i in range(len(ordered))]
-    return key, dict(zip(ordered, palette, strict=False))
-
-
-def _crowded(runs: Sequence[Run], key: str) -> bool:
-    by_colour = [same(run.settings.get(key)) for run in runs]
-    return len(by_colour) > len(set(by_colour))
-
-
-def _lines(ax: Axes, runs: Sequence[Run], name: str, key: str, colours: dict[str, str], dash: Any) -> None:
-    parts: dict[str, list[tuple[list[float], list[float]]]] = {}
-    for run in runs:
-        if name in run.curves:
-            parts.setdefault(same(run.settings.get(key)), []).append(_thin(*run.curves[name]))
-    for value, lines in parts.items():
-        colour = colours.get(value, QUIET)
-        together = len(lines) > 1
-        for steps, values in lines:
-            alpha, width = (0.28, 0.7) if together else (0.95, 1.7)
-            ax.plot(
-                steps,
-                values,
-                color=colour,
-                ls=dash,
-                lw=width,
-                alpha=alpha,
-                marker="." if len(steps) == 1 else "",
-            )
-        if together:
-            steps = sorted(set.intersection(*(set(s) for s, _ in lines)))
-            by_step = [dict(zip(s, v, strict=True)) for s, v in lines]
-            mean = [statistics.fmean(one[step] for one in by_step) for step in steps]
-            ax.plot(steps, mean, color=colour, ls=dash, lw=2.0, zorder=3)
-
-
-def _legend(figure: Figure, key: str, colours: dict[str, str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=INK, lw=1.8, label="KL"),
-        Line2D([], [], color=INK, lw=1.8, ls="--", label="CE"),
-    ]
-    if len(colours) > 1:
-        names = list(colours)
-        # A legend of many numbers shows some of them; the eye fills in the rest of the scale.
-        keep = names if len(names) <= 12 else [names[round(i * (len(names) - 1) / 9)] for i in range(10)]
-        for name in keep:
-            label = f"{short(key)} = {setting(json.loads(name))}"
-            handles.append(Line2D([], [], color=colours[name], lw=3, label=_cut(label, 40)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=9)
-
-
-def _log_if_wide(ax: Axes) -> None:
-    """A logarithmic axis where values span more than 20 to 1: loss curves do."""
-    import numpy as np
-
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.ones(1)])
-    values = values[np.isfinite(values)]
-    if len(values) and values.min() > 0 and values.max() / values.min() > 20:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-        ax.set_yscale("log")
-        decades = math.log10(values.max() / values.min())
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most 400 points of a curve: more than that is ink, not information. The last one always stays."""
-    stride = math.ceil(len(steps) / _MOST_POINTS)
-    if stride <= 1:
-        return steps, values
-    keep = [*range(0, len(steps) - 1, stride), len(steps) - 1]
-    return [steps[i] for i in keep], [values[i] for i in keep]
-
-
 _ROLES = {"teacher": ("s", BLUE), "student": ("o", VERMILION), "baseline": ("^", QUIET)}
 
 
@@ -326,7 +178,7 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
     if len({size for *_, size in points}) < 2:
         return None
     score = comparison.score
-    figure = _canvas(7.6, 4.9)
+    figure = canvas(7.6, 4.9)
     ax = figure.subplots()
     labels = []
     for (role, network, size), values in sorted(points.items()):
@@ -334,7 +186,7 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
         ax.scatter([size] * len(values), values, marker=marker, s=34, color=colour, alpha=0.35, lw=0)
         # Groups stand in the order of validation, so the first is the one that would be chosen.
         ax.scatter(size, values[0], marker=marker, s=58, color=colour, edgecolor="white", lw=0.8, zorder=3)
-        name = _cut(network if role in ("teacher", "student") else f"{network}, {role.replace('_', ' ')}", 32)
+        name = cut(network if role in ("teacher", "student") else f"{network}, {role.replace('_', ' ')}", 32)
         chosen = ", best on validation" if role == "student" and len(values) > 1 else ""
         labels.append((size, values[0], f"{name}{chosen}  {values[0]:.2f}", colour))
     _size_axis(ax, [size for size, *_ in labels])
@@ -342,7 +194,7 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
     unit = (", %" if score.fraction else "") + ("" if score.higher else " (less is better)")
     ax.set_ylabel(f"test {score.long}{unit}")
     title = f"Test {score.long} against size"
-    _heading(figure, title, _sample(comparison.groups))
+    heading(figure, title, sample(comparison.groups))
     _label(figure, ax, labels)
     caption = (
         "Square: teacher; circle: student; triangle: the same student trained without the teacher; diamond:"
@@ -410,20 +262,20 @@ def gains(comparison: Comparison) -> Drawing | None:
     if not bars:
         return None
     shown = bars[:_MOST_BARS]
-    figure = _canvas(7.6, 1.7 + 0.32 * len(shown))
+    figure = canvas(7.6, 1.7 + 0.32 * len(shown))
     ax = figure.subplots()
     _bars(ax, [stat for _, stat in shown], 100 if score.fraction else 1, score.higher)
-    ax.set_yticks(range(len(shown)), [_cut(one.label(comparison.differs), 44) for one, _ in shown], fontsize=9)
+    ax.set_yticks(range(len(shown)), [cut(one.label(comparison.differs), 44) for one, _ in shown], fontsize=9)
     ax.set_xlabel(f"student − baseline, test {score.long}{', points' if score.fraction else ''}")
     title = "What the teacher adds: student less baseline"
-    _heading(figure, title, f"{_sample(one for one, _ in shown)}; best on validation at the top")
+    heading(figure, title, f"{sample(one for one, _ in shown)}; best on validation at the top")
     caption = "The same student on the same budget, with its teacher and without."
     if any(stat.std is not None for _, stat in shown):
         caption += " Whiskers: standard deviation of the paired difference over seeds."
     else:
         caption += " One seed each, so the spread is not known."
     if further := len(bars) - len(shown):
-        caption += f" Left out: {_plural(further, 'further setting')}."
+        caption += f" Left out: {plural(further, 'further setting')}."
     return Drawing(figure, title, caption)
 
 
@@ -456,45 +308,3 @@ def _compact(value: float) -> str:
         if value >= limit:
             return f"{value / limit:g}{unit}"
     return f"{value:g}"
-
-
-def _canvas(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that is drawn by Agg and lays itself out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _heading(figure: Figure, title: str, sample: str) -> None:
-    """The title, and below it in small print what the picture rests on."""
-    height = figure.get_figheight()
-    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.56 / height))
-    lines = [
-        figure.text(0.01, 1 - 0.08 / height, title, va="top", fontsize=12.5, fontweight="bold"),
-        figure.text(0.01, 1 - 0.33 / height, sample, va="top", fontsize=9, color=QUIET),
-    ]
-    for line in lines:
-        line.set_in_layout(False)
-
-
-def _sample(groups: Iterable[Group]) -> str:
-    """How many runs a picture rests on: ``12 settings, 3 seeds each``."""
-    counts = [len(one.runs) for one in groups]
-    settings = _plural(len(counts), "setting")
-    low, high = min(counts), max(counts)
-    if low == high:
-        return f"{settings}, {_plural(high, 'seed')} each"
-    return f"{settings}, {low} to {high} seeds each"
-
-
-def _plural(count: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count} {what}{'s' * (count != 1)}"
-
-
-def _cut(text: str, length: int) -> str:
-    """``text``, shortened to ``length`` with an ellipsis."""
-    return text if len(text) <= length else text[: length - 1] + "…"

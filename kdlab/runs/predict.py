@@ -122,6 +122,11 @@ def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
         raise UserError(f"{path}: has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
     if not torch.isfinite(rows).all():
         raise UserError(f"{path}: holds values that are not finite")
+    if len(shape) == 3 and (rows.min() < 0 or rows.max() > 1):
+        raise UserError(
+            f"{path}: holds values from {float(rows.min()):g} to {float(rows.max()):g}; accepted: uint8, or floats in "
+            "[0, 1]"
+        )
     return rows
 
 

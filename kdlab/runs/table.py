@@ -86,7 +86,7 @@ def show(text: str, stream: TextIO | None = None) -> None:
             .encode(encoding, "replace")
             .decode(encoding)
         )
-    print(text, file=stream)
+    print(text, file=stream, flush=True)
 
 
 def percent(value: float | None, signed: bool = False) -> str | None:

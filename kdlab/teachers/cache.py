@@ -205,11 +205,11 @@ class CachedTeacher(Teacher):
         assert batch.key is not None, "a cached teacher needs the batch's keys"
         views = self.manifest.rows[split][1]
         if split in self.arrays:
-            array, key = self.arrays[split], batch.key
-            if views == 1:
-                return Outputs(array[:, 0].index_select(0, key[:, 0]).float())
-            # two indices, so that a view that is not there is an error and not the next example
-            return Outputs(array[key[:, 0], key[:, 1]].float())
+            array, (example, view) = self.arrays[split], batch.key.unbind(1)
+            # a view that is not there is an error, and not the next example
+            row = torch.where((view >= 0) & (view < views), example * views + view, -1) if views > 1 else example
+            # index_select, since array[example, view] splits even this between threads, and waits for a busy core
+            return Outputs(array.flatten(0, 1).index_select(0, row).float())
         example, view = batch.key.cpu().numpy().T
         logits = torch.from_numpy(self._mapped[split][example, view if views > 1 else 0])
         return Outputs(logits.float().to(self._device, non_blocking=True))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from kdlab.data import safe_pickle
 from kdlab.data.download import Remote, fetch, unpack
-from kdlab.data.module import ImageData, common
+from kdlab.data.module import Common, ImageData, published
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
 
@@ -54,21 +53,7 @@ CIFAR100 = Layout(
 )
 
 
-def cifar10(
-    root: str = "data/cifar10",
-    download: bool = False,
-    batch_size: int = 128,
-    eval_batch_size: int | None = None,
-    val: int | float | None = 5000,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
-) -> ImageData:
+def cifar10(root: str = "data/cifar10", download: bool = False, **common: Unpack[Common]) -> ImageData:
     """CIFAR-10: 50,000 training and 10,000 test pictures, 3 x 32 x 32, 10 classes (Krizhevsky, 2009).
 
     Args:
@@ -76,27 +61,13 @@ def cifar10(
         download: fetch the archive from the publisher (170 MB) if it is not there.
         val: the 5,000 rows by default are for choosing the best epoch; 0 trains on all 50,000, as published results do.
 
-    The other arguments are :class:`ImageData`'s.
+    The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
-    options = common(locals())
-    return ImageData(_read(CIFAR10, root, download, "labels", "label_names"), **options)
+    return published(source=_read(CIFAR10, root, download, "labels", "label_names"), **common)
 
 
 def cifar100(
-    root: str = "data/cifar100",
-    label: str = "fine",
-    download: bool = False,
-    batch_size: int = 128,
-    eval_batch_size: int | None = None,
-    val: int | float | None = 5000,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
+    root: str = "data/cifar100", label: str = "fine", download: bool = False, **common: Unpack[Common]
 ) -> ImageData:
     """CIFAR-100: 50,000 training and 10,000 test pictures, 3 x 32 x 32 (Krizhevsky, 2009).
 
@@ -106,13 +77,11 @@ def cifar100(
         download: fetch the archive from the publisher (169 MB) if it is not there.
         val: the 5,000 rows by default are for choosing the best epoch; 0 trains on all 50,000, as published results do.
 
-    The other arguments are :class:`ImageData`'s.
+    The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
-    options = common(locals())
     if label not in ("fine", "coarse"):
         raise unknown("data.label", label, ["fine", "coarse"])
-    source = _read(CIFAR100, root, download, f"{label}_labels", f"{label}_label_names")
-    return ImageData(source, **options)
+    return published(source=_read(CIFAR100, root, download, f"{label}_labels", f"{label}_label_names"), **common)
 
 
 def _read(layout: Layout, root: str, download: bool, label: str, names: str) -> Source:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Unpack
 
 import torch
 
-from kdlab.data.module import ImageData, common
+from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Files, Rows, Source
 from kdlab.errors import UserError, unknown
 
@@ -25,17 +25,7 @@ def image_folder(
     test: int | float | None = None,
     memory: float = 2e9,
     workers: int | None = None,
-    batch_size: int = 64,
-    eval_batch_size: int | None = None,
-    val: int | float | None = None,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
+    **common: Unpack[Common],
 ) -> ImageData:
     """Pictures in class folders: ``root/train/<class>/*``, with ``val`` and ``test`` beside ``train`` or not; or all in
     ``root/<class>/*``, divided here.
@@ -55,11 +45,12 @@ def image_folder(
     Raises:
         UserError: for a missing or empty folder, a class that only val or test has, a picture that cannot be decoded.
     """
-    options = common(locals())
     for name, value, accepted in (("size", size, range(1, 4097)), ("channels", channels, (1, 3))):
         if value not in accepted:
             bounds = "1 or 3" if name == "channels" else "1..4096"
             raise UserError(f"data.{name}: {value!r}; accepted: {bounds}")
+    if workers is not None:
+        whole("data.workers", workers, 0)
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.root: there is no folder {folder}; accepted: a folder with a sub-folder for each class")
@@ -76,7 +67,8 @@ def image_folder(
     if not class_names:
         raise UserError(f"data.root: {train} has no sub-folders; accepted: one for each class")
     wanted = {split: place for split, place in places.items() if place and not (split == "test" and test == 0)}
-    rows = {split: _files(folder, place, class_names, size, channels) for split, place in wanted.items()}
+    none = Files(folder, [], size, channels, workers)
+    rows = {split: _files(none, place, class_names) for split, place in wanted.items()}
     if sum(math.prod(r.inputs.shape) for r in rows.values()) <= memory:
         rows = {split: _decode(r) for split, r in rows.items()}
     source = Source(
@@ -86,11 +78,11 @@ def image_folder(
         val=rows.get("val"),
         test=rows.get("test", 0.1 if test is None else test),
     )
-    return ImageData(source, workers=workers, **options)
+    return ImageData(source, **common)
 
 
-def _files(root: Path, place: Path, class_names: list[str], size: int, channels: int) -> Rows:
-    """The pictures of one split, in the order of their names."""
+def _files(none: Files, place: Path, class_names: list[str]) -> Rows:
+    """The pictures of one split, in the order of their names; ``none`` says how they are read."""
     names, targets = [], []
     for folder in sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")):
         if folder.name not in class_names:
@@ -99,9 +91,9 @@ def _files(root: Path, place: Path, class_names: list[str], size: int, channels:
         if not found:
             endings = ", ".join(sorted(_ENDINGS))
             raise UserError(f"data.root: {folder} has no pictures; accepted: files that end in {endings}")
-        names += [str(p.relative_to(root)) for p in found]
+        names += [str(p.relative_to(none.root)) for p in found]
         targets += [class_names.index(folder.name)] * len(found)
-    return Rows(Files(root, names, size, channels), torch.tensor(targets, dtype=torch.long))
+    return Rows(replace(none, names=names), torch.tensor(targets, dtype=torch.long))
 
 
 def _decode(rows: Rows) -> Rows:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kdlab.data.download import Remote, fetch
-from kdlab.data.module import ImageData, common
+from kdlab.data.module import Common, ImageData, published
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError
 
@@ -79,58 +78,28 @@ FASHION_MNIST = Layout(
 )
 
 
-def mnist(
-    root: str = "data/mnist",
-    download: bool = False,
-    batch_size: int = 128,
-    eval_batch_size: int | None = None,
-    val: int | float | None = 5000,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
-) -> ImageData:
+def mnist(root: str = "data/mnist", download: bool = False, **common: Unpack[Common]) -> ImageData:
     """MNIST: 60,000 training and 10,000 test digits, grey, 28 x 28 (LeCun, Bottou, Bengio and Haffner, 1998).
 
     Args:
         root: the folder of the four idx files (``train-images-idx3-ubyte`` ..., with or without ``.gz``).
         download: fetch them (11 MB) if they are not there.
 
-    The other arguments are :class:`ImageData`'s.
+    The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
-    options = common(locals())
-    return ImageData(_read(MNIST, root, download), **options)
+    return published(source=_read(MNIST, root, download), **common)
 
 
-def fashion_mnist(
-    root: str = "data/fashion_mnist",
-    download: bool = False,
-    batch_size: int = 128,
-    eval_batch_size: int | None = None,
-    val: int | float | None = 5000,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
-) -> ImageData:
+def fashion_mnist(root: str = "data/fashion_mnist", download: bool = False, **common: Unpack[Common]) -> ImageData:
     """Fashion-MNIST: 60,000 training and 10,000 test pictures of clothes, grey, 28 x 28 (Xiao, Rasul, Vollgraf, 2017).
 
     Args:
         root: the folder of the four idx files (``train-images-idx3-ubyte`` ..., with or without ``.gz``).
         download: fetch them (30 MB) if they are not there.
 
-    The other arguments are :class:`ImageData`'s.
+    The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
-    options = common(locals())
-    return ImageData(_read(FASHION_MNIST, root, download), **options)
+    return published(source=_read(FASHION_MNIST, root, download), **common)
 
 
 def _read(layout: Layout, root: str, download: bool) -> Source:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv as csv_format
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.data.module import ImageData, common
+from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
 
@@ -24,17 +24,7 @@ def tensors(
     targets: Any = None,
     test: int | float | None = None,
     class_names: Sequence[str] | None = None,
-    batch_size: int = 64,
-    eval_batch_size: int | None = None,
-    val: int | float | None = None,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
+    **common: Unpack[Common],
 ) -> ImageData:
     """Inputs and class ids from files or from Python.
 
@@ -51,7 +41,6 @@ def tensors(
     Raises:
         UserError: for files that are missing, damaged or hold something else, and rows that make no sense.
     """
-    options = common(locals())
     if inputs is None:
         raise UserError("data.inputs: null; accepted: a .pt, .npz or .npy file (or, in Python, a tensor)")
     held = _load(inputs, "data.inputs")
@@ -75,7 +64,7 @@ def tensors(
         test=splits.get("test_", 0.1 if test is None else test),
         key="data.inputs",
     )
-    return ImageData(source, **options)
+    return ImageData(source, **common)
 
 
 def _load(value: Any, key: str) -> dict[str, Any]:
@@ -140,17 +129,7 @@ def csv(
     test_path: str | None = None,
     test: int | float | None = None,
     delimiter: str = ",",
-    batch_size: int = 64,
-    eval_batch_size: int | None = None,
-    val: int | float | None = None,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
+    **common: Unpack[Common],
 ) -> ImageData:
     """A table with a header line: numbers, and one column that names the class.
 
@@ -170,7 +149,6 @@ def csv(
     Raises:
         UserError: for a missing file or column, a value that is no finite number, rows of unequal length.
     """
-    options = common(locals())
     if path is None:
         raise UserError("data.path: null; accepted: a CSV file with a header line")
     wanted, inputs, written = _table(path, "data.path", target, columns, delimiter)
@@ -189,7 +167,7 @@ def csv(
                 raise unknown(f"data.test_path: {test_path}", label, class_names, "class")
         held_out = Rows(test_inputs, torch.tensor([class_names.index(label) for label in test_labels]))
     source = Source(Path(path).stem, rows, class_names, test=held_out, key="data.path")
-    return ImageData(source, **options)
+    return ImageData(source, **common)
 
 
 def _sorted_names(labels: list[str]) -> list[str]:
@@ -248,17 +226,7 @@ def synthetic(
     noise: float = 0.15,
     num_classes: int = 2,
     data_seed: int = 0,
-    batch_size: int = 64,
-    eval_batch_size: int | None = None,
-    val: int | float | None = 0.15,
-    labels: int | None = None,
-    fraction: float | None = None,
-    ratio: float | None = None,
-    augment: Any = None,
-    views: int | Literal["all"] | None = None,
-    classes: Sequence[int | str] | None = None,
-    seed: int | None = None,
-    split_seed: int = 0,
+    **common: Unpack[Common],
 ) -> ImageData:
     """A generated, nonlinear and noisy problem: which class scores highest over normally distributed features?
 
@@ -273,12 +241,10 @@ def synthetic(
         num_classes: how many.
         data_seed: of the generator.
 
-    The other arguments are :class:`ImageData`'s.
+    The other arguments are :class:`ImageData`'s, with ``val`` 0.15 unless given.
     """
-    options = common(locals())
     for name, value, least in (("n", n, 20), ("features", features, 1), ("num_classes", num_classes, 2)):
-        if not isinstance(value, int) or value < least:
-            raise UserError(f"data.{name}: {value!r}; accepted: a whole number from {least} on")
+        whole(f"data.{name}", value, least)
     if not 0 <= noise < float("inf"):
         raise UserError(f"data.noise: {noise}; accepted: 0 or more")
     draw = np.random.Generator(np.random.PCG64(data_seed))
@@ -288,5 +254,6 @@ def synthetic(
     scores = (scores - np.median(scores, axis=0)) / scores.std(axis=0)
     targets = (scores + noise * draw.standard_normal(scores.shape)).argmax(axis=1)
     rows = Rows(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets))
+    common.setdefault("val", 0.15)
     source = Source("synthetic", rows, [str(label) for label in range(num_classes)], test=0.2, key="data")
-    return ImageData(source, **options)
+    return ImageData(source, **common)

@@ -1,0 +1,192 @@
+"""What is compared: runs grouped over their seeds, ranked on validation, and written out as rows.
+
+The test split is shown and chooses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import unknown
+from kdlab.runs import table
+from kdlab.runs.read import Found, Group, Run, clean, differing, finite, group, same, setting, short
+from kdlab.runs.table import DEFAULT, SCORES, Measure, Score, measures, score_of
+
+_MOST_SETTINGS = 6
+"""Differing settings that a table shows if no columns are asked for; the rest are in the CSV."""
+
+
+@dataclass
+class Comparison:
+    """Runs sorted out: grouped over seeds, ranked, with what differs between them."""
+
+    groups: list[Group]
+    measures: dict[str, Measure]
+    differs: list[str]
+    runs: list[Run]
+    """The finished runs that count, those of all groups."""
+    failed: list[Run] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)
+    repeats: list[Run] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, found: Found, each: bool = False) -> Comparison:
+        """Group and rank what was found; ``each`` keeps every run a row of its own."""
+        groups, repeats = group(found.finished)
+        if each:
+            groups = [Group(run.settings, [run]) for run in found.finished]
+            repeats = []
+        runs = [run for one in groups for run in one.runs]
+        numbers = measures(runs)
+        differs = differing(runs)
+        if each and len({same(run.seed) for run in runs}) > 1:
+            differs.append("seed")
+        ranking = ranked(groups, numbers["val"])
+        return cls(ranking, numbers, differs, runs, found.failed, found.unfinished, repeats)
+
+    @property
+    def score(self) -> Score:
+        """What the runs are judged by."""
+        return SCORES[score_of(self.runs)]
+
+    @property
+    def seeds(self) -> int:
+        """The most runs that one row stands for."""
+        return max((len(one.runs) for one in self.groups), default=0)
+
+    @property
+    def title(self) -> str:
+        """What is compared, in a line: the settings that all runs share, and how many runs."""
+        shared = constant(self.runs, ("name", "data", "teacher", "student"))
+        nets = [setting(shared[key]) for key in ("teacher", "student") if shared.get(key) is not None]
+        parts = [setting(shared[key]) for key in ("name", "data") if key in shared] + [" → ".join(nets)]
+        count = f"{len(self.runs)} run{'s' * (len(self.runs) != 1)}"
+        if len(self.groups) != len(self.runs):
+            count += f" in {len(self.groups)} setting{'s' * (len(self.groups) != 1)}"
+        return " · ".join([part for part in parts if part] + [count])
+
+
+def constant(runs: Sequence[Run], keys: Iterable[str]) -> dict[str, Any]:
+    """Those settings of ``keys`` that all the runs have, with one value."""
+    first = runs[0].settings if runs else {}
+    return {k: first[k] for k in keys if k in first and len({same(run.settings.get(k)) for run in runs}) == 1}
+
+
+def ranked(groups: Iterable[Group], measure: Measure) -> list[Group]:
+    """The groups, best first by ``measure``, each with its rank; those without it last, unranked."""
+    known, unknown = list[tuple[float, Group]](), list[Group]()
+    for one in groups:
+        stat = one.stat(measure.get)
+        if stat is None:
+            unknown.append(one)
+        else:
+            known.append((-stat.mean if measure.higher else stat.mean, one))
+    known.sort(key=lambda pair: pair[0])
+    for place, (_, one) in enumerate(known, 1):
+        one.rank = place
+    for one in unknown:
+        one.rank = None
+    return [one for _, one in known] + unknown
+
+
+def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
+    """The keys of the columns to show: those ``wanted`` (``A,B,...``), or what differs, and the scores.
+
+    Raises:
+        UserError: a column that is not there.
+    """
+    if wanted is not None:
+        return [_known("columns", key.strip(), comparison) for key in wanted.split(",") if key.strip()]
+    scores = [key for key in DEFAULT if _measured(key, comparison)]
+    if len(comparison.groups) == 1 or not comparison.differs:
+        return ["run", *scores]
+    # Runs kept apart for a difference that no setting shows are told apart by their folders.
+    labels = [one.label(comparison.differs) for one in comparison.groups]
+    extra = ["run"] if len(set(labels)) < len(labels) else []
+    many = ["n"] if comparison.seeds > 1 else []
+    return [*comparison.differs[:_MOST_SETTINGS], *extra, *many, *scores]
+
+
+def _measured(key: str, comparison: Comparison) -> bool:
+    return any(comparison.measures[key].get(run) is not None for run in comparison.runs)
+
+
+def _known(option: str, key: str, comparison: Comparison) -> str:
+    settings = {name for run in comparison.runs for name in run.settings}
+    accepted = {*comparison.measures, *settings, "n", "run"}
+    if key not in accepted:
+        raise unknown(option, key, accepted, "column")
+    return key
+
+
+def ordered(comparison: Comparison, wanted: str | None = None) -> list[Group]:
+    """The groups in the order ``wanted`` (``KEY`` or ``-KEY``); ranks stay those of validation.
+
+    Raises:
+        UserError: a column that is not there.
+    """
+    if not wanted:
+        return comparison.groups
+    backwards, key = wanted.startswith("-"), _known("sort", wanted.removeprefix("-"), comparison)
+    measure = comparison.measures.get(key)
+
+    def place(one: Group) -> tuple[int, float, str]:
+        stat = one.stat(measure.get) if measure else None
+        if measure:
+            return (0, -stat.mean if measure.higher else stat.mean, "") if stat else (1, 0.0, "")
+        value = len(one.runs) if key == "n" else one.runs[0].label if key == "run" else one.settings.get(key)
+        amount = finite(value)
+        return (0, amount, "") if amount is not None else (1 + (value is None), 0.0, setting(value))
+
+    known = sorted(comparison.groups, key=place)
+    if not backwards:
+        return known
+    absent = [one for one in known if measure and one.stat(measure.get) is None]
+    return [one for one in reversed(known) if one not in absent] + absent
+
+
+def row(one: Group, comparison: Comparison, columns: Iterable[str]) -> dict[str, str | None]:
+    """The cells of a group, written out, by column key."""
+    cells: dict[str, str | None] = {"rank": None if one.rank is None else str(one.rank)}
+    for key in columns:
+        if key in comparison.measures:
+            measure = comparison.measures[key]
+            cells[key] = measure.write(one.stat(measure.get))
+        elif key == "n":
+            cells[key] = str(len(one.runs))
+        elif key == "run":
+            cells[key] = one.runs[0].label + (f" and {len(one.runs) - 1} more" if len(one.runs) > 1 else "")
+        elif key in one.settings:
+            cells[key] = setting(one.settings[key])
+    return cells
+
+
+def head(key: str, comparison: Comparison) -> table.Column:
+    """The heading of a column, and the side its cells stand on."""
+    if key in comparison.measures:
+        return table.Column(key, comparison.measures[key].title)
+    if key in ("rank", "n"):
+        return table.Column(key, "#" if key == "rank" else key)
+    numbers = all(isinstance(one.settings.get(key), (int, float, type(None))) for one in comparison.groups)
+    return table.Column(key, short(key), right=numbers and key != "run")
+
+
+def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
+    """What a reader must know to read the table rightly."""
+    lines = ["Ranked on validation; the test split is shown, and chooses nothing."]
+    if all(one.rank is None for one in comparison.groups):
+        lines = ["Nothing was validated, so nothing is ranked; the test split is shown, and chooses nothing."]
+    if comparison.seeds > 1:
+        lines.append(f"a ± b: mean and sample standard deviation over n seeds (up to {comparison.seeds}).")
+    if "difference" in columns:
+        lines.append("gain: test score of the student, less that of the same student trained without a teacher.")
+    hidden = [key for key in comparison.differs if key not in columns]
+    if hidden:
+        shown = ", ".join(map(clean, hidden[:4])) + (", ..." if len(hidden) > 4 else "")
+        lines.append(f"{len(hidden)} more settings differ ({shown}): see the CSV, or --columns.")
+    if comparison.repeats:
+        lines.append(f"{len(comparison.repeats)} repeated runs left out (same config, same seed: the latest counts).")
+    return lines
