@@ -93,14 +93,15 @@ def fit(
         *(name, hardware["device"], hardware["name"], hardware["precision"], layout, hardware["threads"]),
     )
     saver = Saver(folder / "checkpoints", method.task.score, training.save_minutes, getattr(method, "patience", None))
-    callbacks = [saver, _SkipDone(loader)]
+    callbacks: list[pl.Callback] = [saver]
     if training.progress != "none":
         callbacks.append(Progress(name, training.progress, training.log_every))
-    with _quiet_lightning():
-        trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
     resume = last if last.exists() else None
     if resume is not None:
         log.info("%s: going on from %s", name, resume)
+        callbacks.append(_SkipDone(loader))  # only then: each callback costs every step six calls
+    with _quiet_lightning():
+        trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
     if resume is None or not _finished(resume, saver, epochs):
         validation = data.val_dataloader() if data.counts["val"] else None
         with _quiet_lightning():

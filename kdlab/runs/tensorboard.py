@@ -30,6 +30,21 @@ _STATUS = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
 _FINAL = ("val", "test", "baseline", "difference", "agreement")
 
 
+MAIN = (
+    "loss.temperature",
+    "loss.alpha",
+    "loss",
+    "method",
+    "student",
+    "teacher",
+    "data",
+    "data.labels",
+    "seed",
+    "epochs",
+)
+"""The settings that the HParams tab always lists."""
+
+
 def custom_scalars_layout() -> dict[str, dict[str, list[Any]]]:
     """Charts of the Custom Scalars tab, as ``SummaryWriter.add_custom_scalars`` takes them.
 
@@ -88,9 +103,16 @@ def log_hparams(
 
 
 def log_result(writer: SummaryWriter, result: Mapping[str, Any]) -> None:
-    """:func:`log_hparams` with the settings and final metrics of a ``result.json``."""
+    """:func:`log_hparams` with the settings that matter and the final metrics of a ``result.json``.
+
+    All settings would fill dozens of columns and hide temperature and alpha among them: shown are those of ``MAIN``,
+    and what the user set.
+    """
     metrics, status = final_metrics(result), str(result.get("status"))
-    log_hparams(writer, result.get("settings") or {}, metrics, status, int(result.get("steps") or 0))
+    settings = result.get("settings") or {}
+    typed = {str(text).lstrip("+~").split("=")[0] for text in result.get("overrides") or ()}
+    shown = {key: value for key, value in settings.items() if key in MAIN or key in typed}
+    log_hparams(writer, shown, metrics, status, int(result.get("steps") or 0))
 
 
 def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
