@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -197,6 +198,9 @@ def test_skew_0_is_kl_and_the_skewed_ones_mirror_each_other():
     assert torch.equal(skew_kl(s, t, 0), kl(s, t)) and torch.equal(skew_reverse_kl(s, t, 0), reverse_kl(s, t))
     assert torch.equal(skew_kl(s, t, 0.2), skew_reverse_kl(t, s, 0.2))
     torch.testing.assert_close(skew_kl(s, t, 1e-6), kl(s, t), rtol=1e-2, atol=1e-3)
+    # 1 - 1e-6 leaves a float32 one digit of the 1e-6 that decides here
+    apart = torch.tensor([[0.0, 200.0]]), torch.tensor([[200.0, 0.0]])
+    assert skew_kl(*apart, 1e-6).item() == pytest.approx(-math.log(1e-6), rel=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.01, 0.3, 0.5, 0.99, 1.0])
@@ -257,9 +261,9 @@ def test_the_gradient_keeps_its_size_as_t_grows(name):
 
 @pytest.mark.parametrize("name", TERMS)
 def test_a_class_that_the_student_rules_out_makes_no_nan_at_any_temperature(name):
-    s, t = torch.tensor([[1.0, 2.0, -INF]]), torch.tensor([[0.5, -1.0, 0.3]])
-    for temperature in (0.5, 4.0, 64.0, 1000.0):
-        term = TERMS[name][0](temperature=temperature)
+    t = torch.tensor([[0.5, -1.0, 0.3]])
+    for out, temperature in itertools.product((-INF, torch.finfo(torch.float32).min), (0.5, 4.0, 64.0, 1000.0)):
+        s, term = torch.tensor([[1.0, 2.0, out]]), TERMS[name][0](temperature=temperature)
         assert value(term, s, t).item() >= 0
         assert gradient(lambda x, term=term: 100 * value(term, x, t), s).isfinite().all()
 

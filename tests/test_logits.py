@@ -58,6 +58,7 @@ def test_sparse_of_dense(k):
         assert sorted(ids.tolist()) == sorted(sorted(range(CLASSES), key=lambda c: -row[c])[:k])
         assert kept.tolist() == pytest.approx([log_p[i] for i in ids.tolist()])
         rest = math.fsum(math.exp(x) for c, x in enumerate(log_p) if c not in ids.tolist())
+        assert (tail == -INF) == (k == CLASSES)
         assert math.exp(tail) == pytest.approx(rest, rel=1e-9, abs=1e-300)
 
 
