@@ -110,7 +110,7 @@ def cached(name: str, data, student: dict, teacher: dict, pairs: int, folder: Pa
     told = cache(resnet(data=data, **teacher), data, folder)
     a = distill_step(resnet(data=data, channels_last=bf16, **student), told, data, bf16)
     b = plain_step(resnet(data=data, channels_last=bf16, **student), data, bf16)
-    how = "bf16, channels last" if bf16 else "float32"
+    how = f"{'bf16, channels last' if bf16 else 'float32'}, {torch.get_num_threads()} threads"
     say(f"{name}, {how}: cached teacher / cross-entropy", compare(a, b, pairs, warmup=3), target)
 
 
@@ -138,13 +138,17 @@ def live(data, student: dict, teacher: dict, pairs: int) -> None:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--pairs", type=int, default=40)
-    pairs = options.parse_args().pairs
+    options.add_argument(
+        "--threads", type=int, help="for 32x32 pictures; all cores unless given, as on a quiet machine"
+    )
+    chosen = options.parse_args()
+    pairs, threads = chosen.pairs, chosen.threads or torch.get_num_threads()
     header("steps: a distillation step against a cross-entropy step")
     with tempfile.TemporaryDirectory() as place:
         folder, big = Path(place), pictures(2048, 128)
+        torch.set_num_threads(threads)
         for bf16 in (False, True):
             cached("ResNet-20, 32x32, batch 128", big, {"depth": 20}, {"depth": 56}, pairs, folder, bf16, "<= 1.02")
-        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as kdlab does for networks this small
         small = digits(batch_size=64, seed=0)
         small.place("cpu")
