@@ -48,7 +48,7 @@ def reference(student, labels, teacher=None):
 
 
 def measured(student, targets, teacher=None, sizes=(7, 20, 1, 36)):
-    measures, at = Measures(student.shape[1]).to(torch.device("cpu")), 0
+    measures, at = Measures(student.shape[1]), 0
     for size in sizes:
         rows = slice(at, at + size)
         said = None if teacher is None else Outputs(teacher[rows])

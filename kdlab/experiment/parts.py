@@ -53,16 +53,16 @@ def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str
     return {**whole, **over}
 
 
-def network(config: Mapping[str, Any], data: Any, seed: int, key: str, num_classes: int | None = None) -> nn.Module:
+def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Module:
     """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``."""
     seed_all(mix(seed, 0x6E6574))
-    return spec.build(config, key, offer=offers(data, num_classes))
+    return spec.build(config, key, offer=offers(data))
 
 
-def offers(data: Any, num_classes: int | None = None) -> dict[str, Any]:
+def offers(data: Any) -> dict[str, Any]:
     """What code knows and a network's constructor may want."""
     shape = data.input_shape
-    known: dict[str, Any] = {"num_classes": num_classes or data.num_classes, "mean": data.mean, "std": data.std}
+    known: dict[str, Any] = {"num_classes": data.num_classes, "mean": data.mean, "std": data.std}
     if len(shape) == 3:
         known.update(in_channels=shape[0], image_size=list(shape[1:]))
     else:
@@ -81,27 +81,21 @@ def labels_only() -> Objective:
 
 
 def method(
-    config: Mapping[str, Any],
-    student: nn.Module,
-    objective: Objective,
-    task: Classification,
-    optimizer: Mapping[str, Any],
-    scheduler: Mapping[str, Any] | None,
-    teacher: Teacher | None,
-    seed: int,
+    experiment: Experiment, student: nn.Module, objective: Objective, task: Classification, teacher: Teacher | None
 ) -> Method:
-    """A LightningModule of a ``method`` mapping."""
+    """The LightningModule of an experiment."""
+    scheduler = experiment.scheduler
     try:
         return spec.build(
-            config,
+            experiment.method,
             "method",
             student=student,
             objective=objective,
             task=task,
-            optimizer=make_optimizer(optimizer),
+            optimizer=make_optimizer(experiment.optimizer),
             scheduler=None if scheduler is None else spec.build(scheduler, "scheduler"),
             teacher=teacher,
-            seed=seed,
+            seed=experiment.seed,
         )
     except UserError as error:  # the teacher is an argument of the method, and a key of the root
         raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None

@@ -79,16 +79,8 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (itself or _previous(experiment))
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
-    parts.method(
-        experiment.method,
-        student,
-        objective,
-        task,
-        experiment.optimizer,
-        experiment.scheduler,
-        FrozenTeacher(told, task, objective.teacher_layers) if told is not None else None,
-        experiment.seed,
-    )
+    shown = FrozenTeacher(told, task, objective.teacher_layers) if told is not None else None
+    parts.method(experiment, student, objective, task, shown)
     if teacher is not None:
         assert experiment.teacher is not None
         yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"

@@ -8,14 +8,12 @@ from typing import Any, Literal
 
 
 @dataclass
-class TeacherSpec:
-    """Who teaches: a network with a checkpoint, or one that is trained first, once, and kept.
+class PretrainedSpec:
+    """What the student starts from with ``init=pretrained``: its own architecture, trained first, once, and kept.
 
     Its data are the experiment's, with ``data`` laid over them; unless that says otherwise it sees every label.
     """
 
-    net: dict | None = None
-    """The network; None for the student of the stage before."""
     checkpoint: str | None = None
     """A file with its weights; None trains it."""
     mapping: dict | str | None = None
@@ -25,21 +23,16 @@ class TeacherSpec:
     seed: int = 0
     optimizer: dict = field(default_factory=dict)
     scheduler: dict | None = None
-    cache: str = "auto"
-    """``auto`` where it is exact, ``off``, or the folder of a cache."""
 
 
 @dataclass
-class PretrainedSpec:
-    """What the student starts from with ``init=pretrained``: its own architecture, trained on something else."""
+class TeacherSpec(PretrainedSpec):
+    """Who teaches: likewise a network with a checkpoint, or one that is trained first."""
 
-    checkpoint: str | None = None
-    mapping: dict | str | None = None
-    data: dict = field(default_factory=dict)
-    epochs: int = 30
-    seed: int = 0
-    optimizer: dict = field(default_factory=dict)
-    scheduler: dict | None = None
+    net: dict | None = None
+    """The network; None for the student of the stage before."""
+    cache: str = "auto"
+    """``auto`` where it is exact, ``off``, or the folder of a cache."""
 
 
 @dataclass

@@ -73,16 +73,7 @@ def fit_stage(
         teacher=source.net if source else None,
         pretrained=pretrained_start(experiment, data, training, choices) if experiment.init == "pretrained" else None,
     )
-    method = parts.method(
-        experiment.method,
-        student,
-        objective,
-        task,
-        experiment.optimizer,
-        experiment.scheduler,
-        lesson.teacher if lesson else None,
-        experiment.seed,
-    )
+    method = parts.method(experiment, student, objective, task, lesson.teacher if lesson else None)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = parts.loggers(experiment.logger, folder, experiment.name)

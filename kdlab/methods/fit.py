@@ -214,7 +214,7 @@ def evaluate(
     Raises:
         UserError: if the split is empty.
     """
-    measures = task.measures().to(torch.device(device))
+    measures = task.measures()
     for batch in loader:
         batch = batch.to(device)
         outputs = answers(batch, split)

@@ -169,7 +169,7 @@ class Method(pl.LightningModule):
     # ---- validation ----------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self._measures = self.task.measures().to(self.device)
+        self._measures = self.task.measures()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count one batch of the validation split; the divergence is always at temperature 1."""

@@ -6,23 +6,20 @@ the checksums of a zip archive are verified first, and weights that are not fini
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import pickle
 import re
-import secrets
-import time
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, nearest
+from kdlab.files import atomic_write
 from kdlab.models.keys import State, fit, read_rules
 from kdlab.models.surgery import head_of
 
@@ -30,7 +27,6 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "student", "weight
 """Keys under which training scripts keep the weights, in the order in which they are looked for."""
 
 HASH_FIELD = "kdlab_sha256"
-STALE_SECONDS = 3600
 FOLDER = 0x10
 """The attribute by which a zip archive marks a folder."""
 
@@ -139,36 +135,6 @@ def weights_hash(state: nn.Module | Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of ``path`` once it is complete and on the disk.
-
-    It is written beside ``path``: a rename is atomic only within one filesystem. What killed processes left
-    there is removed once it is old.
-    """
-    path = Path(path)
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                left.unlink()
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself is on the disk only when the folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _check_shapes(net: nn.Module, state: State, target: Mapping[str, Tensor], path: str | Path, key: str) -> None:

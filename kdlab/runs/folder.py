@@ -18,6 +18,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from kdlab.errors import RunFailed, UserError
+from kdlab.files import atomic_write
 from kdlab.spec import IRRELEVANT, config_hash, flatten
 
 log = logging.getLogger("kdlab")
@@ -162,16 +163,8 @@ def describe(value: Mapping[str, Any]) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
