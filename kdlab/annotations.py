@@ -7,6 +7,7 @@ dataclasses, and lets anything through that it does not know.
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +39,10 @@ _SAID = {
     "list": "a list",
     "mapping": "a mapping",
 }
+
+
+_MOST = 2**63
+"""Integers that are written as floats (8.0, 1e3) stay below."""
 
 
 class Mismatch(ValueError):
@@ -125,6 +130,9 @@ def fit(value: Any, annotation: ast.expr | None, scope: Source) -> Any:
     alternatives = kinds(annotation, scope)
     if any(_fits(value, kind, alternatives) for kind in alternatives):
         return value
+    numbers = any(kind.name == "float" for kind in alternatives)
+    if numbers and isinstance(value, int | float) and not isinstance(value, bool) and not _finite(value):
+        raise Mismatch(describe(alternatives).replace(_SAID["float"], "a finite number", 1))
     for kind in alternatives:
         try:
             return _convert(value, kind)
@@ -144,7 +152,7 @@ def _fits(value: Any, kind: Kind, alternatives: list[Kind]) -> bool:
         case "int":
             return isinstance(value, int) and not isinstance(value, bool)
         case "float":
-            return isinstance(value, int | float) and not isinstance(value, bool)
+            return isinstance(value, int | float) and not isinstance(value, bool) and _finite(value)
         case "str" | "path":
             return isinstance(value, str)
         case "literal":
@@ -189,13 +197,20 @@ def _passes(value: Any, annotation: ast.expr, scope: Source) -> bool:
 
 def _convert(value: Any, kind: Kind) -> Any:
     plain = isinstance(value, str | int | float) and not isinstance(value, bool)
-    if kind.name == "float" and isinstance(value, str):
+    if kind.name == "float" and isinstance(value, str) and _finite(float(value)):
         return float(value)
-    if kind.name == "int" and isinstance(value, float) and value.is_integer():
+    if kind.name == "int" and isinstance(value, float) and value.is_integer() and abs(value) < _MOST:
         return int(value)
     if kind.name == "str" and plain:
         return str(value)
     raise TypeError
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond what a float can hold
+        return False
 
 
 def literals(kind: Kind) -> list[Any]:

@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__(" ".join(str(message).split()))
 
 
+class Busy(UserError):
+    """What is asked for is being done by another process right now."""
+
+
 class RunFailed(RuntimeError):
     """A run that started and could not go on; what was written stays, and the message says how to continue."""
 

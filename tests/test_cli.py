@@ -250,6 +250,19 @@ MISTAKES = [
         "student.width: 4.292; accepted: an integer",
     ),
     (["trainer.strategy=ddp"], "trainer.strategy: unknown key 'strategy'"),
+    (["teacher=null"], "teacher: unknown option 'null'; accepted: mlp"),
+    (["=3"], "'=3': no key before the '='"),
+    (["optimizer.lr=nan"], "optimizer.lr: NaN; accepted: a finite number"),
+    (["epochs=1e40"], "epochs: 1e+40; accepted: an integer"),
+    (["-m", "--cfg", "job", "seed=0,1"], "--cfg shows one point of a sweep; accepted: one value a key"),
+    (["-m", "resume=X", "seed=0,1"], "resume: a sweep goes on by itself; accepted: leave it out"),
+    (
+        ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=0", "seed=0,1"],
+        "hydra.sweeper.n_trials: 0; accepted: an integer of at least 1",
+    ),
+    (["check"], "the following arguments are required: OVERRIDE"),
+    (["predict", "--top", "0", "run", "x.png"], "predict: --top 0; accepted: at least 1"),
+    (["list", "data", "extra", "words"], "list: 'extra' is one word too many"),
 ]
 
 
@@ -257,6 +270,22 @@ MISTAKES = [
 def test_mistakes(capsys, workplace, calls, words, start):
     assert mistake(capsys, workplace, *words).startswith(start)
     assert not calls
+
+
+def test_an_experiment_without_its_package_line(capsys, workplace):
+    path = workplace / "conf" / "experiment" / "nopkg.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text("# mine\ndefaults: [kd_resnet, _self_]\nname: mine\n")
+    said = mistake(capsys, workplace, "experiment=nopkg")
+    assert said == f"experiment: {path} does not start with '# @package _global_'"
+
+
+def test_odd_files_among_the_options_break_nothing(capsys, workplace):
+    (workplace / "conf" / "model" / "folder.yaml").mkdir(parents=True)
+    (workplace / "conf" / "model" / "odd.yaml").write_bytes(b"# \xff\xfe\n")
+    assert main(["list", "student"]) == 0
+    text = capsys.readouterr().out
+    assert "odd" in text and "folder" not in text and "resnet8" in text
 
 
 def test_two_recipes_for_one_term(capsys, workplace):

@@ -14,7 +14,7 @@ import pytest
 
 from kdlab.errors import UserError
 from kdlab.runs import compare, read, table
-from kdlab.runs.comparison import Comparison, row
+from kdlab.runs.comparison import Comparison, columns_of, row
 
 sys.path.append(str(Path(__file__).parent))
 import fabricate
@@ -292,6 +292,17 @@ def test_a_sweep_of_failures_alone_still_reports(tmp_path: Path, capsys: pytest.
     assert run_main(tmp_path) == 0
     assert "No run has finished." in (tmp_path / "compare/index.html").read_text()
     assert "no result.json" in compare.sweep_table(tmp_path / "compare")
+
+
+def test_a_setting_that_only_failed_runs_changed_is_a_column(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        fabricate.write(tmp_path / f"good{seed}", fabricate.result(seed=seed))
+        content = fabricate.result(seed=seed) | {"status": "failed", "error": "not finite", "models": {}}
+        content["settings"] |= {"optimizer.lr": 1e30, "only.here": 1}
+        fabricate.write(tmp_path / f"bad{seed}", content)
+    comparison = Comparison.of(read.scan([tmp_path]))
+    assert comparison.differs == ["optimizer.lr"]
+    assert columns_of(comparison)[:2] == ["optimizer.lr", "n"]
 
 
 def test_the_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:

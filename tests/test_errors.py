@@ -64,8 +64,11 @@ MISTAKES = [
     (["teacher.scheduler.warmup=2"], "teacher.scheduler.warmup: 2; accepted: a share of training"),
     (["teacher.cache=nowhere"], "teacher.cache: nowhere holds no manifest.json; accepted: auto, off, or the folder"),
     (["teacher.cache=here", "loss=fitnets", *HINT], "teacher.cache: here, and the loss looks at its layers (layer1)"),
-    (["teacher.cache=here", "data.augment=[{crop: {padding: 1}}]"], "teacher.cache: here, and augmentation shows"),
+    (["teacher.cache=here", "data.augment=[{crop: {padding: 1}}]"], "teacher.cache: here, and data.augment (crop"),
+    (["method=finetune"], "method: FineTune learns from labels alone, and the loss has terms that need a teacher"),
+    (["init=previous"], "init: previous, and no stage comes before; accepted: "),
     # data
+    (["data=synthetic"], "student: CifarResNet takes pictures, and data (synthetic) is a table; accepted: mlp"),
     (["data.labels=5"], "data.labels: 5; accepted: 0 (no labels), 10..1200 "),
     (["data.labels=5000"], "data.labels: 5000; there are 1200 training rows; accepted: "),
     (["data.batch_size=1"], "data.batch_size: 1; accepted: a whole number from 2 on"),

@@ -94,7 +94,7 @@ def test_early_stopping_stops_and_keeps_the_best(place):
 def test_what_is_frozen_stays_bit_identical(place):
     words = ("experiment=finetune_resnet", "student=resnet8_w4", "pretrained.epochs=1", "epochs=2", "baseline=false")
     run = train(place, "frozen", *words, "optimizer.lr=0.05")
-    (start,) = [f for f in (place / "pretrained").parent.glob("pretraineds/resnet8_w4-*") if f.is_dir()]
+    (start,) = [f for f in place.glob("pretrained/resnet8_w4-*") if f.is_dir()]
     before, after = weights(start, "model_finetuned.pt"), weights(run, "model_finetuned.pt")
     frozen = [key for key in after if key.split(".")[0] in ("conv1", "bn1", "layer1")]
     assert len(frozen) > 10 and any("running_mean" in key for key in frozen)
@@ -110,7 +110,7 @@ def test_a_head_for_another_number_of_classes(place):
     words = ("student=resnet8_w4", "teacher=none", "loss=ce", "method=finetune_head", "pretrained=digits_low")
     data = ("data.classes=[5,6,7]", "data.fraction=0.3", "init=pretrained", "pretrained.epochs=1", "epochs=2")
     run = train(place, "head", *words, *data, "baseline=false")
-    (start,) = [f for f in (place / "pretraineds").glob("resnet8_w4-*") if f.is_dir() and trained_on_part(f)]
+    (start,) = [f for f in (place / "pretrained").glob("resnet8_w4-*") if f.is_dir() and trained_on_part(f)]
     before, after = weights(start, "model_finetuned.pt"), weights(run, "model_finetuned.pt")
     name = head_of(load_model(run)[0])[0]
     assert after[f"{name}.weight"].shape == (3, 16) and before[f"{name}.weight"].shape == (5, 16)
@@ -253,3 +253,18 @@ def test_a_run_says_where_it_went_wrong_and_another_goes_on(place, monkeypatch):
     assert main(words) == 1
     assert "RunFailed: the loss is not finite at step 2" in (newest(place, "lost") / "run.log").read_text()
     assert result(train(place, "lost", *MLP, "epochs=1"))["status"] == "finished"
+
+
+def test_the_baseline_keeps_the_label_term(place):
+    words = ("student=mlp", "teacher=mlp", "teacher.epochs=1", "epochs=1", "seed=41")
+    plain = result(train(place, "plain_labels", *words))
+    smooth = result(train(place, "smooth_labels", *words, "+loss.terms.ce.label_smoothing=0.4"))
+    assert plain["models"]["teacher"]["test"]["ce"] == smooth["models"]["teacher"]["test"]["ce"]
+    assert plain["models"]["baseline"]["test"]["ce"] != smooth["models"]["baseline"]["test"]["ce"]
+
+
+def test_a_teacher_of_few_labels_sees_only_labelled_rows(place):
+    words = ("experiment=semi_resnet", "student=mlp", "teacher=mlp", "epochs=1", "teacher.epochs=3", "baseline=false")
+    fair = result(train(place, "fair_teacher", *words, "teacher.data.labels=100"))
+    diluted = result(train(place, "diluted", *words, "teacher.data.labels=100", "teacher.data.ratio=7"))
+    assert fair["models"]["teacher"]["val"]["ce"] < diluted["models"]["teacher"]["val"]["ce"]

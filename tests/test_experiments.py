@@ -129,8 +129,8 @@ def test_a_cached_teacher_gives_the_live_ones_loss(place):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["data.augment=[{crop: {padding: 1}}]"], "augmentation shows unlimited views of an example"),
-        (["data.augment=[{mixup: {alpha: 0.2}}]"], "augmentation shows unlimited views of an example"),
+        (["data.augment=[{crop: {padding: 1}}]"], "shows a new view of every example each time; set data.views"),
+        (["data.augment=[{mixup: {alpha: 0.2}}]"], "mixes rows"),
         (["loss=fitnets", "loss.terms.hint.student_layer=layer1", "loss.terms.hint.teacher_layer=layer1"], "(layer1)"),
     ],
 )

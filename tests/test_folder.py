@@ -71,7 +71,9 @@ def test_a_folder_is_held_by_one(tmp_path):
         raise ZeroDivisionError
     with folders.held(tmp_path):
         assert (tmp_path / ".lock").exists()
-    assert not (tmp_path / ".lock").exists()
+    lock = (tmp_path / ".lock").stat().st_ino
+    with folders.held(tmp_path):
+        assert (tmp_path / ".lock").stat().st_ino == lock, "another file of the same name would lock nobody out"
 
 
 # ---- writing

@@ -190,7 +190,9 @@ def test_values_that_fit(typed, key, good):
         ("sizes", ["a"], "a list of integers"), ("pair", [1, 2, 3], "a list of integers"),
         ("ramp", "x", "a number, a mapping (Ramp)"),
         ("table", {"a": "b"}, "a mapping"), ("quoted", "x", "an integer, null"),
-        ("other", 3, "a mapping, null"),
+        ("other", 3, "a mapping, null"), ("whole", 1e40, "an integer"), ("whole", float("nan"), "an integer"),
+        ("number", float("nan"), "a finite number"), ("old", float("-inf"), "a finite number, null"),
+        ("number", "inf", "a number"), ("table", {"a": float("inf")}, "a mapping"),
     ],
 )  # fmt: skip
 def test_values_that_do_not_fit(typed, key, bad, accepted):

@@ -138,6 +138,31 @@ def test_a_failing_job_is_recorded_and_the_rest_go_on(workplace, capsys):
     assert len(ran(workplace)) == 4, "only the failed one ran again"
 
 
+def test_a_job_that_runs_elsewhere_is_no_failure(workplace, monkeypatch, capsys):
+    from kdlab.errors import Busy
+
+    def run(config, *, folder=None, **more):
+        raise Busy(f"resume: {folder} is in use by another process")
+
+    monkeypatch.setitem(vars(kdlab.experiment), "run", run)
+    assert main(["-m", "experiment=kd_resnet", "seed=0,1"]) == 1
+    assert capsys.readouterr().out.count("\n  running in another process; left to it\n") == 2
+    assert not list(the_sweep(workplace).glob("*/result.json"))
+
+
+def test_a_worker_ends_with_the_process_it_follows():
+    main_one = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    code = (
+        f"import time; from kdlab.cli.job import follow; follow({main_one.pid}); print(1, flush=True); time.sleep(60)"
+    )
+    root = str(Path(kdlab.__file__).parent.parent)
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE) as worker:
+        assert worker.stdout.readline().strip() == b"1" and worker.poll() is None
+        main_one.kill()
+        main_one.wait()
+        assert worker.wait(10) == 1
+
+
 def test_seeds_are_averaged(workplace, capsys):
     assert main(["-m", "experiment=kd_resnet", "loss.alpha=0.1,0.5", "seed=range(0,3)"]) == 0
     assert len(ran(workplace)) == 6
@@ -311,6 +336,8 @@ def test_a_failing_trial_is_told_and_the_search_goes_on(workplace, capsys):
     storage = optuna.storages.JournalStorage(
         optuna.storages.journal.JournalFileBackend(str(the_sweep(workplace) / "study.log"))
     )
+    said = capsys.readouterr().err
+    assert said.endswith("1 of 2 jobs failed; more trials: hydra.sweeper.n_trials=7\n"), said
     states = [trial.state.name for trial in optuna.load_study(study_name="kdlab", storage=storage).trials]
     assert len(states) == 6 and {"FAIL", "COMPLETE"} == set(states)
 

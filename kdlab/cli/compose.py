@@ -191,6 +191,8 @@ class Composer:
                     "~key (quote brackets and spaces: 'loss=[a,b]')"
                 ) from None
         for override in parsed:
+            if not override.key_or_group:
+                raise UserError(f"{override.input_line!r}: no key before the '='; accepted: key=value, group=option")
             self._check_option(override)
         return parsed
 
@@ -199,7 +201,10 @@ class Composer:
         if group not in self.options.groups or override.is_delete():
             return
         for value in _choices(override):
-            if value is None or isinstance(value, dict):
+            if value is None:
+                hint = " (no teacher: teacher=none)" if group in ("student", "teacher") else ""
+                raise UserError(f"{unknown(group, 'null', self.options.of(group), 'option')}{hint}")
+            if isinstance(value, dict):
                 continue
             name = value.text if isinstance(value, QuotedString) else str(value)
             if name in self.options.groups[group]:

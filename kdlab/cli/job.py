@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from dataclasses import dataclass
+import threading
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from omegaconf import DictConfig
 
 from kdlab import spec
 from kdlab.cli.compose import Composer, Composition, as_typed, composition
-from kdlab.cli.sweep import job_folder, objective, read_result, remaining
+from kdlab.cli.sweep import job_folder, objective, read_any, remaining
+from kdlab.errors import Busy
 from kdlab.runs.folder import record_failure
 
 
@@ -58,16 +62,20 @@ class Job:
     """The keys that differ between jobs."""
     total: int
     parallel: int = 1
+    main_pid: int = field(default_factory=os.getpid)
+    """The process of the command, on whatever machine that is."""
 
     def __call__(self, tree: DictConfig) -> float | None:
         job: Any = HydraConfig.get()
+        if "joblib" in str(job.launcher.get("_target_")) and os.getpid() != self.main_pid:
+            follow(self.main_pid)
         texts = list(job.overrides.task)
         found = composition(tree, texts, job)
         folder = job_folder(self.folder, texts, self.swept, found.config)
         words = [text for text in as_typed(texts) if text.split("=")[0] in self.swept]
         place = f"[{job.job.num + 1}/{self.total}]"
         line = " ".join([place, *(words or [str(found.config.get("name"))])])
-        done = read_result(folder)
+        done = read_any(folder)
         if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
             _say(f"{line}: done already")
             return objective(done)
@@ -76,13 +84,37 @@ class Job:
         with spec.trust(user_modules=True):
             try:
                 return objective(run(self.composer.with_stages(found), self.composer, folder))
+            except Busy:
+                _say("  running in another process; left to it")
+                return None
             except Exception as error:
                 record_failure(folder, found.config, as_typed(texts), error)
                 _say(f"{place} failed: {type(error).__name__}: {error}")
                 return None
 
 
+_FOLLOWED = set[int]()
+
+
+def follow(pid: int) -> None:
+    """End this process once process ``pid`` of this machine is gone: a killed sweep leaves no orphans."""
+    if os.name != "posix" or pid in _FOLLOWED:  # elsewhere, signal 0 is no question
+        return
+    _FOLLOWED.add(pid)
+    threading.Thread(target=_wait_for_end, args=(pid,), name="kdlab-follow", daemon=True).start()
+
+
+def _wait_for_end(pid: int) -> None:
+    while True:
+        try:
+            os.kill(pid, 0)
+        except OSError:  # gone, or its number is somebody else's by now
+            os._exit(1)
+        time.sleep(1)
+
+
 def _say(text: str) -> None:
     """One line in one write: jobs of other processes write here too."""
-    sys.stdout.write(" ".join(text.split()) + "\n")
+    indent = text[: len(text) - len(text.lstrip())]
+    sys.stdout.write(indent + " ".join(text.split()) + "\n")
     sys.stdout.flush()

@@ -45,10 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # a defect, or a machine that lacks something: not the user's mistake
         if os.environ.get("KDLAB_TRACEBACK"):
             traceback.print_exc()
-        return _say(
-            f"{type(error).__name__}: {error} (run.log has the traceback; KDLAB_TRACEBACK=1 prints it here)",
-            1,
-        )
+        return _say(f"{type(error).__name__}: {error} (KDLAB_TRACEBACK=1 prints the traceback)", 1)
 
 
 def entry() -> NoReturn:

@@ -61,7 +61,7 @@ def read(where: Iterable[Path]) -> Options:
     where = tuple(where)
     groups: dict[str, dict[str, str]] = {}
     for folder in where:
-        for path in sorted(folder.glob("*/*.yaml")):
+        for path in filter(Path.is_file, sorted(folder.glob("*/*.yaml"))):
             groups.setdefault(path.parent.name, {}).setdefault(path.stem, _first_comment(path))
     networks = groups.get(NETWORKS, {})
     groups["student"] = dict(networks)
@@ -71,7 +71,7 @@ def read(where: Iterable[Path]) -> Options:
 
 def _first_comment(path: Path) -> str:
     """What the option is: the first comment line that is not Hydra's ``@package``."""
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             text = line.strip()
             if not text.startswith("#"):

@@ -109,9 +109,19 @@ def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], qu
     searched = "optuna" in str(params.hydra.runtime.choices.get("hydra/sweeper"))
     if searched and importlib.util.find_spec("optuna") is None:
         raise UserError("hydra/sweeper: 'optuna' needs a package that is not installed: pip install optuna")
+    if searched:
+        _check_trials(params.hydra.sweeper.get("n_trials"))
     swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
     points = _ends(parsed) if searched else _grid(parsed)
-    return Plan(composer, texts, [composer.compose([*quiet, *p]) for p in points], swept, searched)
+    found = Plan(composer, texts, [composer.compose([*quiet, *p]) for p in points], swept, searched)
+    if any(point.config.get("resume") not in (None, "auto") for point in found.points):
+        raise UserError("resume: a sweep goes on by itself; accepted: leave it out")
+    return found
+
+
+def _check_trials(trials: Any) -> None:
+    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
+        raise UserError(f"hydra.sweeper.n_trials: {trials!r}; accepted: an integer of at least 1")
 
 
 def _grid(parsed: list[Override]) -> list[list[str]]:

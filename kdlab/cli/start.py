@@ -56,6 +56,8 @@ def start(flags: Flags) -> int:
 def _show(flags: Flags, composer: Composer) -> int:
     """Print the composed config, right or wrong, then say what is wrong with it."""
     parsed = composer.parse(flags.overrides)
+    if flags.multirun and any(override.is_sweep_override() for override in parsed):
+        raise UserError("--cfg shows one point of a sweep; accepted: one value a key")
     refuse_sweeps(parsed)
     found = composer.compose([str(o.input_line) for o in parsed])
     shown = {"hydra": found.hydra} if flags.cfg == "hydra" else found.tree
@@ -127,12 +129,13 @@ def _sweep(made: Plan) -> int:
         raise RunFailed(
             f"the sweep stopped: {type(broken).__name__}: {broken}; the same command goes on in {folder}"
         ) from broken
-    failed = [job for job in jobs if sweep.read_result(job).get("status") != "finished"]
+    failed = [job for job in jobs if sweep.read_any(job).get("status") != "finished"]
     if failed:
-        print(
-            f"kdlab: error: {len(failed)} of {len(jobs)} jobs did not finish; the same command runs them",
-            file=sys.stderr,
-        )
+        said = f"{len(failed)} of {len(jobs)} jobs did not finish; the same command runs them"
+        if made.searched:  # a trial that failed is told to the study, and counts
+            more = max(total, len(jobs)) + len(failed)
+            said = f"{len(failed)} of {len(jobs)} jobs failed; more trials: hydra.sweeper.n_trials={more}"
+        print(f"kdlab: error: {said}", file=sys.stderr)
     return 1 if failed else 0
 
 

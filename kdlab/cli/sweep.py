@@ -45,8 +45,8 @@ def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None
     (sweep / "sweep.yaml").write_text(text, encoding="utf-8")
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """A run's ``result.json``; empty if it is missing or damaged, as of a run that did not finish."""
+def read_any(folder: Path) -> dict[str, Any]:
+    """The ``result.json`` of a run, finished or failed; empty if it is missing or damaged."""
     try:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -78,7 +78,7 @@ def remaining(sweep: Path, total: int, parallel: int) -> str:
 
 
 def _seconds(folder: Path) -> float | None:
-    result = read_result(folder)
+    result = read_any(folder)
     try:
         return float(result["seconds"]["total"]) if result.get("status") == "finished" else None
     except (KeyError, TypeError, ValueError):

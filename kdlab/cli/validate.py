@@ -22,6 +22,7 @@ def validate(composition: Composition, composer: Composer) -> None:
     Raises:
         UserError: the first mistake, with its dotted key.
     """
+    _check_experiment(composition, composer)
     _check(composition.config)
     _check_terms(composition, composer)
     for name, stage in composition.stages.items():
@@ -44,6 +45,16 @@ def _check(config: Mapping[str, Any]) -> None:
         overlay = (config.get(owner) or {}).get("data") if isinstance(config.get(owner), Mapping) else None
         if overlay:
             spec.check({**data, **overlay}, f"{owner}.data")
+
+
+def _check_experiment(composition: Composition, composer: Composer) -> None:
+    """An experiment's file without its ``@package`` line ends up below a key of its own."""
+    if not isinstance(composition.config.get("experiment"), Mapping):
+        return
+    for name in composition.chosen("experiment"):
+        path = composer.options.file("experiment", name)
+        if path and "@package _global_" not in path.read_text(encoding="utf-8", errors="replace"):
+            raise UserError(f"experiment: {path} does not start with '# @package _global_'")
 
 
 def _check_terms(composition: Composition, composer: Composer) -> None:

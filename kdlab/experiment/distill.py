@@ -60,7 +60,7 @@ def distill(
 
     Args:
         student: takes a batch of inputs, returns logits (B, C).
-        teacher: likewise, trained; it is frozen and left as it is. None trains on labels alone.
+        teacher: likewise, trained; it stays in eval mode and without gradients. None trains on labels alone.
         train_loader: anything that can be iterated again and has a length, of ``(inputs, targets)`` pairs or
             :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
         val_loader: likewise; None keeps the last epoch.
@@ -83,8 +83,15 @@ def distill(
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise UserError(f"epochs: {epochs!r}; accepted: a whole number, at least 1")
+    if teacher is student:
+        raise UserError("teacher: is the student itself; accepted: another network, such as a copy of it")
+    if teacher is None and alpha is not None:
+        raise UserError(f"alpha: {alpha}, and there is no teacher to distil from; accepted: None")
     objective = _objective(loss if teacher is not None else {}, temperature, alpha)
-    training = Training(**{"progress": "auto", **(trainer or {})})
+    try:
+        training = Training(**(trainer or {}))
+    except TypeError as error:
+        raise UserError(f"trainer: {error}; accepted: arguments of kdlab.methods.Training") from None
     data = _Loaders(train_loader, val_loader, training)
     task = Classification(_classes(teacher if teacher is not None else student, data, training.device))
     taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
@@ -174,10 +181,10 @@ def _classes(net: nn.Module, data: _Loaders, device: torch.device) -> int:
 class _Batches:
     """A user's loader as one of batches, with the little that a fit asks of a loader."""
 
-    def __init__(self, loader: Iterable) -> None:
+    def __init__(self, loader: Iterable, key: str) -> None:
         if not hasattr(loader, "__len__"):
-            raise UserError(f"train_loader: {type(loader).__name__} has no length; accepted: a loader with a length")
-        self.loader = loader
+            raise UserError(f"{key}: {type(loader).__name__} has no length; accepted: a loader with a length")
+        self.loader, self.key = loader, key
         self.skip = 0
         self.sampler = getattr(loader, "sampler", None)
         self.batch_sampler = None
@@ -189,13 +196,17 @@ class _Batches:
         skip, self.skip = self.skip, 0
         for i, item in enumerate(self.loader):
             if i >= skip:
-                yield item if isinstance(item, Batch) else Batch(*_pair(item))
+                yield item if isinstance(item, Batch) else _batch(item, self.key)
 
 
-def _pair(item: Any) -> tuple[Tensor, Tensor]:
+def _batch(item: Any, key: str) -> Batch:
     if not isinstance(item, list | tuple) or len(item) != 2:
-        raise UserError(f"train_loader: gives {type(item).__name__}; accepted: (inputs, targets) pairs, or Batches")
-    return item[0], item[1]
+        raise UserError(f"{key}: gives {type(item).__name__}; accepted: (inputs, targets) pairs, or Batches")
+    inputs, targets = item
+    if not isinstance(targets, Tensor) or targets.ndim not in (1, 2):
+        what = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
+        raise UserError(f"{key}: targets of {what}; accepted: batches of class ids (B,) or of soft targets (B, C)")
+    return Batch(inputs, targets if targets.is_floating_point() else targets.long())
 
 
 class _Loaders(SimpleNamespace):
@@ -204,7 +215,8 @@ class _Loaders(SimpleNamespace):
     def __init__(self, train: Iterable, val: Iterable | None, training: Training) -> None:
         if training.accumulate > 1:
             raise UserError("trainer.accumulate: a loader's batch is one optimizer step here; accepted: 1")
-        self.train, self.val = _Batches(train), None if val is None else _Batches(val)
+        self.train = _Batches(train, "train_loader")
+        self.val = None if val is None else _Batches(val, "val_loader")
         if not len(self.train):
             raise UserError("train_loader: is empty; accepted: at least one batch")
         self.counts = {"val": len(self.val) if self.val is not None else 0}

@@ -18,7 +18,7 @@ from kdlab import spec
 from kdlab.errors import UserError
 from kdlab.experiment.schema import Experiment
 from kdlab.functional import mix, seed_all
-from kdlab.losses import CrossEntropy, Objective
+from kdlab.losses import Objective
 from kdlab.methods import Method, Training
 from kdlab.methods.checkpoints import read_checkpoint
 from kdlab.runs.curves import CurvesFile
@@ -50,11 +50,21 @@ def _data(text: str, seed: int, folder: str) -> Any:
 def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """The student's data with every label, and ``over`` laid on top."""
     whole = {k: OF_ALL_ROWS.get(k, v) for k, v in config.items()}
+    if over.get("labels") is not None and "ratio" in whole:
+        whole["ratio"] = 0  # it learns from labels alone, as the baseline does: no rows without one in its batches
     return {**whole, **over}
 
 
 def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Module:
-    """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``."""
+    """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``.
+
+    Raises:
+        UserError: if it takes pictures and the data are a table, or what its constructor refuses.
+    """
+    takes = spec.signature(str(config.get("_target_"))).parameters
+    if len(data.input_shape) == 1 and "in_channels" in takes and "in_features" not in takes:
+        name = str(config["_target_"]).rpartition(".")[2]
+        raise UserError(f"{key}: {name} takes pictures, and data ({data.name}) is a table; accepted: mlp, or your own")
     seed_all(mix(seed, 0x6E6574))
     return spec.build(config, key, offer=offers(data))
 
@@ -75,9 +85,9 @@ def objective(config: Mapping[str, Any]) -> Objective:
     return spec.build(config, "loss")
 
 
-def labels_only() -> Objective:
-    """The objective of teachers and baselines."""
-    return Objective({"ce": CrossEntropy()})
+def labels_only(terms: Mapping[str, Any]) -> Objective:
+    """The objective of teachers and baselines: label terms alone."""
+    return Objective({name: spec.build(term, f"loss.terms.{name}") for name, term in terms.items()})
 
 
 def method(

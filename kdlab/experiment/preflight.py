@@ -73,6 +73,11 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     yield "student", f"{measure.parameters(student):,} parameters, {data.num_classes} classes"
     teacher = _teacher(experiment, data)
     itself = experiment.method.get("source") is not None
+    if objective.needs_teacher and experiment.method_name == "FineTune":
+        raise UserError(
+            "method: FineTune learns from labels alone, and the loss has terms that need a teacher; "
+            "accepted: loss=ce, or method=offline_kd"
+        )
     if objective.needs_teacher and teacher is None and not itself and not _previous(experiment):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
     _start(experiment, data, student, teacher)

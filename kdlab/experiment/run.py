@@ -17,7 +17,7 @@ import torch
 
 import kdlab
 from kdlab import spec
-from kdlab.errors import UserError
+from kdlab.errors import RunFailed, UserError
 from kdlab.experiment.measuring import measure_all
 from kdlab.experiment.preflight import preflight
 from kdlab.experiment.schema import Experiment
@@ -26,6 +26,7 @@ from kdlab.experiment.store import write_model
 from kdlab.experiment.teaching import (
     Trained,
 )
+from kdlab.files import atomic_write
 from kdlab.methods.checkpoints import exit_on_sigterm
 from kdlab.runs import folder as folders
 from kdlab.runs import table
@@ -62,16 +63,21 @@ def run(
     _check_first(next(iter(plan.values())))
     experiment = Experiment.of(config)
     in_sweep = folder is not None
-    folder = folder or _folder_for(experiment, config)
+    folder, said = (folder, "") if folder is not None else _folder_for(experiment, config)
     folder.mkdir(parents=True, exist_ok=True)
     known = folders.read_result(folder)
     if known is not None and known["config_hash"] == spec.config_hash(config):
         _show(known, folder, in_sweep)
         return known
     with folders.held(folder), _logging(folder, quiet=in_sweep), exit_on_sigterm():
+        if said:
+            log.info(said)
         folders.write_config(folder, config, overrides)
         started, clock = folders.now(), time.monotonic()
-        done = _fit_stages(plan, folder, choices or {})
+        try:
+            done = _fit_stages(plan, folder, choices or {})
+        except RunFailed as error:
+            raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
         models, seconds = measure_all(done, choices or {})
         result = _result(config, overrides, choices or {}, done, models)
         result["seconds"] = {"total": time.monotonic() - clock, **seconds}
@@ -83,6 +89,10 @@ def run(
 
 
 def _check_first(experiment: Experiment) -> None:
+    if experiment.init == "previous" and experiment.method.get("generations", 1) == 1:
+        raise UserError(
+            "init: previous, and no stage comes before; accepted: fresh, teacher, pretrained, or a stage before"
+        )
     if experiment.teacher is not None and experiment.teacher.net is None:
         raise UserError("teacher: previous, and no stage comes before; accepted: teacher=NAME, or a stage before this")
 
@@ -97,15 +107,15 @@ def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
     print(f"  {folder.name}: {', '.join(scores)}, {result['seconds']['total']:.1f} s", flush=True)
 
 
-def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> Path:
+def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> tuple[Path, str]:
+    """The folder to run in, and what the log should say about it."""
     output = Path(experiment.output)
     if experiment.resume is not None:
         found = folders.to_resume(experiment.resume, output, experiment.name, config)
         if found is not None:
-            log.info("going on in %s", found)
-            return found
-        log.info("resume=auto: no run of this configuration; a new one")
-    return folders.claim(output, experiment.name, config)
+            return found, f"going on in {found}"
+    said = "" if experiment.resume is None else "resume=auto: no run of this configuration; a new one"
+    return folders.claim(output, experiment.name, config), said
 
 
 def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
@@ -118,7 +128,8 @@ def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[s
         previous = done[name].as_teacher
     last = list(done.values())[-1]
     if len(done) > 1:  # what an export or `predict` looks for lies at the top
-        (folder / "student.pt").write_bytes(last.fitted.weights.read_bytes())
+        with atomic_write(folder / "student.pt") as file:
+            file.write(last.fitted.weights.read_bytes())
         write_model(folder, last.experiment.student, last.data, "student.pt")
     return done
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,16 @@ from kdlab.tasks import Classification
 log = logging.getLogger("kdlab")
 
 
+LABELS = {"ce": {"_target_": "kdlab.losses.CrossEntropy"}}
+"""What teachers learn by: plain cross-entropy."""
+
+STORES = {"teacher": "teachers", "pretrained": "pretrained", "baseline": "baselines"}
+"""Kind → its folder of the store."""
+
+HOW = ("accelerator", "channels_last", "threads", "deterministic", "log_every", "progress", "save_minutes")
+"""Keys of the trainer that say how a network is computed, not what it is."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Everything that decides a network trained on labels alone."""
@@ -39,12 +49,14 @@ class Recipe:
     optimizer: Mapping[str, Any]
     scheduler: Mapping[str, Any] | None
     trainer: Mapping[str, Any]
+    terms: Mapping[str, Any] = field(default_factory=lambda: dict(LABELS))
+    """The label terms of its objective."""
 
     def key(self, fingerprint: str) -> str:
         """A short name: equal recipes on equal data have equal keys."""
-        # where checkpoints go and how progress looks changes nothing
-        computed = {k: v for k, v in self.trainer.items() if k not in ("progress", "save_minutes", "log_every")}
+        computed = {k: v for k, v in self.trainer.items() if k not in HOW}
         what = [self.network, self.data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
+        what.append(self.terms)
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -87,7 +99,7 @@ def obtain(
     """
     data = data if data is not None else parts.data(recipe.data, recipe.seed)
     net = parts.network(recipe.network, data, recipe.seed, kind)
-    folder = output / f"{kind}s" / f"{name}-{recipe.key(data.fingerprint)}"
+    folder = output / STORES[kind] / f"{name}-{recipe.key(data.fingerprint)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")
     try:
@@ -126,7 +138,7 @@ def _train(
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
     method = FineTune(
         student=net,
-        objective=parts.labels_only(),
+        objective=parts.labels_only(recipe.terms),
         task=Classification(data.num_classes),
         optimizer=parts.make_optimizer(recipe.optimizer),
         scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler"),

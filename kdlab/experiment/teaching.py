@@ -146,7 +146,7 @@ def why_not_cached(asked: str, data: Any, layers: list[str]) -> str:
     if layers:
         reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
     if data.views is None:
-        reasons.append("augmentation shows unlimited views of an example (data.views=K or all makes them finite)")
+        reasons.append(data.unlimited)
     if reasons and asked != "auto":
         raise UserError(f"teacher.cache: {asked}, and {' and '.join(reasons)}; accepted: auto or off")
     if asked != "auto" and not (Path(asked) / "manifest.json").is_file():
@@ -213,7 +213,14 @@ def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
         experiment.optimizer,
         experiment.scheduler,
         experiment.trainer,
+        _label_terms(experiment),
     )
+
+
+def _label_terms(experiment: Experiment) -> dict[str, Any]:
+    """What the experiment's own loss says about labels, such as label smoothing; schedules of alpha left out."""
+    terms = parts.objective(experiment.loss).terms
+    return {name: experiment.loss["terms"][name] for name, term in terms.items() if term.role == "label"}
 
 
 def of_all_stages(experiments: list[Experiment]) -> Experiment:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Projected, Schedule, Window, chunked, dense, schedule
-from kdlab.losses.temperature import Temperature, temperature
+from kdlab.losses.temperature import Temperature
+from kdlab.losses.temperature import temperature as to_temperature
 from kdlab.losses.term import Term
 
 
@@ -68,7 +69,7 @@ class Objective(nn.Module):
             except (KeyError, TypeError) as error:
                 raise UserError(f"loss.terms.{name}: {error.args[0]}; accepted: another name for the term") from None
         self.names = list(terms)
-        self.temperature = _temperature(temperature)
+        self.temperature = to_temperature(temperature)
         self.alpha = None if alpha is None else schedule(alpha, "loss.alpha", 0.0, 1.0)
         for term in terms.values():
             if getattr(term, "shares_temperature", False):
@@ -218,6 +219,3 @@ def _check_rows(term: Term, value: Tensor, rows: torch.Size) -> None:
             f"{type(term).__name__} returned {tuple(value.shape)}; accepted: one value per row, {tuple(rows)}, "
             "or a scalar"
         )
-
-
-_temperature = temperature

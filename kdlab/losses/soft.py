@@ -26,7 +26,8 @@ from kdlab.functional import (
     symmetric_kl,
     total_variation,
 )
-from kdlab.losses.temperature import Temperature, temperature
+from kdlab.losses.temperature import Temperature
+from kdlab.losses.temperature import temperature as to_temperature
 from kdlab.losses.term import Role, Term
 
 
@@ -48,10 +49,7 @@ class SoftTerm(Term):
     ) -> None:
         super().__init__(weight)
         self.shares_temperature = temperature is None
-        self.temperature = _temperature(1.0 if temperature is None else temperature)
-
-
-_temperature = temperature
+        self.temperature = to_temperature(1.0 if temperature is None else temperature)
 
 
 class Divergence(SoftTerm):

@@ -123,7 +123,7 @@ class Training:
             layout = convolutions and (self.on_gpu or precision.startswith("bf16"))
         threads = self.threads
         if threads == "auto":
-            limit = int(os.environ.get("KDLAB_THREADS", os.cpu_count() or 1))
+            limit = int(os.environ.get("KDLAB_THREADS", usable_cores()))
             threads = limit if self.on_gpu or work >= SMALL else 1  # a sweep can use the other core for another job
         torch.set_num_threads(int(threads))
         return {
@@ -173,6 +173,11 @@ class NoProfiler(PassThroughProfiler):
 
     def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]
         return self._NOTHING
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_has_bf16() -> bool:

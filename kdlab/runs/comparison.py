@@ -41,7 +41,7 @@ class Comparison:
             repeats = []
         runs = [run for one in groups for run in one.runs]
         numbers = measures(runs)
-        differs = differing(runs)
+        differs = _differing(runs, found.failed)
         if each and len({same(run.seed) for run in runs}) > 1:
             differs.append("seed")
         ranking = ranked(groups, numbers["val"])
@@ -67,6 +67,17 @@ class Comparison:
         if len(self.groups) != len(self.runs):
             count += f" in {len(self.groups)} setting{'s' * (len(self.groups) != 1)}"
         return " · ".join([part for part in parts if part] + [count])
+
+
+def _differing(runs: Sequence[Run], failed: Sequence[Run]) -> list[str]:
+    """What differs between the runs, and what all of them share while a failed run had another value."""
+    own = set(differing(runs))
+    shared = constant(runs, {key for run in runs for key in run.settings})
+
+    def decided(key: str) -> bool:
+        return key in shared and any(same(run.settings.get(key, shared[key])) != same(shared[key]) for run in failed)
+
+    return [key for key in differing([*runs, *failed]) if key in own or decided(key)]
 
 
 def constant(runs: Sequence[Run], keys: Iterable[str]) -> dict[str, Any]:
@@ -101,7 +112,7 @@ def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
     if wanted is not None:
         return [_known("columns", key.strip(), comparison) for key in wanted.split(",") if key.strip()]
     scores = [key for key in DEFAULT if _measured(key, comparison)]
-    if len(comparison.groups) == 1 or not comparison.differs:
+    if not comparison.differs:
         return ["run", *scores]
     # Runs kept apart for a difference that no setting shows are told apart by their folders.
     labels = [one.label(comparison.differs) for one in comparison.groups]

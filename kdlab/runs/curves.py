@@ -58,7 +58,7 @@ class CurvesFile(Logger):
         if not self.path.exists():
             return
         kept = []
-        for line in self.path.read_text().splitlines():
+        for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
                 point = json.loads(line)
             except ValueError:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from kdlab.errors import RunFailed, UserError
+from kdlab.errors import Busy, RunFailed, UserError
 from kdlab.files import atomic_write
 from kdlab.spec import IRRELEVANT, config_hash, flatten
 
@@ -87,18 +87,17 @@ def held(folder: Path) -> Iterator[None]:
     """Keep a run folder for this process alone.
 
     Raises:
-        UserError: if another process is running in it.
+        Busy: if another process is running in it.
     """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise UserError(f"resume: {folder} is in use by another process; accepted: wait for it, or a new run") from None
+        raise Busy(f"resume: {folder} is in use by another process; accepted: wait for it, or a new run") from None
     try:
         yield
     finally:
-        lock.release()
-        (folder / ".lock").unlink(missing_ok=True)
+        lock.release()  # the file stays: unlinking it would let two processes lock two files of one name
 
 
 def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -115,7 +114,7 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> None:
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result of a finished run, or None if it is unfinished or failed."""
     try:
-        found = json.loads((folder / "result.json").read_text())
+        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and found.get("status") == "finished" else None
@@ -174,7 +173,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: if it cannot be read or holds something else.
     """
     try:
-        found = yaml.safe_load(path.read_text())
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     if not isinstance(found, dict):
@@ -191,15 +190,22 @@ def now() -> str:
 
 
 def sign(folder: Path) -> None:
-    """Mark ``model.json`` as this user's own, with a key that stays in the user's home."""
-    write_text(folder / "signature", _signature(folder) + "\n")
+    """Mark ``model.json`` as this user's own, with a key that stays in the user's home.
+
+    Where there is no home to keep a key in, the folder stays unsigned: `predict` then asks for ``--trust``, and only if
+    the model is the user's own code.
+    """
+    try:
+        write_text(folder / "signature", _signature(folder) + "\n")
+    except (OSError, RuntimeError) as error:
+        log.info("this run is not signed as yours (%s)", error)
 
 
 def is_mine(folder: Path) -> bool:
     """Whether this user's kdlab wrote the ``model.json`` in ``folder``, as it stands."""
     try:
-        return hmac.compare_digest((folder / "signature").read_text().strip(), _signature(folder))
-    except OSError:
+        return hmac.compare_digest((folder / "signature").read_bytes().strip(), _signature(folder).encode())
+    except (OSError, RuntimeError):
         return False
 
 
@@ -208,14 +214,21 @@ def _signature(folder: Path) -> str:
 
 
 def _user_key() -> bytes:
-    home = Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local" / "state")) / "kdlab"
+    """The user's 32 bytes; made once, whole, even if two processes want the first at the same time."""
+    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kdlab"
     path = home / "key"
-    try:
-        return bytes.fromhex(path.read_text().strip())
-    except (OSError, ValueError):
-        pass
-    key = secrets.token_bytes(32)
-    home.mkdir(parents=True, exist_ok=True)
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        file.write(key.hex())
-    return key
+    if not path.exists():
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        fresh = home / f".key.{secrets.token_hex(4)}"
+        with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+        try:
+            os.link(fresh, path)  # unlike a rename, this does not replace a key that is there by now
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    text = path.read_text(encoding="ascii", errors="replace").strip()
+    if len(text) != 64:
+        raise OSError(f"{path} holds no key; remove it, and a new one is made")
+    return text.encode()

@@ -45,10 +45,10 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
         UserError: if it is no run folder, its weights are damaged, or it asks for code that is not trusted.
     """
     try:
-        described = json.loads((run / "model.json").read_text())
+        described = json.loads((run / "model.json").read_text(encoding="utf-8"))
         network, weights = described["network"], run / Path(described["weights"]).name
         classes, shape = list(described["classes"]), [int(size) for size in described["input_shape"]]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{run}: no run folder (no model.json); accepted: a folder under outputs/") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{run}/model.json: damaged or of another program ({error})") from None

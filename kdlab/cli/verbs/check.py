@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
         epilog="example: kdlab check -m experiment=kd_resnet loss.temperature=1,2,4 seed=0,1,2",
     )
     parser.add_argument("-m", "--multirun", action="store_true", help="check every point of a sweep")
-    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="as for an experiment")
+    parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment")
     args = parser.parse_intermixed_args(argv)
     from kdlab.cli.plan import Flags, distinct
     from kdlab.cli.start import planned

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdlab.cli import options
 from kdlab.cli.main import Parser
-from kdlab.errors import unknown
+from kdlab.errors import UserError, unknown
 
 LAYERS = "layers"
 
@@ -24,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.group == LAYERS:
         return _layers(args.overrides)
+    if args.overrides:
+        raise UserError(f"list: {args.overrides[0]!r} is one word too many; accepted: one group, or layers OVERRIDE...")
     found = options.read(options.folders())
     if args.group is not None and args.group not in found.groups:
         raise unknown("list", args.group, [*found.groups, LAYERS], "group")

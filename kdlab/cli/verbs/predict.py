@@ -21,6 +21,8 @@ def main(argv: Sequence[str]) -> int:
         "--trust", action="store_true", help="let the run build modules found here; only for runs you made"
     )
     args = parser.parse_args(argv)
+    if args.top < 1:
+        raise UserError(f"predict: --top {args.top}; accepted: at least 1")
     for path in (args.run, *args.inputs):
         if not path.exists():
             raise UserError(f"predict: no such file or folder {str(path)!r}; accepted: RUN INPUT...")
