@@ -38,7 +38,7 @@ class Transform:
     """Whether uint8 images are welcome; others are converted to float in [0, 1] first."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it does: define __call__")
 
 
 class Finite(Transform):
@@ -52,7 +52,7 @@ class Finite(Transform):
 
     def apply(self, images: Tensor, outcome: Tensor) -> Tensor:
         """Images (B, C, H, W) under outcome (B,) int64."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it does: define apply")
 
 
 class Crop(Finite):

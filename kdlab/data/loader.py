@@ -139,7 +139,7 @@ class Loader:
 
     def _inputs(self, plan: _Plan, skip: int) -> Iterator[Tensor]:
         """Float inputs of each micro-batch from number ``skip`` on."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it does: define _inputs")
 
     def _show(self, raw: Tensor, rows: Tensor, views: Tensor) -> Tensor:
         if self.clean:

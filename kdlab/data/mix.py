@@ -35,7 +35,7 @@ class Mixing:
 
     def combine(self, own: Tensor, partner: Tensor, share: float, place: tuple[float, float]) -> tuple[Tensor, float]:
         """The mixed inputs, and the share of ``own`` that is really in them."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it does: define combine")
 
 
 class MixUp(Mixing):
