@@ -40,7 +40,10 @@ PREFIXES = (
 )
 """What a config may build, besides the user's own modules where those are trusted."""
 
-SUPPLIED = ("num_classes", "in_channels", "in_features", "image_size", "mean", "std", "seed")
+TEXT = ("vocab_size", "context", "eos_id", "pad_id")
+"""What the tokenizer and the length of sequences say to a network."""
+
+SUPPLIED = ("num_classes", "in_channels", "in_features", "image_size", "mean", "std", "seed", *TEXT)
 """Arguments that code supplies when the config leaves them null."""
 
 IRRELEVANT = (

@@ -12,7 +12,7 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
-from kdlab.tasks import Classification, Measures
+from kdlab.tasks import Classification, ClassMeasures
 
 torch.set_num_threads(1)
 
@@ -48,7 +48,7 @@ def reference(student, labels, teacher=None):
 
 
 def measured(student, targets, teacher=None, sizes=(7, 20, 1, 36)):
-    measures, at = Measures(student.shape[1]), 0
+    measures, at = ClassMeasures(student.shape[1]), 0
     for size in sizes:
         rows = slice(at, at + size)
         said = None if teacher is None else Outputs(teacher[rows])

@@ -17,14 +17,15 @@ from kdlab.functional.divergence import (
     total_variation,
 )
 from kdlab.functional.gradients import reverse_gradient
-from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, comparable, dense
+from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, columns, comparable, dense, finite
 from kdlab.functional.schedule import Schedule, schedule
 from kdlab.functional.seeds import mix, seed_all, seed_torch
 from kdlab.functional.taps import Taps
-from kdlab.functional.types import NO_LABEL, Batch, Outputs, Window, soft
+from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, Window, soft
 
 __all__ = [
     "NO_LABEL",
+    "SEGMENTS",
     "Batch",
     "Logits",
     "Outputs",
@@ -36,10 +37,12 @@ __all__ = [
     "Window",
     "attention_map",
     "chunked",
+    "columns",
     "comparable",
     "cross_entropy",
     "decoupled_kl",
     "dense",
+    "finite",
     "jsd",
     "kl",
     "log_probabilities",

@@ -53,7 +53,7 @@ class Projected(_Form):
     """Logits ``hidden @ weight.T + bias`` that are made a few rows at a time; see :func:`~kdlab.functional.chunked`.
 
     Args:
-        hidden: (rows, d).
+        hidden: (rows, d), or (B, T, d) before the rows are picked.
         weight: (C, d), the output layer's.
         bias: (C,) or None.
     """
@@ -64,14 +64,14 @@ class Projected(_Form):
     _shared = ("weight", "bias")
 
     def __post_init__(self) -> None:
-        width, (classes, deep) = self.hidden.shape[1], self.weight.shape
+        width, (classes, deep) = self.hidden.shape[-1], self.weight.shape
         _fit(width == deep, "Projected", f"hidden states of width {width}, a matrix of width {deep}")
         if self.bias is not None:
             _fit(self.bias.shape == (classes,), "Projected", f"bias {tuple(self.bias.shape)}, {classes} classes")
 
     @property
     def shape(self) -> torch.Size:
-        return torch.Size((self.hidden.shape[0], self.weight.shape[0]))
+        return torch.Size((*self.hidden.shape[:-1], self.weight.shape[0]))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -219,6 +219,25 @@ def dense(logits: Any) -> Tensor:
         f"logits: {type(logits).__name__.lower()} ones, of {logits.ids.shape[-1]} classes a row; accepted by this "
         "loss: logits of all classes (a live teacher, or a cache of dense logits)"
     )
+
+
+def columns(logits: Any, count: int) -> Any:
+    """The first ``count`` classes of dense or projected logits, without a copy; their softmax is renormalised.
+
+    The output matrices of language models are often padded beyond the vocabulary.
+    """
+    if logits.shape[-1] == count:
+        return logits
+    if isinstance(logits, Projected):
+        bias = None if logits.bias is None else logits.bias[:count]
+        return Projected(logits.hidden, logits.weight[:count], bias)
+    return logits[..., :count]
+
+
+def finite(logits: Any) -> bool:
+    """Whether dense or projected logits hold neither inf nor nan, up to what a product of finite numbers may give."""
+    values = logits.hidden if isinstance(logits, Projected) else logits
+    return bool(values.isfinite().all())
 
 
 def comparable(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,9 @@ from kdlab.functional.logits import Projected, Sampled, Sparse
 NO_LABEL = -100
 """The class id of a row without a label."""
 
+SEGMENTS = ("prompt", "reasoning", "answer", "text")
+"""What a token of a sequence can be part of; ``Batch.segment`` holds indices into it."""
+
 
 class Window(NamedTuple):
     """What one optimizer step counts, over all its micro-batches and processes.
@@ -34,8 +37,11 @@ class Window(NamedTuple):
 class Batch:
     """One micro-batch.
 
-    ``inputs`` is a tensor (B, ...) or a dict of tensors; ``targets`` holds class ids (B,), with ``-100`` for a row
-    without a label, or soft targets (B, C), where an all-zero row has no label.
+    ``inputs`` is a tensor (B, ...) or a dict of tensors, which a network gets as keywords; ``targets`` holds class ids
+    (B,), with ``-100`` for a row without a label, or soft targets (B, C), where an all-zero row has no label.
+
+    Of sequences, a row is a position whose prediction counts: ``where`` says which, and ``targets`` (rows,) holds the
+    token that follows each of them.
     """
 
     inputs: Tensor | dict[str, Tensor]
@@ -45,7 +51,10 @@ class Batch:
     weight: Tensor | None = None
     """(rows,) float: how much each row counts; None is 1 for all."""
     segment: Tensor | None = None
-    """(rows,) int64: which part of a sequence a row belongs to."""
+    """(rows,) int64: which part of a sequence the predicted token belongs to, an index into ``SEGMENTS``."""
+    where: Tensor | None = None
+    """(B, T) bool: the positions of the sequences that are the rows, in row-major order; None where a row is an
+    example."""
     truth: Tensor | None = None
     """(B,) labels withheld from training, for curves about pseudo-labels alone."""
     window: Window | None = None

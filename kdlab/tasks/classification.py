@@ -2,43 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from kdlab.functional import NO_LABEL, Batch, Outputs, Taps, cross_entropy, kl
+from kdlab.functional import NO_LABEL, Batch, Outputs, cross_entropy, kl
+from kdlab.tasks.task import Task
 
 
-class Classification:
+class Classification(Task):
     """Images or vectors in, one class out.
 
     Args:
         num_classes: number of classes, at least 2.
     """
 
-    score = "acc"
-    """The validation measure that chooses between epochs and runs; greater is better."""
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-
-    def outputs(self, net: nn.Module, batch: Batch, layers: Iterable[str] = ()) -> Outputs:
-        """Run ``net`` on a batch, capturing the outputs of ``layers`` (module paths)."""
-        layers = tuple(layers)
-        with Taps(net, layers) if layers else nullcontext({}) as features:
-            raw = net(batch.inputs)
-        return Outputs.of(raw, features)
-
-    def measures(self) -> Measures:
-        """Fresh measures for one pass over a split."""
-        return Measures(self.num_classes)
+    def measures(self) -> ClassMeasures:
+        return ClassMeasures(self.num_classes)
 
 
-class Measures:
+class ClassMeasures:
     """What one pass over a split says of a student, and of its agreement with a teacher.
 
     ``acc`` and ``acc5`` (where there are more than five classes) against the labels, ``ce`` in nats, ``ece`` the
