@@ -40,8 +40,8 @@ PREFIXES = (
 )
 """What a config may build, besides the user's own modules where those are trusted."""
 
-TEXT = ("vocab_size", "context", "eos_id", "pad_id")
-"""What the tokenizer and the length of sequences say to a network."""
+TEXT = ("vocab_size", "context", "eos_id", "pad_id", "mels", "frames")
+"""What the tokenizer, the length of sequences and the size of sound features say to a network."""
 
 SUPPLIED = ("num_classes", "in_channels", "in_features", "image_size", "mean", "std", "seed", *TEXT)
 """Arguments that code supplies when the config leaves them null."""

@@ -134,3 +134,89 @@ def failed(folder: Path, error: str = "loss is not finite at step 40: term kl", 
     """A run that failed; returns its folder."""
     content = result(settings.get("temperature", 8), settings.get("alpha", 0.5))
     return write(folder, content | {"status": "failed", "error": error, "models": {}})
+
+
+# ---- language models: judged by perplexity, where less is better
+
+
+def language_model(
+    parameters: int, ppl: float, em: float | None = None, told: bool = True, **more: Any
+) -> dict[str, Any]:
+    """The measurements of a language model; ``em`` is exact match at two steps, and falls with every further one."""
+    ce = math.log(ppl)
+    measures = {"ce": ce, "ppl": ppl, "acc": 0.7 - 0.1 * ce}
+    if told:
+        measures |= {"kl": 0.05 * ce, "agreement": 0.9 - 0.1 * ce}
+    if em is not None:
+        by_steps = {
+            f"em/{steps}": max(0.0, em - (0.02 + 0.1 * (1 - em)) * (steps - 2) ** 1.3) for steps in (2, 3, 4, 6, 10)
+        }
+        measures |= {"em": sum(by_steps.values()) / len(by_steps), **by_steps}
+    test = {key: value * (1.02 if key in ("ppl", "ce") else 1.0) for key, value in measures.items()}
+    return {
+        "parameters": parameters,
+        "bytes": 4 * parameters + 2_048,
+        "flops": 2 * parameters,
+        "latency_ms": 0.2 + parameters / 3e5,
+        "tokens_per_s": 4e9 / parameters,
+        "seconds": 10 + parameters / 4e4,
+        "val": measures,
+        "test": test,
+        **more,
+    }
+
+
+def language_result(
+    loss: str = "kl", temperature: Any = 1.0, alpha: float = 0.9, seed: int = 0, **more: Any
+) -> dict[str, Any]:
+    """A finished run of a language model whose perplexity is least at T = 2 and alpha = 0.9."""
+    noise = random.Random(f"{loss} {temperature} {alpha} {seed}")
+    worse = 0.12 * abs(math.log2(temperature / 2)) + 0.3 * abs(alpha - 0.9) + 0.1 * (loss != "kl")
+    ppl = 4.9 + worse + noise.gauss(0, 0.02)
+    content = result(temperature, alpha, seed)
+    return content | {
+        "name": "lm_shakespeare",
+        "score": {"name": "ppl", "greater": False},
+        "objective": ppl,
+        "settings": content["settings"]
+        | {"data": "shakespeare", "teacher": "gpt_small", "student": "gpt_tiny", "loss": [loss]},
+        "models": {
+            "student": language_model(810_000, ppl, 0.86 - worse / 4),
+            "teacher": language_model(3_240_000, 4.3, 0.97, told=False),
+            "baseline": language_model(810_000, 5.4 + 0.03 * seed, 0.66),
+        },
+        "teacher_trained_on": "1,003,854 characters of shakespeare",
+        **more,
+    }
+
+
+def language_curves(temperature: float = 1.0, alpha: float = 0.9, seed: int = 0) -> list[dict[str, float]]:
+    """The lines of ``curves.jsonl`` of a language model, with perplexity and the length of its own text."""
+    lines = curves(temperature, alpha, seed)
+    for line in lines:
+        line |= {"train/own_length": 40 + line["step"] / 20, "train/own_ended": line["step"] / 400}
+        if "val/ce" in line:
+            line |= {"val/ppl": math.exp(1.5 + line["val/ce"])}
+    return lines
+
+
+def language_sweep(
+    folder: Path,
+    losses: tuple[str, ...] = ("kl", "reverse_kl"),
+    temperatures: tuple[float, ...] = (1.0,),
+    alphas: tuple[float, ...] = (0.9,),
+    seeds: int = 1,
+    outside: bool = False,
+) -> Path:
+    """Finished runs of language models; ``outside``: measured outside of their domain too. Returns the folder."""
+    for loss in losses:
+        for temperature in temperatures:
+            for alpha in alphas:
+                for seed in range(seeds):
+                    content = language_result(loss, temperature, alpha, seed)
+                    if outside:
+                        for role, ppl in (("student", 11.0 + 0.1 * seed), ("teacher", 7.0), ("baseline", 10.2)):
+                            content["models"][role]["outside"] = {"ppl": ppl, "ce": math.log(ppl)}
+                    name = f"{loss}-{temperature}-{alpha}-{seed}"
+                    write(folder / name, content, language_curves(temperature, alpha, seed))
+    return folder

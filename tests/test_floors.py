@@ -15,7 +15,7 @@ FLOORS = {
     "errors": 0, "files": 0, "signatures": 0, "annotations": 0, "spec": 0, "functional": 0,
     "losses": 1, "models": 1, "compress": 1,
     "teachers": 2, "tasks": 2, "data": 2,
-    "methods": 3, "runs": 3, "export": 3,
+    "methods": 3, "runs": 3, "export": 3, "generate": 3,
     "experiment": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
 

@@ -89,7 +89,9 @@ def test_one_run_is_one_folder(server: Server) -> None:
 
 
 def test_kl_and_ce_share_a_chart(server: Server) -> None:
-    (category,) = server.ask("custom_scalars/layout")["category"]
+    categories = {one["title"]: one for one in server.ask("custom_scalars/layout")["category"]}
+    assert list(categories) == ["distillation", "language"]
+    category = categories["distillation"]
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
     # Three runs wrote the layout, and each chart is there once.
     assert len(charts) == len(category["chart"]) == 4
@@ -97,6 +99,28 @@ def test_kl_and_ce_share_a_chart(server: Server) -> None:
     for tag in charts["KL and CE, training"]:
         points = server.ask(f"custom_scalars/scalars?run=a&tag={tag}")["tag_to_events"]
         assert {name: len(events) for name, events in points.items()} == {tag.strip("^$"): 30}
+
+
+def test_language_models_have_charts_of_their_own(tmp_path: Path) -> None:
+    import re
+
+    layout = helpers.custom_scalars_layout()["language"]
+    tags = {tag for _, patterns in layout.values() for tag in patterns}
+    logged = {name for line in fabricate.language_curves() for name in line}
+    shown = {name for name in logged for tag in tags if re.match(tag, name)}
+    assert shown == {"val/ppl", "train/own_length", "train/own_ended"}
+
+
+def test_final_metrics_of_language_models_say_what_they_are() -> None:
+    result = fabricate.language_result()
+    student, baseline = (result["models"][role]["test"] for role in ("student", "baseline"))
+    assert helpers.final_metrics(result) == {
+        "val_ppl": result["models"]["student"]["val"]["ppl"],
+        "test_ppl": student["ppl"],
+        "baseline_ppl": baseline["ppl"],
+        "difference_ppl": student["ppl"] - baseline["ppl"],
+        "em": student["em"],
+    }
 
 
 def test_hparams_tab_lists_every_job(server: Server) -> None:

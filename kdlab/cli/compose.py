@@ -43,6 +43,8 @@ TAUGHT: dict[str, Any] = {
     "epochs": 30,
     "seed": 0,
     "cache": "auto",
+    "top_k": None,
+    "draws": None,
 }
 """How a teacher is come by, beside its network: from a checkpoint, or trained with every label."""
 

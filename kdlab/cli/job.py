@@ -52,7 +52,7 @@ def run(found: Composition, composer: Composer, folder: Path | None) -> dict[str
 class Job:
     """Runs one job of a sweep, maybe in another process: skips what is done, records what fails, and returns.
 
-    Returns what a search maximises: the student's accuracy on validation data, or None.
+    Returns what a search makes better: the student's score on validation data, or None.
     """
 
     folder: Path

@@ -1,8 +1,9 @@
 """A search instead of a grid: ``hydra/sweeper=optuna`` asks Optuna's TPE for each next job.
 
 The study is kept in the sweep folder, so that the same command goes on where an interrupted search stopped.
-It maximises what a job returns, the student's score on validation data; a job that fails counts as such, and
-the search goes on. With ``hydra/launcher=joblib`` ``hydra.sweeper.n_jobs`` jobs run at a time.
+It makes better what a job returns, the student's score on validation data: accuracy is maximised, perplexity
+minimised. Which of them it is, the first job that finishes says. A job that fails counts as such, and the search
+goes on. With ``hydra/launcher=joblib`` ``hydra.sweeper.n_jobs`` jobs run at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, Transformer
 from hydra.core.utils import JobReturn, JobStatus
 
+from kdlab.cli import sweep
 from kdlab.cli.grid_sweeper import LaunchingSweeper
 from kdlab.errors import UserError
 
@@ -47,36 +49,68 @@ class OptunaSweeper(LaunchingSweeper):
         parsed = self.parse(arguments)
         fixed = [_fixed(override) for override in parsed if not override.is_sweep_override()]
         space = {o.get_key_element(): distribution(o) for o in parsed if o.is_sweep_override()}
-        study = self._study(Path(self.config.hydra.sweep.dir))
+        folder = Path(self.config.hydra.sweep.dir)
+        study = self._study(folder)
         again = _cut_off(study, set(space))
         while (done := _finished(study)) < self.n_trials:
             batch = min(self.n_jobs, self.n_trials - done)
             trials = [again.pop(0) if again else study.ask(space) for _ in range(batch)]
             jobs = [[*fixed, *(f"{key}={_said(trial.params[key])}" for key in space)] for trial in trials]
-            for trial, job in zip(trials, self.launcher.launch(jobs, initial_job_idx=done), strict=True):
+            numbers = [trial.number for trial in trials]
+            ended = self.launcher.launch(jobs, initial_job_idx=done)
+            study = self._turned(study, folder)
+            for number, job in zip(numbers, ended, strict=True):
                 value = _objective(job)
                 state = optuna.trial.TrialState.FAIL if value is None else None
-                study.tell(trial.number, value, state=state)
+                study.tell(number, value, state=state)
         return study
 
     def _study(self, folder: Path) -> optuna.Study:
         """The folder's study, made or continued."""
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         folder.mkdir(parents=True, exist_ok=True)
         study = optuna.create_study(
             study_name="kdlab",
-            storage=JournalStorage(JournalFileBackend(str(folder / STUDY))),
+            storage=_storage(folder),
             direction="maximize",
             load_if_exists=True,
         )
+        return self._with_sampler(study)
+
+    def _turned(self, study: optuna.Study, folder: Path) -> optuna.Study:
+        """The study, looking for what is better: the first result says whether that is more or less.
+
+        Optuna fixes the direction when a study is made, which is before any job has run. No trial has a value yet
+        when it turns out to be the other one, so the study is made anew with the same trials.
+        """
+        import optuna
+
+        greater = sweep.greater(folder)
+        direction = optuna.study.StudyDirection.MINIMIZE if greater is False else optuna.study.StudyDirection.MAXIMIZE
+        if greater is None or study.direction == direction:
+            return study
+        name, storage, trials = study.study_name, _storage(folder), study.get_trials()
+        optuna.delete_study(study_name=name, storage=storage)
+        study = optuna.create_study(study_name=name, storage=storage, direction=direction)
+        study.add_trials(trials)
+        return self._with_sampler(study)
+
+    def _with_sampler(self, study: optuna.Study) -> optuna.Study:
+        import optuna
+
         # past trials shift the seed: the same seed again would draw the same points again
         study.sampler = optuna.samplers.TPESampler(
             seed=self.seed + len(study.trials), n_startup_trials=self.startup, constant_liar=self.n_jobs > 1
         )
         return study
+
+
+def _storage(folder: Path) -> optuna.storages.JournalStorage:
+    from optuna.storages.journal import JournalFileBackend, JournalStorage
+
+    return JournalStorage(JournalFileBackend(str(folder / STUDY)))
 
 
 def _cut_off(study: optuna.Study, keys: set[str]) -> list[Any]:

@@ -55,9 +55,19 @@ def read_any(folder: Path) -> dict[str, Any]:
 
 
 def objective(result: Mapping[str, Any]) -> float | None:
-    """What a search maximises: the student's score on validation data; None if there is none."""
+    """What a search makes better: the student's score on validation data; None if there is none."""
     value = result.get("objective")
     return float(value) if isinstance(value, int | float) else None
+
+
+def greater(sweep: Path) -> bool | None:
+    """Whether a greater objective is better, as the jobs of a sweep that are done say; None while none is."""
+    for path in sorted(sweep.glob("*/result.json")):
+        result = read_any(path.parent)
+        if result.get("status") == "finished":
+            score = result.get("score")
+            return not (isinstance(score, Mapping) and score.get("greater") is False)
+    return None
 
 
 def expected(config: Mapping[str, Any], jobs: int) -> str:

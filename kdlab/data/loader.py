@@ -43,6 +43,79 @@ class EpochSampler:
         self.epoch = epoch
 
 
+class EpochLoader:
+    """What loaders of rows and of sequences share: which examples a micro-batch of this process holds.
+
+    ``len()`` counts the micro-batches of an epoch in this process. Set before iterating, and all optional:
+
+    - ``sampler.set_epoch(epoch)``: which epoch to show. The same epoch gives the same batches again.
+    - ``skip``: how many micro-batches of the next iteration have been seen already; back to 0 once used.
+
+    The epoch is looked at when the first batch is asked for, not by ``iter()``: Lightning calls that first.
+
+    Args:
+        examples: how many the split has.
+        batch_size: examples of one optimizer step, over all micro-batches and processes.
+        order: the training order; None goes through the split once, in its order, with nothing left out.
+        device: where batches are wanted.
+        accumulate: micro-batches of one optimizer step.
+        rank, world: which process this is, of how many.
+        least: examples that a micro-batch must have.
+
+    Raises:
+        UserError: if a step has too few for its parts.
+    """
+
+    def __init__(
+        self,
+        examples: int,
+        batch_size: int,
+        *,
+        order: Order | None = None,
+        device: Any = "cpu",
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        least: int = 2,
+    ) -> None:
+        self.examples, self.batch_size = examples, batch_size
+        self.order, self.device = order, torch.device(device)
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.sampler = EpochSampler()
+        self.batch_sampler = None  # Lightning asks for it wherever there is a sampler
+        self.skip = 0
+        needed = least * world * accumulate
+        if order and min(order.sizes) < needed:
+            raise UserError(
+                f"data.batch_size: {batch_size} of {examples} rows in {world * accumulate} parts (micro-batches x"
+                f" processes) leaves a part with fewer than {least} row{'s' if least > 1 else ''}; accepted: at least"
+                f" {needed} rows"
+            )
+
+    def __len__(self) -> int:
+        if self.order:
+            return len(self.order.sizes) * self.accumulate
+        return len(self._once()[1])
+
+    def _once(self) -> tuple[Tensor, list[int]]:
+        """This process's examples when going through the split once, and how many each of its batches holds."""
+        batches = torch.arange(self.examples).split(self.batch_size)
+        mine = [batch.tensor_split(self.world)[self.rank] for batch in batches if len(batch)]
+        lengths = [len(batch) for batch in mine if len(batch)]
+        return torch.cat(mine) if mine else torch.arange(0), lengths
+
+    def _parts(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
+        """This process's micro-batches of steps of so many examples: (number of the step, first, last) in each.
+
+        Part m·world + rank of a step is micro-batch m of process ``rank``.
+        """
+        for number, size in enumerate(sizes):
+            inner = [0, *running_sum(parts_of(size, self.accumulate * self.world))]
+            for micro in range(self.accumulate):
+                part = micro * self.world + self.rank
+                yield number, inner[part], inner[part + 1]
+
+
 @dataclass
 class _Plan:
     """The micro-batches of one epoch and process. With mixing, each holds its own rows and then their partners."""
@@ -54,28 +127,18 @@ class _Plan:
     recipes: list[Recipe] | None = None
 
 
-class Loader:
+class Loader(EpochLoader):
     """One epoch after the other of a split, as Batches.
-
-    ``len()`` counts the micro-batches of an epoch in this process. Set before iterating, and all optional:
-
-    - ``sampler.set_epoch(epoch)``: which epoch to show. The same epoch gives the same batches again.
-    - ``skip``: how many micro-batches of the next iteration have been seen already; back to 0 once used.
-
-    The epoch is looked at when the first batch is asked for, not by ``iter()``: Lightning calls that first.
 
     Args:
         split: what to show.
         augmentation: how.
         batch_size: rows of one optimizer step, over all micro-batches and processes.
-        order: the training order; None goes through the split once, in its order, with nothing left out.
         views: which view a showing is; None shows every example as it is, under view ``view``.
         view: the number of the one view that is shown, where ``views`` is None.
         clean: leave the augmentation out.
         classes: how many there are.
-        device: where batches are wanted.
-        accumulate: micro-batches of one optimizer step.
-        rank, world: which process this is, of how many.
+        **place: order, device, accumulate, rank and world, as :class:`EpochLoader` takes them.
     """
 
     def __init__(
@@ -84,36 +147,17 @@ class Loader:
         augmentation: Augmentation,
         batch_size: int,
         *,
-        order: Order | None = None,
         views: Views | None = None,
         view: int = 0,
         clean: bool = False,
         classes: int = 0,
-        device: Any = "cpu",
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
+        **place: Any,
     ) -> None:
-        self.split, self.augmentation, self.batch_size = split, augmentation, batch_size
-        self.order, self.views, self.view, self.clean = order, views, view, clean
-        self.classes, self.device = classes, torch.device(device)
-        self.accumulate, self.rank, self.world = accumulate, rank, world
-        self.sampler = EpochSampler()
-        self.batch_sampler = None  # Lightning asks for it wherever there is a sampler
-        self.skip = 0
+        super().__init__(len(split), batch_size, **place)
+        self.split, self.augmentation = split, augmentation
+        self.views, self.view, self.clean, self.classes = views, view, clean, classes
         self._targets = split.targets.to(self.device)
         self._truth = None if split.truth is None else split.truth.to(self.device)
-        smallest = min(order.sizes) if order else 2 * world * accumulate
-        if smallest < 2 * world * accumulate:
-            raise UserError(
-                f"data.batch_size: {batch_size} of {len(split)} rows in {world * accumulate} parts (micro-batches x"
-                f" processes) leaves a part with fewer than 2 rows; accepted: at least {2 * world * accumulate} rows"
-            )
-
-    def __len__(self) -> int:
-        if self.order:
-            return len(self.order.sizes) * self.accumulate
-        return len(self._eval_sizes())
 
     def __iter__(self) -> Iterator[Batch]:
         skip, self.skip = self.skip, 0
@@ -146,18 +190,9 @@ class Loader:
             return self.augmentation.to_float(raw)
         return self.augmentation(raw, rows, views)
 
-    def _eval_sizes(self) -> list[int]:
-        """Rows of this process's batches when going through the split once."""
-        sizes = [len(part) for part in torch.arange(len(self.split)).split(self.batch_size)]
-        mine = [parts_of(size, self.world)[self.rank] for size in sizes]
-        return [size for size in mine if size]
-
     def _plan(self, epoch: int) -> _Plan:
         if self.order is None:
-            rows = torch.arange(len(self.split))
-            if self.world > 1:
-                rows = torch.cat([part.tensor_split(self.world)[self.rank] for part in rows.split(self.batch_size)])
-            lengths = self._eval_sizes()
+            rows, lengths = self._once()
             views = torch.full_like(rows, self.view)
             return _Plan(rows.to(self.device), views.to(self.device), lengths, [None] * len(lengths))
         steps = self.order.epoch(epoch)
@@ -167,7 +202,7 @@ class Loader:
         return replace(plan, rows=plan.rows.to(self.device), views=plan.views.to(self.device))
 
     def _training_plan(self, order: Order, steps: Steps, views: Tensor, epoch: int) -> _Plan:
-        """Each step cut into parts: part m·world + rank is micro-batch m of process ``rank``."""
+        """Each step cut into the parts that this process sees."""
         parts = self.accumulate * self.world
         mixings = self.augmentation.mixings
         if parts == 1 and not mixings:
@@ -177,22 +212,21 @@ class Loader:
         lengths: list[int] = []
         windows, recipes = [], []
         starts = [0, *running_sum(steps.sizes)]
-        for number, size in enumerate(steps.sizes):
-            recipe, labelled = None, steps.labelled[number]
-            if mixings:
-                recipe = Recipe(mixings, order.seed, epoch, number, size)
-                known = order.known[steps.rows[starts[number] : starts[number] + size]]
-                labelled = float((known & known[recipe.partner]).sum())
-            inner = [0, *running_sum(parts_of(size, parts))]
-            for micro in range(self.accumulate):
-                part = micro * self.world + self.rank
-                own = torch.arange(inner[part], inner[part + 1])
-                if recipe is not None:
-                    own = torch.cat([own, recipe.partner[own]])
-                    recipes.append(recipe)
-                places.append(own + starts[number])
-                lengths.append(len(own))
-                windows.append(Window(labelled, float(size), parts))
+        shown = -1
+        for number, first, last in self._parts(steps.sizes):
+            if number != shown:
+                shown, size, recipe, labelled = number, steps.sizes[number], None, steps.labelled[number]
+                if mixings:
+                    recipe = Recipe(mixings, order.seed, epoch, number, size)
+                    known = order.known[steps.rows[starts[number] : starts[number] + size]]
+                    labelled = float((known & known[recipe.partner]).sum())
+            own = torch.arange(first, last)
+            if recipe is not None:
+                own = torch.cat([own, recipe.partner[own]])
+                recipes.append(recipe)
+            places.append(own + starts[number])
+            lengths.append(len(own))
+            windows.append(Window(labelled, float(size), parts))
         place = torch.cat(places)
         return _Plan(steps.rows[place], views[place], lengths, list(windows), recipes if mixings else None)
 

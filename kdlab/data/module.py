@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
@@ -123,6 +124,44 @@ class ImageData(LightningDataModule):
         self._augment(augment, views)
         self._place: dict[str, Any] = {}
         self.place("cpu")
+
+    # ---- what the rest of kdlab may ask of any data module
+
+    gives = "rows"
+    """What kind of task reads it, see :class:`~kdlab.tasks.Task`."""
+
+    @property
+    def kind(self) -> str:
+        """What an example is, for messages."""
+        return "a set of pictures" if len(self.input_shape) == 3 else "a table"
+
+    @property
+    def offers(self) -> dict[str, Any]:
+        """What a network's constructor may want to know."""
+        known: dict[str, Any] = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
+        if len(self.input_shape) == 3:
+            return {**known, "in_channels": self.input_shape[0], "image_size": list(self.input_shape[1:])}
+        return {**known, "in_features": self.input_shape[0]}
+
+    def like(self, other: ImageData) -> None:
+        """Refuse a teacher's data of other classes than these, or of the same in another order.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.class_names != other.class_names:
+            raise UserError(
+                f"teacher.data: {other.num_classes} classes {_few(other.class_names)}, and data has "
+                f"{self.num_classes}: {_few(self.class_names)}; accepted: the same classes in the same order"
+            )
+
+    def reading(self, folder: Path) -> dict[str, Any]:
+        """What a run folder must know to read inputs and outputs again."""
+        return {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
+
+    def words(self, split: str) -> int | None:
+        """How many words a split's text has; None for what is no text."""
+        return None
 
     # ---- what is in the splits
 
@@ -311,6 +350,10 @@ class ImageData(LightningDataModule):
             else:
                 self._splits_there[split] = Split(inputs, rows.targets)
         return self._splits_there[split]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def published(*, source: Source, **common: Unpack[Common]) -> ImageData:

@@ -37,13 +37,20 @@ class Order:
             where all rows have a label, or none has.
         seed: of the run.
         parts: into how many micro-batches (over all processes) a step is split.
+        least: rows that each of them must have. Two by default: BatchNorm has no variance of one row.
 
-    A last step that would give its parts fewer than two rows is left out of the epoch: BatchNorm has no variance of
-    one row. Since the order changes with each epoch, other rows are left out the next time.
+    A last step that would give its parts fewer than ``least`` rows is left out of the epoch. Since the order changes
+    with each epoch, other rows are left out the next time.
     """
 
     def __init__(
-        self, targets: Tensor, batch_size: int, ratio: float | None = None, seed: int = 0, parts: int = 1
+        self,
+        targets: Tensor,
+        batch_size: int,
+        ratio: float | None = None,
+        seed: int = 0,
+        parts: int = 1,
+        least: int = 2,
     ) -> None:
         self.seed = seed
         self.known = targets != NO_LABEL
@@ -54,7 +61,7 @@ class Order:
         if ratio is None or not len(labelled) or not len(unlabelled):
             self.pools = [torch.arange(total)]
             last = total - (self.steps - 1) * batch_size
-            if last < 2 * parts and self.steps > 1:
+            if last < least * parts and self.steps > 1:
                 self.steps, last = self.steps - 1, batch_size
             self.sizes = [batch_size] * (self.steps - 1) + [last]
             self.takes = [sum(self.sizes)]

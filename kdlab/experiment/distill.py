@@ -20,7 +20,7 @@ from kdlab.functional import Batch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD, Training, evaluate, fit
 from kdlab.runs.folder import read_yaml
-from kdlab.tasks import Classification
+from kdlab.tasks import Classification, LanguageModeling, Task
 from kdlab.teachers import FrozenTeacher
 
 Loss = str | Sequence[str] | Mapping[str, Term] | Objective
@@ -59,7 +59,8 @@ def distill(
     """Train ``student`` to imitate ``teacher``, in place.
 
     Args:
-        student: takes a batch of inputs, returns logits (B, C).
+        student: takes a batch of inputs, returns logits (B, C); for sequences, see :class:`~kdlab.functional.Batch`,
+            takes the inputs as keywords and returns logits of all positions.
         teacher: likewise, trained; it stays in eval mode and without gradients. None trains on labels alone.
         train_loader: anything that can be iterated again and has a length, of ``(inputs, targets)`` pairs or
             :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
@@ -93,7 +94,7 @@ def distill(
     except TypeError as error:
         raise UserError(f"trainer: {error}; accepted: arguments of kdlab.methods.Training") from None
     data = _Loaders(train_loader, val_loader, training)
-    task = Classification(_classes(teacher if teacher is not None else student, data, training.device))
+    task = _task(teacher if teacher is not None else student, data, training.device)
     taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
     seed_all(seed)
     parts: dict[str, Any] = {
@@ -161,21 +162,23 @@ def _sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
 
 
-def _answers(task: Classification, net: nn.Module) -> Any:
+def _answers(task: Task, net: nn.Module) -> Any:
     net.eval()
     return lambda batch, split: task.outputs(net, batch)
 
 
-def _classes(net: nn.Module, data: _Loaders, device: torch.device) -> int:
-    """Number of classes, from one batch through a network."""
+def _task(net: nn.Module, data: _Loaders, device: torch.device) -> Task:
+    """What the first batch is a batch of, and the number of classes that a network answers it with."""
     training = net.training
     net.to(device).eval()
+    batch = next(iter(data.train)).to(device)
     with torch.no_grad():
-        logits = Classification(2).outputs(net, next(iter(data.train)).to(device)).logits
+        shape = tuple(Classification(2).outputs(net, batch).logits.shape)
     net.train(training)
-    if logits.ndim != 2 or logits.shape[1] < 2:
-        raise UserError(f"teacher: returns logits of shape {tuple(logits.shape)}; accepted: (B, C) with C at least 2")
-    return int(logits.shape[1])
+    wanted = "(B, C)" if batch.where is None else "(B, T, C)"
+    if len(shape) != wanted.count(",") + 1 or shape[-1] < 2:
+        raise UserError(f"teacher: returns logits of shape {shape}; accepted: {wanted} with C at least 2")
+    return Classification(shape[-1]) if batch.where is None else LanguageModeling(shape[-1])
 
 
 class _Batches:

@@ -11,17 +11,19 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import parts
+from kdlab.experiment.caching import MEASURED
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
 from kdlab.experiment.store import obtain
 from kdlab.experiment.teaching import (
     find_teacher,
+    from_cut,
     of_all_stages,
     without_teacher,
 )
 from kdlab.methods import Training, evaluate
 from kdlab.models import measure
-from kdlab.tasks import Classification
+from kdlab.tasks import Task, tokens_per_second
 from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Teacher
 
 log = logging.getLogger("kdlab")
@@ -49,7 +51,7 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
         if len(stages) > 1 and first.lesson is None and _same_budget(first.experiment, last.experiment):
             models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
         elif last.lesson is not None or last.experiment.init != "fresh" or last.experiment.method_name != "FineTune":
-            found, took = _baseline(of_all_stages([s.experiment for s in stages]), last, choices)
+            found, took = _baseline(of_all_stages([s.experiment for s in stages]), first.experiment, last, choices)
             if found:
                 models["baseline"], seconds["baseline"] = found, took
     return models, seconds
@@ -60,28 +62,33 @@ def _same_budget(first: Experiment, last: Experiment) -> bool:
     return last.init == "fresh" and all(getattr(first, key) == getattr(last, key) for key in keys)
 
 
-def _baseline(experiment: Experiment, last: Stage, choices: Mapping[str, str]) -> tuple[dict[str, Any] | None, float]:
-    recipe = without_teacher(experiment, last.data)
+def _baseline(
+    experiment: Experiment, first: Experiment, last: Stage, choices: Mapping[str, str]
+) -> tuple[dict[str, Any] | None, float]:
+    recipe, begin = without_teacher(experiment, last.data), lambda net: None
+    if recipe is not None and first.init == "cut":  # the same start for both
+        assert last.lesson is not None
+        recipe, begin = from_cut(recipe, last.lesson.source.net)
     if recipe is None:
         log.info("baseline: none, since no row has a label")
         return None, 0.0
     name = choices.get("student", "student")
-    kept = obtain("baseline", recipe, Path(experiment.output), last.training, name, experiment.logger)
+    kept = obtain("baseline", recipe, Path(experiment.output), last.training, name, experiment.logger, begin=begin)
     return _model(last, kept.net, kept.seconds), kept.seconds if kept.fresh else 0.0
 
 
 def _model(stage: Stage, net: nn.Module, seconds: float | None, teacher: bool = False) -> dict[str, Any]:
     """What a table says about one network of a run; agreement is with the stage's teacher."""
     told = stage.lesson.teacher if stage.lesson and not teacher else None
-    return describe_network(stage.data, stage.training, net, seconds, told)
+    return describe_network(stage.data, stage.task, stage.training, net, seconds, told)
 
 
 def describe_network(
-    data: Any, training: Training, net: nn.Module, seconds: float | None, told: Teacher | None = None
+    data: Any, task: Task, training: Training, net: nn.Module, seconds: float | None, told: Teacher | None = None
 ) -> dict[str, Any]:
     """Size, speed and measures of one network, on validation and test where there are any."""
     net.cpu().eval()
-    example = next(iter(data.sequential("test" if data.counts["test"] else "train"))).inputs[:1].cpu()
+    example = next(iter(data.sequential("test" if data.counts["test"] else "train", batch_size=1))).to("cpu").inputs
     described = {
         "parameters": measure.parameters(net),
         "bytes": measure.size_bytes(net),
@@ -89,9 +96,13 @@ def describe_network(
         "latency_ms": measure.latency_ms(net, example),
         "seconds": seconds,
     }
+    if data.gives != "rows":
+        described["tokens_per_s"] = tokens_per_second(net, data)
     net.to(training.device)
-    task = Classification(data.num_classes)
-    return {**described, **_splits(data, training, lambda batch, _: task.outputs(net, batch), told)}
+    found = _splits(data, task, training, lambda batch, _: task.outputs(net, batch), told)
+    for split, measures in found.items():
+        measures.update(task.further(net, data, split, training.device))
+    return {**described, **found}
 
 
 def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
@@ -105,17 +116,19 @@ def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
         "flops": None,
         "latency_ms": None,
         "seconds": sum(stage.fitted.seconds for stage in stages),
-        **_splits(last.data, last.training, members, told),
+        **_splits(last.data, last.task, last.training, members, told),
     }
 
 
-def _splits(data: Any, training: Training, answers: Any, teacher: Teacher | None) -> dict[str, dict[str, float]]:
+def _splits(
+    data: Any, task: Task, training: Training, answers: Any, teacher: Teacher | None
+) -> dict[str, dict[str, float]]:
     data.place(training.device)
-    task, found = Classification(data.num_classes), {}
-    for split in ("val", "test"):
-        if data.counts[split]:
+    found = {}
+    for split in MEASURED:
+        if data.counts.get(split):
             loader = getattr(data, f"{split}_dataloader")()
-            found[split] = evaluate(task, answers, loader, training.device, teacher, split)
+            found[split] = evaluate(task, answers, loader, training.device, teacher, split, data.words(split))
     return found
 
 
@@ -130,7 +143,8 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("teacher: none; accepted: teacher=NAME, with teacher.checkpoint=FILE to measure a file")
     training = parts.training(experiment.trainer)
     data = parts.data(experiment.data, experiment.seed)
+    task = parts.task(experiment.task, data)
     source = find_teacher(experiment, data, training, None, {})
     assert source is not None
-    found = describe_network(data, training, source.net, source.seconds)
+    found = describe_network(data, task, training, source.net, source.seconds)
     return {**found, "trained_on": source.trained_on, "counts": data.counts}

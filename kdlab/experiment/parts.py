@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,12 +21,18 @@ from kdlab.functional import mix, seed_all
 from kdlab.losses import Objective
 from kdlab.methods import Method, Training
 from kdlab.methods.checkpoints import read_checkpoint
+from kdlab.models import save_weights
+from kdlab.models.adapters import merge, save_adapter
+from kdlab.models.cut import cut
 from kdlab.runs.curves import CurvesFile
 from kdlab.runs.tensorboard import add_layout
-from kdlab.tasks import Classification
+from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
 log = logging.getLogger("kdlab")
+
+TASKS = {"rows": "classification", "sequences": "language_modeling", "pairs": "text_to_text"}
+"""What data give → the option of ``task`` that reads it."""
 
 OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "views": None}
 """What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views."""
@@ -61,23 +67,35 @@ def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Mod
     Raises:
         UserError: if it takes pictures and the data are a table, or what its constructor refuses.
     """
-    takes = spec.signature(str(config.get("_target_"))).parameters
-    if len(data.input_shape) == 1 and "in_channels" in takes and "in_features" not in takes:
-        name = str(config["_target_"]).rpartition(".")[2]
-        raise UserError(f"{key}: {name} takes pictures, and data ({data.name}) is a table; accepted: mlp, or your own")
+    takes, offers = set(spec.signature(str(config.get("_target_"))).parameters), data.offers
+    if "vocab_size" in takes and "vocab_size" not in offers:
+        raise _unlike(key, config, "sequences of tokens", data, "a network for pictures or tables")
+    if "vocab_size" in offers and "vocab_size" not in takes and takes & {"num_classes", "in_channels"}:
+        raise _unlike(key, config, "rows of classes", data, "a language model, such as gpt_tiny, or your own")
+    if "in_features" in offers and "in_channels" in takes and "in_features" not in takes:
+        raise _unlike(key, config, "pictures", data, "mlp, or your own")
     seed_all(mix(seed, 0x6E6574))
-    return spec.build(config, key, offer=offers(data))
+    return spec.build(config, key, offer=offers)
 
 
-def offers(data: Any) -> dict[str, Any]:
-    """What code knows and a network's constructor may want."""
-    shape = data.input_shape
-    known: dict[str, Any] = {"num_classes": data.num_classes, "mean": data.mean, "std": data.std}
-    if len(shape) == 3:
-        known.update(in_channels=shape[0], image_size=list(shape[1:]))
-    else:
-        known.update(in_features=shape[0])
-    return known
+def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: Any, accepted: str) -> UserError:
+    name = str(config["_target_"]).rpartition(".")[2]
+    return UserError(f"{key}: {name} takes {wanted}, and data ({data.name}) is {data.kind}; accepted: {accepted}")
+
+
+def task(config: Mapping[str, Any], data: Any) -> Task:
+    """The task of ``data``.
+
+    Raises:
+        UserError: if the task reads another kind of data.
+    """
+    made: Task = spec.build(config, "task", offer=data.offers)
+    if made.reads != data.gives:
+        raise UserError(
+            f"task: {type(made).__name__} reads {made.reads}, and data ({data.name}) gives {data.gives}; accepted: "
+            f"task={TASKS[data.gives]}, or other data"
+        )
+    return made
 
 
 def objective(config: Mapping[str, Any]) -> Objective:
@@ -91,7 +109,12 @@ def labels_only(terms: Mapping[str, Any]) -> Objective:
 
 
 def method(
-    experiment: Experiment, student: nn.Module, objective: Objective, task: Classification, teacher: Teacher | None
+    experiment: Experiment,
+    student: nn.Module,
+    objective: Objective,
+    task: Task,
+    teacher: Teacher | None,
+    batches: Any = None,
 ) -> Method:
     """The LightningModule of an experiment."""
     scheduler = experiment.scheduler
@@ -106,9 +129,34 @@ def method(
             scheduler=None if scheduler is None else spec.build(scheduler, "scheduler"),
             teacher=teacher,
             seed=experiment.seed,
+            batches=batches,
         )
     except UserError as error:  # the teacher is an argument of the method, and a key of the root
         raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
+
+
+def adapted(net: nn.Module, config: Mapping[str, Any] | None) -> Callable[[Path], None]:
+    """Let an adapter train in the place of a network's own weights.
+
+    Returns:
+        What to call after training, with the file of the network's weights: keeps the adapter beside it, merges it
+        into the network, and writes the merged weights.
+    """
+    if config is None:
+        return lambda weights: None
+    spec.build(config, "adapter", net=net)
+
+    def finish(weights: Path) -> None:
+        save_adapter(net, weights.parent / "adapter")
+        merge(net)
+        save_weights(net, weights)
+
+    return finish
+
+
+def source(config: Mapping[str, Any] | None, data: Any) -> Any:
+    """What puts other sequences in the place of the data's; None for the data's own."""
+    return None if config is None else spec.build(config, "source", offer=data.offers)
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
@@ -141,11 +189,14 @@ def start(
     if init == "pretrained":
         pretrained(student)
         return
-    source = {"previous": previous, "teacher": teacher}.get(init)
+    source = {"previous": previous, "teacher": teacher, "cut": teacher}.get(init)
     if source is None:
         if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
             return
         raise UserError(f"init: {init}, and the experiment has no {init}; accepted: fresh, previous, pretrained")
+    if init == "cut":
+        cut(student, source)
+        return
     try:
         student.load_state_dict(source.state_dict())
     except RuntimeError:

@@ -13,13 +13,14 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import parts
+from kdlab.experiment.caching import why_not_cached
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.teaching import own_data, same_classes, why_not_cached
+from kdlab.experiment.teaching import came_with_weights, foreign_teacher, own_data
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import evaluate
 from kdlab.models import load_weights, measure
-from kdlab.tasks import Classification
+from kdlab.tasks import Task
 from kdlab.teachers import FrozenTeacher
 
 CHECKPOINT_ROOM = 8
@@ -68,10 +69,10 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         raise UserError("data: the test split is empty; accepted: at least one row")
     data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
     objective = parts.objective(experiment.loss)
-    task = Classification(data.num_classes)
+    task = parts.task(experiment.task, data)
     student = parts.network(experiment.student, data, experiment.seed, "student")
-    yield "student", f"{measure.parameters(student):,} parameters, {data.num_classes} classes"
-    teacher = _teacher(experiment, data)
+    yield "student", f"{measure.parameters(student):,} parameters, {task.num_classes} classes"
+    teacher = _teacher(experiment, data, objective.any_vocabulary)
     itself = experiment.method.get("source") is not None
     if objective.needs_teacher and experiment.method_name == "FineTune":
         raise UserError(
@@ -81,16 +82,16 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     if objective.needs_teacher and teacher is None and not itself and not _previous(experiment):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
     _start(experiment, data, student, teacher)
+    _source(experiment, data, teacher)
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (itself or _previous(experiment))
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
     shown = FrozenTeacher(told, task, objective.teacher_layers) if told is not None else None
     parts.method(experiment, student, objective, task, shown)
     if teacher is not None:
-        assert experiment.teacher is not None
         yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"
-        why_not_cached(experiment.teacher.cache, data, objective.teacher_layers)
-    if told is not None and not _previous(experiment):
+        why_not_cached(experiment, data, objective)
+    if told is not None and not _previous(experiment) and not objective.any_vocabulary:
         _probe(student, told, objective, task, data)
         yield "layers and classes", "teacher and student fit together"
     if deep:
@@ -108,37 +109,53 @@ def _origin(experiment: Experiment) -> str:
     return f"weights of {experiment.teacher.checkpoint}" if experiment.teacher.checkpoint else "to be trained, or known"
 
 
-def _teacher(experiment: Experiment, data: Any) -> nn.Module | None:
-    spec = experiment.teacher
-    if spec is None or spec.net is None:
+def _teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> nn.Module | None:
+    wanted = experiment.teacher
+    if wanted is None or wanted.net is None:
         return None
-    net = parts.network(spec.net, data, spec.seed, "teacher.net")
-    if spec.checkpoint is not None:
-        load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
-    else:
-        same_classes(own_data(experiment, "teacher"), data)
-    return net
+    if came_with_weights(wanted):
+        return foreign_teacher(experiment, data, any_vocabulary)[0]
+    own = own_data(experiment, "teacher")
+    if not any_vocabulary:
+        data.like(own)
+    return parts.network(wanted.net, own, wanted.seed, "teacher.net")
 
 
 def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
     """Whether the student can start from what ``init`` names."""
-    if experiment.init == "teacher" and not _previous(experiment):
-        parts.start(student, "teacher", previous=None, teacher=teacher, pretrained=None)
+    if experiment.init in ("teacher", "cut") and not _previous(experiment):
+        parts.start(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
     if experiment.init != "pretrained":
         return
-    spec = experiment.pretrained
-    if spec is None:
+    wanted = experiment.pretrained
+    if wanted is None:
         raise UserError("init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh")
-    if spec.checkpoint is not None:
-        load_weights(student, spec.checkpoint, spec.mapping, key="pretrained.checkpoint", head=False)
+    if wanted.checkpoint is not None:
+        load_weights(student, wanted.checkpoint, wanted.mapping, key="pretrained.checkpoint", head=False)
     else:
         own_data(experiment, "pretrained")
 
 
-def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: Classification, data: Any) -> None:
+def _source(experiment: Experiment, data: Any, teacher: nn.Module | None) -> None:
+    """Whether sequences can come from where ``source`` says."""
+    if experiment.source is None:
+        return
+    if data.gives == "rows":
+        raise UserError(f"source: {_name(experiment.source)}, and data ({data.name}) is no text; accepted: source=none")
+    source = parts.source(experiment.source, data)
+    if source.writer == "teacher" and teacher is None and not _previous(experiment):
+        raise UserError("source: the teacher's text, and there is no teacher; accepted: teacher=NAME, or source=none")
+    if experiment.data.get("pack"):
+        raise UserError("source: needs a sequence a row, and data.pack joins several; accepted: data.pack=false")
+
+
+def _name(mapping: Mapping[str, Any]) -> str:
+    return str(mapping.get("_target_", "")).rpartition(".")[2]
+
+
+def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: Task, data: Any) -> None:
     """Run two rows through both, so that a wrong layer, shape or class count shows now."""
-    batch: Batch = next(iter(data.sequential("train")))
-    rows = Batch(batch.inputs[:2].cpu(), batch.targets[:2].cpu())  # type: ignore[index]
+    rows: Batch = next(iter(data.sequential("train", batch_size=2))).to("cpu")
     with torch.no_grad():
         layers = objective.teacher_layers
         theirs = _named("teacher_layer", objective, lambda: FrozenTeacher(teacher, task, layers)(rows))
@@ -163,30 +180,29 @@ def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
         raise UserError(f"{f'loss.terms.{owners[0]}.' if owners else ''}{key}{text[5:]}") from None
 
 
-def _deep(
-    experiment: Experiment, data: Any, task: Classification, teacher: nn.Module | None
-) -> Iterator[tuple[str, str]]:
+def _deep(experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None) -> Iterator[tuple[str, str]]:
     for split in ("train", "val", "test"):
         if data.counts[split] or split != "val":
             loader = getattr(data, f"{split}_dataloader")()
             if not len(loader):
                 raise UserError(f"data: the {split} loader is empty; accepted: at least one batch")
     yield "loaders", f"{len(data.train_dataloader())} steps an epoch"
-    spec = experiment.teacher
-    if teacher is None or spec is None or spec.checkpoint is None:
+    wanted = experiment.teacher
+    if teacher is None or wanted is None or wanted.checkpoint is None:
         return
     split = "val" if data.counts["val"] else "test"
     loader = getattr(data, f"{split}_dataloader")()
     teacher.eval()
     found = evaluate(task, lambda batch, _: task.outputs(teacher, batch), loader, split=split)
-    chance = 1 / data.num_classes
-    if found["acc"] < 1.5 * chance:
+    score, chance = found[task.score], task.chance
+    form = ".1%" if task.greater else ".4g"
+    said = f"{task.score} {score:{form}} on the {split} split (chance is {chance:{form}})"
+    if score < 1.5 * chance if task.greater else 1.5 * score > chance:
         raise UserError(
-            f"teacher.checkpoint: {spec.checkpoint} is right on {found['acc']:.1%} of the {split} split, and chance "
-            f"is {chance:.1%}; accepted: weights for these classes in this order, with their input normalisation "
-            "(teacher.net.mean, teacher.net.std)"
+            f"teacher.checkpoint: {wanted.checkpoint} has {said}; accepted: weights for these classes in this order, "
+            "with their input normalisation (teacher.net.mean, teacher.net.std) or tokenizer"
         )
-    yield "teacher's accuracy", f"{found['acc']:.2%} on the {split} split (chance is {chance:.1%})"
+    yield "teacher's score", said
 
 
 def _room(experiment: Experiment, student: nn.Module) -> None:

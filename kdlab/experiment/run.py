@@ -103,7 +103,9 @@ def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
         table.show("\n" + table.run_table(result, folder=folder))
         return
     student = result["models"]["student"]
-    scores = [f"{split} acc {student[split]['acc']:.2%}" for split in ("val", "test") if split in student]
+    name = result["score"]["name"]
+    form = ".2%" if result["score"]["greater"] else ".4g"
+    scores = [f"{split} {name} {student[split][name]:{form}}" for split in ("val", "test") if split in student]
     print(f"  {folder.name}: {', '.join(scores)}, {result['seconds']['total']:.1f} s", flush=True)
 
 
@@ -164,6 +166,7 @@ def _result(
         "overrides": list(overrides),
         "settings": {**folders.settings(config), **named},
         "models": {role: models.get(role) for role in ("student", "teacher", "baseline")} | models,
+        "score": {"name": last.task.score, "greater": last.task.greater},
         "objective": _score(models["student"], last.task.score),
         "best_epoch": last.fitted.best_epoch,
         "epochs": sum(stage.fitted.epochs for stage in done.values()),

@@ -33,6 +33,10 @@ class TeacherSpec(PretrainedSpec):
     """The network; None for the student of the stage before."""
     cache: str = "auto"
     """``auto`` where it is exact, ``off``, or the folder of a cache."""
+    top_k: int | None = None
+    """Of sequences: cache the k most probable tokens of each position and the mass of all others."""
+    draws: int | None = None
+    """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Experiment:
 
     name: str
     """Of the experiment; its runs are in ``output/name``."""
+    task: dict
     data: dict
     student: dict
     loss: dict
@@ -51,11 +56,16 @@ class Experiment:
     pretrained: PretrainedSpec | None = None
     scheduler: dict | None = None
     logger: dict | None = None
+    source: dict | None = None
+    """What puts other sequences in the place of the data's: the student's own text, or the teacher's."""
+    adapter: dict | None = None
+    """What trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
     seed: int = 0
     """Of the student: its first weights, the order of examples, augmentation."""
     epochs: int = 30
-    init: Literal["fresh", "previous", "teacher", "pretrained"] = "fresh"
-    """What the student starts from: random weights, the stage before, its teacher, or ``pretrained``."""
+    init: Literal["fresh", "previous", "teacher", "cut", "pretrained"] = "fresh"
+    """What the student starts from: random weights, the stage before, its teacher, every second layer of its teacher
+    (``cut``), or ``pretrained``."""
     baseline: bool = True
     """Also train the same student without its teacher."""
     stages: dict = field(default_factory=dict)

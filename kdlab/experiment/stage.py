@@ -22,7 +22,7 @@ from kdlab.experiment.teaching import (
 )
 from kdlab.losses import Objective
 from kdlab.methods import Fitted, Training, fit
-from kdlab.tasks import Classification
+from kdlab.tasks import Task
 
 log = logging.getLogger("kdlab")
 
@@ -33,7 +33,7 @@ class Stage:
 
     experiment: Experiment
     data: Any
-    task: Classification
+    task: Task
     training: Training
     student: nn.Module
     lesson: Lesson | None
@@ -51,19 +51,18 @@ def fit_stage(
     """One fit: data, teacher, student, objective, method, trainer."""
     training = parts.training(experiment.trainer)
     data = parts.data(experiment.data, experiment.seed)
-    task = Classification(data.num_classes)
+    task = parts.task(experiment.task, data)
     objective = parts.objective(experiment.loss)
 
     from_before = previous if _taught_by_previous(experiment) else None
     taught = _taught(experiment, objective)
     source = lesson = None
-    if taught or experiment.init == "teacher":
-        source = find_teacher(experiment, data, training, from_before, choices)
+    if taught or experiment.init in ("teacher", "cut"):
+        source = find_teacher(experiment, data, training, from_before, choices, objective.any_vocabulary)
     elif experiment.teacher is not None:
         log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
     if source is not None and taught:
-        layers = objective.teacher_layers
-        lesson = give_lesson(source, experiment.teacher, data, task, layers, training, Path(experiment.output))
+        lesson = give_lesson(source, experiment, data, task, objective, training)
 
     student = parts.network(experiment.student, data, experiment.seed, "student")
     parts.start(
@@ -73,12 +72,15 @@ def fit_stage(
         teacher=source.net if source else None,
         pretrained=pretrained_start(experiment, data, training, choices) if experiment.init == "pretrained" else None,
     )
-    method = parts.method(experiment, student, objective, task, lesson.teacher if lesson else None)
+    batches = parts.source(experiment.source, data)
+    adapted = parts.adapted(student, experiment.adapter)
+    method = parts.method(experiment, student, objective, task, lesson.teacher if lesson else None, batches)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = parts.loggers(experiment.logger, folder, experiment.name)
     log.info("%s: training %d epochs on %s", name, experiment.epochs, data.describe())
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
+    adapted(fitted.weights)
     return Stage(experiment, data, task, training, student, lesson, fitted)
 
 

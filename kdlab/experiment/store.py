@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from kdlab.experiment import parts
 from kdlab.methods import FineTune, Training, fit
 from kdlab.models import load_weights
 from kdlab.runs import folder as folders
-from kdlab.tasks import Classification
 
 log = logging.getLogger("kdlab")
 
@@ -42,6 +41,7 @@ HOW = ("accelerator", "channels_last", "threads", "deterministic", "log_every", 
 class Recipe:
     """Everything that decides a network trained on labels alone."""
 
+    task: Mapping[str, Any]
     network: Mapping[str, Any]
     data: Mapping[str, Any]
     epochs: int
@@ -51,12 +51,16 @@ class Recipe:
     trainer: Mapping[str, Any]
     terms: Mapping[str, Any] = field(default_factory=lambda: dict(LABELS))
     """The label terms of its objective."""
+    adapter: Mapping[str, Any] | None = None
+    """What trains in the place of the network's own weights."""
+    begin: str = ""
+    """What it starts from, if not from random weights."""
 
     def key(self, fingerprint: str) -> str:
         """A short name: equal recipes on equal data have equal keys."""
         computed = {k: v for k, v in self.trainer.items() if k not in HOW}
         what = [self.network, self.data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
-        what.append(self.terms)
+        what += [self.terms, self.task, self.adapter, self.begin]
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -82,6 +86,7 @@ def obtain(
     name: str,
     logger: Mapping[str, Any] | None = None,
     data: Any = None,
+    begin: Callable[[nn.Module], Any] = lambda net: None,
 ) -> Kept:
     """The network of ``recipe``: from the store, or trained now and kept.
 
@@ -93,6 +98,7 @@ def obtain(
         name: of the network, for the folder's name.
         logger: mapping of the logger.
         data: a data module of ``recipe.data``, if there is one already.
+        begin: gives the network its first weights, where ``recipe.begin`` says that they are not random.
 
     Raises:
         UserError: what data or network refuse.
@@ -110,6 +116,7 @@ def obtain(
     try:
         known = folders.read_result(folder)
         if known is None:
+            begin(net)
             _train(kind, recipe, folder, training, net, data, logger)
             known = folders.read_result(folder)
             assert known is not None
@@ -136,15 +143,17 @@ def _train(
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
+    adapted = parts.adapted(net, recipe.adapter)
     method = FineTune(
         student=net,
         objective=parts.labels_only(recipe.terms),
-        task=Classification(data.num_classes),
+        task=parts.task(recipe.task, data),
         optimizer=parts.make_optimizer(recipe.optimizer),
         scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler"),
         seed=recipe.seed,
     )
     fitted = fit(method, data, training, folder, recipe.epochs, parts.loggers(logger, folder, kind), kind)
+    adapted(fitted.weights)
     write_model(folder, recipe.network, data, fitted.weights.name)
     folders.write_result(
         folder,
@@ -165,10 +174,9 @@ def write_model(folder: Path, network: Mapping[str, Any], data: Any, weights: st
     """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
     described = {
         "network": dict(network),
-        "arguments": parts.offers(data),
-        "classes": list(data.class_names),
-        "input_shape": list(data.input_shape),
+        "arguments": data.offers,
         "weights": weights,
+        **data.reading(folder),
     }
     folders.write_text(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False, default=str) + "\n")
     folders.sign(folder)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from tqdm import tqdm
 
+from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment import parts
+from kdlab.experiment.caching import cached, why_not_cached
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.store import Recipe, obtain
+from kdlab.losses import Objective
 from kdlab.methods import Training
 from kdlab.models import load_weights, weights_hash
-from kdlab.tasks import Classification
-from kdlab.teachers import CachedTeacher, FrozenTeacher, Manifest, Teacher, dtype_for, write_cache
+from kdlab.models.cut import cut
+from kdlab.tasks import Task
+from kdlab.teachers import FrozenTeacher, Teacher, UnlikeTeacher
 
 log = logging.getLogger("kdlab")
 
@@ -33,6 +36,8 @@ class Trained:
     seconds: float | None = None
     """Of its training; None for a checkpoint from elsewhere."""
     fresh: bool = False
+    tokenizer: Any = None
+    """Of a language model; None where it is the data's, or not known."""
 
 
 @dataclass
@@ -50,8 +55,12 @@ def find_teacher(
     training: Training,
     previous: Trained | None,
     names: Mapping[str, str],
+    any_vocabulary: bool = False,
 ) -> Trained | None:
     """The experiment's teacher as a trained network; None where it has none.
+
+    Args:
+        any_vocabulary: its classes need not be those of ``data``.
 
     Raises:
         UserError: if its checkpoint does not load, or it has another number of classes than the data.
@@ -59,18 +68,45 @@ def find_teacher(
     spec = experiment.teacher
     if previous is not None or spec is None or spec.net is None:
         return previous
-    if spec.checkpoint is not None:
-        net = parts.network(spec.net, data, spec.seed, "teacher.net")
-        said = load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
-        log.info("teacher: %s", said)
-        return Trained(net, f"elsewhere (checkpoint {Path(spec.checkpoint).name})")
+    if came_with_weights(spec):
+        net, tokenizer, origin = foreign_teacher(experiment, data, any_vocabulary)
+        log.info("teacher: %s", origin)
+        return Trained(net, origin, tokenizer=tokenizer)
     config = parts.teacher_data(experiment.data, spec.data)
     own = own_data(experiment, "teacher")
-    same_classes(own, data)
-    recipe = Recipe(spec.net, config, spec.epochs, spec.seed, spec.optimizer, spec.scheduler, experiment.trainer)
+    if not any_vocabulary:
+        data.like(own)
+    recipe = Recipe(
+        *(experiment.task, spec.net, config, spec.epochs, spec.seed, spec.optimizer, spec.scheduler, experiment.trainer)
+    )
     name = names.get("teacher", "teacher")
     kept = obtain("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
-    return Trained(kept.net, kept.trained_on, kept.seconds, kept.fresh)
+    return Trained(kept.net, kept.trained_on, kept.seconds, kept.fresh, getattr(own, "tokenizer", None))
+
+
+def came_with_weights(spec: TeacherSpec) -> bool:
+    """Whether a teacher need not be trained: it has a checkpoint, or is one that others published."""
+    return spec.checkpoint is not None or (spec.net or {}).get("name") is not None
+
+
+def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> tuple[nn.Module, Any, str]:
+    """A teacher that was trained elsewhere, its tokenizer (None if not known), and where it is from.
+
+    Raises:
+        UserError: if its weights do not fit, or it speaks of other tokens than ``data``, unless ``any_vocabulary``.
+    """
+    spec = experiment.teacher
+    assert spec is not None and spec.net is not None
+    net = parts.network(spec.net, data, spec.seed, "teacher.net")
+    tokenizer = None
+    if data.gives != "rows" and getattr(net, "tokenizer_name", None) is not None:
+        tokenizer = Tokenizer.load(str(net.tokenizer_name))
+        if not any_vocabulary:
+            data.same_tokens(tokenizer, "teacher.net.name")
+    if spec.checkpoint is None:
+        return net, tokenizer, f"elsewhere ({spec.net['name']})"
+    said = load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
+    return net, tokenizer, f"elsewhere (checkpoint {Path(spec.checkpoint).name}: {said})"
 
 
 def own_data(experiment: Experiment, owner: str) -> Any:
@@ -87,87 +123,27 @@ def own_data(experiment: Experiment, owner: str) -> Any:
     return data
 
 
-def same_classes(teacher: Any, student: Any) -> None:
-    """Refuse a teacher of other classes, or of the same in another order."""
-    if list(teacher.class_names) != list(student.class_names):
-        raise UserError(
-            f"teacher.data: {teacher.num_classes} classes {_few(teacher.class_names)}, and data has "
-            f"{student.num_classes}: {_few(student.class_names)}; accepted: the same classes in the same order"
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-
-
 def give_lesson(
-    source: Trained,
-    spec: TeacherSpec | None,
-    data: Any,
-    task: Classification,
-    layers: list[str],
-    training: Training,
-    output: Path,
+    source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
 ) -> Lesson:
-    """Freeze a trained network into a teacher; from its cache where that is exact, else live, and say why."""
-    live = FrozenTeacher(source.net, task, layers)
-    asked = spec.cache if spec is not None else "auto"
-    why_not = why_not_cached(asked, data, layers)
+    """Freeze a trained network into a teacher; from its cache where that can be, else live, and say why.
+
+    Raises:
+        UserError: if it has another vocabulary than the student, and the objective compares token by token.
+    """
+    live = FrozenTeacher(source.net, task, objective.teacher_layers)
+    if objective.any_vocabulary and source.tokenizer is not None:
+        unlike = UnlikeTeacher(source.net, task, source.tokenizer, data.tokenizer)
+        log.info(unlike.describe())
+        return Lesson(unlike, source)
+    why_not = why_not_cached(experiment, data, objective)
     if why_not:
         log.info("%s; no cache, %s", live.describe(), why_not)
         return Lesson(live, source)
     started = time.monotonic()
-    manifest = describe_cache(source.net, data)
-    folder = output / "cache" / manifest.key if asked == "auto" else Path(asked)
-    if asked == "auto" and not (folder / "manifest.json").exists():
-        data.place(training.device)
-        source.net.to(training.device)
-        with tqdm(total=1, desc="teacher cache", unit="row", leave=False, disable=None) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            write_cache(folder, manifest, live, data.sequential, report)
-    cached = CachedTeacher(folder, manifest)
-    log.info(cached.describe())
-    return Lesson(cached, source, time.monotonic() - started)
-
-
-def why_not_cached(asked: str, data: Any, layers: list[str]) -> str:
-    """Why a teacher answers live; empty where a cache is exact.
-
-    Raises:
-        UserError: if a certain cache is asked for, and cannot be used or is not there.
-    """
-    if asked == "off":
-        return "as teacher.cache=off asks"
-    reasons = []
-    if layers:
-        reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
-    if data.views is None:
-        reasons.append(data.unlimited)
-    if reasons and asked != "auto":
-        raise UserError(f"teacher.cache: {asked}, and {' and '.join(reasons)}; accepted: auto or off")
-    if asked != "auto" and not (Path(asked) / "manifest.json").is_file():
-        raise UserError(f"teacher.cache: {asked} holds no manifest.json; accepted: auto, off, or the folder of a cache")
-    return " and ".join(f"since {reason}" for reason in reasons)
-
-
-def describe_cache(net: nn.Module, data: Any) -> Manifest:
-    """What a cache of ``net`` on ``data`` holds."""
-    rows = {"train": (data.counts["train"], data.views or 1)}
-    rows.update({split: (data.counts[split], 1) for split in ("val", "test") if data.counts[split]})
-    # the input normalisation is no part of a state dict, but it is of what the teacher says
-    state = {**net.state_dict(), **dict(net.named_buffers())}
-    return Manifest(
-        teacher=weights_hash(state),
-        data=data.fingerprint,
-        transform=data.transform,
-        classes=data.num_classes,
-        rows=rows,
-        dtype=dtype_for(rows, data.num_classes),
-    )
+    teacher = cached(live, experiment, data, training)
+    log.info(teacher.describe())
+    return Lesson(teacher, source, time.monotonic() - started)
 
 
 def pretrained_start(experiment: Experiment, data: Any, training: Training, names: Mapping[str, str]) -> Any:
@@ -185,7 +161,14 @@ def pretrained_start(experiment: Experiment, data: Any, training: Training, name
             return
         config = parts.teacher_data(experiment.data, spec.data)
         recipe = Recipe(
-            experiment.student, config, spec.epochs, spec.seed, spec.optimizer, spec.scheduler, experiment.trainer
+            experiment.task,
+            experiment.student,
+            config,
+            spec.epochs,
+            spec.seed,
+            spec.optimizer,
+            spec.scheduler,
+            experiment.trainer,
         )
         name = names.get("student", "student")
         kept = obtain("pretrained", recipe, Path(experiment.output), training, name, experiment.logger)
@@ -206,6 +189,7 @@ def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
     if data.counts["labelled"] < data.counts["train"] and "ratio" in config:
         config["ratio"] = 0
     return Recipe(
+        experiment.task,
         experiment.student,
         config,
         experiment.epochs,
@@ -214,7 +198,13 @@ def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
         experiment.scheduler,
         experiment.trainer,
         _label_terms(experiment),
+        experiment.adapter,
     )
+
+
+def from_cut(recipe: Recipe, teacher: nn.Module) -> tuple[Recipe, Callable[[nn.Module], Any]]:
+    """A recipe that starts from layers of a teacher, and what gives a network that start."""
+    return replace(recipe, begin=f"cut of {weights_hash(teacher)}"), lambda net: cut(net, teacher)
 
 
 def _label_terms(experiment: Experiment) -> dict[str, Any]:

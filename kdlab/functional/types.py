@@ -31,6 +31,8 @@ class Window(NamedTuple):
     """Summed weight of all valid rows."""
     parts: int = 1
     """Number of micro-batches (over all processes) that the step is split into."""
+    examples: float = 0.0
+    """Number of sequences, where a row is a position of one; 0 where nobody counted."""
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from kdlab.losses.features import AttentionTransfer, Hint, LayerTerm
 from kdlab.losses.labels import CrossEntropy
+from kdlab.losses.language import ULD, HiddenCosine
 from kdlab.losses.objective import Losses, Objective
 from kdlab.losses.soft import (
     DKD,
@@ -23,9 +24,11 @@ __all__ = [
     "DKD",
     "JSD",
     "KL",
+    "ULD",
     "AttentionTransfer",
     "CrossEntropy",
     "Divergence",
+    "HiddenCosine",
     "Hint",
     "LabelTerm",
     "LayerTerm",

@@ -93,6 +93,12 @@ class Objective(nn.Module):
         return any(term.needs_teacher for term in self._each())
 
     @property
+    def any_vocabulary(self) -> bool:
+        """Whether the teacher may have other classes than the student: no term compares class by class."""
+        compared = [term for term in self._each() if term.needs_teacher]
+        return bool(compared) and all(term.any_vocabulary for term in compared)
+
+    @property
     def progress(self) -> float:
         """Share of training done, in [0, 1]; schedules follow it."""
         return self._progress
@@ -124,13 +130,11 @@ class Objective(nn.Module):
         """Weigh and sum the terms over one micro-batch.
 
         Raises:
-            UserError: if teacher and student differ in their number of classes.
+            UserError: if teacher and student differ in their number of rows, or in that of classes and a term compares
+                class by class.
         """
         if teacher is not None and student.logits.shape != teacher.logits.shape:
-            raise UserError(
-                f"student, teacher: logits of shape {tuple(student.logits.shape)} and "
-                f"{tuple(teacher.logits.shape)}; accepted: the same number of classes"
-            )
+            self._refuse(student.logits.shape, teacher.logits.shape)
         window = batch.window if batch.window is not None else batch.count()
         labelled = batch.labelled
         weights = self.weights(teacher is not None)
@@ -151,6 +155,19 @@ class Objective(nn.Module):
         if total is None:  # every weight is zero: keep the graph, so that backward is legal
             total = dense(student.logits[:0]).float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
         return Losses(total, torch.stack(values))
+
+    def _refuse(self, student: torch.Size, teacher: torch.Size) -> None:
+        """Logits of two shapes, unless every term takes a teacher with other classes."""
+        if self.any_vocabulary and student[:-1] == teacher[:-1]:
+            return
+        each = zip(self.names, self._each(), strict=True)
+        strict = next((n for n, term in each if term.needs_teacher and not term.any_vocabulary), None)
+        raise UserError(
+            f"student, teacher: logits of shape {tuple(student)} and {tuple(teacher)}"
+            + (f", and loss.terms.{strict} compares class by class" if strict else "")
+            + "; accepted: the same number of classes; for unlike vocabularies sequence-level distillation "
+            "(source=sequence_level, or written answers) or optimal transport (loss=uld)"
+        )
 
     @staticmethod
     def _share(term: Term, value: Tensor, batch: Batch, labelled: Tensor, window: Window) -> tuple[Tensor, float]:
@@ -186,7 +203,8 @@ class Objective(nn.Module):
             return None, {}
 
         def values_of(s: Tensor, t: Any, rows: slice) -> Tensor:
-            part, mine, theirs = batch.part(rows), Outputs(s), None if t is None else Outputs(t)
+            part, mine = batch.part(rows), _part(student, s, rows)
+            theirs = None if teacher is None else _part(teacher, t, rows)
             found = []
             for n, term in chosen.items():
                 with nullcontext() if weights[n] else torch.no_grad():
@@ -211,6 +229,12 @@ class Objective(nn.Module):
 
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
+
+
+def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
+    """The logits of some rows, with what the heads that speak row by row say of them."""
+    heads = {name: v[rows] for name, v in outputs.heads.items() if v.shape[:1] == outputs.logits.shape[:1]}
+    return Outputs(logits, heads=heads)
 
 
 def _check_rows(term: Term, value: Tensor, rows: torch.Size) -> None:

@@ -29,8 +29,10 @@ class Term(nn.Module):
     """Over which rows the values count: those with a label, or all valid ones."""
     needs_teacher: bool = True
     by_row: bool = False
-    """Whether each value depends on nothing but that row's logits, target, weight and segment. Such a term is called
-    on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, and needs no code for it."""
+    """Whether each value depends on nothing but that row's logits, heads, target, weight and segment. Such a term is
+    called on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, and needs no code for it."""
+    any_vocabulary: bool = False
+    """Whether it can be asked of a teacher with other classes than the student's."""
     student_layers: tuple[str, ...] = ()
     """Module paths whose outputs the term wants in ``student.features``."""
     teacher_layers: tuple[str, ...] = ()

@@ -76,20 +76,25 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
 class Saver(Checkpoint):
     """Keeps ``last.ckpt`` (everything, to resume) and ``best.pt`` (the student's weights, by validation).
 
-    The best epoch has the highest ``score``, ties broken by the lower cross-entropy, then by being earlier; without a
+    The best epoch has the best ``score``, ties broken by the lower cross-entropy, then by being earlier; without a
     validation split the last epoch counts. Saved at every epoch's end and, in long epochs, every ``minutes``. On
     SIGTERM it saves after the current step and exits with status 143.
 
     Args:
         folder: ``checkpoints/`` of the run.
-        score: name of the deciding measure, such as ``acc``; greater is better.
+        score: name of the deciding measure, such as ``acc`` or ``ppl``.
         minutes: between checkpoints inside an epoch.
         patience: epochs without a better score after which training stops; None never stops early.
+        greater: whether a greater score is better: yes for accuracy, no for perplexity.
     """
 
-    def __init__(self, folder: Path, score: str, minutes: float = 10.0, patience: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, score: str, minutes: float = 10.0, patience: int | None = None, greater: bool = True
+    ) -> None:
         self.folder, self.score, self.minutes, self.patience = folder, score, minutes, patience
+        self.greater = greater
         self.best: tuple[float, float] | None = None
+        """Score and cross-entropy of the best epoch, each with the sign that makes greater better."""
         self.best_epoch = -1
         self.best_measures: dict[str, float] = {}
         self.epochs = 0
@@ -174,7 +179,8 @@ class Saver(Checkpoint):
         broken = [f"val/{name} = {measures[name]:g}" for name in ("ce", "kl") if not _finite(measures, name)]
         if broken:  # weights that broke in the step after the last loss
             raise RunFailed(f"the loss is not finite at step {trainer.global_step}: {', '.join(broken)}; {CURE}")
-        found = (measures[self.score], -measures.get("ce", 0.0))
+        score = measures[self.score]
+        found = (score if self.greater else -score, -measures.get("ce", 0.0))
         if self.best is None or found > self.best:
             self.best = found
             self._keep(trainer, module, measures)

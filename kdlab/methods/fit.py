@@ -16,13 +16,15 @@ import lightning.pytorch as pl
 import torch
 
 from kdlab.errors import RunFailed, UserError
-from kdlab.functional import Batch, Outputs
+from kdlab.functional import Batch, Outputs, finite
 from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint, write_or_fail
 from kdlab.methods.method import Method
 from kdlab.methods.progress import Progress
+from kdlab.methods.samples import Samples
 from kdlab.methods.training import Training
 from kdlab.models import read_state
-from kdlab.tasks import Classification
+from kdlab.models.measure import first_row
+from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
 log = logging.getLogger("kdlab")
@@ -84,18 +86,20 @@ def fit(
     if method.teacher is not None:
         method.teacher.to(training.device)
     method.prepare(example)
-    assert isinstance(example.inputs, torch.Tensor)
-    hardware = training.adapt(method.student, example.inputs[:1], data.batch_size)
+    hardware = training.adapt(method.student, first_row(example.inputs), data.batch_size)
     method.channels_last = hardware["channels_last"]
     layout = ", channels last" if hardware["channels_last"] else ""
     log.info(
         "%s: on %s (%s), %s%s, %d threads",
         *(name, hardware["device"], hardware["name"], hardware["precision"], layout, hardware["threads"]),
     )
-    saver = Saver(folder / "checkpoints", method.task.score, training.save_minutes, getattr(method, "patience", None))
+    patience, task = getattr(method, "patience", None), method.task
+    saver = Saver(folder / "checkpoints", task.score, training.save_minutes, patience, task.greater)
     callbacks: list[pl.Callback] = [saver]
     if training.progress != "none":
         callbacks.append(Progress(name, training.progress, training.log_every))
+    if data.counts["val"] and hasattr(data, "questions"):
+        callbacks.append(Samples(data, folder / "samples.md", every=max(1, epochs // 10)))
     resume = last if last.exists() else None
     if resume is not None:
         log.info("%s: going on from %s", name, resume)
@@ -113,7 +117,7 @@ def fit(
     method.student.load_state_dict(best)
     method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.no_grad():  # without validation nobody has looked at what the last step made
-        if not method.task.outputs(method.student, example).logits.isfinite().all():
+        if not finite(method.task.outputs(method.student, example).logits):
             raise RunFailed(f"{name}: its outputs are not finite after step {steps}; {CURE}")
     weights = folder / method.weights_file
     write_or_fail(best, weights)
@@ -194,12 +198,13 @@ def first_batch(loader: Iterable[Batch]) -> Batch:
 
 @torch.no_grad()
 def evaluate(
-    task: Classification,
+    task: Task,
     answers: Callable[[Batch, str], Outputs | None],
     loader: Iterable[Batch],
     device: torch.device | str = "cpu",
     teacher: Teacher | None = None,
     split: str = "test",
+    words: int | None = None,
 ) -> dict[str, float]:
     """Measure what answers to batches, a network in eval mode or a teacher, on a split, in float32.
 
@@ -210,11 +215,12 @@ def evaluate(
         device: where the batches go.
         teacher: with whom agreement and divergence are measured; None leaves them out.
         split: which split, for a cached teacher.
+        words: how many words the split has, for measures per word.
 
     Raises:
         UserError: if the split is empty.
     """
-    measures = task.measures()
+    measures = task.measures(words)
     for batch in loader:
         batch = batch.to(device)
         outputs = answers(batch, split)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
@@ -15,10 +15,29 @@ from kdlab.functional import Batch, Outputs, seed_torch
 from kdlab.losses import Objective
 from kdlab.methods.learning_rate import LearningRate
 from kdlab.models import frozen_modules
-from kdlab.tasks import Classification
+from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class Source(Protocol):
+    """What puts other sequences in the place of the data's."""
+
+    progress: float
+    """Share of training done, in [0, 1]."""
+
+    def __call__(
+        self, batch: Batch, student: nn.Module, teacher: Teacher | None, task: Task, seed: int, step: int, part: int
+    ) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch to learn from, and curves about it; a function of (seed, step, part) and its own state."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`state_dict` gave."""
+
 
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.rnn.RNNBase, nn.MultiheadAttention)
 
@@ -34,6 +53,8 @@ class Method(pl.LightningModule):
         scheduler: the learning rate's course; None keeps it constant.
         teacher: who is learned from; None for nobody.
         seed: of dropout and other randomness inside networks, as a function of (seed, epoch, batch).
+        batches: what puts other sequences in the place of the data's, such as the student's own text; None for the
+            data's own.
     """
 
     weights_file = "student.pt"
@@ -43,11 +64,12 @@ class Method(pl.LightningModule):
         self,
         student: nn.Module,
         objective: Objective,
-        task: Classification,
+        task: Task,
         optimizer: MakeOptimizer,
         scheduler: LearningRate | None = None,
         teacher: Teacher | None = None,
         seed: int = 0,
+        batches: Source | None = None,
     ) -> None:
         super().__init__()
         self.student = student
@@ -55,6 +77,7 @@ class Method(pl.LightningModule):
         self.task = task
         self.teacher = teacher
         self.seed = seed
+        self.batches = batches
         self.log_every = 50
         self.channels_last = False
         self._make_optimizer, self._scheduler = optimizer, scheduler
@@ -78,14 +101,14 @@ class Method(pl.LightningModule):
         if self._random:
             seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.objective.progress = self._progress()
-        batch = self._layout(batch)
+        batch, told = self._sequences(self._layout(batch), batch_idx)
         teacher = self.teacher(batch) if self.teacher is not None else None
         batch, extra = self.relabel(batch, teacher)
         student = self.task.outputs(self.student, batch, self.objective.student_layers)
         losses = self.objective(student, teacher, batch)
         parts = batch.window.parts if batch.window is not None else 1
         assert self._curves is not None
-        self._curves.add(losses.total.detach(), losses.values, parts, extra)
+        self._curves.add(losses.total.detach(), losses.values, parts, {**told, **extra})
         return losses.total
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:
@@ -161,6 +184,14 @@ class Method(pl.LightningModule):
     def _progress(self) -> float:
         return self.global_step / self._steps
 
+    def _sequences(self, batch: Batch, batch_idx: int) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch to learn from, where a source may have put other sequences, and curves about them."""
+        if self.batches is None:
+            return batch, {}
+        self.batches.progress = self._progress()
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        return self.batches(batch, self.student, self.teacher, self.task, self.seed, self.global_step, part)
+
     def _layout(self, batch: Batch) -> Batch:
         if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
             batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
@@ -203,12 +234,16 @@ class Method(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.teacher is not None and (state := self.teacher.state_dict()):
-            checkpoint["teacher"] = state
+        for name in ("teacher", "batches"):
+            part = getattr(self, name)
+            if part is not None and (state := part.state_dict()):
+                checkpoint[name] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.teacher is not None and "teacher" in checkpoint:
             self.teacher.restore(checkpoint["teacher"], self.student)
+        if self.batches is not None and "batches" in checkpoint:
+            self.batches.load_state_dict(checkpoint["batches"])
 
 
 # Lightning reads the signature at every step; found ready-made, that takes a third of the time

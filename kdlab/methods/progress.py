@@ -42,7 +42,7 @@ class Progress(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         measures = trainer.callback_metrics
-        shown = {n: f"{float(measures[f'val/{n}']):.4f}" for n in ("acc", "ce", "kl") if f"val/{n}" in measures}
+        shown = {n: f"{float(measures[f'val/{n}']):.4f}" for n in ("acc", "ppl", "ce", "kl") if f"val/{n}" in measures}
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)

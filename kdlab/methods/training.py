@@ -13,10 +13,10 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.errors import UserError, unknown
 from kdlab.methods.checkpoints import AtomicCheckpoints
+from kdlab.models.measure import Example, flops
 
 log = logging.getLogger("kdlab")
 
@@ -102,19 +102,19 @@ class Training:
         mps = self.accelerator == "mps" or (self.accelerator == "auto" and torch.backends.mps.is_available())
         return torch.device("mps" if mps else "cpu")
 
-    def adapt(self, net: nn.Module, example: torch.Tensor, batch_size: int) -> dict[str, Any]:
+    def adapt(self, net: nn.Module, example: Example, batch_size: int) -> dict[str, Any]:
         """Choose precision, layout and threads for a network, and set the threads.
 
         Args:
             net: what will train.
-            example: one row of input, (1, ...).
+            example: one row of inputs.
             batch_size: rows of a step.
 
         Returns:
             ``precision``, ``channels_last``, ``threads``, ``device`` and ``name``, as chosen.
         """
         convolutions = any(isinstance(m, nn.Conv2d) for m in net.modules())
-        work = _flops(net, example) * max(batch_size // self.accumulate, 1)
+        work = flops(net, example) * max(batch_size // self.accumulate, 1)
         precision = self.precision
         if precision == "auto":
             precision = "bf16-mixed" if self._has_bf16() and (self.on_gpu or work >= SMALL) else "32-true"
@@ -184,17 +184,6 @@ def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bf16 in hardware: AMX tiles or AVX512-BF16."""
     has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16")]
     return any(has)
-
-
-def _flops(net: nn.Module, example: torch.Tensor) -> float:
-    training = net.training
-    net.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net(example)
-        return float(counter.get_total_flops())
-    finally:
-        net.train(training)
 
 
 def _cpu_name() -> str:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from kdlab.functional import Projected
+
 Example = Tensor | Mapping[str, Tensor]
 """Inputs as a network takes them: a tensor, or keyword tensors."""
 
@@ -40,7 +42,7 @@ def flops(net: nn.Module, example: Example) -> int:
         example: a batch of inputs; only its first row is used.
     """
     with _evaluating(net), FlopCounterMode(display=False) as counter:
-        _call(net, _first(example))
+        _call(net, first_row(example))
     return counter.get_total_flops()
 
 
@@ -54,7 +56,7 @@ def latency_ms(net: nn.Module, example: Example, n: int = 30) -> float:
         example: a batch of inputs; only its first row is used.
         n: how many passes are timed, after a few that are not.
     """
-    row = _first(example)
+    row = first_row(example)
     row = row.cpu() if isinstance(row, Tensor) else {k: v.cpu() for k, v in row.items()}
     if any(p.device.type != "cpu" for p in net.parameters()):
         net = copy.deepcopy(net).cpu()
@@ -89,8 +91,10 @@ def _seconds(net: nn.Module, row: Example) -> float:
 
 
 def _call(net: nn.Module, row: Example) -> Any:
-    return net(row) if isinstance(row, Tensor) else net(**row)
+    raw = net(row) if isinstance(row, Tensor) else net(**row)
+    return raw.dense() if isinstance(raw, Projected) else raw
 
 
-def _first(example: Example) -> Example:
+def first_row(example: Example) -> Example:
+    """The first row of a batch of inputs, still a batch."""
     return example[:1] if isinstance(example, Tensor) else {k: v[:1] for k, v in example.items()}

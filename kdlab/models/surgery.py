@@ -66,7 +66,7 @@ def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:
     forward pass of ``net`` first puts them back into evaluation mode. Two calls add up.
 
     Args:
-        spec: "backbone" (all but the head), "all", a module's name or a list of names (with all they
+        spec: "backbone" (all but the head and what it shares), "all", a module's name or a list of names (with all they
             contain), or None for nothing.
 
     Returns:
@@ -81,7 +81,9 @@ def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:
     for name, module in net.named_modules():
         if inside(name):
             setattr(module, _FROZEN, True)
-    frozen = [name for name, _ in net.named_parameters() if inside(name)]
+    # a language model's output matrix may be its embedding too: it trains, whichever of its names comes first
+    kept = {id(p) for p in head_of(net)[1].parameters()} if spec == "backbone" else set()
+    frozen = [name for name, p in net.named_parameters() if inside(name) and id(p) not in kept]
     for name in frozen:
         net.get_parameter(name).requires_grad_(False)
     if _keep_frozen_eval_hook not in net._forward_pre_hooks.values():

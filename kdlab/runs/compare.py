@@ -17,12 +17,15 @@ from typing import Any, NoReturn
 from kdlab.errors import UserError
 from kdlab.runs import page, pictures, table
 from kdlab.runs.comparison import Comparison, columns_of, footer, head, ordered, row
+from kdlab.runs.measures import WIDE
 from kdlab.runs.read import Found, Group, Run, clean, scan
 
 EPILOG = """\
 columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), and
-  val test baseline difference agreement parameters seconds bytes flops latency teacher
-  val_ce val_kl test_ce test_kl ece best_epoch total_seconds n run
+  val test baseline difference gap agreement parameters seconds bytes flops latency tokens teacher
+  val_ce val_kl test_ce test_kl kl ece best_epoch total_seconds n run
+  outside outside_teacher outside_baseline outside_difference
+  em ppl ppl_word wer cer pass@K where measured; each with _teacher, _baseline and _difference too
 
 Runs that differ only in their seed are one row: mean and sample standard deviation over n seeds.
 Rows are ranked on validation; the test split is shown, and chooses nothing.
@@ -44,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     comparison = Comparison.of(found, each=args.each)
     columns, order = columns_of(comparison, args.columns), ordered(comparison, args.sort)
     bold = table.emphasis()
-    table.show(report(comparison, columns, order, width=table.terminal_width(), bold=bold))
+    width = table.terminal_width()
+    fit = width is not None and args.columns is None
+    table.show(report(comparison, columns, order, width=width, bold=bold, fit=fit))
     if args.csv:
         _write(lambda: write_csv(Path(args.csv), found), args.csv)
         table.show(f"table of every run: {args.csv}")
@@ -63,9 +68,8 @@ def sweep_table(folder: str | Path) -> str:
     except UserError as error:
         return str(error)
     comparison = Comparison.of(found)
-    text = report(
-        comparison, columns_of(comparison), comparison.groups, width=table.terminal_width(), bold=table.emphasis()
-    )
+    columns, width = columns_of(comparison), table.terminal_width()
+    text = report(comparison, columns, comparison.groups, width=width, bold=table.emphasis(), fit=width is not None)
     path = table.shorten(Path(folder))
     return f"{text}\npictures and CSV: python -m kdlab compare {shlex.quote(str(path))}"
 
@@ -76,18 +80,48 @@ def report(
     order: Sequence[Group],
     width: int | None = None,
     bold: bool = False,
+    fit: bool = False,
 ) -> str:
-    """The comparison as text: a title, the table, what it means, and what failed."""
-    lines = []
+    """The comparison as text: a title, the table, what it means, and what failed.
+
+    Args:
+        comparison: of the runs.
+        columns: the keys of the columns.
+        order: the rows.
+        width: characters a line may take.
+        bold: emphasise the best row.
+        fit: leave columns out of a table of language models that is wider than that, and say so.
+    """
+    lines, left_out = [], list[str]()
     if order:
         rows = [row(one, comparison, columns) for one in order]
+        if fit and width is not None and comparison.score.key != "acc":
+            columns, left_out = _fitting(rows, columns, comparison, width)
         heads = [head(key, comparison) for key in ("rank", *columns)]
         best = [i for i, one in enumerate(order) if one.rank == 1] if bold and len(order) > 1 else []
         lines += [comparison.title, "", table.render(rows, heads, width=width, bold=best), ""]
         lines += footer(comparison, columns)
+        if left_out:
+            names = ", ".join(comparison.measures[key].title for key in left_out)
+            lines.append(f"The terminal is too narrow for: {names} (in the CSV and the page, and --columns).")
     lines += _others("failed", [(run.folder, run.error) for run in comparison.failed])
     lines += _others("unfinished (running, or killed)", [(folder, "") for folder in comparison.unfinished])
     return "\n".join(lines)
+
+
+def _fitting(
+    rows: Sequence[dict[str, str | None]], columns: Sequence[str], comparison: Comparison, width: int
+) -> tuple[list[str], list[str]]:
+    """The columns that fit, and those left out for it."""
+    kept, left_out = list(columns), list[str]()
+    for key in WIDE:
+        heads = [head(one, comparison) for one in ("rank", *kept)]
+        if len(table.render(rows, heads, width=width).splitlines()[1]) <= width:
+            break
+        if key in kept:
+            kept.remove(key)
+            left_out.append(key)
+    return kept, left_out
 
 
 def write_csv(path: Path, found: Found) -> None:

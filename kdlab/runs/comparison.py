@@ -12,8 +12,8 @@ from typing import Any
 
 from kdlab.errors import unknown
 from kdlab.runs import table
+from kdlab.runs.measures import Measure, Score, measures, score_of, shown
 from kdlab.runs.read import Found, Group, Run, clean, differing, finite, group, same, setting, short
-from kdlab.runs.table import DEFAULT, SCORES, Measure, Score, measures, score_of
 
 _MOST_SETTINGS = 6
 """Differing settings that a table shows if no columns are asked for; the rest are in the CSV."""
@@ -50,7 +50,7 @@ class Comparison:
     @property
     def score(self) -> Score:
         """What the runs are judged by."""
-        return SCORES[score_of(self.runs)]
+        return score_of(self.runs)
 
     @property
     def seeds(self) -> int:
@@ -111,7 +111,7 @@ def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
     """
     if wanted is not None:
         return [_known("columns", key.strip(), comparison) for key in wanted.split(",") if key.strip()]
-    scores = [key for key in DEFAULT if _measured(key, comparison)]
+    scores = [key for key in shown(comparison.runs) if _measured(key, comparison)]
     if not comparison.differs:
         return ["run", *scores]
     # Runs kept apart for a difference that no setting shows are told apart by their folders.
@@ -193,7 +193,12 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
     if comparison.seeds > 1:
         lines.append(f"a ± b: mean and sample standard deviation over n seeds (up to {comparison.seeds}).")
     if "difference" in columns:
-        lines.append("gain: test score of the student, less that of the same student trained without a teacher.")
+        name = comparison.measures["difference"].title
+        lines.append(f"{name}: test score of the student, less that of the same student trained without a teacher.")
+    if "gap" in columns:
+        lines.append("gap closed: of the way from the baseline's test score to the teacher's, what the student went.")
+    if "outside_difference" in columns:
+        lines.append("outside: the same score on text from outside the domain; test is inside it.")
     hidden = [key for key in comparison.differs if key not in columns]
     if hidden:
         shown = ", ".join(map(clean, hidden[:4])) + (", ..." if len(hidden) > 4 else "")

@@ -1,4 +1,4 @@
-"""Curves of many runs over each other: KL and CE, coloured by temperature or by what else differs."""
+"""Curves of many runs over each other: KL, CE and perplexity, coloured by temperature or by what else differs."""
 
 from __future__ import annotations
 
@@ -34,21 +34,27 @@ _MOST_POINTS = 400
 
 
 def kl_and_ce(comparison: Comparison) -> Drawing | None:
-    """Training left, validation right, coloured by temperature; None where no run has such curves."""
+    """Training left, validation right, coloured by temperature; None where no run has such curves.
+
+    Runs that were validated by perplexity have a third panel for it.
+    """
     runs = [run for run in comparison.runs if {"train/kl", "train/ce", "val/kl", "val/ce"} & set(run.curves)]
     if not runs:
         return None
     splits = [s for s in ("train", "val") if any({f"{s}/kl", f"{s}/ce"} & set(run.curves) for run in runs)]
     key, colours = _colours(comparison, runs)
-    figure = canvas(5.4 * len(splits) + 0.8, 4.6)
-    axes = figure.subplots(1, len(splits), squeeze=False).ravel()
-    for ax, split in zip(axes, splits, strict=True):
+    perplexity = any("val/ppl" in run.curves for run in runs)
+    figure = canvas(5.4 * (len(splits) + perplexity) + 0.8, 4.6)
+    axes = figure.subplots(1, len(splits) + perplexity, squeeze=False).ravel()
+    for ax, split in zip(axes, splits, strict=False):
         for term, dash in (("kl", "-"), ("ce", (0, (3, 1.6)))):
             _lines(ax, runs, f"{split}/{term}", key, colours, dash)
         _log_if_wide(ax)
         at = "each run at its own T" if split == "train" else "KL at T = 1"
         ax.set_title("training" if split == "train" else "validation", pad=10)
         ax.set(xlabel="optimizer steps", ylabel=f"{split}/kl and {split}/ce, nats ({at})")
+    if perplexity:
+        _perplexity(axes[-1], runs, key, colours)
     _legend(figure, key, colours)
     with_kl = any({"train/kl", "val/kl"} & set(run.curves) for run in runs)
     title = "KL and CE over each other" if with_kl else "Cross-entropy while training"
@@ -59,6 +65,13 @@ def kl_and_ce(comparison: Comparison) -> Drawing | None:
         " training KL is at each run's own temperature, the validation KL at T = 1, so that those compare."
     )
     return Drawing(figure, title, caption)
+
+
+def _perplexity(ax: Axes, runs: Sequence[Run], key: str, colours: dict[str, str]) -> None:
+    _lines(ax, runs, "val/ppl", key, colours, "-")
+    _log_if_wide(ax)
+    ax.set_title("validation, perplexity", pad=10)
+    ax.set(xlabel="optimizer steps", ylabel="val/ppl (less is better)")
 
 
 def _colours(comparison: Comparison, runs: Sequence[Run]) -> tuple[str, dict[str, str]]:

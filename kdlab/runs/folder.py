@@ -120,6 +120,26 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and found.get("status") == "finished" else None
 
 
+def read_model(folder: Path) -> dict[str, Any]:
+    """What ``model.json`` says of a run's model: how to build it, and how to read its inputs and outputs.
+
+    Raises:
+        UserError: if it is no run folder, or the file is damaged.
+    """
+    try:
+        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        Path(found["weights"])
+        if not isinstance(found["network"], Mapping):
+            raise TypeError("no network")
+        if "tokenizer" not in found:
+            found["classes"], found["input_shape"] = list(found["classes"]), [int(n) for n in found["input_shape"]]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{folder}: no run folder (no model.json); accepted: a folder under outputs/") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{folder}/model.json: damaged or of another program ({error})") from None
+    return found
+
+
 def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], error: BaseException) -> None:
     """Say in ``result.json`` that a run failed, and why; its checkpoints stay."""
     folder.mkdir(parents=True, exist_ok=True)

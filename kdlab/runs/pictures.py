@@ -1,4 +1,4 @@
-"""What runs look like, as PNG files: T × alpha map, curves, accuracy against size, gain over the baseline."""
+"""What runs look like, as PNG files: T × alpha map, curves, score against size, gain over the baseline, and more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlab.runs import table
 from kdlab.runs.comparison import Comparison
 from kdlab.runs.curve_pictures import kl_and_ce
 from kdlab.runs.drawing import (
@@ -28,13 +27,16 @@ from kdlab.runs.drawing import (
     plural,
     sample,
 )
+from kdlab.runs.measures import Measure
 from kdlab.runs.read import ALPHA, TEMPERATURE, Group, Stat, finite, over, setting
+from kdlab.runs.step_pictures import match_by_steps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MOST_BARS, _MOST_MAPS = 24, 6
+_GAINS = ("difference", "em_difference", "outside_difference")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ def draw(comparison: Comparison, out: Path) -> list[Picture]:
         "curves": kl_and_ce,
         "size": accuracy_and_size,
         "gain": gains,
+        "steps": match_by_steps,
     }
     pictures = []
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
@@ -88,7 +91,11 @@ def heat_map(comparison: Comparison) -> Drawing | None:
     columns = min(len(shown), 2 if len(heats) > 5 else 3)
     rows = math.ceil(len(shown) / columns)
     width, height = 1.4 + 0.95 * len(heats), 1.0 + 0.72 * len(alphas)
-    figure = canvas(max(width * columns, 5.6), height * rows + 0.6)
+    unit = "in %; " if comparison.score.fraction else ""
+    less = "" if comparison.score.higher else "less is better; "
+    spread = "± standard deviation over seeds; " if comparison.seeds > 1 else ""
+    below = f"{unit}{less}{sample(cells)}; {spread}small print: test split"
+    figure = canvas(max(width * columns, 5.6, 0.3 + 0.069 * len(below)), height * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, (name, part) in zip(axes, shown.items(), strict=False):
         _map(ax, part, comparison, heats, alphas, (min(means), max(means)))
@@ -97,11 +104,9 @@ def heat_map(comparison: Comparison) -> Drawing | None:
         ax.remove()
 
     title = f"Validation {comparison.score.long} by temperature and alpha"
-    unit = "in %; " if comparison.score.fraction else ""
-    spread = "± standard deviation over seeds; " if comparison.seeds > 1 else ""
-    heading(figure, title, f"{unit}{sample(cells)}; {spread}small print: test split")
-    caption = "By the validation score the best cell is framed. The test split is shown, and chooses nothing."
-    caption += " Hatched cells have no finished run."
+    heading(figure, title, below)
+    caption = "Darker is better; by the validation score the best cell is framed. The test split is shown, and chooses"
+    caption += " nothing. Hatched cells have no finished run."
     if others := len(comparison.groups) - len(cells):
         caption += f" Not in the map: {plural(others, 'setting')} whose temperature or alpha is no number."
     if further := len(maps) - len(shown):
@@ -156,7 +161,7 @@ def _cell(ax: Axes, i: int, j: int, one: Group, stat: Stat, comparison: Comparis
     tested = one.stat(test.get)
     small = f"test {test.form(tested.mean)}" if tested else ""
     if stat.std is not None:
-        small = f"± {val.form(stat.std)}\n{small}"
+        small = f"± {val.deviation(stat)}\n{small}"
     type_: dict[str, Any] = {"ha": "center", "color": ink}
     middle = j + (0.1 if stat.std is not None else 0.04)
     ax.text(i, middle, val.form(stat.mean) or "", va="bottom", fontsize=11, fontweight="bold", **type_)
@@ -188,7 +193,8 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
         ax.scatter(size, values[0], marker=marker, s=58, color=colour, edgecolor="white", lw=0.8, zorder=3)
         name = cut(network if role in ("teacher", "student") else f"{network}, {role.replace('_', ' ')}", 32)
         chosen = ", best on validation" if role == "student" and len(values) > 1 else ""
-        labels.append((size, values[0], f"{name}{chosen}  {values[0]:.2f}", colour))
+        value = f"{values[0]:.2f}" if score.fraction else score.form(values[0])
+        labels.append((size, values[0], f"{name}{chosen}  {value}", colour))
     _size_axis(ax, [size for size, *_ in labels])
     ax.margins(y=0.14)
     unit = (", %" if score.fraction else "") + ("" if score.higher else " (less is better)")
@@ -205,7 +211,7 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
 
 def _points(comparison: Comparison) -> dict[tuple[str, str, float], list[float]]:
     """(role, network, parameters) → test scores as they are shown, the best on validation first."""
-    key, scale = table.score_of(comparison.runs), 100 if comparison.score.fraction else 1
+    key, scale = comparison.score.key, 100 if comparison.score.fraction else 1
     points: dict[tuple[str, str, float], list[float]] = {}
     for one in comparison.groups:
         for role in dict.fromkeys(role for run in one.runs for role in run.models):
@@ -219,15 +225,16 @@ def _points(comparison: Comparison) -> dict[tuple[str, str, float], list[float]]
 
 
 def _size_axis(ax: Axes, sizes: list[float]) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     ax.set_xscale("log")
     ax.set_xlim(min(sizes) / 1.8, max(sizes) * 1.8)
     ax.set_xlabel("parameters (log scale)")
     # Less than a decade has too few powers of ten to read a size from.
-    wide = max(sizes) / min(sizes) > 5
+    if max(sizes) / min(sizes) <= 5:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _compact(value)))
-    ax.xaxis.set_minor_formatter(NullFormatter() if wide else FuncFormatter(lambda value, _: _compact(value)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _label(figure: Figure, ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
@@ -256,21 +263,29 @@ def _label(figure: Figure, ax: Axes, labels: list[tuple[float, float, str, str]]
 
 
 def gains(comparison: Comparison) -> Drawing | None:
-    """Student less baseline on the test split, a bar for each setting in the order of validation."""
-    measure, score = comparison.measures["difference"], comparison.score
-    bars = [(one, stat) for one in comparison.groups if (stat := one.stat(measure.get)) is not None]
+    """Student less baseline on the test split, a bar for each setting in the order of validation.
+
+    Beside it what was gained in exact match, and what was gained or lost outside the domain, where that was measured.
+    """
+    kinds = [comparison.measures[key] for key in _GAINS if key in comparison.measures]
+    kinds = [kind for kind in kinds if any(one.stat(kind.get) is not None for one in comparison.groups)]
+    bars = [one for one in comparison.groups if any(one.stat(kind.get) is not None for kind in kinds)]
     if not bars:
         return None
     shown = bars[:_MOST_BARS]
-    figure = canvas(7.6, 1.7 + 0.32 * len(shown))
-    ax = figure.subplots()
-    _bars(ax, [stat for _, stat in shown], 100 if score.fraction else 1, score.higher)
-    ax.set_yticks(range(len(shown)), [cut(one.label(comparison.differs), 44) for one, _ in shown], fontsize=9)
-    ax.set_xlabel(f"student − baseline, test {score.long}{', points' if score.fraction else ''}")
+    figure = canvas(7.6 + 3.6 * (len(kinds) - 1), 1.7 + 0.32 * len(shown))
+    axes = figure.subplots(1, len(kinds), squeeze=False).ravel()
+    for ax, kind in zip(axes, kinds, strict=True):
+        _gain_panel(ax, [one.stat(kind.get) for one in shown], kind)
+    axes[0].set_yticks(range(len(shown)), [cut(one.label(comparison.differs), 44) for one in shown], fontsize=9)
+    for ax in axes[1:]:
+        ax.set_yticks([])
     title = "What the teacher adds: student less baseline"
-    heading(figure, title, f"{sample(one for one, _ in shown)}; best on validation at the top")
+    heading(figure, title, f"{sample(shown)}; best on validation at the top")
     caption = "The same student on the same budget, with its teacher and without."
-    if any(stat.std is not None for _, stat in shown):
+    if any(not kind.higher for kind in kinds):
+        caption += " Blue is better, red is worse, whatever the sign."
+    if any(stat.std is not None for kind in kinds for one in shown if (stat := one.stat(kind.get))):
         caption += " Whiskers: standard deviation of the paired difference over seeds."
     else:
         caption += " One seed each, so the spread is not known."
@@ -279,16 +294,29 @@ def gains(comparison: Comparison) -> Drawing | None:
     return Drawing(figure, title, caption)
 
 
-def _bars(ax: Axes, stats: list[Stat], scale: float, higher: bool) -> None:
+def _gain_panel(ax: Axes, stats: Sequence[Stat | None], kind: Measure) -> None:
+    score = kind.score
+    assert score is not None
+    _bars(ax, stats, kind)
+    less = "" if score.higher else "\n(less is better)"
+    where = "outside" if kind.key == "outside_difference" else "test"
+    ax.set_xlabel(f"student − baseline, {where} {score.long}{', points' if score.fraction else ''}{less}")
+
+
+def _bars(ax: Axes, stats: Sequence[Stat | None], kind: Measure) -> None:
     """A horizontal bar for each mean, its whisker, and its number beyond the whisker."""
+    assert kind.score is not None
+    scale, higher = 100 if kind.score.fraction else 1, kind.higher
     for place, stat in enumerate(stats):
+        if stat is None:
+            continue
         value, spread = scale * stat.mean, scale * (stat.std or 0.0)
         right = value >= 0
         ax.barh(place, value, height=0.66, color=BLUE if right == higher or not value else VERMILION, zorder=2)
         if stat.std is not None:
             ax.errorbar(value, place, xerr=spread, fmt="none", ecolor=INK, elinewidth=1.1, capsize=3, zorder=3)
         ax.annotate(
-            f"{value:+.2f}".replace("-", "−"),
+            kind.form(stat.mean) or "",
             (value + (spread if right else -spread), place),
             (6 if right else -6, 0),
             textcoords="offset points",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from kdlab import spec
 from kdlab.errors import UserError
 from kdlab.functional import Outputs
 from kdlab.models import load_weights
-from kdlab.runs.folder import is_mine
+from kdlab.runs.folder import is_mine, read_model
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -44,14 +43,8 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
     Raises:
         UserError: if it is no run folder, its weights are damaged, or it asks for code that is not trusted.
     """
-    try:
-        described = json.loads((run / "model.json").read_text(encoding="utf-8"))
-        network, weights = described["network"], run / Path(described["weights"]).name
-        classes, shape = list(described["classes"]), [int(size) for size in described["input_shape"]]
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{run}: no run folder (no model.json); accepted: a folder under outputs/") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{run}/model.json: damaged or of another program ({error})") from None
+    described = read_model(run)
+    network, weights = described["network"], run / Path(described["weights"]).name
     try:
         with spec.trust(user_modules=trust or is_mine(run)):
             net = spec.build(network, "network", offer=described.get("arguments", {}))
@@ -59,7 +52,6 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
         hint = "" if trust else "; --trust builds what a folder made elsewhere names"
         raise UserError(f"{run}/model.json: {error}{hint}") from None
     load_weights(net, weights, key=str(run))
-    described["classes"], described["input_shape"] = classes, shape
     return net.eval(), described
 
 
@@ -76,6 +68,8 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
         UserError: for an input that is missing, unreadable or of another shape.
     """
     net, described = load_model(run, trust)
+    if "classes" not in described:
+        raise UserError(f"{run}/model.json: names no classes; accepted: the run folder of a classifier")
     shape = tuple(described["input_shape"])
     found = []
     for path in inputs:

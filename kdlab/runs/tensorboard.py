@@ -1,4 +1,4 @@
-"""What TensorBoard shows beyond plain curves: KL and CE in one chart, and every job in the HParams tab.
+"""What TensorBoard shows beyond plain curves: what belongs in one chart, and every job in the HParams tab.
 
 ``SummaryWriter.add_hparams`` would put each job into a sub-folder named by the time, apart from its curves.
 Here the same records go into the event file of the run itself, so that one run is one line everywhere.
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import UserError
+from kdlab.runs.measures import measures, score_of
 from kdlab.runs.read import Run, finite, setting
-from kdlab.runs.table import measures
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -27,8 +27,7 @@ METRIC = "final/"
 
 _STATUS = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
 # The HParams tab opens with the first five metrics by name; a sixth would push one of these out of sight.
-_FINAL = ("val", "test", "baseline", "difference", "agreement")
-
+_SCORED = ("val", "test", "baseline", "difference")
 
 MAIN = (
     "loss.temperature",
@@ -57,7 +56,16 @@ def custom_scalars_layout() -> dict[str, dict[str, list[Any]]]:
             "KL (T = 1) and CE, validation": ["Multiline", ["^val/kl$", "^val/ce$"]],
             "accuracy and agreement, validation": ["Multiline", ["^val/acc$", "^val/agreement$"]],
             "temperature and alpha": ["Multiline", ["^train/temperature$", "^train/alpha$"]],
-        }
+        },
+        "language": {
+            "perplexity, validation": ["Multiline", ["^val/ppl$", "^val/ppl_word$"]],
+            "exact match, validation": ["Multiline", ["^val/em$", "^val/em/.*$"]],
+            "own text: tokens": ["Multiline", ["^train/own_length$"]],
+            "own text: shares that ended, and were cut off": [
+                "Multiline",
+                ["^train/own_ended$", "^train/own_truncated$"],
+            ],
+        },
     }
 
 
@@ -116,10 +124,16 @@ def log_result(writer: SummaryWriter, result: Mapping[str, Any]) -> None:
 
 
 def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that a comparison shows, by name (val, test, baseline, ...), those that were measured."""
+    """The numbers that a comparison shows, by name (val, test, baseline, ...), those that were measured.
+
+    Where runs are not judged by accuracy the names say so (``val_ppl``), so that tasks do not share a column; exact
+    match then takes the place of the agreement with the teacher, which has a curve.
+    """
     run = Run(Path("."), dict(result))
-    known = measures([run])
-    values = {key: known[key].get(run) for key in _FINAL}
+    known, score = measures([run]), score_of([run])
+    suffix = "" if score.key == "acc" else f"_{score.key}"
+    values = {f"{key}{suffix}": known[key].get(run) for key in _SCORED}
+    values |= {key: known[key].get(run) for key in (["em"] if "em" in known else ["agreement"])}
     return {key: value for key, value in values.items() if value is not None}
 
 

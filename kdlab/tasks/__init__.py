@@ -1,6 +1,19 @@
 """Floor 2: what a task is; how a network reads a batch and what is measured."""
 
 from kdlab.tasks.classification import Classification, ClassMeasures
+from kdlab.tasks.generation import pass_at_k, tokens_per_second
+from kdlab.tasks.language import LanguageModeling, TokenMeasures
 from kdlab.tasks.task import Measures, Task
+from kdlab.tasks.text_to_text import TextToText
 
-__all__ = ["ClassMeasures", "Classification", "Measures", "Task"]
+__all__ = [
+    "ClassMeasures",
+    "Classification",
+    "LanguageModeling",
+    "Measures",
+    "Task",
+    "TextToText",
+    "TokenMeasures",
+    "pass_at_k",
+    "tokens_per_second",
+]

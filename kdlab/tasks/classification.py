@@ -19,7 +19,7 @@ class Classification(Task):
         num_classes: number of classes, at least 2.
     """
 
-    def measures(self) -> ClassMeasures:
+    def measures(self, words: int | None = None) -> ClassMeasures:
         return ClassMeasures(self.num_classes)
 
 

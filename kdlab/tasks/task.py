@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -32,6 +32,8 @@ class Task:
         num_classes: of the logits, at least 2.
     """
 
+    reads: Literal["rows", "sequences", "pairs"] = "rows"
+    """What data must give: rows of their own, sequences, or sequences that each answer to a source."""
     score = "acc"
     """The validation measure that chooses between epochs and runs."""
     greater = True
@@ -47,8 +49,17 @@ class Task:
             raw = net(**batch.inputs) if isinstance(batch.inputs, Mapping) else net(batch.inputs)
         return Outputs.of(raw, features)
 
-    def measures(self) -> Measures:
-        """Fresh measures for one pass over a split."""
+    @property
+    def chance(self) -> float:
+        """The score of a network that knows nothing."""
+        return 1 / self.num_classes
+
+    def measures(self, words: int | None = None) -> Measures:
+        """Fresh measures for one pass over a split.
+
+        Args:
+            words: how many words the split's text has, for measures per word.
+        """
         raise TypeError(f"{type(self).__name__} does not say what it measures: define measures")
 
     def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:

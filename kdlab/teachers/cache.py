@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -64,22 +65,34 @@ def dtype_for(rows: dict[str, tuple[int, int]], classes: int) -> str:
     return "float32" if size <= FLOAT32_UP_TO else "float16"
 
 
-def check_manifest(folder: Path, wanted: Manifest) -> None:
+class HasPlain(Protocol):
+    """A manifest of any kind."""
+
+    def plain(self) -> dict:
+        """As it stands in ``manifest.json``."""
+
+
+def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") -> None:
     """Hold the manifest in ``folder`` against ``wanted``.
+
+    Args:
+        folder: the cache's folder.
+        wanted: what is asked for.
+        name: of the file that says what the folder holds.
 
     Raises:
         UserError: if it is missing or damaged, or names the first entry that differs and both values.
     """
     try:
-        found = json.loads((folder / "manifest.json").read_text())
+        found = json.loads((folder / name).read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"teacher.cache: {folder} holds no readable manifest.json ({error})") from None
+        raise UserError(f"teacher.cache: {folder} holds no readable {name} ({error})") from None
     if not isinstance(found, dict):
-        raise UserError(f"teacher.cache: {folder} holds no readable manifest.json (a {type(found).__name__})")
-    for name, value in wanted.plain().items():
-        if found.get(name) != value:
+        raise UserError(f"teacher.cache: {folder} holds no readable {name} (a {type(found).__name__})")
+    for entry, value in wanted.plain().items():
+        if found.get(entry) != value:
             raise UserError(
-                f"teacher.cache: {folder} does not fit: {name} is {found.get(name)!r} in the cache and {value!r} "
+                f"teacher.cache: {folder} does not fit: {entry} is {found.get(entry)!r} in the cache and {value!r} "
                 "here; accepted: a cache of the same, or teacher.cache=auto"
             )
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
-from kdlab.tasks import Classification
+from kdlab.tasks import Task
 from kdlab.teachers.teacher import Teacher
 
 
@@ -22,7 +22,7 @@ class MovingTeacher(Teacher):
         task: how the network reads a batch.
     """
 
-    def __init__(self, task: Classification) -> None:
+    def __init__(self, task: Task) -> None:
         self.task = task
         self.net: nn.Module | None = None
 
@@ -61,7 +61,7 @@ class EMATeacher(MovingTeacher):
         decay: in [0, 1).
     """
 
-    def __init__(self, task: Classification, decay: float = 0.99) -> None:
+    def __init__(self, task: Task, decay: float = 0.99) -> None:
         super().__init__(task)
         if not 0 <= decay < 1:
             raise UserError(f"method.decay: {decay}; accepted: at least 0 and below 1")
@@ -105,7 +105,7 @@ class SnapshotTeacher(MovingTeacher):
         every: epochs from one snapshot to the next; None keeps the first.
     """
 
-    def __init__(self, task: Classification, begin: float = 0.5, every: int | None = None) -> None:
+    def __init__(self, task: Task, begin: float = 0.5, every: int | None = None) -> None:
         super().__init__(task)
         if not 0 < begin < 1:
             raise UserError(f"method.begin: {begin}; accepted: a share of the epochs between 0 and 1")

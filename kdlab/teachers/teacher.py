@@ -11,7 +11,7 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, log_probabilities
-from kdlab.tasks import Classification
+from kdlab.tasks import Task
 
 
 class Teacher:
@@ -56,7 +56,7 @@ class FrozenTeacher(Teacher):
         layers: module paths to capture.
     """
 
-    def __init__(self, net: nn.Module, task: Classification, layers: Sequence[str] = ()) -> None:
+    def __init__(self, net: nn.Module, task: Task, layers: Sequence[str] = ()) -> None:
         self.net = net.eval().requires_grad_(False)
         self.task = task
         self.layers = tuple(layers)

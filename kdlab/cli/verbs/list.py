@@ -52,7 +52,7 @@ def _layers(overrides: Sequence[str]) -> int:
 
         config = plan.points[0].config
         data = parts.data(config["data"], config["seed"])
-        example = next(iter(data.sequential("train"))).inputs[:1].cpu()
+        example = next(iter(data.sequential("train", batch_size=1))).to("cpu").inputs
         networks = {"student": config["student"], "teacher.net": (config.get("teacher") or {}).get("net")}
         for role, mapping in networks.items():
             if mapping is None:
@@ -73,14 +73,15 @@ def _modules(net: Any, example: Any) -> list[tuple[str, str, str]]:
 
     def note(path: str) -> Any:
         def hook(_: Any, __: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor):
-                shapes[path] = " x ".join(map(str, output.shape[1:]))
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor):
+                shapes[path] = " x ".join(map(str, first.shape[1:]))
 
         return hook
 
     handles = [module.register_forward_hook(note(path)) for path, module in net.named_modules() if path]
     with torch.no_grad():
-        net.eval()(example)
+        net.eval()(**example) if isinstance(example, dict) else net.eval()(example)
     for handle in handles:
         handle.remove()
     return [(path, type(m).__name__, shapes.get(path, "")) for path, m in net.named_modules() if path]

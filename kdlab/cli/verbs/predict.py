@@ -1,34 +1,90 @@
-"""Classes and probabilities for inputs of yours, from a run folder alone."""
+"""Classes and probabilities for inputs of yours, or what a language model writes, from a run folder alone."""
 
 from __future__ import annotations
 
+import argparse
+import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError
+from kdlab.runs.folder import read_model
 
 
 def main(argv: Sequence[str]) -> int:
     """``kdlab predict RUN INPUT...``"""
     parser = Parser(prog="kdlab predict", description=__doc__)
-    parser.add_argument("run", type=Path, help="a run folder")
-    parser.add_argument(
-        "inputs", type=Path, nargs="+", metavar="INPUT", help="an image, or a .npy array of one or more"
+    add = parser.add_argument
+    add("run", type=Path, help="a run folder")
+    add(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="an image, or a .npy array of one or more; for a language model a text to go on with, or a .txt file",
     )
-    parser.add_argument("--top", type=int, default=3, help="how many classes to show (default 3)")
-    parser.add_argument(
-        "--trust", action="store_true", help="let the run build modules found here; only for runs you made"
-    )
+    add("--top", type=int, default=3, help="how many classes to show (default 3)")
+    add("--new-tokens", type=int, help="text: the most tokens to write (default 64, at most half of the context)")
+    add("--temperature", type=float, default=0.0, help="text: 0, the default, writes the most probable token")
+    add("--samples", type=int, default=1, help="text: how many continuations of each (default 1)")
+    add("--seed", type=int, default=0, help="text: of what is drawn (default 0)")
+    add("--trust", action="store_true", help="let the run build modules found here; only for runs you made")
     args = parser.parse_args(argv)
     if args.top < 1:
         raise UserError(f"predict: --top {args.top}; accepted: at least 1")
-    for path in (args.run, *args.inputs):
-        if not path.exists():
-            raise UserError(f"predict: no such file or folder {str(path)!r}; accepted: RUN INPUT...")
+    _exists(args.run)
+    if _writes(args.run):
+        _text(args)
+        return 0
+    paths = [Path(path) for path in args.inputs]
+    for path in paths:
+        _exists(path)
     from kdlab.runs.predict import predict
 
-    for found in predict(args.run, args.inputs, trust=args.trust):
+    for found in predict(args.run, paths, trust=args.trust):
         best = sorted(found.probabilities.items(), key=lambda pair: -pair[1])[: args.top]
         print(f"{found.source}: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
     return 0
+
+
+def _exists(path: Path) -> None:
+    if not path.exists():
+        raise UserError(f"predict: no such file or folder {str(path)!r}; accepted: RUN INPUT...")
+
+
+def _writes(run: Path) -> bool:
+    """Whether the run's model writes text; what is wrong with its folder is said where it is loaded."""
+    try:
+        return "tokenizer" in read_model(run)
+    except UserError:
+        return False
+
+
+def _text(args: argparse.Namespace) -> None:
+    if not 0 <= args.temperature < float("inf"):
+        raise UserError(f"predict: --temperature {args.temperature:g}; accepted: 0 or more")
+    if args.new_tokens is not None and args.new_tokens < 1:
+        raise UserError(f"predict: --new-tokens {args.new_tokens}; accepted: at least 1")
+    from kdlab.runs.complete import complete
+
+    found = complete(
+        args.run,
+        args.inputs,
+        new_tokens=args.new_tokens,
+        temperature=args.temperature,
+        samples=args.samples,
+        seed=args.seed,
+        trust=args.trust,
+    )
+    for place, one in enumerate(found):
+        if len(found) > 1:
+            number = f" ({one.sample + 1})" if args.samples > 1 else ""
+            print(f"{chr(10) * (place > 0)}{_printable(one.source)}{number}:")
+        print(_printable(one.prompt + one.text))
+        sys.stdout.flush()
+
+
+def _printable(text: str) -> str:
+    """Text for a terminal: lines and tabs stay, escapes and invisible direction marks do not."""
+    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))

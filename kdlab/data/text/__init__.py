@@ -1,0 +1,19 @@
+"""Data sets of text: tokenizers, sequences, how they are batched, and where they come from."""
+
+from kdlab.data.text.module import TextCommon, TextData, text_data
+from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, TEXT, Question, Sequence, TextSource
+from kdlab.data.text.tokenizer import Tokenizer
+
+__all__ = [
+    "ANSWER",
+    "PROMPT",
+    "REASONING",
+    "TEXT",
+    "Question",
+    "Sequence",
+    "TextCommon",
+    "TextData",
+    "TextSource",
+    "Tokenizer",
+    "text_data",
+]

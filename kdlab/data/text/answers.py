@@ -1,0 +1,188 @@
+"""Is this answer right? Finding the answer in a generated text, and comparing it with the one that is known.
+
+Nothing here raises on what a network writes: a text without an answer that can be read is a wrong one.
+"""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+MARKER = "####"
+"""What stands before the final answer, as in GSM8K (Cobbe et al., "Training Verifiers to Solve Math Word Problems",
+2021)."""
+
+END = "<|endoftext|>"
+"""What ends a text; anything a network writes after it does not count."""
+
+Same = Callable[[str, str], bool]
+"""Whether an answer (first) means the same as the right one (second)."""
+
+_LONGEST = 200
+"""Characters of an expression that is still evaluated."""
+_TOLERANCE = Fraction(1, 10**6)
+_OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+_SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")", "$": None})
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d+(?:\.\d+)?|\.\d+)")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
+
+
+def extract(text: str, marker: str = MARKER) -> str | None:
+    """The final answer of a text: the line after its last ``marker``; None where there is none.
+
+    >>> extract("48/2 = 24 #### 24#### 72 <|endoftext|> and so on")
+    '72'
+    """
+    _, found, tail = text.partition(END)[0].rpartition(marker)
+    answer = tail.strip().partition("\n")[0].strip() if found else ""
+    return answer or None
+
+
+def normalise(text: str) -> str:
+    """The text without what does not change an answer: case, width, runs of spaces, quotes and full stops around it.
+
+    >>> normalise('  "The  Bank". ')
+    'the bank'
+    """
+    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    return " ".join(text.split()).strip(" .,;:!?\"'`")
+
+
+def same_text(given: str, answer: str) -> bool:
+    """Whether two answers are the same words."""
+    return normalise(given) == normalise(answer)
+
+
+def number(text: str) -> Fraction | None:
+    """The last number in a text, thousands separated by commas or not; None where there is none.
+
+    >>> number("she has $1,234.50 left."), number("none")
+    (Fraction(2469, 2), None)
+    """
+    found = _NUMBER.findall(_THOUSANDS.sub("", unicodedata.normalize("NFKC", text).translate(_SIGNS)))
+    return Fraction(found[-1]) if found and len(found[-1]) <= _LONGEST else None
+
+
+def value(expression: str) -> Fraction | None:
+    """What an arithmetic expression of ``+ - * /`` and parentheses comes to, exactly; None where that is nothing.
+
+    Safe for anything that a network writes: it is parsed, never run, and has at most 200 characters and no powers, so
+    that the numbers stay small.
+
+    >>> value("( 84.0 / 2.0 )"), value("(1 / (3 - 3))"), value("2 ** 9"), value("__import__('os')")
+    (Fraction(42, 1), None, None, None)
+    """
+    text = _THOUSANDS.sub("", expression.translate(_SIGNS)).strip(" \n").rstrip(".")
+    if len(text) > _LONGEST or not re.fullmatch(r"[0-9.+\-*/() ]+", text):
+        return None
+    try:
+        return _evaluate(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None
+
+
+def _evaluate(node: ast.expr) -> Fraction:
+    match node:
+        case ast.Constant(value=int() | float() as constant):
+            return Fraction(repr(constant))
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            return -_evaluate(operand)
+        case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+            return _evaluate(operand)
+        case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+            return _OPERATORS[type(op)](_evaluate(left), _evaluate(right))
+    raise ValueError(f"{type(node).__name__} is no arithmetic")
+
+
+def _close(given: Fraction | None, answer: Fraction | None) -> bool:
+    if given is None or answer is None:
+        return False
+    return abs(given - answer) <= _TOLERANCE * max(Fraction(1), abs(answer))
+
+
+def same_number(given: str, answer: str) -> bool:
+    """Whether the last numbers of two answers are equal (to a millionth)."""
+    return _close(number(given), number(answer))
+
+
+def same_value(given: str, answer: str) -> bool:
+    """Whether two arithmetic expressions come to the same (to a millionth); a division by zero equals nothing.
+
+    >>> same_value("(40 + 2)", "( 84.0 / 2.0 )"), same_value("84 / 0", "( 84.0 / 0.0 )")
+    (True, False)
+    """
+    return _close(value(given), value(answer))
+
+
+def choice(given: str, choices: Sequence[str]) -> str | None:
+    """Which of the choices an answer means: by its words, by its letter, or as the only one named; None if unclear.
+
+    >>> choice("(b)", ["park", "gravity"]), choice("It is gravity.", ["park", "gravity"]), choice("no", ["park"])
+    ('gravity', 'gravity', None)
+    """
+    text = normalise(given)
+    for option in choices:
+        if normalise(option) == text:
+            return option
+    letter = re.fullmatch(r"\(?([a-z])(?:[.:)].*)?", text)
+    if letter and (place := ord(letter[1]) - ord("a")) < len(choices):
+        return choices[place]
+    named = {normalise(option) for option in choices if re.search(rf"\b{re.escape(normalise(option))}\b", text)}
+    if len(named) != 1:
+        return None
+    return next(option for option in choices if normalise(option) in named)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Compares answers to questions with choices.
+
+    Args:
+        of: the choices of every question, by its text.
+    """
+
+    of: Mapping[str, Sequence[str]]
+
+    def same(self, question: str, given: str, answer: str) -> bool:
+        """Whether ``given`` means the choice ``answer`` of this question."""
+        chosen = choice(given, self.of.get(question, (answer,)))
+        return chosen is not None and same_text(chosen, answer)
+
+
+def without_calculator(text: str) -> str:
+    """The text without GSM8K's calculator marks.
+
+    >>> without_calculator("48/2 = <<48/2=24>>24 clips")
+    '48/2 = 24 clips'
+    """
+    return _CALCULATOR.sub("", text)
+
+
+def operations(expression: str) -> int:
+    """How many operations an arithmetic expression has; signs of numbers are none.
+
+    >>> operations("( ( 17.0 + 15.0 ) - -2.0 )")
+    2
+    """
+    return len(re.findall(r"(?<=[\d)])\s*[-+*/]", expression))
+
+
+def steps(reasoning: str) -> int:
+    """How many steps a reasoning has: results written down (``=``), or where there are none, lines and sentences.
+
+    >>> steps("37+58=95;95-21=74"), steps("It must be a place. Only the bank is one."), steps("")
+    (2, 2, 0)
+    """
+    text = without_calculator(reasoning)
+    return text.count("=") or len([part for part in re.split(r"\n|(?<=[.!?])\s", text) if part.strip()])

@@ -1,0 +1,50 @@
+"""Text files that someone else wrote."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+
+from kdlab.errors import UserError
+
+
+def read_text(path: Path, key: str) -> str:
+    """The text of a UTF-8 file, its line ends as they are.
+
+    Raises:
+        UserError: if it is not there, no UTF-8, or empty.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); accepted: a text file") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{key}: {path} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+    if not text:
+        raise UserError(f"{key}: {path} is empty; accepted: a file with text")
+    return text
+
+
+def find_files(paths: str | Sequence[str], key: str) -> list[Path]:
+    """Files by path or pattern (``books/**/*.txt``), in the order given; those of a pattern by name.
+
+    Raises:
+        UserError: naming the path or pattern that fits no file.
+    """
+    found: list[Path] = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        name = str(Path(path).expanduser())
+        matches = [name] if Path(name).is_file() else sorted(glob.glob(name, recursive=True))
+        here = [match for match in matches if Path(match).is_file()]
+        if not here:
+            raise UserError(f"{key}: {path}: no such file; accepted: a text file, a list of them, or a pattern")
+        found += [Path(p) for p in here]
+    if not found:
+        raise UserError(f"{key}: names no file; accepted: a text file, a list of them, or a pattern")
+    return found
+
+
+def read_texts(paths: str | Sequence[str], key: str) -> list[str]:
+    """The text of each file that :func:`find_files` finds."""
+    return [read_text(path, key) for path in find_files(paths, key)]

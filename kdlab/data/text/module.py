@@ -1,0 +1,443 @@
+"""TextData: the one interface of every data set of text."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from collections.abc import Sequence as Some
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from kdlab.data.module import whole
+from kdlab.data.order import Order
+from kdlab.data.rng import permutation
+from kdlab.data.text.files import read_texts
+from kdlab.data.text.flat import Flat, flatten
+from kdlab.data.text.loader import Reading, TextLoader
+from kdlab.data.text.sequence import Question, Sequence, TextSource
+from kdlab.data.text.tokenizer import Tokenizer
+from kdlab.errors import UserError, unknown
+from kdlab.functional.types import SEGMENTS
+
+SEGMENT_WEIGHTS = {"prompt": 0.0, "reasoning": 1.0, "answer": 1.0, "text": 1.0}
+"""How much a predicted token counts, by what it is part of."""
+
+Read = Callable[[Tokenizer], TextSource]
+Texts = Callable[[], Iterable[str]]
+
+log = logging.getLogger(__name__)
+
+
+class TextCommon(TypedDict, total=False):
+    """The arguments that every data set of text takes beside its own: of :func:`text_data` and :class:`TextData`."""
+
+    tokenizer: Any
+    vocab: int | None
+    tokenizer_from: str | Some[str] | None
+    mix: Any
+    outside: Any
+    context: int
+    batch_size: int
+    eval_batch_size: int | None
+    segment_weights: dict[str, float] | None
+    pack: bool
+    fraction: float | None
+    drop_long: bool
+    eval_stride: int | None
+    seed: int | None
+    split_seed: int
+
+
+def text_data(
+    read: Read,
+    texts: Texts,
+    *,
+    alphabet: Texts | None = None,
+    tokenizer: Any = "characters",
+    vocab: int | None = None,
+    tokenizer_from: str | Some[str] | None = None,
+    mix: Any = None,
+    outside: Any = None,
+    **options: Any,
+) -> TextData:
+    """A data set of text, and others that are read by the same tokenizer; how every constructor ends.
+
+    A tokenizer that is made here is made of all the corpora that are named, in whatever role. So a teacher with
+    ``mix: B`` on corpus A and a student with ``outside: B`` on corpus A have the same one.
+
+    Args:
+        read: makes the sequences by a given tokenizer; called again where another data set names this one.
+        texts: the training texts, which BPE merges (and characters) are made of.
+        alphabet: the texts whose characters a tokenizer of characters knows; None is ``texts``.
+        tokenizer: ``characters``, ``bytes``, ``bpe``, a path, or the name of a model on the hub.
+        vocab: number of tokens of ``bpe``; None is 1024.
+        tokenizer_from: files (or patterns) whose text the tokenizer is made of as well.
+        mix: other data sets of text (in a config: mappings with ``_target_``), whose train split is added to train.
+        outside: another data set of text, whose test split becomes the split ``outside``.
+        **options: :class:`TextData`'s.
+
+    Raises:
+        UserError: for any argument that does not fit.
+    """
+    mixed = [mix] if isinstance(mix, TextData) else list(mix or ())
+    others = [("data.mix", one) for one in mixed] + ([("data.outside", outside)] if outside is not None else [])
+    for key, other in others:
+        if not isinstance(other, TextData) or other.read is None:
+            raise UserError(f"{key}: {_what(other)}; accepted: a data set of text, such as text_files or wikitext")
+
+    def everything(own: Texts, whose: str) -> Iterable[str]:
+        more = [getattr(other, whose) for _, other in others]
+        files = [lambda: read_texts(tokenizer_from, "data.tokenizer_from")] if tokenizer_from else []
+        return chain.from_iterable(made() for made in (own, *more, *files))
+
+    known = alphabet or texts
+    if tokenizer == "characters":
+        made = Tokenizer.of(tokenizer, lambda: everything(known, "alphabet"), vocab)
+    else:
+        made = Tokenizer.of(tokenizer, lambda: everything(texts, "texts"), vocab)
+    source = read(made)
+    if others:
+        source = _joined(source, [other.source(made) for other in mixed], outside and outside.source(made))
+    data = TextData(source, **options)
+    data.read, data.texts, data.alphabet = read, texts, known
+    return data
+
+
+def _joined(source: TextSource, mixed: list[TextSource], outside: TextSource | None) -> TextSource:
+    """A source with the training sequences of others added to its own, and the test sequences of another beside."""
+    splits, words = dict(source.splits), dict(source.words)
+    right: dict[int, Callable[[Question, str], bool]] = {}
+    for other in mixed:
+        splits["train"] = [*splits["train"], *other.splits["train"]]
+        right.update({id(one.question): other.right for one in other.splits["train"] if one.question})
+        words.pop("train", None)
+    if outside is not None:
+        if not outside.splits.get("test"):
+            raise UserError(f"data.outside: {outside.name} has no test split; accepted: a data set that has one")
+        splits["outside"] = outside.splits["test"]
+        right.update({id(one.question): outside.right for one in splits["outside"] if one.question})
+        if "test" in outside.words:
+            words["outside"] = outside.words["test"]
+    return TextSource(
+        " + ".join([source.name, *(other.name for other in mixed)]),
+        source.tokenizer,
+        splits,
+        words,
+        lambda question, text: right.get(id(question), source.right)(question, text),
+        source.source_length,
+        source.source_fill,
+        source.key,
+    )
+
+
+class TextData(LightningDataModule):
+    """Sequences of tokens for training, validation and test, ready to be shown.
+
+    An example is one window of running text, or one sequence that stands for itself. Batches carry (example, 0) as
+    ``key``; their rows are the positions whose prediction counts.
+
+    Args:
+        source: what the data set holds.
+        context: positions that a network reads at once. Running text is cut into windows of ``context + 1`` tokens
+            which overlap by one, so that every token but the first is predicted once.
+        batch_size: sequences of ONE optimizer step, over all its micro-batches and processes.
+        eval_batch_size: sequences of a batch in evaluation; None is ``batch_size``.
+        segment_weights: how much a predicted token counts by the segment it is part of; what is left out keeps
+            ``SEGMENT_WEIGHTS``. A token that weighs nothing is no row.
+        pack: show training sequences one after the other in rows of up to ``context`` positions, instead of one a row.
+        fraction: train on this share of the training examples only.
+        drop_long: leave out training sequences that do not fit into the context, instead of refusing them.
+        eval_stride: in evaluation, start a window of running text every so many tokens and count only what is new in
+            it: a token then has at least ``context - eval_stride`` before it (Baevski & Auli, ICLR 2019). None is
+            ``context``: no overlap.
+        seed: of the order of examples.
+        split_seed: of the choice of the fraction.
+
+    Attributes:
+        name, tokenizer, vocab_size, context, batch_size,
+        counts ({train, labelled (= train), val, test, outside}),
+        views (1: an example is always shown the same way), unlimited (None), transform.
+
+    Raises:
+        UserError: for any argument that does not fit the data.
+    """
+
+    read: Read | None = None
+    texts: Texts
+    alphabet: Texts
+    views = 1
+    unlimited: str | None = None
+    transform = "none"
+    kind = "text"
+
+    def __init__(
+        self,
+        source: TextSource,
+        *,
+        context: int = 128,
+        batch_size: int = 32,
+        eval_batch_size: int | None = None,
+        segment_weights: dict[str, float] | None = None,
+        pack: bool = False,
+        fraction: float | None = None,
+        drop_long: bool = False,
+        eval_stride: int | None = None,
+        seed: int | None = None,
+        split_seed: int = 0,
+    ) -> None:
+        super().__init__()
+        source = source.check()
+        self.name, self.tokenizer, self.vocab_size = source.name, source.tokenizer, source.tokenizer.size
+        self.seed, self.pack, self._source = seed or 0, pack, source
+        self.context = whole("data.context", context, 1)
+        self.batch_size = whole("data.batch_size", batch_size, 1)
+        self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size or batch_size, 1)
+        stride = whole("data.eval_stride", self.context if eval_stride is None else eval_stride, 1)
+        if stride > self.context:
+            raise UserError(f"data.eval_stride: {stride}; accepted: 1..{self.context} (data.context), or null")
+        if fraction is not None and (isinstance(fraction, bool) or not 0 < fraction <= 1):
+            raise UserError(f"data.fraction: {fraction!r}; accepted: above 0, up to 1, or null")
+        self.gives = "sequences" if source.splits["train"][0].source is None else "pairs"
+        if pack and self.gives == "pairs":
+            raise UserError(f"data.pack: true; {source.name} has encoder inputs, which are not packed; accepted: false")
+        self._reading = Reading(
+            _weights(segment_weights),
+            self.tokenizer.pad_id,
+            self.context,
+            source.source_length,
+            source.source_fill,
+        )
+        self._flat: dict[str, Flat] = {}
+        self._questions: dict[str, list[Question]] = {}
+        for split in source.splits:
+            self._fill(split, source.splits[split], stride, drop_long, fraction, split_seed)
+        self.counts = {split: len(self._flat.get(split, ())) for split in ("train", "val", "test", "outside")}
+        self.counts["labelled"] = self.counts["train"]
+        self._place: dict[str, Any] = {}
+        self.place("cpu")
+
+    def _fill(
+        self,
+        split: str,
+        sequences: list[Sequence],
+        stride: int,
+        drop_long: bool,
+        fraction: float | None,
+        split_seed: int,
+    ) -> None:
+        """Lay the sequences of a split end to end, and keep what trains or is measured."""
+        key, train = self._source.key, split == "train"
+        long = [len(one) - 1 for one in sequences if not one.running and len(one) - 1 > self.context]
+        if long and not (train and drop_long):
+            hint = " or data.drop_long=true to leave them out" if train else ""
+            raise UserError(
+                f"data.context: {self.context}; {len(long)} of {len(sequences)} {split} sequences of {self.name} are"
+                f" longer; accepted: at least {max(long)}{hint}"
+            )
+        if long:
+            log.warning("%d of %d training sequences are longer than the context: left out", len(long), len(sequences))
+            sequences = [one for one in sequences if one.running or len(one) - 1 <= self.context]
+        flat, origin = flatten(sequences, self.context, self.context if train else stride)
+        counted = flat.sums(self._reading.weights)[1] > 0
+        if len(flat) and not counted.any():
+            raise UserError(
+                f"{key}: no token of {self.name} ({split}) counts; accepted: data.segment_weights above 0 for a segment"
+                " that it has"
+            )
+        if train and not len(flat):
+            raise UserError(f"{key}: {self.name} (train) has no sequence that can be trained on")
+        chosen = counted.nonzero()[:, 0]
+        if train and fraction is not None:
+            keep = permutation(len(chosen), split_seed, "split", "fraction")[: max(1, round(fraction * len(chosen)))]
+            chosen = chosen[keep.sort().values]
+        self._flat[split] = flat.take(chosen)
+        used = set(origin[chosen].tolist()) if train else range(len(sequences))
+        self._questions[split] = [
+            one.question for number, one in enumerate(sequences) if one.question is not None and number in used
+        ]
+
+    # ---- what is in the splits
+
+    def source(self, tokenizer: Tokenizer) -> TextSource:
+        """What the data set holds, by another tokenizer."""
+        assert self.read is not None
+        return self.read(tokenizer)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sequences and questions of all splits, the tokenizer, and how much each segment counts."""
+        total = hashlib.sha256(repr((sorted(self._flat), self.tokenizer.fingerprint)).encode())
+        total.update(self._reading.weights.double().numpy().data)
+        for split in sorted(self._flat):
+            for name, tensor in self._flat[split].tensors():
+                total.update(f"{split} {name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+                total.update(tensor.contiguous().numpy().data)
+            for question in self._questions[split]:
+                total.update(repr((question.prompt.tolist(), question.answer, question.group)).encode())
+        return total.hexdigest()
+
+    def describe(self) -> str:
+        """One line: how much of what training sees."""
+        return f"{self.counts['train']} sequences of {self.name} ({self.rows('train')} tokens to predict)"
+
+    def rows(self, split: str) -> int:
+        """How many tokens of a split are to be predicted, and count."""
+        return int(self._flat[split].sums(self._reading.weights)[1].sum())
+
+    def questions(self, split: str) -> list[Question]:
+        """The questions of a split, in its order; none where the text asks nothing."""
+        self._known(split)
+        return self._questions.get(split, [])
+
+    def right(self, question: Question, text: str) -> bool:
+        """Whether a generated text is the right answer."""
+        return self._source.right(question, text)
+
+    def words(self, split: str) -> int | None:
+        """Number of words of a split, where perplexity per word makes sense."""
+        return self._source.words.get(split)
+
+    @property
+    def offers(self) -> dict[str, Any]:
+        """What a network's constructor may want to know."""
+        known = {
+            "vocab_size": self.vocab_size,
+            "context": self.context,
+            "eos_id": self.tokenizer.eos_id,
+            "pad_id": self.tokenizer.pad_id,
+        }
+        first = self._source.splits["train"][0].source
+        if first is not None and first.is_floating_point():
+            known |= {"mels": first.shape[0], "frames": self._source.source_length or first.shape[1]}
+        return known
+
+    def like(self, other: Any) -> None:
+        """Refuse a teacher's data of another tokenizer: logits of the same column would mean different tokens.
+
+        Raises:
+            UserError: naming both.
+        """
+        if not isinstance(other, TextData):
+            raise UserError(f"teacher.data: {_what(other)} is {other.kind}; accepted: text, as data ({self.name}) is")
+        self.same_tokens(other.tokenizer, "teacher.data")
+
+    def same_tokens(self, other: Tokenizer, key: str) -> None:
+        """Refuse another tokenizer: logits of the same column would mean different tokens.
+
+        Raises:
+            UserError: naming ``key``, both tokenizers, and what unlike ones can do.
+        """
+        if self.tokenizer.fingerprint == other.fingerprint:
+            return
+        ours, theirs = self.tokenizer.vocabulary(), other.vocabulary()
+        raise UserError(
+            f"{key}: its tokenizer ({other.size} tokens) is not that of data ({self.vocab_size} tokens;"
+            f" {len(ours.items() ^ theirs.items())} entries differ); accepted: the same data.tokenizer (a file, or made"
+            " of the same texts), the teacher's text instead of its probabilities (kdlab generate, then data=traces),"
+            " or loss=uld"
+        )
+
+    def reading(self, folder: Path) -> dict[str, Any]:
+        """What a run folder must know to read inputs and outputs again; writes the tokenizer into ``folder``."""
+        path = self.tokenizer.save(folder)
+        return {"tokenizer": path.name, **self.offers}
+
+    # ---- loaders
+
+    def place(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> TextData:
+        """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
+
+        Args:
+            device: where the tokens lie and batches are made.
+            accumulate: micro-batches of one optimizer step.
+            rank, world: which process this is, of how many.
+        """
+        device = torch.device(device)
+        if device != self._place.get("device"):
+            self._there: dict[str, Flat] = {}
+        self._place = {"device": device, "accumulate": accumulate, "rank": rank, "world": world}
+        self._loaders: dict[str, TextLoader] = {}
+        return self
+
+    def train_dataloader(self) -> TextLoader:
+        """The training loader: the same object every time until :meth:`place` is called."""
+        if "train" not in self._loaders:
+            parts = self._place["accumulate"] * self._place["world"]
+            none = torch.zeros(self.counts["train"], dtype=torch.long)
+            order = Order(none, self.batch_size, seed=self.seed, parts=parts, least=1)
+            self._loaders["train"] = self._loader(
+                "train", self.batch_size, order=order, pack=self.pack, accumulate=self._place["accumulate"]
+            )
+        return self._loaders["train"]
+
+    def val_dataloader(self) -> TextLoader | list[TextLoader]:
+        """Validation sequences in order; an empty list, which Lightning takes for none, without any."""
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> TextLoader | list[TextLoader]:
+        """Test sequences in order; an empty list without any."""
+        return self._evaluation("test")
+
+    def outside_dataloader(self) -> TextLoader | list[TextLoader]:
+        """Test sequences of another domain, in order; an empty list without any."""
+        return self._evaluation("outside")
+
+    def _evaluation(self, split: str) -> TextLoader | list[TextLoader]:
+        if not self.counts[split]:
+            return []
+        if split not in self._loaders:
+            self._loaders[split] = self._loader(split, self.eval_batch_size)
+        return self._loaders[split]
+
+    def sequential(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> TextLoader:
+        """All examples of a split, in order and one a row, in this process: to fill a cache, or to predict.
+
+        Args:
+            split: ``train``, ``val``, ``test`` or ``outside``.
+            view: 0 or None: there is one.
+            batch_size: sequences of a batch; None is ``eval_batch_size``.
+
+        Raises:
+            UserError: if there is no such split, or no such view.
+        """
+        self._known(split)
+        if not self.counts[split]:
+            raise UserError(f"split: {split}; {self.name} has no {split} sequences here")
+        if view not in (None, 0):
+            raise UserError(f"view: {view}; accepted: 0, the only view of text")
+        return self._loader(split, batch_size or self.eval_batch_size, rank=0, world=1)
+
+    def _known(self, split: str) -> None:
+        if split not in self.counts or split == "labelled":
+            raise unknown("split", split, [name for name in self.counts if name != "labelled"], "split")
+
+    def _loader(self, split: str, batch_size: int, **options: Any) -> TextLoader:
+        options = {k: self._place[k] for k in ("device", "rank", "world")} | options
+        if split not in self._there:
+            self._there[split] = self._flat[split].to(self._place["device"])
+        return TextLoader(self._there[split], self._reading, batch_size, **options)
+
+
+def _weights(given: dict[str, float] | None) -> Tensor:
+    """(4,) float64: how much each segment counts."""
+    weights = dict(SEGMENT_WEIGHTS)
+    for segment, weight in dict(given or {}).items():
+        if segment not in weights:
+            raise unknown("data.segment_weights", segment, SEGMENTS, "segment")
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+            raise UserError(f"data.segment_weights.{segment}: {weight!r}; accepted: a number from 0 on")
+        weights[segment] = float(weight)
+    if not any(weights.values()):
+        raise UserError("data.segment_weights: all are 0; accepted: at least one segment above 0")
+    return torch.tensor([weights[segment] for segment in SEGMENTS], dtype=torch.float64)
+
+
+def _what(value: Any) -> str:
+    return str(getattr(value, "name", None) or type(value).__name__)

@@ -1,0 +1,130 @@
+"""What a data set of text hands over: sequences of token ids, and the questions that some of them answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from kdlab.errors import UserError
+from kdlab.functional.types import SEGMENTS
+
+if TYPE_CHECKING:
+    from kdlab.data.text.tokenizer import Tokenizer
+
+PROMPT, REASONING, ANSWER, TEXT = range(len(SEGMENTS))
+"""What a token is part of: the numbers that :attr:`Sequence.segments` holds, indices into ``SEGMENTS``."""
+
+
+@dataclass
+class Question:
+    """A prompt that a network continues, and what is right.
+
+    Args:
+        prompt: (n,) ids that the (decoder of the) network is given.
+        answer: the right answer, as text.
+        group: figures are also reported by group (say, the number of steps); "" for none.
+        text: the question as a person reads it.
+        source: what the encoder is given: (m,) ids or (F, m) features; None without an encoder.
+    """
+
+    prompt: Tensor
+    answer: str
+    group: str = ""
+    text: str = ""
+    source: Tensor | None = None
+
+
+@dataclass
+class Sequence:
+    """One example: the token at each position, and what each is part of.
+
+    Args:
+        ids: (n,) integer token ids; the network reads ``ids[:-1]`` and predicts ``ids[1:]``. With an encoder they
+            begin with the decoder's start token.
+        segments: (n,) index into ``SEGMENTS`` of each token itself.
+        question: the question that this sequence answers, if any.
+        source: what the encoder is given: (m,) ids or (F, m) float features; None without an encoder.
+        weight: of all its rows.
+        running: running text, which is cut into windows of the context; any other sequence has to fit whole.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    question: Question | None = None
+    source: Tensor | None = None
+    weight: float = 1.0
+    running: bool = False
+
+    @classmethod
+    def of(cls, pieces: Iterable[tuple[list[int], int]], **options: object) -> Sequence:
+        """A sequence of pieces, each token ids and the segment they are part of.
+
+        >>> Sequence.of([([5, 6], PROMPT), ([7], ANSWER)]).segments.tolist()
+        [0, 0, 2]
+        """
+        pieces = list(pieces)
+        ids = torch.tensor([token for piece, _ in pieces for token in piece], dtype=torch.int32)
+        kinds = torch.tensor([kind for piece, kind in pieces for _ in piece], dtype=torch.uint8)
+        return cls(ids, kinds, **options)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def same_text(question: Question, text: str) -> bool:
+    """Whether a generated text is the answer, up to white space around it."""
+    return text.strip() == question.answer.strip()
+
+
+@dataclass
+class TextSource:
+    """A data set of text, tokenised.
+
+    Args:
+        name: what to call it.
+        tokenizer: what the ids mean.
+        splits: sequences of ``train``, ``val``, ``test``, and possibly ``outside`` (another domain's test split).
+        words: words per split, where perplexity per word makes sense.
+        right: whether a generated text is the right answer to a question.
+        source_length: every encoder input is padded to this length; None pads to the longest of a micro-batch.
+        source_fill: what features are padded with.
+        key: the config key to name when the content is wrong.
+    """
+
+    name: str
+    tokenizer: Tokenizer
+    splits: dict[str, list[Sequence]]
+    words: dict[str, int] = field(default_factory=dict)
+    right: Callable[[Question, str], bool] = same_text
+    source_length: int | None = None
+    source_fill: float = 0.0
+    key: str = "data"
+
+    def check(self) -> TextSource:
+        """This source, if its sequences make sense.
+
+        Raises:
+            UserError: for an empty training split, ids out of range, unequal lengths, or sequences with an encoder
+                input beside sequences without.
+        """
+        if not self.splits.get("train"):
+            raise UserError(f"{self.key}: {self.name} (train) has no sequences")
+        with_source = self.splits["train"][0].source is not None
+        for split, sequences in self.splits.items():
+            for number, one in enumerate(sequences):
+                where = f"{self.key}: {self.name} ({split}), sequence {number}"
+                if len(one.ids) != len(one.segments):
+                    raise UserError(f"{where} has {len(one.ids)} tokens and {len(one.segments)} segments")
+                if (one.source is not None) != with_source:
+                    raise UserError(f"{where} has {'no' if with_source else 'an'} encoder input, unlike the first one")
+            ids = torch.cat([one.ids for one in sequences]) if sequences else torch.zeros(0)
+            if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.size:
+                raise UserError(
+                    f"{self.key}: {self.name} ({split}) has token ids {int(ids.min())}..{int(ids.max())}; accepted:"
+                    f" 0..{self.tokenizer.size - 1}, which its tokenizer has"
+                )
+        return self

@@ -1,0 +1,148 @@
+"""A teacher's answers from a cache: whether that can be, what the cache holds, and filling it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from kdlab.errors import UserError
+from kdlab.experiment.schema import Experiment, TeacherSpec
+from kdlab.losses import Objective
+from kdlab.methods import Training
+from kdlab.models import weights_hash
+from kdlab.teachers import (
+    CachedTeacher,
+    FrozenTeacher,
+    Manifest,
+    Teacher,
+    TokenCache,
+    TokenManifest,
+    dtype_for,
+    write_cache,
+    write_tokens,
+)
+
+MEASURED = ("val", "test", "outside")
+"""The splits that a result reports; ``outside`` is of another domain than training."""
+
+WHOLE_ROWS = 256
+"""Size of a vocabulary up to which a cache of sequences holds all of it, and so is exact."""
+
+
+def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> str:
+    """Why a teacher answers live; empty where it can answer from a cache.
+
+    Raises:
+        UserError: if a certain cache is asked for, and cannot be used or is not there.
+    """
+    spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
+    asked, layers = spec.cache, objective.teacher_layers
+    sparse = _sparse(spec, data)
+    if asked == "off":
+        return "as teacher.cache=off asks"
+    reasons = []
+    if layers:
+        reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
+    if data.views is None:
+        reasons.append(data.unlimited)
+    if experiment.source is not None:
+        reasons.append("source writes sequences that nobody has seen before")
+    if objective.any_vocabulary:
+        reasons.append("it reads the text in tokens of its own")
+    if reasons and (asked != "auto" or sparse):
+        said = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
+        raise UserError(f"teacher.{said}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
+    if asked == "auto" and data.gives != "rows" and not sparse and data.vocab_size > WHOLE_ROWS:
+        reasons.append(
+            f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"
+        )
+    if asked != "auto" and not (Path(asked) / "manifest.json").is_file():
+        raise UserError(f"teacher.cache: {asked} holds no manifest.json; accepted: auto, off, or the folder of a cache")
+    return " and ".join(f"since {reason}" for reason in reasons)
+
+
+def _sparse(spec: TeacherSpec, data: Any) -> str:
+    """The key that asks for a cache of some tokens a position; empty where neither does.
+
+    Raises:
+        UserError: if it is out of range, both do, or the data are no sequences.
+    """
+    given = [name for name in ("top_k", "draws") if getattr(spec, name) is not None]
+    if not given:
+        return ""
+    name, value = given[0], getattr(spec, given[0])
+    if len(given) > 1:
+        raise UserError(f"teacher.top_k: {spec.top_k}, and teacher.draws: {spec.draws}; accepted: one of them")
+    if data.gives == "rows":
+        raise UserError(f"teacher.{name}: {value}, and data ({data.name}) is no text; accepted: null")
+    most = data.vocab_size if name == "top_k" else 4096
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f"teacher.{name}: {value!r}; accepted: a whole number from 1 to {most}, or null")
+    return name
+
+
+def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Training) -> Teacher:
+    """The teacher, answering from its cache, which is filled first if it is not there."""
+    spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
+    of_rows = data.gives == "rows"
+    manifest: Any = describe_rows(live.net, data) if of_rows else describe_tokens(live.net, data, spec)
+    folder = Path(experiment.output) / "cache" / manifest.key if spec.cache == "auto" else Path(spec.cache)
+    if spec.cache == "auto" and not (folder / "manifest.json").exists():
+        data.place(training.device)
+        live.to(training.device)
+        with _progress() as report:
+            if of_rows:
+                write_cache(folder, manifest, live, data.sequential, report)
+            else:
+                rows = sum(data.rows(split) for split in manifest.splits)
+                write_tokens(folder, manifest, live, data.sequential, report, rows)
+    return CachedTeacher(folder, manifest) if of_rows else TokenCache(folder, manifest)
+
+
+def describe_rows(net: nn.Module, data: Any) -> Manifest:
+    """What a cache of ``net`` on rows holds."""
+    rows = {"train": (data.counts["train"], data.views or 1)}
+    rows.update({split: (data.counts[split], 1) for split in MEASURED if data.counts.get(split)})
+    return Manifest(
+        teacher=_said_by(net),
+        data=data.fingerprint,
+        transform=data.transform,
+        classes=data.num_classes,
+        rows=rows,
+        dtype=dtype_for(rows, data.num_classes),
+    )
+
+
+def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManifest:
+    """What a cache of ``net`` on sequences holds."""
+    drawn = spec.draws is not None
+    return TokenManifest(
+        teacher=_said_by(net),
+        data=data.fingerprint,
+        form="sampled" if drawn else "topk",
+        k=spec.draws or spec.top_k or data.vocab_size,
+        classes=data.vocab_size,
+        seed=spec.seed if drawn else 0,
+        splits=tuple(split for split in ("train", *MEASURED) if data.counts[split]),
+    )
+
+
+def _said_by(net: nn.Module) -> str:
+    # the input normalisation is no part of a state dict, but it is of what the teacher says
+    return weights_hash({**net.state_dict(), **dict(net.named_buffers())})
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    with tqdm(total=1, desc="teacher cache", unit="row", leave=False, disable=None) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report

@@ -1,0 +1,207 @@
+"""What is asked: questions from JSONL, what identifies them, and how they become prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdlab.errors import UserError, unknown
+
+CHAT = "{question}\n\nThink step by step. Then end with a line that holds only {marker} and the final answer."
+"""What a chat model is told."""
+
+PLAIN = "Q: {question}\nA:"
+"""What a model without a chat form continues: the prompt that traces are trained with. A model that was not trained so
+needs examples before it (``--template @FILE``)."""
+
+_ROLES = ("system", "developer", "user", "assistant")
+_THOUGHTS = re.compile(r"^\s*<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One question.
+
+    Attributes:
+        key: its identity, a hash of id and content: what resuming goes by.
+        question: the text, or None where ``messages`` say it.
+        messages: chat messages, or empty.
+        gold: the right answer, or None.
+        id: the file's own name for it, or None.
+        more: further fields of the line that a trace keeps (``choices``, ``equation``, ``group``).
+    """
+
+    key: str
+    question: str | None
+    messages: tuple[Mapping[str, str], ...] = ()
+    gold: str | None = None
+    id: str | int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One answer that is wanted: a question, and the number of the sample."""
+
+    ask: Ask
+    sample: int
+    seed: int
+
+    @classmethod
+    def of(cls, ask: Ask, sample: int, seed: int) -> Job:
+        """Its seed in 0 .. 2^31 - 1 follows from the run's, the question and the sample alone."""
+        digest = hashlib.sha256(f"{seed}\0{ask.key}\0{sample}".encode()).digest()
+        return cls(ask, sample, int.from_bytes(digest[:4], "big") >> 1)
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.ask.key, self.sample
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a question becomes a prompt, and an answer is found in what comes back.
+
+    Args:
+        system: a system message, or None.
+        template: text with ``{question}``, and ``{marker}`` where the marker belongs; None: a usual one.
+        marker: what stands before the final answer.
+    """
+
+    system: str | None = None
+    template: str | None = None
+    marker: str = "####"
+
+    def __post_init__(self) -> None:
+        if self.template is not None and "{question}" not in self.template:
+            raise UserError(f"--template: {self.template[:60]!r} has no {{question}}; accepted: a text that has it")
+        if not self.marker.strip():
+            raise UserError("--marker: empty; accepted: a text such as ####")
+
+    def text(self, ask: Ask, chat: bool) -> str:
+        """The question in its template."""
+        template = self.template if self.template is not None else (CHAT if chat else PLAIN)
+        # not str.format: questions and templates have braces of their own
+        return template.replace("{marker}", self.marker).replace("{question}", ask.question or "")
+
+    def messages(self, ask: Ask) -> list[dict[str, str]]:
+        """As a chat; messages of the question's own stay as they are."""
+        found = [dict(m) for m in ask.messages] or [{"role": "user", "content": self.text(ask, True)}]
+        if self.system is not None and found[0]["role"] not in ("system", "developer"):
+            found.insert(0, {"role": "system", "content": self.system})
+        return found
+
+    def prompt(self, ask: Ask) -> str:
+        """As one text, for a model without a chat form."""
+        lead = "" if self.system is None else f"{self.system}\n\n"
+        return lead + self.text(ask, False)
+
+    def split(self, text: str, reasoning: str | None = None) -> tuple[str, str | None]:
+        """(reasoning, final answer or None) of what a teacher wrote.
+
+        Args:
+            text: the answer as it came; ``<think>...</think>`` at its start is reasoning.
+            reasoning: what came apart from the text, put before it.
+        """
+        if (thoughts := _THOUGHTS.match(text)) is not None:
+            reasoning = "\n".join(part for part in (reasoning, thoughts[1].strip()) if part)
+            text = text[thoughts.end() :]
+        before, found, tail = text.rpartition(self.marker)
+        answer = tail.strip().partition("\n")[0].strip() if found else ""
+        body = (before if answer else text).strip()
+        return "\n".join(part for part in (reasoning and reasoning.strip(), body) if part), answer or None
+
+
+def read_questions(path: Path, limit: int | None = None, answer_key: str | None = None) -> list[Ask]:
+    """The questions of a JSONL file: ``question`` or ``messages``, and optionally ``gold`` or ``answer``, and ``id``.
+
+    An ``answer`` that holds GSM8K's ``####`` counts from there on. The same question twice is asked once.
+
+    Args:
+        path: the file.
+        limit: read only so many lines.
+        answer_key: the field with the right answer; None: ``gold``, else ``answer``.
+
+    Raises:
+        UserError: with the number of the first line that is not such an object; for one id of two questions; if there
+            are none.
+    """
+    found: dict[str, Ask] = {}
+    lines: dict[str, tuple[int, str]] = {}
+    for number, text in _lines(path):
+        ask = _ask(text, f"{path}: line {number}", answer_key)
+        if ask.id is not None:
+            first, key = lines.setdefault(str(ask.id), (number, ask.key))
+            if key != ask.key:
+                raise UserError(f"{path}: line {number}: id {ask.id!r} is line {first}'s too; accepted: unique ids")
+        found.setdefault(ask.key, ask)
+        if limit is not None and len(found) >= limit:
+            break
+    if not found:
+        raise UserError(f"{path}: no questions in it; accepted: lines such as {_EXAMPLE}")
+    return list(found.values())
+
+
+_EXAMPLE = '{"question": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    try:
+        with path.open("rb") as file:
+            for number, raw in enumerate(file, 1):
+                try:
+                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                except UnicodeDecodeError as error:
+                    raise UserError(f"{path}: line {number}: not UTF-8 ({error.reason})") from None
+                if text.strip():
+                    yield number, text
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; accepted: a JSONL file with lines such as {_EXAMPLE}") from None
+
+
+def _ask(text: str, where: str, answer_key: str | None) -> Ask:
+    try:
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: no JSON ({error}); accepted: {_EXAMPLE}") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a JSON {type(row).__name__}; accepted: {_EXAMPLE}")
+    question, messages, name = row.get("question"), row.get("messages"), row.get("id")
+    if messages is not None:
+        question = None
+        _check_messages(messages, where)
+    elif not isinstance(question, str) or not question.strip():
+        near = unknown("", "question", row, "field") if row and "question" not in row else None
+        raise UserError(f"{where}: no text under 'question'; accepted: {_EXAMPLE}" + (f", not{near}" if near else ""))
+    if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
+        raise UserError(f"{where}: id {name!r}; accepted: a text or an integer")
+    if answer_key is not None and answer_key not in row:
+        raise UserError(f"{where}: no field {answer_key!r}; accepted: {', '.join(map(repr, row))}")
+    value = row.get(answer_key) if answer_key else row.get("gold", row.get("answer"))
+    gold = None if value is None or isinstance(value, dict | list) else str(value)
+    if gold is not None and "####" in gold:
+        gold = gold.rpartition("####")[2].strip()
+    content = [None if name is None else str(name), question if messages is None else messages]
+    try:
+        key = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a surrogate pair; accepted: valid Unicode text") from None
+    more = {name: row[name] for name in ("choices", "equation", "group") if row.get(name) is not None}
+    return Ask(key, question, tuple(messages or ()), gold or None, name, more)
+
+
+def _check_messages(messages: object, where: str) -> None:
+    if not isinstance(messages, list) or not messages:
+        raise UserError(f"{where}: messages is no list of messages; accepted: {_EXAMPLE}")
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise UserError(f"{where}: a message without text under 'content'; accepted: {_EXAMPLE}")
+        if message.get("role") not in _ROLES:
+            raise unknown(f"{where}: role", message.get("role"), _ROLES)
+    if messages[-1]["role"] == "assistant":
+        raise UserError(f"{where}: the last message is the assistant's; accepted: messages that end with a question")

@@ -1,0 +1,84 @@
+"""Terms of language models: hidden states by their direction, and distributions over unlike vocabularies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlab.errors import UserError
+from kdlab.functional import Batch, Outputs, Schedule, dense
+from kdlab.losses.features import LayerTerm
+from kdlab.losses.soft import SoftTerm
+
+
+class HiddenCosine(LayerTerm):
+    r"""How far the student's hidden states point away from the teacher's, row by row.
+
+    .. math:: 1 - \frac{h^S_i \cdot h^T_i}{\|h^S_i\| \, \|h^T_i\|}
+
+    Of sequences, (B, T, d) states are picked where ``batch.where`` says so. Where the widths differ, the student's pass
+    through a trained linear map, which is no part of the student. Sanh et al., *DistilBERT, a distilled version of
+    BERT*, EMC² workshop at NeurIPS 2019, compare the last hidden states.
+    """
+
+    def __init__(self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0) -> None:
+        super().__init__(student_layer, teacher_layer, weight)
+        self.projector: nn.Module | None = None
+
+    def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
+        s, t = self.pair(student, teacher)
+        if s.ndim not in (2, 3):
+            raise UserError(
+                f"student_layer, teacher_layer: outputs of {s.ndim} dimensions; accepted: hidden states (rows, d) or "
+                "(B, T, d)"
+            )
+        if self.projector is None and s.shape[-1] != t.shape[-1]:
+            self.projector = nn.Linear(s.shape[-1], t.shape[-1], device=s.device)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        s, t = (_rows(each, batch) for each in self.pair(student, teacher))
+        if self.projector is not None:
+            s = self.projector(s.to(next(self.projector.parameters()).dtype))
+        elif s.shape[-1] != t.shape[-1]:
+            raise UserError("HiddenCosine: call prepare(student, teacher) once before training, to make its projector")
+        wide = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
+        return 1 - F.cosine_similarity(s.to(wide), t.to(wide), dim=-1)
+
+
+def _rows(hidden: Tensor, batch: Batch) -> Tensor:
+    """Hidden states (rows, d), from (rows, d) or (B, T, d)."""
+    if hidden.ndim == 3 and batch.where is not None and hidden.shape[:2] == batch.where.shape:
+        return hidden[batch.where]
+    if hidden.ndim == 2 and len(hidden) == len(batch):
+        return hidden
+    raise UserError(
+        f"student_layer, teacher_layer: an output of shape {tuple(hidden.shape)}; accepted: one hidden state for each "
+        f"of the {len(batch)} rows, or for each position"
+    )
+
+
+class ULD(SoftTerm):
+    r"""Universal logit distillation: the sorted probabilities of both, whichever tokens they belong to, times T.
+
+    .. math:: T \sum_{c=1}^{\max(C^S, C^T)} \big| p^S_{(c)}(T) - p^T_{(c)}(T) \big|
+
+    with :math:`p_{(1)} \ge p_{(2)} \ge \dots`, and zeros where the smaller vocabulary has ended: the Wasserstein
+    distance of both if all tokens are equally far from each other. Boizard et al., *Towards Cross-Tokenizer
+    Distillation: the Universal Logit Distillation Loss for LLMs*, TMLR 2025, who train on cross-entropy plus 1.5 times
+    this, at T = 1.
+
+    A row that :class:`~kdlab.teachers.UnlikeTeacher` found no partner for (``teacher.heads["paired"]``) is 0.
+    """
+
+    any_vocabulary = True
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        s, t, factor = self.temperature.soften(dense(student.logits), dense(teacher.logits))
+        wide = max(s.shape[-1], t.shape[-1])
+        p, q = (F.pad(z.softmax(-1).sort(-1, descending=True).values, (0, wide - z.shape[-1])) for z in (s, t))
+        value = (p - q).abs().sum(-1) * factor**0.5
+        paired = teacher.heads.get("paired")
+        return value if paired is None else torch.where(paired, value, 0.0)

@@ -1,0 +1,35 @@
+"""Text to read while a language model trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+
+
+class Samples(pl.Callback):
+    """After each validation, what the student makes of a few validation examples: in TensorBoard, and in a file.
+
+    Args:
+        data: the data module.
+        file: the Markdown file that holds the latest ones.
+        every: validations from one time to the next.
+    """
+
+    def __init__(self, data: Any, file: Path, every: int = 1) -> None:
+        self.data, self.file, self.every = data, file, every
+        self._seen = 0
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._seen += 1
+        if self._seen % self.every or not trainer.is_global_zero:
+            return
+        text = pl_module.task.samples(pl_module.student, self.data, "val", pl_module.device)
+        if not text:
+            return
+        self.file.write_text(text + "\n", encoding="utf-8")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("val/samples", text, trainer.global_step)
