@@ -250,7 +250,7 @@ MISTAKES = [
         "student.width: 4.292; accepted: an integer",
     ),
     (["trainer.strategy=ddp"], "trainer.strategy: unknown key 'strategy'"),
-    (["teacher=null"], "teacher: unknown option 'null'; accepted: mlp"),
+    (["teacher=null"], "teacher: unknown option 'null'; accepted: distilgpt2_cut"),
     (["=3"], "'=3': no key before the '='"),
     (["optimizer.lr=nan"], "optimizer.lr: NaN; accepted: a finite number"),
     (["epochs=1e40"], "epochs: 1e+40; accepted: an integer"),
@@ -285,7 +285,7 @@ def test_odd_files_among_the_options_break_nothing(capsys, workplace):
     (workplace / "conf" / "model" / "odd.yaml").write_bytes(b"# \xff\xfe\n")
     assert main(["list", "student"]) == 0
     text = capsys.readouterr().out
-    assert "odd" in text and "folder" not in text and "resnet8" in text
+    assert "odd" in text and "\n  folder" not in text and "resnet8" in text
 
 
 def test_two_recipes_for_one_term(capsys, workplace):

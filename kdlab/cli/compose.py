@@ -91,6 +91,8 @@ class Loader(ConfigLoaderImpl):
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self.tree = super()._compose_config_from_defaults_list(defaults, repo)
+        if any(default.config_path == "teacher/none" for default in defaults):
+            self.tree.teacher = None  # whatever else an experiment says of its teacher
         self.tree.hydra.runtime.choices[PATHS] = [[d.config_path, d.parent] for d in defaults if d.config_path]
         return self.tree
 
@@ -142,11 +144,17 @@ class Alias(ConfigNode):
         return OmegaConf.create({"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT})
 
 
+def _untrained(at: str) -> dict[str, Any]:
+    """A recipe that is not used: experiments choose an optimizer for their teacher, whoever that is in the end."""
+    return {"defaults": [{f"/optimizer{at}optimizer": "sgd"}, {f"/scheduler{at}scheduler": "cosine"}, "_self_"]}
+
+
 def register(options: Options) -> None:
     """Make ``student`` and ``teacher`` groups of the networks, and the sweepers known to Hydra."""
     store = ConfigStore.instance()
-    store.store(group="teacher", name="none", node={"teacher": None}, package="_global_")
-    store.store(group="teacher", name="previous", node={"net": None, "cache": "auto"})
+    store.store(group="teacher", name="none", node={**_untrained("@teacher."), "teacher": None}, package="_global_")
+    store.store(group="teacher", name="previous", node={**_untrained("@"), "net": None, "cache": "auto"})
+    store.store(group="teacher", name="written", node={**_untrained("@"), "net": None, "cache": "???"})
     for name in options.of(NETWORKS):
         for group in ("student", "teacher"):
             store.repo.setdefault(group, {})[f"{name}.yaml"] = Alias(group, name)

@@ -18,6 +18,7 @@ EXTRA = {
     "teacher": {
         "none": "no teacher at all",
         "previous": "the student of the stage before, or of the generation before",
+        "written": "answers in a cache alone, such as kdlab generate writes: teacher.cache=FOLDER",
     },
 }
 """Options that are not files of their own."""

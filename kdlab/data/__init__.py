@@ -13,8 +13,9 @@ from kdlab.data.sources.folder import image_folder
 from kdlab.data.sources.idx import fashion_mnist, mnist
 from kdlab.data.sources.tabular import csv, synthetic, tensors
 from kdlab.data.text.arithmetic import arithmetic
+from kdlab.data.text.combine import text_data
 from kdlab.data.text.corpora import shakespeare, text_files, wikitext
-from kdlab.data.text.module import TextData, text_data
+from kdlab.data.text.module import TextData
 from kdlab.data.text.pairs import pairs
 from kdlab.data.text.reasoning import cqa, gsm8k, svamp
 from kdlab.data.text.speech import spoken_digits

@@ -86,6 +86,27 @@ def _sparse(spec: TeacherSpec, data: Any) -> str:
     return name
 
 
+def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCache:
+    """A teacher of which nothing is known but a cache of its answers.
+
+    Raises:
+        UserError: if there is no such cache, it is of other tokens than ``data``, or the objective wants more of it.
+    """
+    spec = experiment.teacher
+    assert spec is not None
+    if data.gives == "rows":
+        raise UserError(f"teacher.cache: {spec.cache}, and data ({data.name}) is no text; accepted: teacher=NAME")
+    why_not_cached(experiment, data, objective)
+    manifest = TokenManifest.read(Path(spec.cache))
+    known = (data.fingerprint, data.tokenizer.identity)
+    if manifest.classes != data.vocab_size or manifest.data not in known:
+        raise UserError(
+            f"teacher.cache: {spec.cache} is of {manifest.data} ({manifest.classes} tokens), and data of {known[1]} "
+            f"({data.vocab_size} tokens); accepted: the data.tokenizer that it was written with"
+        )
+    return TokenCache(Path(spec.cache), manifest)
+
+
 def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Training) -> Teacher:
     """The teacher, answering from its cache, which is filled first if it is not there."""
     spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()

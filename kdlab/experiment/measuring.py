@@ -16,15 +16,17 @@ from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
 from kdlab.experiment.store import obtain
 from kdlab.experiment.teaching import (
+    Lesson,
     find_teacher,
     from_cut,
     of_all_stages,
+    tokens_of_teacher,
     without_teacher,
 )
 from kdlab.methods import Training, evaluate
 from kdlab.models import measure
 from kdlab.tasks import Task, tokens_per_second
-from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Teacher
+from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Teacher, UnlikeTeacher
 
 log = logging.getLogger("kdlab")
 
@@ -34,9 +36,9 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
     stages = list(done.values())
     last, first = stages[-1], stages[0]
     lesson = last.lesson
-    models = {"student": _model(last, last.student, last.fitted.seconds)}
-    if lesson is not None:
-        models["teacher"] = _model(last, lesson.source.net, lesson.source.seconds, teacher=True)
+    models: dict[str, Any] = {"student": _model(last, last.student, last.fitted.seconds)}
+    if lesson is not None and lesson.source.net is not None:
+        models |= {"teacher": described} if (described := _teacher(last, lesson)) else {}
     seconds = {
         "teacher": lesson.source.seconds or 0.0 if lesson and lesson.source.fresh else 0.0,
         "cache": sum(stage.lesson.cache_seconds for stage in stages if stage.lesson),
@@ -51,7 +53,8 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
         if len(stages) > 1 and first.lesson is None and _same_budget(first.experiment, last.experiment):
             models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
         elif last.lesson is not None or last.experiment.init != "fresh" or last.experiment.method_name != "FineTune":
-            found, took = _baseline(of_all_stages([s.experiment for s in stages]), first.experiment, last, choices)
+            start = first.cut_from if any(stage.lesson for stage in stages) else None  # else it would be the same run
+            found, took = _baseline(of_all_stages([s.experiment for s in stages]), start, last, choices)
             if found:
                 models["baseline"], seconds["baseline"] = found, took
     return models, seconds
@@ -63,12 +66,11 @@ def _same_budget(first: Experiment, last: Experiment) -> bool:
 
 
 def _baseline(
-    experiment: Experiment, first: Experiment, last: Stage, choices: Mapping[str, str]
+    experiment: Experiment, start: nn.Module | None, last: Stage, choices: Mapping[str, str]
 ) -> tuple[dict[str, Any] | None, float]:
     recipe, begin = without_teacher(experiment, last.data), lambda net: None
-    if recipe is not None and first.init == "cut":  # the same start for both
-        assert last.lesson is not None
-        recipe, begin = from_cut(recipe, last.lesson.source.net)
+    if recipe is not None and start is not None:  # the same start for both
+        recipe, begin = from_cut(recipe, start)
     if recipe is None:
         log.info("baseline: none, since no row has a label")
         return None, 0.0
@@ -77,10 +79,24 @@ def _baseline(
     return _model(last, kept.net, kept.seconds), kept.seconds if kept.fresh else 0.0
 
 
-def _model(stage: Stage, net: nn.Module, seconds: float | None, teacher: bool = False) -> dict[str, Any]:
+def _model(stage: Stage, net: nn.Module, seconds: float | None) -> dict[str, Any]:
     """What a table says about one network of a run; agreement is with the stage's teacher."""
-    told = stage.lesson.teacher if stage.lesson and not teacher else None
+    told = stage.lesson.teacher if stage.lesson else None
     return describe_network(stage.data, stage.task, stage.training, net, seconds, told)
+
+
+def _teacher(stage: Stage, lesson: Lesson) -> dict[str, Any] | None:
+    """What a table says about the teacher; one that speaks of other tokens is measured in those."""
+    assert lesson.source.net is not None
+    data, task = stage.data, stage.task
+    if isinstance(lesson.teacher, UnlikeTeacher):
+        try:
+            data = tokens_of_teacher(stage.experiment)
+        except UserError as error:
+            log.warning("teacher: not measured in its own tokens, since %s", error)
+            return None
+        task = parts.task(stage.experiment.task, data)
+    return describe_network(data, task, stage.training, lesson.source.net, lesson.source.seconds)
 
 
 def describe_network(
@@ -145,6 +161,6 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     data = parts.data(experiment.data, experiment.seed)
     task = parts.task(experiment.task, data)
     source = find_teacher(experiment, data, training, None, {})
-    assert source is not None
+    assert source is not None and source.net is not None
     found = describe_network(data, task, training, source.net, source.seconds)
     return {**found, "trained_on": source.trained_on, "counts": data.counts}

@@ -13,7 +13,7 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import parts
-from kdlab.experiment.caching import why_not_cached
+from kdlab.experiment.caching import why_not_cached, written
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teaching import came_with_weights, foreign_teacher, own_data
 from kdlab.functional import Batch
@@ -79,7 +79,10 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
             "method: FineTune learns from labels alone, and the loss has terms that need a teacher; "
             "accepted: loss=ce, or method=offline_kd"
         )
-    if objective.needs_teacher and teacher is None and not itself and not _previous(experiment):
+    known = experiment.teacher is not None and experiment.teacher.written
+    if known:
+        yield "teacher", written(experiment, data, objective).describe()
+    if objective.needs_teacher and teacher is None and not (itself or known or _previous(experiment)):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
     _start(experiment, data, student, teacher)
     _source(experiment, data, teacher)
@@ -101,7 +104,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
 
 
 def _previous(experiment: Experiment) -> bool:
-    return experiment.teacher is not None and experiment.teacher.net is None
+    return experiment.teacher is not None and experiment.teacher.previous
 
 
 def _origin(experiment: Experiment) -> str:

@@ -18,6 +18,7 @@ import torch
 import kdlab
 from kdlab import spec
 from kdlab.errors import RunFailed, UserError
+from kdlab.experiment.caching import MEASURED
 from kdlab.experiment.measuring import measure_all
 from kdlab.experiment.preflight import preflight
 from kdlab.experiment.schema import Experiment
@@ -93,7 +94,7 @@ def _check_first(experiment: Experiment) -> None:
         raise UserError(
             "init: previous, and no stage comes before; accepted: fresh, teacher, pretrained, or a stage before"
         )
-    if experiment.teacher is not None and experiment.teacher.net is None:
+    if experiment.teacher is not None and experiment.teacher.previous:
         raise UserError("teacher: previous, and no stage comes before; accepted: teacher=NAME, or a stage before this")
 
 
@@ -105,7 +106,7 @@ def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
     student = result["models"]["student"]
     name = result["score"]["name"]
     form = ".2%" if result["score"]["greater"] else ".4g"
-    scores = [f"{split} {name} {student[split][name]:{form}}" for split in ("val", "test") if split in student]
+    scores = [f"{split} {name} {student[split][name]:{form}}" for split in MEASURED if name in student.get(split, {})]
     print(f"  {folder.name}: {', '.join(scores)}, {result['seconds']['total']:.1f} s", flush=True)
 
 

@@ -30,13 +30,23 @@ class TeacherSpec(PretrainedSpec):
     """Who teaches: likewise a network with a checkpoint, or one that is trained first."""
 
     net: dict | None = None
-    """The network; None for the student of the stage before."""
+    """The network; None for the student of the stage before, or for what is in ``cache`` alone."""
     cache: str = "auto"
     """``auto`` where it is exact, ``off``, or the folder of a cache."""
     top_k: int | None = None
     """Of sequences: cache the k most probable tokens of each position and the mass of all others."""
     draws: int | None = None
     """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
+
+    @property
+    def written(self) -> bool:
+        """Whether all that is known of it is a cache, such as ``kdlab generate`` writes."""
+        return self.net is None and self.cache not in ("auto", "off")
+
+    @property
+    def previous(self) -> bool:
+        """Whether it is the student of the stage before."""
+        return self.net is None and not self.written
 
 
 @dataclass

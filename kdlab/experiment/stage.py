@@ -38,6 +38,8 @@ class Stage:
     student: nn.Module
     lesson: Lesson | None
     fitted: Fitted
+    cut_from: nn.Module | None = None
+    """The teacher whose layers the student started from, if it did."""
 
     @property
     def as_teacher(self) -> Trained:
@@ -81,13 +83,14 @@ def fit_stage(
     log.info("%s: training %d epochs on %s", name, experiment.epochs, data.describe())
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
     adapted(fitted.weights)
-    return Stage(experiment, data, task, training, student, lesson, fitted)
+    cut_from = source.net if source is not None and experiment.init == "cut" else None
+    return Stage(experiment, data, task, training, student, lesson, fitted, cut_from)
 
 
 def _taught_by_previous(experiment: Experiment) -> bool:
     """Whether the stage before teaches: born-again generations, and ``teacher=previous``."""
     return experiment.method.get("source") == "previous" or (
-        experiment.teacher is not None and experiment.teacher.net is None
+        experiment.teacher is not None and experiment.teacher.previous
     )
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment import parts
-from kdlab.experiment.caching import cached, why_not_cached
+from kdlab.experiment.caching import cached, why_not_cached, written
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.store import Recipe, obtain
 from kdlab.losses import Objective
@@ -31,7 +31,8 @@ log = logging.getLogger("kdlab")
 class Trained:
     """A trained network that can teach."""
 
-    net: nn.Module
+    net: nn.Module | None
+    """None where only its answers are known."""
     trained_on: str
     seconds: float | None = None
     """Of its training; None for a checkpoint from elsewhere."""
@@ -66,11 +67,12 @@ def find_teacher(
         UserError: if its checkpoint does not load, or it has another number of classes than the data.
     """
     spec = experiment.teacher
+    if spec is not None and spec.written:
+        return Trained(None, f"elsewhere (its answers in {spec.cache})")
     if previous is not None or spec is None or spec.net is None:
         return previous
     if came_with_weights(spec):
         net, tokenizer, origin = foreign_teacher(experiment, data, any_vocabulary)
-        log.info("teacher: %s", origin)
         return Trained(net, origin, tokenizer=tokenizer)
     config = parts.teacher_data(experiment.data, spec.data)
     own = own_data(experiment, "teacher")
@@ -106,7 +108,8 @@ def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> 
     if spec.checkpoint is None:
         return net, tokenizer, f"elsewhere ({spec.net['name']})"
     said = load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
-    return net, tokenizer, f"elsewhere (checkpoint {Path(spec.checkpoint).name}: {said})"
+    log.info("teacher: %s", said)
+    return net, tokenizer, f"elsewhere (checkpoint {Path(spec.checkpoint).name})"
 
 
 def own_data(experiment: Experiment, owner: str) -> Any:
@@ -123,6 +126,20 @@ def own_data(experiment: Experiment, owner: str) -> Any:
     return data
 
 
+def tokens_of_teacher(experiment: Experiment) -> Any:
+    """The data in the tokens of a teacher with a tokenizer of its own.
+
+    Raises:
+        UserError: what the data refuse, such as a context with too little room for so many tokens.
+    """
+    spec = experiment.teacher
+    assert spec is not None and spec.net is not None
+    if not came_with_weights(spec):
+        return own_data(experiment, "teacher")
+    with parts.of("teacher"):
+        return parts.data({**parts.teacher_data(experiment.data, spec.data), "tokenizer": spec.net["name"]}, spec.seed)
+
+
 def give_lesson(
     source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
 ) -> Lesson:
@@ -131,6 +148,10 @@ def give_lesson(
     Raises:
         UserError: if it has another vocabulary than the student, and the objective compares token by token.
     """
+    if source.net is None:
+        kept = written(experiment, data, objective)
+        log.info(kept.describe())
+        return Lesson(kept, source)
     live = FrozenTeacher(source.net, task, objective.teacher_layers)
     if objective.any_vocabulary and source.tokenizer is not None:
         unlike = UnlikeTeacher(source.net, task, source.tokenizer, data.tokenizer)

@@ -106,9 +106,7 @@ class Soft:
         tokenizer = self.pieces.tokenizer
         return TokenWriter(
             self.folder,
-            TokenManifest(
-                teacher=self.teacher, data=f"tokens of {tokenizer.fingerprint[:16]}", classes=tokenizer.size, k=self.k
-            ),
+            TokenManifest(teacher=self.teacher, data=tokenizer.identity, classes=tokenizer.size, k=self.k),
         )
 
     def add(self, writer: TokenWriter, answer: Answer, trace: Trace) -> bool:

@@ -171,7 +171,7 @@ class TokenMeasures:
 
     which compares between tokenizers. With a teacher also ``kl`` at temperature 1 and ``agreement``, the share of rows
     where both name the same token; a sparse teacher's ``kl`` is that of its ids and one bucket of all others. A
-    teacher of sampled ids has neither.
+    teacher of sampled ids, or of other tokens than the student's, has neither.
 
     Only sums are kept, in float64, and of projected logits ``chunk`` rows exist at a time.
 
@@ -191,6 +191,8 @@ class TokenMeasures:
         """Count one batch; rows without a label count for the comparison with the teacher alone."""
         self.rows += len(batch)
         others = None if teacher is None or isinstance(teacher.logits, Sampled) else teacher.logits
+        if teacher is not None and "paired" in teacher.heads:  # its columns are other tokens
+            others = None
         for start in range(0, len(batch), self.chunk):
             at = slice(start, start + self.chunk)
             part, logits = batch.part(at), dense(student.logits[at])

@@ -95,6 +95,22 @@ class TokenManifest:
         """A short name for the cache's folder."""
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:10]
 
+    @classmethod
+    def read(cls, folder: Path) -> TokenManifest:
+        """The manifest of a finished cache.
+
+        Raises:
+            UserError: if there is none, or it is damaged or of another kind.
+        """
+        path = folder / COMPLETE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**found, "splits": tuple(found["splits"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"teacher.cache: {path} is no manifest of a cache of tokens ({error}); accepted: a finished one"
+            ) from None
+
     def plain(self) -> dict[str, Any]:
         """As it stands in ``manifest.json``."""
         return json.loads(json.dumps(asdict(self)))

@@ -178,7 +178,9 @@ class TokenCache(Teacher):
         return entries
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, split: str = "train") -> Outputs:
+    def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
+        if split not in self.manifest.splits:
+            return None
         found = sequences(batch)
         if not found:
             return Outputs(self._answer(np.zeros(0, self.manifest.record)))

@@ -25,8 +25,8 @@ def main(argv: Sequence[str]) -> int:
 
         found = evaluate_teacher(plan.points[0].config)
     print(f"teacher: {found['parameters']:,} parameters, trained on {found['trained_on']}")
-    for split in ("val", "test"):
+    for split in ("val", "test", "outside"):
         if split in found:
             said = "  ".join(f"{name} {value:.4f}" for name, value in sorted(found[split].items()))
-            print(f"{split:<5}{found['counts'][split]:>7,} rows  {said}")
+            print(f"{split:<8}{found['counts'][split]:>7,} rows  {said}")
     return 0

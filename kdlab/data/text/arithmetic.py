@@ -8,8 +8,9 @@ from typing import Unpack
 from kdlab.data.module import whole
 from kdlab.data.rng import mix, seed_of
 from kdlab.data.text.answers import same_number
+from kdlab.data.text.combine import TextCommon
 from kdlab.data.text.forms import TERSE, Example, Right, check_form, examples_data
-from kdlab.data.text.module import TextCommon, TextData
+from kdlab.data.text.module import TextData
 from kdlab.errors import UserError, unknown
 
 SIGNS = {"add": "+", "sub": "-", "mul": "*"}
@@ -109,7 +110,7 @@ def arithmetic(
         rationale_weight: of the second task, with form ``both``.
         data_seed: of the generator.
 
-    The other arguments are :func:`text_data`'s, with ``context`` 96 and ``batch_size`` 64 unless given.
+    The other arguments are :func:`text_data`'s, with ``context`` 96 and ``batch_size`` 32 unless given.
     ``outside: {_target_: kdlab.data.arithmetic, operations: [add, sub, mul]}`` measures on more operations than those
     trained on.
 
@@ -143,7 +144,7 @@ def arithmetic(
                 )
             examples[split].append(example)
     common.setdefault("context", 96)
-    common.setdefault("batch_size", 64)
+    common.setdefault("batch_size", 32)
     right = Right(same_number, TERSE.marker)
     return examples_data("arithmetic", examples, right, form, rationale_weight, TERSE, **common)
 

@@ -10,8 +10,9 @@ import torch
 
 from kdlab.data.download import Remote, digest, fetch
 from kdlab.data.splits import rows_of
+from kdlab.data.text.combine import TextCommon, text_data
 from kdlab.data.text.files import find_files, read_text
-from kdlab.data.text.module import TextCommon, TextData, text_data
+from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import TEXT, TextSource
 from kdlab.data.text.sequence import Sequence as Tokens
 from kdlab.data.text.tokenizer import Tokenizer

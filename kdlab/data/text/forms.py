@@ -18,7 +18,8 @@ import torch
 from kdlab.data.rng import permutation
 from kdlab.data.splits import rows_of
 from kdlab.data.text.answers import MARKER, Choices, Same, extract
-from kdlab.data.text.module import TextCommon, TextData, text_data
+from kdlab.data.text.combine import TextCommon, text_data
+from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, Question, Sequence, TextSource
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown

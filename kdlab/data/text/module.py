@@ -5,11 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from collections.abc import Sequence as Some
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,7 +16,6 @@ from torch import Tensor
 from kdlab.data.module import whole
 from kdlab.data.order import Order
 from kdlab.data.rng import permutation
-from kdlab.data.text.files import read_texts
 from kdlab.data.text.flat import Flat, flatten
 from kdlab.data.text.loader import Reading, TextLoader
 from kdlab.data.text.sequence import Question, Sequence, TextSource
@@ -33,108 +30,6 @@ Read = Callable[[Tokenizer], TextSource]
 Texts = Callable[[], Iterable[str]]
 
 log = logging.getLogger(__name__)
-
-
-class TextCommon(TypedDict, total=False):
-    """The arguments that every data set of text takes beside its own: of :func:`text_data` and :class:`TextData`."""
-
-    tokenizer: Any
-    vocab: int | None
-    tokenizer_from: str | Some[str] | None
-    mix: Any
-    outside: Any
-    context: int
-    batch_size: int
-    eval_batch_size: int | None
-    segment_weights: dict[str, float] | None
-    pack: bool
-    fraction: float | None
-    drop_long: bool
-    eval_stride: int | None
-    seed: int | None
-    split_seed: int
-
-
-def text_data(
-    read: Read,
-    texts: Texts,
-    *,
-    alphabet: Texts | None = None,
-    tokenizer: Any = "characters",
-    vocab: int | None = None,
-    tokenizer_from: str | Some[str] | None = None,
-    mix: Any = None,
-    outside: Any = None,
-    **options: Any,
-) -> TextData:
-    """A data set of text, and others that are read by the same tokenizer; how every constructor ends.
-
-    A tokenizer that is made here is made of all the corpora that are named, in whatever role. So a teacher with
-    ``mix: B`` on corpus A and a student with ``outside: B`` on corpus A have the same one.
-
-    Args:
-        read: makes the sequences by a given tokenizer; called again where another data set names this one.
-        texts: the training texts, which BPE merges (and characters) are made of.
-        alphabet: the texts whose characters a tokenizer of characters knows; None is ``texts``.
-        tokenizer: ``characters``, ``bytes``, ``bpe``, a path, or the name of a model on the hub.
-        vocab: number of tokens of ``bpe``; None is 1024.
-        tokenizer_from: files (or patterns) whose text the tokenizer is made of as well.
-        mix: other data sets of text (in a config: mappings with ``_target_``), whose train split is added to train.
-        outside: another data set of text, whose test split becomes the split ``outside``.
-        **options: :class:`TextData`'s.
-
-    Raises:
-        UserError: for any argument that does not fit.
-    """
-    mixed = [mix] if isinstance(mix, TextData) else list(mix or ())
-    others = [("data.mix", one) for one in mixed] + ([("data.outside", outside)] if outside is not None else [])
-    for key, other in others:
-        if not isinstance(other, TextData) or other.read is None:
-            raise UserError(f"{key}: {_what(other)}; accepted: a data set of text, such as text_files or wikitext")
-
-    def everything(own: Texts, whose: str) -> Iterable[str]:
-        more = [getattr(other, whose) for _, other in others]
-        files = [lambda: read_texts(tokenizer_from, "data.tokenizer_from")] if tokenizer_from else []
-        return chain.from_iterable(made() for made in (own, *more, *files))
-
-    known = alphabet or texts
-    if tokenizer == "characters":
-        made = Tokenizer.of(tokenizer, lambda: everything(known, "alphabet"), vocab)
-    else:
-        made = Tokenizer.of(tokenizer, lambda: everything(texts, "texts"), vocab)
-    source = read(made)
-    if others:
-        source = _joined(source, [other.source(made) for other in mixed], outside and outside.source(made))
-    data = TextData(source, **options)
-    data.read, data.texts, data.alphabet = read, texts, known
-    return data
-
-
-def _joined(source: TextSource, mixed: list[TextSource], outside: TextSource | None) -> TextSource:
-    """A source with the training sequences of others added to its own, and the test sequences of another beside."""
-    splits, words = dict(source.splits), dict(source.words)
-    right: dict[int, Callable[[Question, str], bool]] = {}
-    for other in mixed:
-        splits["train"] = [*splits["train"], *other.splits["train"]]
-        right.update({id(one.question): other.right for one in other.splits["train"] if one.question})
-        words.pop("train", None)
-    if outside is not None:
-        if not outside.splits.get("test"):
-            raise UserError(f"data.outside: {outside.name} has no test split; accepted: a data set that has one")
-        splits["outside"] = outside.splits["test"]
-        right.update({id(one.question): outside.right for one in splits["outside"] if one.question})
-        if "test" in outside.words:
-            words["outside"] = outside.words["test"]
-    return TextSource(
-        " + ".join([source.name, *(other.name for other in mixed)]),
-        source.tokenizer,
-        splits,
-        words,
-        lambda question, text: right.get(id(question), source.right)(question, text),
-        source.source_length,
-        source.source_fill,
-        source.key,
-    )
 
 
 class TextData(LightningDataModule):

@@ -21,8 +21,9 @@ from kdlab.data.text.answers import (
     value,
     without_calculator,
 )
+from kdlab.data.text.combine import TextCommon
 from kdlab.data.text.forms import TEMPLATE, Example, Right, check_form, examples_data, hold_out
-from kdlab.data.text.module import TextCommon, TextData
+from kdlab.data.text.module import TextData
 from kdlab.data.text.traces import KEEP, read_lines, report, text_of
 from kdlab.errors import UserError, unknown
 

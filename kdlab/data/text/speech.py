@@ -24,7 +24,8 @@ from torch import Tensor
 from kdlab.data.module import whole
 from kdlab.data.rng import seed_of
 from kdlab.data.splits import rows_of, stratified, without
-from kdlab.data.text.module import TextCommon, TextData, text_data
+from kdlab.data.text.combine import TextCommon, text_data
+from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, Question, Sequence, TextSource
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError

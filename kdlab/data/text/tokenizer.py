@@ -118,6 +118,11 @@ class Tokenizer:
         ordered = sorted(self.vocabulary().items(), key=lambda pair: (pair[1], pair[0]))
         return hashlib.sha256(json.dumps(ordered).encode()).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """What a cache calls data of which it knows the tokens alone."""
+        return f"tokens of {self.fingerprint[:16]}"
+
     # ---- files
 
     def save(self, folder: str | Path) -> Path:

@@ -27,8 +27,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from kdlab.data.text.answers import Same, same_number, same_text, same_value
+from kdlab.data.text.combine import TextCommon
 from kdlab.data.text.forms import TEMPLATE, Example, Right, check_form, examples_data, hold_out
-from kdlab.data.text.module import TextCommon, TextData
+from kdlab.data.text.module import TextData
 from kdlab.errors import UserError, unknown
 from kdlab.files import atomic_write
 
