@@ -28,6 +28,7 @@ _LISTS = {
 }
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 _UNIONS = {"Union", "Optional"}
+_TYPING = {"typing", "typing_extensions", "collections.abc"}
 _WRAPPERS = {"Annotated", "Final", "Required", "NotRequired"}
 _SAID = {
     "int": "an integer",
@@ -76,7 +77,7 @@ def _kinds(node: ast.expr, scope: Source) -> Iterator[Kind]:
         yield from _kinds(node.left, scope)
         yield from _kinds(node.right, scope)
     elif isinstance(node, ast.Subscript):
-        name = dotted(node.value).rpartition(".")[2]
+        name = _original(dotted(node.value), scope)
         inner = tuple(node.slice.elts) if isinstance(node.slice, ast.Tuple) else (node.slice,)
         if name in _UNIONS:
             for part in inner:
@@ -94,7 +95,7 @@ def _kinds(node: ast.expr, scope: Source) -> Iterator[Kind]:
 
 
 def _named(full: str, scope: Source) -> Iterator[Kind]:
-    name = full.rpartition(".")[2]
+    name = _original(full, scope)
     if name in ("int", "float", "bool", "str"):
         yield Kind(name, scope)
     elif name in ("Any", "object", ""):
@@ -113,6 +114,12 @@ def _named(full: str, scope: Source) -> Iterator[Kind]:
             yield from _kinds(node, where)
     else:
         yield Kind("other", scope, label=name)
+
+
+def _original(full: str, scope: Source) -> str:
+    """The last part of a dotted name; of one that was imported under another name (``Sequence as Some``), its own."""
+    module, own = scope.imports.get(full, ("", None))
+    return own if own and module in _TYPING else full.rpartition(".")[2]
 
 
 def _ours(name: str, scope: Source) -> tuple[Source, Definition | ast.expr] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -44,13 +45,16 @@ def step(net, batches, whole):
         (compare(Outputs(ours), Outputs(theirs), batch).total / len(batches)).backward()
 
 
-def worker(number, rank, port, folder):
+def worker(rank, folder):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        net = nn.parallel.DistributedDataParallel(bag_of_words(0))
-        mine = ALL[:3] if rank == 0 else ALL[3:]
-        step(net, [padded(mine)], window(ALL, 2))
-        torch.save([p.grad for p in net.parameters()], f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=2)
+    net = nn.parallel.DistributedDataParallel(bag_of_words(0))
+    mine = ALL[:3] if rank == 0 else ALL[3:]
+    step(net, [padded(mine)], window(ALL, 2))
+    torch.save([p.grad for p in net.parameters()], f"{folder}/{rank}.pt")
+    torch.distributed.barrier()  # who leaves first takes the connection along
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])

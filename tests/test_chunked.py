@@ -31,6 +31,7 @@ from kdlab.losses import (
     Objective,
     StandardizedTemperature,
     Term,
+    objective,
 )
 
 INF = math.inf
@@ -58,6 +59,48 @@ def test_a_dense_student_beside_a_projected_teacher():
     expected = step(Objective(terms(), 3.0, 0.6), logits, F.linear(*theirs).detach(), batch(), [logits])
     found = step(Objective(terms(), 3.0, 0.6, chunk_rows=5), logits, Projected(*theirs), batch(), [logits])
     same(found, expected, 1e-10)
+
+
+@pytest.mark.parametrize("teacher", ["dense", "sparse", None])
+def test_many_dense_logits_are_compared_in_chunks(monkeypatch, teacher):
+    """Where a model's logits are no product of hidden states and a matrix: soft caps, scaling, adapters."""
+    logits, seen = F.linear(*head(0)).detach().requires_grad_(), []
+    full = F.linear(*head(5)).detach()
+    given = {"dense": full, "sparse": Sparse.of(full, 4), None: None}[teacher]
+
+    class Spy(CrossEntropy):
+        def forward(self, student, teacher, batch):
+            seen.append((tuple(student.logits.shape), None if teacher is None else tuple(teacher.logits.shape)))
+            return super().forward(student, teacher, batch)
+
+    def run(rows=5):
+        seen.clear()
+        every = Objective({"spy": Spy(), **terms()}, LearnedTemperature(3.0), 0.6, chunk_rows=rows).double()
+        learned = [logits] if teacher is None else [logits, *every.parameters()]
+        return step(every, logits, given, batch(weight=WEIGHT), learned)
+
+    def shapes(*rows):
+        return [((n, CLASSES), None if teacher is None else (n, CLASSES)) for n in rows]
+
+    expected = run()
+    assert seen == shapes(ROWS), "few numbers are compared at once"
+    monkeypatch.setattr(objective, "AT_ONCE", ROWS * CLASSES)
+    run()
+    assert seen == shapes(ROWS)
+    monkeypatch.setattr(objective, "AT_ONCE", ROWS * CLASSES - 1)
+    same(run(), expected, 1e-10)
+    assert seen == shapes(5, 5, 3)
+    same(run(1), expected, 1e-10)
+    assert seen == shapes(*[1] * ROWS), "an eighth of the numbers is one row"
+
+
+def test_chunks_of_many_dense_logits_grow_where_classes_are_few(monkeypatch):
+    every, width = Objective({"kl": KL()}, chunk_rows=4), 8
+    monkeypatch.setattr(objective, "AT_ONCE", 64 * width)
+    assert every._rows_at_once(torch.zeros(64, width), torch.zeros(64, width)) == 0
+    assert every._rows_at_once(torch.zeros(65, width), None) == 8
+    assert every._rows_at_once(torch.zeros(8, width), torch.zeros(65, 4 * width)) == 4
+    assert every._rows_at_once(torch.zeros(1, width), Projected(torch.zeros(1, 2), torch.zeros(width, 2))) == 4
 
 
 def test_labels_alone_and_terms_of_weight_zero():

@@ -376,7 +376,7 @@ def test_check_prints_each_finding(monkeypatch, calls, capsys):
     monkeypatch.setitem(vars(kdlab.experiment), "preflight", lambda config, deep=False: found if deep else [])
     assert main(["check", "experiment=kd_resnet"]) == 2
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1:3] == ["ok    data: 1200 rows", "FAIL  teacher: teacher: worse than chance"]
+    assert lines[1:3] == ["ok    data: 1200 rows", "FAIL  teacher: worse than chance"]
     assert lines[-1] == "1 problem(s)"
     found.pop()
     assert main(["check", "-m", "experiment=kd_resnet", "seed=0,1,2", "loss.alpha=0.1,0.9"]) == 0

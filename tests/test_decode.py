@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.models import CausalLM, continuations
+from kdlab.models import CausalLM, continuations, decode
 from kdlab.models.decode import draw, encoder_inputs
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -147,6 +147,37 @@ def test_draws_follow_the_distribution():
     chances = torch.tensor([0.0, 0.5, 0.0, 0.25, 0.25, 0.0], dtype=torch.float64)
     u = torch.tensor([0.0, 0.499, 0.5, 0.749, 0.75, 0.999, 1.0], dtype=torch.float64)
     assert draw(chances.expand(7, 6), u).tolist() == [1, 1, 3, 3, 4, 4, 4]
+
+
+def test_whole_numbers_cumulate_alike_and_draw_the_same(monkeypatch):
+    """What GPUs do in place of a cumulative sum of floating-point numbers."""
+    drawn = torch.Generator().manual_seed(0)
+    chances = (torch.randn(64, 3000, generator=drawn, dtype=torch.float64) * 4).softmax(-1)
+    chances[:, ::3] = 0
+    u = torch.rand(64, generator=drawn).double()
+    exactly = decode._cumulated_exactly(chances)
+    torch.testing.assert_close(exactly, chances.cumsum(-1), rtol=0, atol=1e-12)
+    assert (exactly.diff() >= 0).all() and (exactly.diff()[:, 2::3] == 0).all()
+    turned = decode._cumulated_exactly(chances.flip(-1))
+    assert (exactly[:, -1:] - exactly)[:, :-1].flip(-1).equal(turned[:, :-1])  # in whichever order
+    expected = [draw(chances, u), draw(decode._nucleus(chances, 0.8), u)]
+    monkeypatch.setattr(decode, "_cumulated", decode._cumulated_exactly)
+    for found, each in zip([draw(chances, u), draw(decode._nucleus(chances, 0.8), u)], expected, strict=True):
+        assert found.equal(each) and (chances.gather(1, found[:, None]) > 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_drawing_on_a_gpu_is_deterministic():
+    chances = torch.randn(8, 50_000, generator=torch.Generator().manual_seed(0)).double().softmax(-1)
+    u = torch.rand(8, generator=torch.Generator().manual_seed(1)).double()
+    expected = draw(decode._nucleus(chances, 0.9), u)
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = [draw(decode._nucleus(chances.cuda(), 0.9), u.cuda()) for _ in range(3)]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(each.cpu().equal(expected) for each in found)
 
 
 @pytest.mark.parametrize(("top_p", "allowed"), [(0.49, {3}), (0.51, {3, 1}), (0.79, {3, 1}), (0.81, {0, 1, 3})])

@@ -192,10 +192,7 @@ def test_a_good_checkpoint_teaches_untrained_by_us(place, checkpoints):
 def test_check_finds_a_teacher_that_is_no_better_than_chance(capsys, place, checkpoints):
     words = ["check", *QUIET, "teacher=resnet8_w4", f"teacher.checkpoint={checkpoints / 'good.pt'}", "output=never"]
     assert main(words) == 2
-    assert (
-        "FAIL  teacher.checkpoint: teacher.checkpoint: " in (said := capsys.readouterr().out)
-        and "chance is 10.0%" in said
-    )
+    assert "FAIL  teacher.checkpoint: " in (said := capsys.readouterr().out) and "chance is 10.0%" in said
     assert not (place / "never").exists()
 
 
@@ -371,3 +368,90 @@ def test_predict_from_a_folder_that_is_damaged(capsys, stranger, place, tmp_path
     (run / "model.json").write_text(json.dumps(change(run, described)))
     said = mistake(capsys, ["predict", str(run), str(tmp_path / "row.npy")])
     assert says in said and str(run) in said, said
+
+
+# ---- text
+
+SUMS = ("experiment=reasoning_arithmetic", "student=gpt_tiny", "teacher=gpt_tiny", "data.train=20", "data.val=4")
+DIGITS = ("experiment=kd_mlp",)
+TRACES = ("experiment=reasoning_arithmetic", "student=gpt_tiny", "teacher=gpt_tiny")
+PROSE = ("experiment=lm_shakespeare", "student=gpt_tiny", "teacher=gpt_tiny", "data=text", "data.path=prose.txt")
+
+TEXT_MISTAKES = [
+    # tokens
+    ((*SUMS, "data.tokenizer=./nowhere"), "data.tokenizer: "),
+    ((*SUMS, "data.tokenizer=bpe", "data.vocab=10"), "data.vocab: 10"),
+    ((*SUMS, "teacher.data.tokenizer=bytes"), "teacher.data: its tokenizer (257 tokens) is not that of data ("),
+    # room
+    ((*SUMS, "data.context=10"), "data.context: 10; "),
+    ((*PROSE, "data.context=1"), "student.context: 1, here or in data.context; gpt2 is tried with 2; accepted: at"),
+    ((*PROSE, "data.path=other.txt"), "data.path: other.txt has 5 characters, of which data.test=0.05 takes 0"),
+    ((*PROSE, "data.path=latin.txt"), "data.path: latin.txt is no UTF-8 text (unexpected end of data at byte 1); acc"),
+    ((*SUMS, "student.context=8"), "student.context: 8, and data.context is 96; accepted: "),
+    # segments
+    ((*SUMS, "data.segment_weights={reasonning: 1}"), "data.segment_weights: unknown segment 'reasonning'; nearest"),
+    ((*SUMS, "data.segment_weights={reasoning: 0, answer: 0}"), "data"),
+    # sources
+    (
+        (*SUMS, "source=sequence_level", "teacher=none", "method=finetune", "loss=ce"),
+        "source: the teacher's text, and there is no teacher; accepted: teacher=NAME, or source=none",
+    ),
+    ((*SUMS, "source=on_policy", "data.pack=true"), "source: needs a sequence a row, and data.pack joins several"),
+    ((*DIGITS, "source=on_policy"), "source: OwnText, and data (synthetic) is no text; accepted: source=none"),
+    ((*SUMS, "source=on_policy", "source.fraction=1.5"), "source.fraction: 1.5; accepted: "),
+    # caches
+    ((*SUMS, "teacher.top_k=1000"), "teacher.top_k: 1000; accepted: a whole number from 1 to "),
+    ((*SUMS, "teacher.draws=5000"), "teacher.draws: 5000; accepted: a whole number from 1 to 4096"),
+    ((*SUMS, "teacher.top_k=4", "teacher.draws=4"), "teacher.top_k: 4, and teacher.draws: 4; accepted: one of them"),
+    ((*SUMS, "teacher.top_k=4", "source=on_policy"), "teacher.top_k: 4, and source writes sequences that nobody"),
+    ((*SUMS, "teacher.top_k=4", "loss=hidden_cosine"), "teacher.top_k: 4, and the loss looks at its layers"),
+    ((*DIGITS, "teacher.top_k=4"), "teacher.top_k: 4, and data (synthetic) is no text; accepted: null"),
+    ((*SUMS, "teacher.cache=nowhere"), "teacher.cache: nowhere holds no manifest.json; accepted: auto, off, or"),
+    # networks
+    ((*SUMS, "student=resnet8_w4"), "student: CifarResNet takes rows of classes, and data (arithmetic) is text"),
+    ((*SUMS, "student=t5_tiny_student"), "student: Seq2SeqLM takes pairs, and data (arithmetic) gives"),
+    (("student=gpt_tiny", "teacher=mlp"), "student: CausalLM takes sequences of tokens, and data (digits) is "),
+    ((*SUMS, "student.settings.n_head=5"), "student"),
+    ((*SUMS, "student.vocab_size=5"), "student.vocab_size: 5, and data (arithmetic) has "),
+    ((*SUMS, "teacher.net.vocab_size=5"), "teacher.net.vocab_size: 5, and data "),
+    ((*SUMS, "student=hf_causal", "student.name=no/where"), "student.name: "),
+    ((*SUMS, "init=cut", "student.settings.n_layer=4"), "cut: net.transformer.h: the student has 4 blocks"),
+    ((*SUMS, "init=cut", "teacher=none", "method=finetune", "loss=ce"), "init: cut, and the experiment has no teacher"),
+    ((*SUMS, "adapter=lora", "adapter.rank=0"), "adapter.rank: 0"),
+    ((*SUMS, "adapter=lora", "adapter.targets=[no_such]"), "adapter.targets: "),
+    ((*SUMS, "loss=hidden_cosine", "loss.terms.cosine.student_layer=nowhere"), "loss.terms.cosine.student_layer: "),
+    # tasks
+    ((*SUMS, "task=classification"), "task: Classification wants to know num_classes, and data (arithmetic) "),
+    ((*SUMS, "task=text_to_text"), "task: TextToText reads pairs, and data (arithmetic) gives sequences; accepted: "),
+    ((*DIGITS, "task=language_modeling"), "task: LanguageModeling wants to know vocab_size, and data "),
+    ((*SUMS, "task.score=em"), "task.score: unknown measure 'em'"),
+    # files
+    (("experiment=lm_shakespeare", "data.root=nowhere"), "data.root: no tinyshakespeare/input.txt in nowhere; "),
+    (("experiment=lm_shakespeare", "data.root=false_one"), "data.root: false_one/input.txt is not the publisher's"),
+    (("experiment=distilgpt2_wikitext", "data.root=nowhere"), "data.root: no wikitext-103 in nowhere; accepted: "),
+    ((*PROSE, "data.path=nowhere.txt"), "data.path: "),
+    ((*PROSE, "data.path=empty.txt"), "data.path: "),
+    ((*PROSE, "data.outside={_target_: kdlab.data.digits}"), "data.outside: "),
+    ((*TRACES, "data=traces", "data.path=broken.jsonl"), "data.path: broken.jsonl, line 2 is no JSON"),
+    ((*TRACES, "data=traces", "data.path=empty.txt"), "data.path: empty.txt is empty; accepted: "),
+    ((*TRACES, "data=traces"), "data.path: null"),
+    ((*TRACES, "data=traces", "data.path=traces.jsonl", "data.keep=right"), "data.keep: right; "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "start"), TEXT_MISTAKES, ids=lambda value: value[-1] if len(value) < 12 else "")
+def test_mistakes_about_text(capsys, place, tmp_path, monkeypatch, words, start):
+    (tmp_path / "in" / "false_one").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "in")
+    prose = "the king and the queen\n" * 100
+    files = {"prose.txt": prose, "other.txt": "café\n", "empty.txt": "", "false_one/input.txt": prose}
+    files |= {"broken.jsonl": '{"question": "a", "answer": "b"}\n{"question\n{}\n'}
+    files |= {"traces.jsonl": '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n' * 9}
+    for name, content in files.items():
+        (tmp_path / "in" / name).write_text(content)
+    (tmp_path / "in" / "latin.txt").write_bytes("né".encode("latin-1"))
+    said = mistake(capsys, [*QUIET, *words], tmp_path / "out")
+    assert said.startswith(start), said
+    hints = ("accepted", "nearest: ", "fetch it", "no UTF-8", "damaged", "refuses them")
+    assert any(hint in said for hint in hints), said
+    assert {path.name for path in (tmp_path / "in").iterdir()} == {name.split("/")[0] for name in files} | {"latin.txt"}

@@ -51,6 +51,7 @@ NEEDED = {
     "data=pairs": "data.path=x.jsonl",
     "student=hf_causal": "student.name=x",
     "teacher=hf_causal": "teacher.net.name=x",
+    "teacher=written": "teacher.cache=x",
 }
 """What some options must be told."""
 

@@ -156,7 +156,7 @@ def test_no_labels_at_all_is_teacher_only_distillation(place):
     run = train(place, "unlabelled", *MLP, "epochs=2", "data.labels=0", "loss.alpha=0.5")
     found = result(run)
     assert found["models"]["baseline"] is None and found["data"] == "1200 unlabelled rows of digits"
-    assert curve(run, "train/ce") == [0] * 38 and min(curve(run, "train/kl")) > 0
+    assert curve(run, "train/ce") == [] and min(curve(run, "train/kl")) > 0
     assert curve(run, "train/loss") == pytest.approx([0.5 * value for value in curve(run, "train/kl")], rel=1e-4)
     soft = train(place, "soft_alone", *MLP, "epochs=2", "loss=soft_targets", "baseline=false")
     half = train(place, "half", *MLP, "epochs=2", "data.labels=0", "loss=soft_targets", "baseline=false")

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from tiny import FEW, MLP, QUIET, checkpoint, curve, farthest, place, result, same, train, weights, write_cifar
+from tiny_text import write_gpt2, write_reasoning, write_shakespeare, write_speech, write_wikitext
 
 from kdlab.cli import options as config_options
 from kdlab.cli.compose import composer
@@ -19,21 +20,78 @@ __all__ = ["place"]  # a fixture
 EXPERIMENTS = sorted(path.stem for path in (config_options.shipped() / "experiment").glob("*.yaml"))
 ONE = ("epochs=1", "data.fraction=0.1")
 
+SHALLOW = ("student.settings.n_layer=1",)
+PAIR = (*SHALLOW, "teacher.net.settings.n_layer=1", "teacher.epochs=1")
+SUMS = (*SHALLOW, "data.train=100", "data.val=10", "data.test=10")
+SOUND = ("student.settings.encoder_layers=1", "student.settings.decoder_layers=1", "data.join=1", "data.mels=12")
+
 SMALL = {
     "born_again": [*ONE, "method.generations=2"],
     "born_again_start": [*ONE, "teacher.epochs=1", "teacher.data.fraction=0.1", "method.generations=2"],
     "ema": [*ONE],
     "finetune_resnet": ["epochs=1", "data.fraction=0.2", "pretrained.epochs=1", "pretrained.data.fraction=0.1"],
+    "distilgpt2_wikitext": [
+        *("epochs=1", "student.settings={n_layer: 2, n_head: 2, n_embd: 16}"),
+        *("teacher.net.settings={}", "data.context=32", "data.batch_size=4"),
+    ],
     "kd_cifar10": ["epochs=1", "teacher.epochs=1", "data.views=2", "data.val=10", "data.batch_size=25"],
     "kd_mlp": ["epochs=2", "teacher.epochs=1"],
     "kd_resnet": [*FEW],
     "kd_two_stage": [*FEW, "stages={soft: ['loss.alpha=1'], labels: ['loss.alpha=0', 'init=previous']}"],
+    "lm_domain": [*PAIR, "epochs=1"],
+    "lm_shakespeare": [*PAIR, "epochs=1"],
+    "lm_shakespeare_two_stage": [*PAIR],
+    "reasoning_arithmetic": [*PAIR, *SUMS, "epochs=1"],
+    "reasoning_arithmetic_answers": [*SUMS, "epochs=1"],
+    "reasoning_arithmetic_on_policy": [
+        *(*PAIR, *SUMS, "data.batch_size=20"),
+        "stages={soft: ['epochs=1'], own: ['source=on_policy', 'loss=[reverse_kl]', 'init=previous', 'epochs=1']}",
+    ],
+    "reasoning_cqa": [*SHALLOW, "epochs=1", "data.vocab=300", "task.new_tokens=8"],
+    "reasoning_svamp": [*SHALLOW, "epochs=1", "data.vocab=300", "task.new_tokens=8"],
+    "whisper_digits": [
+        *SOUND,
+        *(word.replace("student.", "teacher.net.") for word in SOUND[:2]),
+        "teacher.epochs=1",
+        "epochs=1",
+    ],
     "semi_resnet": [*FEW, "data.labels=20"],
     "snapshot": ["data.fraction=0.1", "epochs=2"],
 }
 """What makes each experiment end in a second or two. A new experiment needs no entry if a plain epoch is short."""
 
-TAUGHT = {"born_again", "born_again_start", "kd_cifar10", "kd_mlp", "kd_resnet", "kd_two_stage", "semi_resnet"}
+TAUGHT = {
+    *("born_again", "born_again_start", "kd_cifar10", "kd_mlp", "kd_resnet", "kd_two_stage", "semi_resnet"),
+    *("distilgpt2_wikitext", "lm_domain", "lm_shakespeare", "lm_shakespeare_two_stage", "reasoning_arithmetic"),
+    *("reasoning_arithmetic_on_policy", "whisper_digits"),
+}
+
+LABELS_ALONE = {"reasoning_arithmetic_answers", "reasoning_cqa", "reasoning_svamp"}
+"""These are the baseline of others, and have none."""
+
+WRITTEN = {name for name in EXPERIMENTS if name.startswith(("lm_", "reasoning_", "distilgpt2", "whisper"))}
+"""Language models: perplexity decides."""
+
+
+def where_from(name, folder, monkeypatch):
+    """The words that say where an experiment's data (and network) are, written by the test."""
+    if name == "kd_cifar10":
+        return [f"data.root={write_cifar(folder, monkeypatch)}"]
+    if name.startswith("lm_"):
+        outside = [f"data.outside.root={write_wikitext(folder)}"] if name == "lm_domain" else []
+        return [f"data.root={write_shakespeare(folder, monkeypatch)}", *outside]
+    if name in ("reasoning_svamp", "reasoning_cqa"):
+        return [f"data.root={write_reasoning(folder)}"]
+    if name == "whisper_digits":
+        return [f"data.root={write_speech(folder)}"]
+    if name == "distilgpt2_wikitext":
+        hub = write_gpt2(folder / "gpt2")
+        return [
+            f"data.root={write_wikitext(folder, 'wikitext-103')}",
+            f"data.tokenizer={hub}",
+            f"teacher.net.name={hub}",
+        ]
+    return []
 
 
 def numbers(value, path=""):
@@ -47,9 +105,7 @@ def numbers(value, path=""):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_trains_and_leaves_its_record(place, tmp_path, monkeypatch, capsys, name):
-    words = SMALL.get(name, [*ONE])
-    if name == "kd_cifar10":
-        words = [*words, f"data.root={write_cifar(tmp_path, monkeypatch)}"]
+    words = [*SMALL.get(name, ONE), *where_from(name, tmp_path, monkeypatch)]
     run = train(place, f"all_{name}", f"experiment={name}", *words)
     found = result(run)
     assert found["format"] == 1 and found["status"] == "finished" and found["error"] is None
@@ -66,16 +122,22 @@ def test_every_experiment_trains_and_leaves_its_record(place, tmp_path, monkeypa
     for model in filter(None, (student, teacher, baseline)):
         assert {"parameters", "bytes", "flops", "latency_ms", "seconds", "val", "test"} <= set(model)
         assert 0 <= model["test"]["acc"] <= 1 and model["latency_ms"] > 0 and model["bytes"] >= 4 * model["parameters"]
-    assert baseline["parameters"] == student["parameters"]
+        if name in WRITTEN:
+            assert model["test"]["ppl"] == pytest.approx(math.exp(model["test"]["ce"])) and model["tokens_per_s"] > 0
+            assert ("em" in model["test"]) == name.startswith(("reasoning_", "whisper"))
+    assert (baseline is None) == (name in LABELS_ALONE)
+    assert baseline is None or baseline["parameters"] == student["parameters"]
     if teacher is not None:
         assert 0 <= student["test"]["agreement"] <= 1 and student["test"]["kl"] >= 0
         assert "agreement" not in teacher["test"]
-    assert found["objective"] == student["val"]["acc"] and found["best_epoch"] >= 0 and found["steps"] > 0
+    score = "ppl" if name in WRITTEN else "acc"
+    assert found["score"] == {"name": score, "greater": score == "acc"}
+    assert found["objective"] == student["val"][score] and found["best_epoch"] >= 0 and found["steps"] > 0
     assert math.isfinite(curve(run if (run / "curves.jsonl").exists() else run / last_stage(run), "train/loss")[0])
     for file in ("config.yaml", "overrides.yaml", "run.log", "model.json", "signature"):
         assert (run / file).stat().st_size > 0
     net, described = load_model(run)
-    deployed = "model_finetuned.pt" if name == "finetune_resnet" else "student.pt"
+    deployed = "model_finetuned.pt" if name == "finetune_resnet" or name in LABELS_ALONE else "student.pt"
     assert described["weights"] == deployed and same(net.state_dict(), weights(run, deployed))
     shown = capsys.readouterr().out
     assert "\nstudent " in shown and ("\nteacher " in shown) == (teacher is not None) and "run folder: " in shown

@@ -606,6 +606,7 @@ MISTAKES = [
     ([*BASE, "--logprobs", "21", "--tokenizer", "x"], "--logprobs: 21; accepted: from 0 to 20"),
     ([*BASE, "--tokenizer", "x"], "--tokenizer: goes with --endpoint and --logprobs"),
     ([*BASE, "--logprobs", "5", "--tokenizer", "./nowhere"], "--tokenizer: ./nowhere: no such file or folder"),
+    ([*BASE, "--logprobs", "5", "--tokenizer", "bpe"], "--tokenizer: bpe is made of the texts of training"),
     ([*BASE, "--cache", "c"], "--cache: without --logprobs"),
     ([*BASE, "--keep", "agreeing"], "--keep: agreeing, with --samples 1"),
     (["plain.jsonl", *BASE[1:], "--keep", "right"], "--keep: right, and no question has a gold answer"),
@@ -824,8 +825,22 @@ def test_odd_log_probabilities_are_left_out(serve, capsys, workplace):
     ]
     Path("q.jsonl").write_text("".join(json.dumps({"question": f"{i} + 3?"}) + "\n" for i in range(len(odd))))
     server = serve(lambda h, b, n: h.send(200, chat(logprobs=odd[n])))
+    assert generate(server, "--logprobs", "2", "--tokenizer", str(workplace / "tok")) == 1
+    shown = capsys.readouterr()
+    assert f"log-probabilities of 0 of {len(odd)} traces" in shown.out
+    assert f"warning: log-probabilities of 0 of {len(odd)} traces were stored" in shown.err
+    # nothing is left to ask: that is no failure
     assert generate(server, "--logprobs", "2", "--tokenizer", str(workplace / "tok")) == 0
-    assert f"log-probabilities of 0 of {len(odd)} traces" in capsys.readouterr().out
+
+
+def test_a_tokenizer_of_bytes_needs_no_file(serve, capsys):
+    def scored(handler, body, number):
+        text = "five\n#### 5"
+        named = [{"token": c, "logprob": -0.1, "top_logprobs": [{"token": c, "logprob": -0.1}]} for c in text]
+        handler.send(200, chat(text, logprobs={"content": named}))
+
+    assert generate(serve(scored), "--logprobs", "1", "--tokenizer", "bytes") in (0, 1)
+    assert json.loads(Path("out.jsonl.tokens/manifest.json").read_text())["classes"] == 257
 
 
 # ---- models on this machine

@@ -13,10 +13,12 @@ import pytest
 import torch
 from torch import nn
 
+from kdlab.data import arithmetic
 from kdlab.errors import UserError
 from kdlab.functional import SEGMENTS, Batch, Outputs, Projected, Sampled, Sparse
 from kdlab.models.language import CausalLM
-from kdlab.tasks import LanguageModeling, TextToText, TokenMeasures, pass_at_k, tokens_per_second
+from kdlab.tasks import LanguageModeling, TextToText, TokenMeasures, generation, pass_at_k, tokens_per_second
+from kdlab.tasks.generation import Answers
 
 torch.set_num_threads(1)
 
@@ -93,7 +95,7 @@ def test_wider_networks_are_cut_to_the_shared_ids_with_one_line_each(caplog):
 
 
 def test_a_network_of_another_vocabulary_is_refused_with_the_alternatives():
-    with pytest.raises(UserError, match=r"has 10 outputs and the vocabulary 12 ids.*source=sequence_level.*loss=uld"):
+    with pytest.raises(UserError, match=r"has 10 outputs and the vocabulary 12 ids.*text.*data=traces.*loss=uld"):
         LanguageModeling(12).outputs(gpt(10), text_batch())
 
 
@@ -316,15 +318,52 @@ def test_greedy_answers_are_judged_by_group():
     found = LanguageModeling(10, new_tokens=6, at_once=5).further(net, Quiz(questions), "test", torch.device("cpu"))
     assert list(found) == ["em", "em/2", "em/12", "ended", "new_tokens"]
     ended = [text[-1] == EOS for text in expected]
+    right = [number % 3 > 0 and end for number, end in enumerate(ended)]
+    assert 1 < sum(right) < sum(ended) < 12
     assert found == pytest.approx(
         {
-            "em": 8 / 12,
-            "em/2": 4 / 6,
-            "em/12": 4 / 6,
+            "em": sum(right) / 12,
+            "em/2": sum(right[::2]) / 6,
+            "em/12": sum(right[1::2]) / 6,
             "ended": sum(ended) / 12,
             "new_tokens": np.mean([len(text) for text in expected]),
         }
     )
+
+
+def test_an_answer_that_was_cut_off_is_wrong():
+    ids = [torch.tensor(tokens) for tokens in ([7], [7, EOS], [7, 4, EOS], [7, 4])]
+    questions = [Question(torch.tensor([0]), "h") for _ in ids]
+    found = Answers.of(questions, ids, Quiz(questions))
+    assert found.texts == ["h", "h", "he", "he"] and found.ended == [False, True, True, False]
+    assert found.right == [False, True, False, False] and found.measures()["em"] == 1 / 4
+
+
+@pytest.mark.parametrize(
+    ("longest", "room"), [({"train": 4, "test": 2}, 6), ({"train": 3, "test": 5}, 8), ({"test": None}, 22), ({}, 22)]
+)
+def test_answers_have_room_for_more_than_the_longest_reference(longest, room):
+    """Unless told; the context has room for 22 tokens after prompts of 3."""
+    net = gpt(seed=3)
+    with torch.no_grad():
+        net.net.transformer.wte.weight[EOS] = 0.0
+        net.net.transformer.wte.weight[0] = 5.0
+    data = Quiz([Question(whole(9, 3, seed=n), "") for n in range(3)])
+    if longest:
+        data.longest = longest.get
+    found = LanguageModeling(10, passes=[1]).further(net, data, "test", torch.device("cpu"))
+    assert found["ended"] == 0 and found["new_tokens"] == room
+    assert LanguageModeling(10, new_tokens=2).further(net, data, "test", torch.device("cpu"))["new_tokens"] == 2
+
+
+def test_no_reference_is_longer_than_what_may_be_written():
+    data = arithmetic(train=40, val=0, test=20, max_steps=6, tokenizer="bytes")
+    for split in ("train", "test"):
+        references = [len(one) - int((one.segments == 0).sum()) for one in data.source(data.tokenizer).splits[split]]
+        assert data.longest(split) == max(references) > 20
+    room = LanguageModeling(data.vocab_size).generation._longest(data, "test")
+    assert room == math.ceil(1.5 * max(data.longest("train"), data.longest("test")))
+    assert LanguageModeling(data.vocab_size, new_tokens=7).generation._longest(data, "test") == 7
 
 
 def test_a_padded_network_never_writes_an_id_that_is_none():
@@ -332,9 +371,10 @@ def test_a_padded_network_never_writes_an_id_that_is_none():
     with torch.no_grad():
         net.net.transformer.wte.weight[10:] *= 10  # such ids would win
     assert int(net(torch.arange(4)[None]).dense()[0, -1].argmax()) >= 10
-    questions, _ = quiz(net, 5, 4)
-    task = LanguageModeling(10, new_tokens=5, passes=[1])
-    assert task.further(net, Quiz(questions), "test", torch.device("cpu"))["em"] == pytest.approx(2 / 4)
+    questions, expected = quiz(net, 5, 4)
+    answers = LanguageModeling(10, new_tokens=5).generation.answers(net, Quiz(questions), "test", "cpu", 10)
+    assert answers.texts == [Letters().decode([i for i in text if i != EOS]) for text in expected]
+    assert answers.lengths == [len(text) for text in expected]
 
 
 def test_answers_end_where_the_context_does():
@@ -375,16 +415,25 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(right):
         pass_at_k(3, 1, 4)
 
 
-def test_drawn_answers_do_not_depend_on_the_batch():
+def test_drawn_answers_do_not_depend_on_the_batch(monkeypatch):
     net = gpt(seed=3)
     questions = [Question(whole(9, 2, seed=n), "") for n in range(6)]
+    ended = []
+    real = Answers.of.__func__
+
+    def noted(cls, *arguments):
+        answers = real(cls, *arguments)
+        ended.append(answers.ended)
+        return answers
+
+    monkeypatch.setattr(Answers, "of", classmethod(noted))
 
     class First(Quiz):
         texts: list
 
         def right(self, question, text):
             self.texts.append(text)
-            return text[:1] < "e"
+            return text[:1] < "e"  # what was cut off is wrong whatever it says
 
     found, texts = [], []
     for at_once in (3, 64):
@@ -394,7 +443,9 @@ def test_drawn_answers_do_not_depend_on_the_batch():
         found.append(task.generation.passed(net, data, "test", torch.device("cpu"), 10))
         texts.append(data.texts)
     assert texts[0] == texts[1] and len(set(texts[0])) > 12
-    counts = [sum(text[:1] < "e" for text in texts[0][n : n + 4]) for n in range(0, 24, 4)]
+    assert ended[0] == ended[1] and 0 < sum(ended[0]) < 24
+    right = [text[:1] < "e" and end for text, end in zip(texts[0], ended[0], strict=True)]
+    counts = [sum(right[n : n + 4]) for n in range(0, 24, 4)]
     assert (
         found[0]
         == found[1]
@@ -412,7 +463,7 @@ def test_samples_are_a_table_that_markup_cannot_break():
     assert lines[:2] == ["| question | answer | written | right |", "| --- | --- | --- | --- |"]
     assert lines[2].startswith("| a\\|b<br>\\*c\\* | ? |") and lines[2].endswith("| no |")
     text = Letters().decode([i for i in expected[1] if i != EOS])
-    assert lines[3] == f"| q1 | {text} | {text} | yes |"
+    assert lines[3] == f"| q1 | {text} | {text} | {'yes' if EOS in expected[1] else 'no'} |"
 
 
 def test_samples_of_plain_text_go_on_from_its_beginning():
@@ -426,6 +477,20 @@ def test_samples_of_plain_text_go_on_from_its_beginning():
     ]
     assert lines[0] == "| text | goes on | written |"
     assert lines[2:] == [f"| {' | '.join(row)} |".replace("|\n", "") for row in map(_escaped, expected)]
+
+
+def test_plain_text_goes_on_for_64_tokens_unless_told(monkeypatch):
+    asked = []
+
+    def write(net, prompts, new_tokens, **options):
+        asked.append(new_tokens)
+        return [prompt[:1] for prompt in prompts]
+
+    monkeypatch.setattr(generation, "written", write)
+    data = Quiz([], text_batch((9, 8), first=0))
+    for options in ({}, {"new_tokens": 3}):
+        LanguageModeling(10, prompt=4, **options).samples(gpt(), data, "test", torch.device("cpu"))
+    assert asked == [64, 3]
 
 
 def _escaped(row):
@@ -484,8 +549,6 @@ def test_features_of_a_question_get_the_length_that_batches_have():
 
 
 def test_transcripts_have_error_rates():
-    from kdlab.tasks.generation import Answers
-
     questions = [Question(torch.tensor([EOS]), "one two three"), Question(torch.tensor([EOS]), "four")]
     answers = Answers(questions, ["one too three", " four five"], [False] * 2, [True] * 2, [3, 2])
     assert TextToText(10)._texts(answers) == {}

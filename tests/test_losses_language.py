@@ -99,7 +99,7 @@ def test_other_classes_are_refused_where_a_term_compares_them():
     assert not mixed.any_vocabulary
     with pytest.raises(UserError) as caught:
         mixed(student, teacher, rows(4))
-    for word in ("(4, 5)", "(4, 7)", "loss.terms.reverse", "source=sequence_level", "written answers", "loss=uld"):
+    for word in ("(4, 5)", "(4, 7)", "loss.terms.reverse", "the teacher's text", "data=traces", "loss=uld"):
         assert word in str(caught.value)
     with pytest.raises(UserError, match=r"\(3, 7\)"):
         objective(student, Outputs(draw(3, 7)), rows(4))

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+from kdlab.data.text import PROMPT, REASONING, Sequence, TextData, TextSource, Tokenizer
 from kdlab.data.text.arithmetic import arithmetic
-from kdlab.data.text.own import OwnText
+from kdlab.data.text.own import OwnText, _Buffer
 from kdlab.errors import UserError
 from kdlab.functional import SEGMENTS, Batch, Window
 from kdlab.losses import CrossEntropy, Objective, ReverseKL
 from kdlab.models.language import CausalLM
 from kdlab.tasks import LanguageModeling, TextToText
-from kdlab.teachers import FrozenTeacher
+from kdlab.teachers import FrozenTeacher, UnlikeTeacher
 
 torch.set_num_threads(1)
 
@@ -50,6 +51,7 @@ class Sequences:
         self.prompts = [0 if text else 2 + number % 3 for number in range(count)]
         self.ids = [torch.randint(11, (prompt + 7 if text else prompt + 4,)) for prompt in self.prompts]
         self.segment = TEXT if text else ANSWER
+        self.share = None
 
     def batch(self, examples, window=None):
         ids = [self.ids[e] for e in examples]
@@ -66,6 +68,8 @@ class Sequences:
             torch.ones(rows),
             torch.full((rows,), self.segment),
             where,
+            torch.tensor([self.prompts[e] for e in examples]),
+            None if self.share is None else self.share[list(examples)],
             window=window,
         )
 
@@ -217,6 +221,7 @@ def test_an_encoder_goes_on_reading_what_it_read():
         torch.tensor([[0, 0], [1, 0]]),
         segment=torch.full((4,), ANSWER),
         where=torch.ones(2, 2, dtype=torch.bool),
+        prompts=torch.tensor([1, 1]),
     )
     found, curves = call(own(writer="teacher"), batch, Echo(), Echo())
     assert found.targets.tolist() == [1, 2, 3, EOS, 4, 5, EOS]
@@ -224,6 +229,57 @@ def test_an_encoder_goes_on_reading_what_it_read():
     assert found.inputs["input_ids"].equal(given) and "position_ids" not in found.inputs
     assert float(curves["own_length"]) == 3.5 and float(curves["own_ended"]) == 1.0
     assert TextToText(VOCAB).outputs(Echo(), found).logits.argmax(-1).equal(found.targets)
+
+
+# ---- what is given, and how much it weighs
+
+
+def reasoned(weights, **options):
+    """Questions, the steps to their answers, and the answers, as a data set; of weight 1 and 0.1."""
+    tokenizer, draw = Tokenizer.bytes(), torch.Generator().manual_seed(2)
+
+    def some(*lengths):
+        pieces = [torch.randint(256, (n,), generator=draw).tolist() for n in lengths]
+        return list(zip(pieces, (PROMPT, REASONING, ANSWER), strict=True))
+
+    made = [Sequence.of(some(1 + n % 4, 3 + n % 2, 2), weight=(1.0, 0.1)[n % 2]) for n in range(12)]
+    source = TextSource("made", tokenizer, {"train": made})
+    options = {"context": CONTEXT, "batch_size": 6, "segment_weights": weights} | options
+    return made, TextData(source, **options)
+
+
+@pytest.mark.parametrize("weights", [{}, {"prompt": 0.5}, {"reasoning": 0.0}, {"prompt": 1.0, "answer": 0.0}])
+def test_the_question_is_given_and_nothing_else_whatever_tokens_weigh(weights):
+    made, data = reasoned(weights)
+    net = CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.offers)
+    source, seen = OwnText(**data.offers, fraction=1.0, new_tokens=4), {}
+    for step, batch in enumerate(data.train_dataloader()):
+        found, _ = source(batch, net, None, None, 0, step)
+        seen |= texts(found)
+        assert found.window == Window(0.0, *(found.window.rows, 1, found.window.rows))
+    assert len(seen) == 12
+    for example, (prompt, _) in seen.items():
+        one = made[example]
+        assert prompt == one.ids[one.segments == PROMPT].tolist()
+
+
+def test_a_sequence_weighs_what_it_weighs_in_the_data():
+    made, data = reasoned({"answer": 3.0})
+    net = CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.offers)
+    for accumulate in (1, 2):
+        data.place("cpu", accumulate=accumulate)
+        source = OwnText(**data.offers, writer="teacher", fraction=1.0, new_tokens=4)
+        found = [source(batch, net, net, None, 0, 0)[0] for batch in data.train_dataloader()][:accumulate]
+        total = 0.0
+        for batch in found:
+            weights = iter(batch.weight.split(batch.where.sum(1).tolist()))
+            for example in batch.key[:, 0].tolist():
+                each = next(weights)
+                torch.testing.assert_close(each, torch.full_like(each, made[example].weight / len(each)))
+                total += made[example].weight
+        for batch in found:
+            assert batch.window[2] == accumulate
+            assert [batch.window[n] for n in (0, 1, 3)] == pytest.approx([total] * 3, rel=1e-6)
 
 
 # ---- what decides
@@ -310,11 +366,12 @@ def test_tokens_are_drawn_from_the_students_distribution():
 @pytest.mark.parametrize("writer", ["student", "teacher"])
 def test_gradients_do_not_depend_on_the_split(writer):
     data, teacher, gradients = Sequences(), gpt(1).eval(), []
+    data.share = torch.tensor([1.0, 0.1, 2.0, 1.0, 0.1, 0.5, 1.0, 1.0])
     for groups in ([range(8)], [range(4), range(4, 8)], [range(3), range(3, 8)]):
         student, source = gpt().eval(), own(writer=writer)
         objective = Objective({"ce": CrossEntropy(), "r": ReverseKL()}, alpha=0.5)
         for part, group in enumerate(groups):
-            batch = data.batch(group, Window(32.0, 32.0, len(groups), 8.0))
+            batch = data.batch(group, Window(32.0, 32.0, len(groups), float(data.share.sum())))
             batch, _ = call(source, batch, student, FrozenTeacher(teacher, TASK), step=2, part=part)
             losses = objective(TASK.outputs(student, batch), TASK.outputs(teacher, batch), batch)
             (losses.total / len(groups)).backward()
@@ -366,6 +423,28 @@ def test_neither_a_resumed_run_nor_micro_batches_change_what_is_replayed(options
     for stop in (1, 3):
         assert sittings(own(**options), 6, stop, **options) == whole
     assert sittings(own(**options), 6, groups=(range(4, 8), range(4))) == whole
+
+
+def test_what_goes_are_the_oldest_entries_and_only_where_there_is_no_room():
+    def filled(buffer, steps):
+        for step, examples in steps:
+            buffer.begin(step)
+            buffer.add(step, [(e, torch.tensor([e]).int(), torch.tensor([step, e]).int()) for e in examples])
+        return buffer
+
+    early, late = [(0, [7, 1, 4]), (1, [9, 3])], [(2, [4, 0]), (3, [6])]
+    one = filled(_Buffer(5), early)
+    before = one._entries
+    one.begin(1.5)
+    assert one._entries is before and list(before) == [7, 1, 4, 9, 3]
+    resumed = _Buffer(5)
+    resumed.load_state_dict(one.state_dict())
+    for buffer in (one, resumed):
+        assert filled(buffer, late).state_dict()["examples"].tolist() == [0, 3, 4, 6, 7, 9]
+        buffer.begin(4)
+        assert buffer.state_dict()["examples"].tolist() == [0, 3, 4, 6, 9]
+        assert buffer.find(4, torch.tensor([4]).int()).tolist() == [2, 4]
+        assert buffer.find(7, torch.tensor([7]).int()) is None
 
 
 def test_another_prompt_of_the_same_example_is_not_answered_from_the_buffer():
@@ -425,3 +504,25 @@ def test_batches_that_cannot_be_continued_are_refused():
     for nobody in (None, SimpleNamespace()):
         with pytest.raises(UserError, match="no network teaches; accepted: student, or a live teacher"):
             call(own(writer="teacher"), Sequences().batch([0]), gpt(), nobody)
+    unsaid = Sequences().batch([0, 1])
+    unsaid.prompts = None
+    with pytest.raises(UserError, match=r"how long its prompts are \(Batch\.prompts\); accepted"):
+        call(own(), unsaid, gpt())
+    running = Sequences(text=True).batch([0, 1])
+    expected = texts(call(own(), running, gpt())[0])
+    running.prompts = None
+    assert texts(call(own(), running, gpt())[0]) == expected
+
+
+def test_a_teacher_of_another_tokenizer_does_not_write():
+    data, net = Sequences(), gpt(1)
+    own_tokens, same, other = (SimpleNamespace(size=VOCAB, fingerprint=mark) for mark in ("a", "a", "b"))
+    unlike = UnlikeTeacher(net, TASK, other, own_tokens)
+    for fraction in (0.0, 1.0):
+        with pytest.raises(UserError, match=r"tokenizer is not the student's; accepted: .*kdlab generate") as caught:
+            call(own(writer="teacher", fraction=fraction), data.batch([0]), gpt(), unlike)
+        assert "\n" not in str(caught.value)
+    call(own(), data.batch([0]), gpt(), unlike)  # the student writes
+    expected = texts(call(own(writer="teacher"), data.batch(range(4)), gpt(), net)[0])
+    alike = UnlikeTeacher(net, TASK, same, own_tokens)
+    assert texts(call(own(writer="teacher"), data.batch(range(4)), gpt(), alike)[0]) == expected

@@ -98,8 +98,6 @@ def test_of_a_long_text_the_end_is_read(made, caplog):
     assert f"{room} of a text's {len(text)} tokens" in caplog.text
     (short,) = complete(run, ["ab"])  # of a small context no more than half is written unless asked for
     assert short.text == by_hand(net, tokenizer, "ab", CONTEXT // 2)
-    (empty,) = complete(run, [""], new_tokens=3)
-    assert empty.prompt == "" and len(empty.text) <= 3
 
 
 def test_a_file_is_read_and_any_other_word_is_text(tmp_path):
@@ -107,6 +105,14 @@ def test_a_file_is_read_and_any_other_word_is_text(tmp_path):
     file.write_text("dürfen wir\n", encoding="utf-8")
     assert read_text(str(file)) == "dürfen wir"
     assert read_text("a file.py") == "a file.py" and read_text("a\nb.txt") == "a\nb.txt"
+    assert read_text("x" * 5000) == "x" * 5000 and read_text("a\0b") == "a\0b"  # what no file can be called
+    other = tmp_path / "prompt.md"
+    other.write_text("# one\n")
+    assert read_text(str(other)) == "# one"
+    (tmp_path / "empty.txt").write_text("\n")
+    for nothing, says in (("", "the text is empty"), (str(tmp_path / "empty.txt"), r"empty\.txt is empty; accepted")):
+        with pytest.raises(UserError, match=says):
+            read_text(nothing)
     with pytest.raises(UserError, match=r"nothing\.txt: cannot be read .*accepted: a \.txt file"):
         read_text(str(tmp_path / "nothing.txt"))
 
@@ -131,7 +137,9 @@ def test_on_the_command_line(made, capsys, tmp_path):
         (["abc", "--temperature=-1"], "--temperature -1; accepted: 0 or more"),
         (["abc", "--new-tokens", "0"], "--new-tokens 0; accepted: at least 1"),
         (["abc", "--new-tokens", "25"], "--new-tokens 25; accepted: 1 to 24, the model's context"),
-        (["abcé"], "'é' is not among the 14 known characters"),
+        (["abc", "--top", "2"], "--top 2, and "),
+        ([""], "the text is empty; accepted: "),
+        (["abcé"], "'é' is not among the 14 known characters; accepted: text without it"),
     ],
 )
 def test_mistakes_are_one_line(made, capsys, words, says):

@@ -72,14 +72,42 @@ def test_svamp_forms_and_labels(sums):
     question = "Q: Ann has 20 and gets 2. How many?\nA:"
     assert gold[6] == (question, " So 20 * 2 = 40.", "\n#### ( 20.0 + 2.0 )")
     assert taught[6] == (question, " So 20 * 2 = 40.", "\n#### (20 * 2)")
-    assert len(spoken(svamp(sums, val=0, tokenizer="bytes", form="answer"))) == 9
-    assert len(spoken(svamp(sums, val=0, tokenizer="bytes", form="answer", labels="teacher"))) == 8
-    both = svamp(sums, val=0, tokenizer="bytes", form="both", rationale_weight=0.5)
+    lenient = {"val": 0, "tokenizer": "bytes", "complete": False}
+    assert len(spoken(svamp(sums, form="answer", **lenient))) == 9
+    assert len(spoken(svamp(sums, form="answer", labels="teacher", **lenient))) == 8
+    both = svamp(sums, form="both", rationale_weight=0.5, **lenient)
     assert len(spoken(both)) == 8 * 2 + 1
     assert sorted({one.weight for one in both.source(both.tokenizer).splits["train"]}) == [0.5, 1.0]
     assert both.questions("test")[0].prompt.tolist() == both.tokenizer.encode(
         "[label] Q: Ann has 30 and gets 2. How many?\nA:"
     )
+
+
+@pytest.mark.parametrize("load", [svamp, cqa])
+def test_forms_learn_the_same_questions_with_the_same_tokens(load, sums, choices, caplog):
+    caplog.set_level("INFO", "kdlab")
+    root, there = (sums, 9) if load is svamp else (choices, 5)
+    data = {form: load(root, form=form, val=0) for form in ("steps", "answer", "both")}
+    asked = {form: [prompt.partition("Q: ")[2] for prompt, *_ in spoken(one)] for form, one in data.items()}
+    assert len(asked["steps"]) == there - 1 and asked["answer"] == asked["steps"]
+    assert asked["both"][::2] == asked["both"][1::2] == asked["steps"]
+    said = f"{load.__name__}: {there - 1} of {there} training examples have reasoning and answer, and are learned"
+    assert caplog.text.count(said) == 3
+    assert f"{2 * (there - 1)} sequences of {there - 1} examples; twice data.batch_size" in caplog.text
+    for tokenizer in ("bpe", "characters", "bytes"):
+        steps = load(root, val=0, tokenizer=tokenizer)
+        for form in ("answer", "both"):
+            steps.like(load(root, form=form, val=0, tokenizer=tokenizer))
+
+
+def test_what_is_incomplete_is_learned_on_demand(sums, caplog):
+    caplog.set_level("INFO", "kdlab")
+    data = [svamp(sums, form=form, val=0, complete=False, labels="teacher") for form in ("answer", "steps", "both")]
+    assert [one.counts["train"] for one in data] == [8, 8, 16]
+    assert len({one.tokenizer.fingerprint for one in data}) == 1
+    assert "8 of 9 training examples have an answer, and are learned" in caplog.text
+    with pytest.raises(UserError, match=r"data.complete: 1; accepted: true or false"):
+        svamp(sums, complete=1)
 
 
 def test_svamp_answers_are_judged_by_value(sums):
@@ -108,12 +136,9 @@ def test_cqa(choices, keep, count):
     assert data.counts["train"] == count
     assert spoken(data)[0][0] == "Q: Where is money 0?\nChoices: (a) bank (b) river (c) bed\nA:"
     (question,) = data.questions("test")
-    assert (
-        data.right(question, "#### Bank.")
-        and data.right(question, "hm\n#### (a)")
-        and data.right(question, "#### the bank")
-    )
-    assert not data.right(question, "#### river") and not data.right(question, "#### bank or bed")
+    assert all(data.right(question, f"hm\n#### {text}") for text in ("Bank.", "(a)", "a.", "(a) bank"))
+    wrong = ("river", "bank or bed", "the bank", "not a bank", "a: it is wet", "(b) bank", "(b)", "abc")
+    assert not any(data.right(question, f"#### {text}") for text in wrong)
 
 
 @pytest.fixture

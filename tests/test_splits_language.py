@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import socket
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing
-from split_process import bag_of_words, objective, step, window, worker
+from split_process import bag_of_words, objective, step, window
 from text_cases import VOCAB, lines_of, padded, sentences, tiny_gpt2
 
 from kdlab.data.text.module import TextData
@@ -227,13 +229,14 @@ def test_a_cache_serves_every_layout(nets, tmp_path):
 def test_two_real_processes(tmp_path):
     alone = bag_of_words(0)
     step(alone, [padded(ALL)], window(ALL, 1))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    other = torch.multiprocessing.spawn(worker, (1, port, str(tmp_path)), nprocs=1, join=False)
-    worker(0, 0, port, str(tmp_path))
-    while not other.join():
-        pass
+    script = Path(__file__).parent / "split_process.py"
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(script.parent), str(script.parents[1])])}
+    ranks = [subprocess.Popen([sys.executable, script, str(rank), str(tmp_path)], env=env) for rank in range(2)]
+    try:
+        assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for ours, expected in zip(found, alone.parameters(), strict=True):

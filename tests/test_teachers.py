@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs
+from kdlab.functional import Batch, Outputs, Projected
 from kdlab.tasks import Classification
 from kdlab.teachers import EMATeacher, EnsembleTeacher, FrozenTeacher, SnapshotTeacher, Teacher
+from kdlab.teachers import teacher as teachers
 
 torch.set_num_threads(1)
 C = 4
@@ -147,6 +148,28 @@ def test_an_ensemble_of_one_and_of_masked_members():
     out = EnsembleTeacher([Says(masked), Says(masked + 1)], [1, 3])(batch()).logits
     torch.testing.assert_close(out.softmax(-1), masked.softmax(-1))
     assert EnsembleTeacher([Says(z.half())])(batch()).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_an_ensemble_makes_some_rows_of_one_member_at_a_time(monkeypatch, projected):
+    rows, made = 11, []
+    monkeypatch.setattr(teachers, "AT_ONCE", 3 * C + 1)
+    dense = teachers.dense
+
+    def spy(logits):
+        made.append(tuple(logits.shape))
+        return dense(logits)
+
+    monkeypatch.setattr(teachers, "dense", spy)
+    draw = torch.Generator().manual_seed(0)
+    heads = [(torch.randn(rows, 5, generator=draw), torch.randn(C, 5, generator=draw)) for _ in range(3)]
+    logits = [hidden @ weight.T for hidden, weight in heads]
+    given = [Projected(*head) for head in heads] if projected else logits
+    out = EnsembleTeacher([Says(one) for one in given], [1, 2, 5])(batch(rows)).logits
+    expected = sum(w / 8 * z.double().softmax(-1) for w, z in zip([1, 2, 5], logits, strict=True))
+    torch.testing.assert_close(out.double().exp(), expected, rtol=1e-5, atol=1e-7)
+    assert out.shape == (rows, C) and made == [(3, C), (3, C), (3, C), (2, C)] * 3
+    assert EnsembleTeacher([Says(given[0][:0])])(batch(0)).logits.shape == (0, C)
 
 
 def test_members_that_do_not_teach_yet_are_left_out():

@@ -354,7 +354,7 @@ def test_config_of_text_names_the_arguments_with_their_defaults(path):
 
 
 def test_common_arguments_are_those_of_text_data():
-    mine, theirs = spec.signature("kdlab.data.text.module.TextCommon"), spec.signature("kdlab.data.text_data")
+    mine, theirs = spec.signature("kdlab.data.text.combine.TextCommon"), spec.signature("kdlab.data.text_data")
     own = {"read", "texts", "alphabet"}
     types = {name: ast.unparse(p.annotation) for name, p in theirs.parameters.items() if name not in own}
     assert {name: ast.unparse(p.annotation) for name, p in mine.parameters.items()} == types

@@ -95,12 +95,14 @@ def test_a_batch_by_hand():
     assert batch.weight.tolist() == [0.5, 1, 1, 2]
     assert batch.segment.tolist() == [REASONING, ANSWER, ANSWER, ANSWER]
     assert batch.key.tolist() == [[0, 0], [1, 0]] and len(batch) == 4
+    assert batch.prompts.tolist() == [2, 1] and batch.share.tolist() == [1, 2]
     assert batch.inputs["input_ids"].dtype == batch.targets.dtype == batch.segment.dtype == torch.int64
     packed = next(iter(data_of(sequences, batch_size=2, pack=True).train_dataloader()))
     assert packed.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 1]]
     assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0]]
     assert packed.where.tolist() == [[False, True, True, True, True]]
     assert packed.targets.tolist() == [7, 8, 9, 2] and packed.key.tolist() == [[0, 0]]
+    assert packed.prompts is None and packed.share is None
 
 
 def test_a_network_reads_the_rows():
@@ -114,6 +116,17 @@ def test_a_network_reads_the_rows():
             logits = table[batch.inputs["input_ids"]][batch.where]
             total -= (batch.weight.double() * logits.gather(1, batch.targets[:, None])[:, 0]).sum()
         assert torch.isclose(total, expected)
+
+
+def test_prompts_do_not_depend_on_what_counts():
+    draw = [([1, 2, 3], PROMPT), ([4], ANSWER), ([5], PROMPT), ([6], ANSWER)]
+    sequences = [Sequence.of(draw), Sequence.of(draw[:1]), Sequence.of([([7, 8], TEXT)]), running(9)]
+    for weights in ({"prompt": 1.0}, {"prompt": 0.5, "answer": 0.0}):
+        batch = next(iter(data_of(sequences, segment_weights=weights).sequential("train")))
+        # the last token of a sequence is not read
+        assert batch.prompts.tolist() == [3, 2, 0, 0] and batch.share.tolist() == [1, 1, 1, 1]
+    moved = batch.to("cpu").part(slice(0, 2))
+    assert moved.prompts.equal(batch.prompts) and moved.share.equal(batch.share)
 
 
 # ---- windows of running text
@@ -220,7 +233,7 @@ def test_however_a_step_is_split_it_has_the_same_rows(accumulate, world, pack_):
         total = float(batch.weight.sum())
         for part in parts:
             assert part.window[:3] == (pytest.approx(total), pytest.approx(total), accumulate * world)
-            assert part.window.examples == 8
+            assert part.window.examples == sum(sequences[example].weight for example in batch.key[:, 0].tolist())
     assert whole[0].window.labelled != whole[1].window.labelled
 
 

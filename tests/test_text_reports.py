@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import itertools
 import json
 import math
 import statistics
@@ -13,8 +15,9 @@ from typing import Any
 import pytest
 
 from kdlab.runs import compare, page, pictures, read, table
-from kdlab.runs.comparison import Comparison, columns_of, ordered, row
+from kdlab.runs.comparison import Comparison, alike, columns_of, ordered, row
 from kdlab.runs.curve_pictures import kl_and_ce
+from kdlab.runs.drawing import labels
 from kdlab.runs.measures import SCORES, gap_closed, score_of
 from kdlab.runs.numbers import decimal
 from kdlab.runs.step_pictures import match_by_steps
@@ -203,6 +206,93 @@ def test_perplexities_have_the_decimals_that_matter(value: float | None, text: s
     assert decimal(value) == text
 
 
+# ---- what does not compare
+
+
+def unlike(folder: Path, em: bool = True) -> Comparison:
+    """Two runs with steps and, of less perplexity and fewer right answers, two of answers alone."""
+    for i, form in enumerate(("steps", "answer", "steps", "answer")):
+        content = fabricate.language_result(f"loss_{i}")
+        content["settings"] |= {"data": "arithmetic", "data.form": form, f"loss.terms.t{i}.weight": 1.0}
+        for split in ("val", "test"):
+            content["models"]["student"][split] |= {"ppl": (16.0, 11.0, 17.0, 12.0)[i], "em": (0.5, 0.2, 0.6, 0.3)[i]}
+            if not em:
+                content["models"]["student"][split].pop("em")
+        fabricate.write(folder / str(i), content)
+    return comparison_of(folder)
+
+
+def test_perplexities_of_other_tokens_rank_nothing(tmp_path: Path) -> None:
+    comparison = unlike(tmp_path)
+    assert [one.runs[0].label for one in comparison.groups] == ["2", "0", "3", "1"]  # by exact match
+    columns = columns_of(comparison)
+    assert "val_em" in columns and "data.form" in columns
+    assert not any(key.startswith("loss.terms") for key in comparison.differs)  # they come with the loss
+    text = compare.report(comparison, columns, comparison.groups)
+    assert "Ranked by exact match on validation: ppl is of different data or tokens (data.form)" in text
+    drawing = pictures.accuracy_and_size(comparison)
+    assert drawing is not None and drawing.figure.axes[0].get_ylabel() == "test exact match, %"
+    assert any("best on validation  60.00" in note.get_text() for note in drawing.figure.axes[0].texts)
+
+
+def test_without_exact_match_there_is_no_rank(tmp_path: Path) -> None:
+    comparison = unlike(tmp_path, em=False)
+    assert all(one.rank is None for one in comparison.groups) and comparison.unlike == ["data.form"]
+    text = compare.report(comparison, columns_of(comparison), comparison.groups)
+    assert sum(line.startswith("Not ranked: ppl is of different data or tokens") for line in text.splitlines()) == 1
+    drawing = pictures.accuracy_and_size(comparison)
+    assert drawing is not None and not any("best" in note.get_text() for note in drawing.figure.axes[0].texts)
+    compare.main([str(tmp_path)])
+    page = (tmp_path / "compare" / "index.html").read_text()
+    assert "Not ranked: ppl is" in page and "Settings, not ranked" in page and "class=best" not in page
+    rows = list(csv.DictReader((tmp_path / "compare" / "runs.csv").open()))
+    assert {row["not_comparable_by"] for row in rows} == {"data.form"} and {row["ranked_by"] for row in rows} == {""}
+
+
+def test_what_only_training_sees_leaves_runs_comparable(tmp_path: Path) -> None:
+    for i, fraction in enumerate((0.1, 1.0)):
+        content = fabricate.language_result()
+        content["settings"] |= {"data.fraction": fraction, "data.batch_size": 8 * (i + 1)}
+        fabricate.write(tmp_path / str(i), content)
+    comparison = comparison_of(tmp_path)
+    assert not comparison.unlike and [one.rank for one in comparison.groups] == [1, 2]
+
+
+def test_labels_tell_apart_and_are_short(tmp_path: Path) -> None:
+    for i in range(8):
+        content = fabricate.language_result("one_long_name_that_all_of_them_begin_with_" + "abcdefgh"[i])
+        content["settings"] |= {"optimizer.lr": 0.001 * (1 + i % 2), "data.max_steps": 4, "source.fraction": 0.5}
+        fabricate.write(tmp_path / str(i), content)
+    comparison = comparison_of(tmp_path)
+    names = labels(comparison.groups, comparison.differs, 44, lines=2)
+    assert len(set(names)) == 8 and max(len(line) for name in names for line in name.split("\n")) <= 44
+    assert all("max_steps" not in name and "fraction" not in name for name in names)
+    drawing = match_by_steps(comparison)
+    assert drawing is not None
+    figure = drawing.figure
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0
+
+
+def test_one_point_is_no_curve(tmp_path: Path) -> None:
+    fabricate.write(tmp_path / "a", fabricate.language_result(), fabricate.language_curves()[-1:])
+    assert kl_and_ce(comparison_of(tmp_path)) is None
+
+
+def test_names_of_sizes_do_not_touch(tmp_path: Path) -> None:
+    for i in range(8):
+        content = fabricate.language_result(f"l{i}")
+        content["settings"]["student"] = f"gpt_student_{i}"
+        for role in ("student", "baseline"):
+            content["models"][role]["parameters"] = 400_000 + 30_000 * i
+        fabricate.write(tmp_path / str(i), content)
+    drawing = pictures.accuracy_and_size(comparison_of(tmp_path))
+    assert drawing is not None
+    boxes = [note.get_window_extent() for note in drawing.figure.axes[0].texts]
+    assert len(boxes) == 9 and not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
 # ---- tables
 
 
@@ -212,12 +302,17 @@ def test_the_table_shows_what_a_language_model_is_judged_by(tmp_path: Path) -> N
     columns = columns_of(comparison)
     wanted = ["val", "test", "teacher", "baseline", "difference", "gap", "em", "em_difference", "outside"]
     wanted += ["outside_difference", "agreement", "kl", "parameters", "bytes", "tokens", "seconds"]
-    assert [key for key in columns if key in wanted] == wanted and "acc" not in columns
+    constant = ["teacher", "baseline", "outside", "outside_difference", "parameters", "bytes", "tokens", "seconds"]
+    assert list(alike(comparison)) == constant and "acc" not in columns
+    assert [key for key in columns if key in wanted] == [key for key in wanted if key not in constant]
     text = compare.report(comparison, columns, comparison.groups)
     heads = text.splitlines()[2]
-    for title in ("val ppl", "teacher ppl", "baseline ppl", "vs baseline", "test em %", "outside ppl", "tokens/s"):
+    for title in ("val ppl", "vs baseline", "test em %", "gap closed %"):
         assert title in heads
+    assert "teacher ppl" not in heads and "The same in all rows: teacher ppl 4.386 ± 0.000; " in text
     assert "better" in text and "+0.850 ± 0.071 worse" in text
+    alone = Comparison.of(read.scan([next(tmp_path.glob("kl-*"))]))
+    assert [key for key in columns_of(alone) if key in wanted] == wanted  # of one row, nothing repeats
     assert "acc" in Comparison.of(read.scan([tmp_path])).measures  # next-token accuracy, if asked for
 
 
@@ -228,7 +323,7 @@ def test_a_narrow_terminal_gets_the_columns_that_matter_most(tmp_path: Path) -> 
     text = compare.report(comparison, columns, comparison.groups, width=110, fit=True)
     body = text.split("\n\n")[1].splitlines()
     assert max(map(len, body)) <= 110 and "val ppl" in body[0] and "vs baseline" in body[0]
-    assert "too narrow for: size, params" in text
+    assert "too narrow for: KL, agree %" in text
     assert "too narrow" not in compare.report(comparison, columns, comparison.groups, width=400, fit=True)
     assert "too narrow" not in compare.report(comparison, columns, comparison.groups, width=110)
 

@@ -133,6 +133,7 @@ def test_nothing_that_is_generated_raises(text):
     answers.steps(text)
     answers.operations(text)
     answers.choice(text, ["park", "(a) b", ""])
+    answers.named(text, ["park", "(a) b", ""])
     answers.extract(text)
     assert not answers.same_value(text, "1 / 0")
 
@@ -157,11 +158,13 @@ def test_answers_that_are_the_same():
 
 def test_choices():
     options = ["park", "coloring book", "book", "gravity"]
-    of = [
-        answers.choice(given, options) for given in ("b", "(d)", "c: whatever", "the park", "a book", "e", "z", "Book!")
-    ]
-    assert of == ["coloring book", "gravity", "book", "park", "book", None, None, "book"]
-    assert answers.choice("a park or a book", options) is None
+    given = ("b", "(d)", "D.", "[c]", "Book!", "(b) Coloring  Book", "D: gravity.", "a) park")
+    expected = ["coloring book", "gravity", "gravity", "book", "book", "coloring book", "gravity", "park"]
+    assert [answers.choice(text, options) for text in given] == expected
+    unclear = ("e", "z", "c: whatever", "(c) park", "the park", "a park", "a book", "it is not gravity", "b or c", "")
+    assert not any(answers.choice(text, options) for text in unclear)
+    sentences = ("only gravity does it.", "a park", "a book, or gravity", "c", "nothing")
+    assert [answers.named(text, options) for text in sentences] == ["gravity", "park", None, "book", None]
     judge = Right(answers.Choices({"q": ("bridge", "beach", "bridge")}))
     asked = Question(prompt=None, answer="bridge", text="q")
     assert judge(asked, "#### (c)") and judge(asked, "hm #### Bridge") and not judge(asked, "#### b")
@@ -299,9 +302,71 @@ def test_questions_are_in_one_split_only(tmp_path):
     assert {q.text for q in other.questions("test")} != asked["test"]
 
 
+@pytest.mark.parametrize("keep", ["all", "right"])
+def test_questions_of_the_test_file_are_not_learned(tmp_path, keep, caplog):
+    caplog.set_level("INFO", "kdlab")
+    path = many(tmp_path / "t.jsonl")
+    other = [{"question": f" q{i:02}\n" if i % 2 else f"q{i:02}", "answer": str(i)} for i in range(15, 25)]
+    test = str(written(tmp_path / "test.jsonl", *other))
+    data = traces(path, test_path=test, val=5, keep=keep, compare="number", context=64)
+    held = {split: {q.text.strip() for q in data.questions(split)} for split in ("val", "test")}
+    sequences = data.source(data.tokenizer).splits["train"]
+    train = {data.tokenizer.decode(one.ids[one.segments == PROMPT].tolist())[3:6] for one in sequences}
+    assert held["test"] == {f"q{i}" for i in range(15, 25)} and len(held["val"]) == 5 and len(train) == 10
+    assert train | held["val"] == {f"q{i:02}" for i in range(15)}
+    assert caplog.text.count("15 of 60 rows left out of training: the test split asks their questions") == 1
+    with pytest.raises(UserError, match=r"data.path: 60 rows, and none is left to train on without .* the test split"):
+        traces(path, test_path=path, context=64)
+
+
+def test_one_question_spaced_differently_is_in_one_split_only(tmp_path):
+    rows = [{"question": f"a{' ' * (1 + j)}{i}", "reasoning": "r", "answer": "x"} for i in range(9) for j in range(2)]
+    data = traces(str(written(tmp_path / "t.jsonl", *rows)), test=4, val=3, context=64)
+    sequences = data.source(data.tokenizer).splits["train"]
+    train = {data.tokenizer.decode(one.ids[one.segments == PROMPT].tolist())[3:-3] for one in sequences}
+    asked = [q.text for split in ("val", "test") for q in data.questions(split)]
+    assert train and not {" ".join(text.split()) for text in train} & {" ".join(text.split()) for text in asked}
+
+
+def test_traces_without_reasoning(tmp_path):
+    rows = [{"question": f"q{i}", "answer": "x", **({"reasoning": "r"} if i % 2 else {})} for i in range(20)]
+    path = str(written(tmp_path / "t.jsonl", *rows))
+    options = {"test": 2, "val": 0, "context": 64}
+    counts = [
+        [traces(path, form=form, complete=complete, **options).counts["train"] for form in forms.FORMS]
+        for complete in (True, False)
+    ]
+    (steps, answer, both), (again, lenient, all_of) = counts
+    assert steps == answer == again == both / 2 and lenient == 18 and all_of == 18 + steps
+    bare = str(written(tmp_path / "bare.jsonl", *({"question": f"q{i}", "answer": "x"} for i in range(20))))
+    with pytest.raises(UserError, match=r"data.form: answer; none of 18 .* data.complete=false"):
+        traces(bare, form="answer", **options)
+    assert traces(bare, form="answer", complete=False, **options).counts["train"] == 18
+
+
+def test_forms_have_the_same_tokens(tmp_path):
+    path = many(tmp_path / "t.jsonl")
+    for tokenizer in ("characters", "bpe"):
+        steps = traces(path, context=64, tokenizer=tokenizer)
+        for form in ("answer", "both"):
+            steps.like(traces(path, form=form, context=64, tokenizer=tokenizer))
+
+
+def test_the_longest_answer_counts_its_reasoning(tmp_path):
+    path = many(tmp_path / "t.jsonl")
+    # " r0" "\n#### 12" and the end of text; a rationale alone ends in no answer
+    found = {form: traces(path, form=form, context=64, tokenizer="bytes", val=0).longest() for form in forms.FORMS}
+    assert found == {"steps": 3 + 8 + 1, "answer": 8 + 1, "both": 8 + 1}
+    data = traces(path, context=64, tokenizer="bytes", val=0)
+    assert data.longest("test") == max(len(one) - 7 - 2 for one in data.source(data.tokenizer).splits["test"])
+    assert data.longest("val") is data.longest("outside") is None
+    with pytest.raises(UserError, match="unknown split"):
+        data.longest("tset")
+
+
 def test_segments_weigh_as_told(tmp_path):
     path = many(tmp_path / "t.jsonl", each=1)
-    data = traces(path, test_path=path, val=0, context=64, segment_weights={"reasoning": 0.5})
+    data = traces(path, test=1, val=0, context=64, segment_weights={"reasoning": 0.5})
     assert "val" not in data.counts or not data.counts["val"]
     batch = next(iter(data.train_dataloader()))
     assert set(batch.segment.tolist()) == {REASONING, ANSWER}

@@ -178,7 +178,7 @@ def test_no_rows_and_no_text():
 
 def test_an_encoder_decoder_is_refused():
     ids = torch.zeros(1, 2).long()
-    with pytest.raises(UserError, match="accepted: the student's tokenizer, or sequence-level distillation"):
+    with pytest.raises(UserError, match=r"accepted: the student's tokenizer, or the teacher's text .*data=traces"):
         unlike()[0](Batch({"input_ids": ids, "decoder_input_ids": ids}, ids[0], where=ids == 0))
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -53,8 +54,28 @@ _OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data[.=]|stages[.=])")
 
 
 def opened(text: str) -> str:
-    """An override of an open mapping as Hydra wants it: ``++`` adds a key that is not there yet."""
-    return _OPEN.sub("++", text)
+    """An override of an open mapping as Hydra wants it: ``++`` adds a key that is not there yet.
+
+    Stages are lists of overrides; Hydra wants each of those in quotes, and users need not type them.
+
+    >>> opened("stages={soft: [loss.alpha=1, epochs=2]}")
+    "++stages={soft: ['loss.alpha=1', 'epochs=2']}"
+    """
+    key, equals, value = _OPEN.sub("++", text).partition("=")
+    if key.lstrip("+") != "stages" or not value.startswith("{"):
+        return key + equals + value
+    try:
+        stages = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key + equals + value  # Hydra says what is wrong with it
+    if not all(isinstance(item, list) and all(isinstance(t, str) for t in item) for item in stages.values()):
+        return key + equals + value
+    quoted = (f"{name}: [{', '.join(map(_quoted, stage))}]" for name, stage in stages.items())
+    return f"{key}={{{', '.join(quoted)}}}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "\\'") + "'"
 
 
 def as_typed(texts: Iterable[str]) -> list[str]:
@@ -198,7 +219,7 @@ class Composer:
                 reason = str(error).splitlines()[0].removeprefix("Error parsing override ")
                 raise UserError(
                     f"{text!r}: cannot be read ({reason}); accepted: key=value, group=option, +key=value, "
-                    "~key (quote brackets and spaces: 'loss=[a,b]')"
+                    "~key (quote brackets and spaces: 'loss=[a,b]', also inside of stages)"
                 ) from None
         for override in parsed:
             if not override.key_or_group:

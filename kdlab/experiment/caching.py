@@ -30,8 +30,8 @@ from kdlab.teachers import (
 MEASURED = ("val", "test", "outside")
 """The splits that a result reports; ``outside`` is of another domain than training."""
 
-WHOLE_ROWS = 256
-"""Size of a vocabulary up to which a cache of sequences holds all of it, and so is exact."""
+WHOLE_ROWS = 320
+"""Size of a vocabulary up to which a cache of sequences holds all of it, and so leaves out nothing."""
 
 
 def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> str:
@@ -104,7 +104,17 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
             f"teacher.cache: {spec.cache} is of {manifest.data} ({manifest.classes} tokens), and data of {known[1]} "
             f"({data.vocab_size} tokens); accepted: the data.tokenizer that it was written with"
         )
-    return TokenCache(Path(spec.cache), manifest)
+    cache = TokenCache(Path(spec.cache), manifest)
+    unknown, total = 0, 0
+    for batch in data.sequential("train"):
+        missing, among = cache.missing(batch)
+        unknown, total = unknown + missing, total + among
+    if unknown:
+        raise UserError(
+            f"teacher.cache: {spec.cache} lacks {unknown} of the {total} training sequences of {data.name}; accepted: "
+            "data it was written for (of kdlab generate: OUT.filtered.jsonl with data.form=steps)"
+        )
+    return cache
 
 
 def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Training) -> Teacher:
@@ -140,16 +150,25 @@ def describe_rows(net: nn.Module, data: Any) -> Manifest:
 
 
 def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManifest:
-    """What a cache of ``net`` on sequences holds."""
+    """What a cache of ``net`` on sequences holds.
+
+    Logits of the whole vocabulary are float32, as the teacher gives them, where that takes up to 256 MiB, and else
+    float16; a few tokens a position and draws, which are estimates anyway, are always float16.
+    """
     drawn = spec.draws is not None
+    k = spec.draws or spec.top_k or data.vocab_size
+    splits = tuple(split for split in ("train", *MEASURED) if data.counts[split])
+    whole = not drawn and k == data.vocab_size
+    rows = {split: (data.rows(split), 1) for split in splits} if whole else {}
     return TokenManifest(
         teacher=_said_by(net),
         data=data.fingerprint,
         form="sampled" if drawn else "topk",
-        k=spec.draws or spec.top_k or data.vocab_size,
+        k=k,
         classes=data.vocab_size,
+        dtype=dtype_for(rows, data.vocab_size) if whole else "float16",
         seed=spec.seed if drawn else 0,
-        splits=tuple(split for split in ("train", *MEASURED) if data.counts[split]),
+        splits=splits,
     )
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import parts
+from kdlab.experiment.baseline import obtain_baseline
 from kdlab.experiment.caching import MEASURED
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
-from kdlab.experiment.store import obtain
 from kdlab.experiment.teaching import (
     Lesson,
     find_teacher,
-    from_cut,
-    of_all_stages,
     tokens_of_teacher,
-    without_teacher,
 )
 from kdlab.methods import Training, evaluate
 from kdlab.models import measure
@@ -52,31 +48,15 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
     if last.experiment.baseline:
         if len(stages) > 1 and first.lesson is None and _same_budget(first.experiment, last.experiment):
             models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
-        elif last.lesson is not None or last.experiment.init != "fresh" or last.experiment.method_name != "FineTune":
-            start = first.cut_from if any(stage.lesson for stage in stages) else None  # else it would be the same run
-            found, took = _baseline(of_all_stages([s.experiment for s in stages]), start, last, choices)
-            if found:
-                models["baseline"], seconds["baseline"] = found, took
+        elif kept := obtain_baseline(stages, choices):
+            models["baseline"] = _model(last, kept[-1].net, sum(fit.seconds for fit in kept))
+            seconds["baseline"] = sum(fit.seconds for fit in kept if fit.fresh)
     return models, seconds
 
 
 def _same_budget(first: Experiment, last: Experiment) -> bool:
     keys = ("student", "data", "epochs", "optimizer", "scheduler")
     return last.init == "fresh" and all(getattr(first, key) == getattr(last, key) for key in keys)
-
-
-def _baseline(
-    experiment: Experiment, start: nn.Module | None, last: Stage, choices: Mapping[str, str]
-) -> tuple[dict[str, Any] | None, float]:
-    recipe, begin = without_teacher(experiment, last.data), lambda net: None
-    if recipe is not None and start is not None:  # the same start for both
-        recipe, begin = from_cut(recipe, start)
-    if recipe is None:
-        log.info("baseline: none, since no row has a label")
-        return None, 0.0
-    name = choices.get("student", "student")
-    kept = obtain("baseline", recipe, Path(experiment.output), last.training, name, experiment.logger, begin=begin)
-    return _model(last, kept.net, kept.seconds), kept.seconds if kept.fresh else 0.0
 
 
 def _model(stage: Stage, net: nn.Module, seconds: float | None) -> dict[str, Any]:

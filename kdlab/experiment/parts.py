@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -74,8 +75,37 @@ def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Mod
         raise _unlike(key, config, "rows of classes", data, "a language model, such as gpt_tiny, or your own")
     if "in_features" in offers and "in_channels" in takes and "in_features" not in takes:
         raise _unlike(key, config, "pictures", data, "mlp, or your own")
+    least = offers.get("vocab_size", 0)
+    if isinstance(given := config.get("vocab_size"), int) and given < least:
+        raise UserError(
+            f"{key}.vocab_size: {given}, and data ({data.name}) has {least} tokens; accepted: null, or more"
+        )
     seed_all(mix(seed, 0x6E6574))
-    return spec.build(config, key, offer=offers)
+    net = spec.build(config, key, offer=offers)
+    if data.gives != "rows":
+        _check_reads(net, data, key)
+    return net
+
+
+def _check_reads(net: nn.Module, data: Any, key: str) -> None:
+    """Refuse a network that cannot read sequences as long as the data's, or not of their kind.
+
+    Raises:
+        UserError: naming ``key``.
+    """
+    limit = getattr(net, "context", None)
+    if isinstance(limit, int) and limit < data.context:
+        raise UserError(f"{key}.context: {limit}, and data.context is {data.context}; accepted: null, or at least that")
+    takes = inspect.signature(net.forward).parameters
+    name, pairs = type(net).__name__, "decoder_input_ids" in takes
+    if pairs and data.gives == "sequences":
+        raise UserError(
+            f"{key}: {name} takes pairs, and data ({data.name}) gives sequences; accepted: such as gpt_tiny"
+        )
+    if "input_ids" in takes and not pairs and data.gives == "pairs":
+        raise UserError(
+            f"{key}: {name} takes sequences, and data ({data.name}) gives pairs; accepted: an encoder-decoder"
+        )
 
 
 def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: Any, accepted: str) -> UserError:
@@ -89,12 +119,15 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
     Raises:
         UserError: if the task reads another kind of data.
     """
-    made: Task = spec.build(config, "task", offer=data.offers)
+    takes, offers = spec.signature(str(config.get("_target_"))).parameters, data.offers
+    accepted = f"and data ({data.name}) gives {data.gives}; accepted: task={TASKS[data.gives]}, or other data"
+    for needed in ("num_classes", "vocab_size"):
+        if needed in takes and needed not in offers and config.get(needed) is None:
+            name = str(config["_target_"]).rpartition(".")[2]
+            raise UserError(f"task: {name} wants to know {needed}, {accepted}")
+    made: Task = spec.build(config, "task", offer=offers)
     if made.reads != data.gives:
-        raise UserError(
-            f"task: {type(made).__name__} reads {made.reads}, and data ({data.name}) gives {data.gives}; accepted: "
-            f"task={TASKS[data.gives]}, or other data"
-        )
+        raise UserError(f"task: {type(made).__name__} reads {made.reads}, {accepted}")
     return made
 
 
@@ -135,8 +168,8 @@ def method(
         raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
 
 
-def adapted(net: nn.Module, config: Mapping[str, Any] | None) -> Callable[[Path], None]:
-    """Let an adapter train in the place of a network's own weights.
+def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Callable[[Path], None]:
+    """Let an adapter train in the place of a network's own weights; its first weights are a function of ``seed``.
 
     Returns:
         What to call after training, with the file of the network's weights: keeps the adapter beside it, merges it
@@ -144,6 +177,7 @@ def adapted(net: nn.Module, config: Mapping[str, Any] | None) -> Callable[[Path]
     """
     if config is None:
         return lambda weights: None
+    seed_all(mix(seed, 0x6C6F7261))
     spec.build(config, "adapter", net=net)
 
     def finish(weights: Path) -> None:
@@ -193,7 +227,8 @@ def start(
     if source is None:
         if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
             return
-        raise UserError(f"init: {init}, and the experiment has no {init}; accepted: fresh, previous, pretrained")
+        missing = "teacher" if init == "cut" else init
+        raise UserError(f"init: {init}, and the experiment has no {missing}; accepted: fresh, previous, pretrained")
     if init == "cut":
         cut(student, source)
         return

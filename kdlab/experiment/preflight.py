@@ -79,17 +79,24 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
             "method: FineTune learns from labels alone, and the loss has terms that need a teacher; "
             "accepted: loss=ce, or method=offline_kd"
         )
-    known = experiment.teacher is not None and experiment.teacher.written
-    if known:
-        yield "teacher", written(experiment, data, objective).describe()
-    if objective.needs_teacher and teacher is None and not (itself or known or _previous(experiment)):
+    known = None
+    if experiment.teacher is not None and experiment.teacher.written:
+        known = written(experiment, data, objective)
+        yield "teacher", known.describe()
+    if objective.needs_teacher and teacher is None and not (itself or known is not None or _previous(experiment)):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
+    if experiment.method_name == "SemiSupervisedKD" and data.gives != "rows":
+        raise UserError(
+            f"method: SemiSupervisedKD labels rows of their own, and data ({data.name}) is text; accepted: "
+            "method=offline_kd, whose soft targets need no labels (loss.alpha=1)"
+        )
     _start(experiment, data, student, teacher)
+    _adapter(experiment, student)
     _source(experiment, data, teacher)
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (itself or _previous(experiment))
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
-    shown = FrozenTeacher(told, task, objective.teacher_layers) if told is not None else None
+    shown = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
     parts.method(experiment, student, objective, task, shown)
     if teacher is not None:
         yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"
@@ -137,6 +144,16 @@ def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Mo
         load_weights(student, wanted.checkpoint, wanted.mapping, key="pretrained.checkpoint", head=False)
     else:
         own_data(experiment, "pretrained")
+
+
+def _adapter(experiment: Experiment, student: nn.Module) -> None:
+    """Whether the adapter has something to adapt."""
+    parts.adapted(student, experiment.adapter, experiment.seed)
+    if experiment.adapter is not None and experiment.init == "fresh" and not experiment.student.get("name"):
+        raise UserError(
+            "adapter: trains beside the student's own weights, which are random with init=fresh; accepted: "
+            "init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"
+        )
 
 
 def _source(experiment: Experiment, data: Any, teacher: nn.Module | None) -> None:

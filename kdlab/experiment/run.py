@@ -231,6 +231,9 @@ def _logging(folder: Path, quiet: bool) -> Iterator[None]:
         log.addHandler(handler)
     try:
         yield
+    except SystemExit:
+        log.warning("stopped by a signal; the same command with resume=auto goes on")
+        raise
     except Exception:
         log.removeHandler(console)  # there the command line says it in one line
         log.exception("the run failed")

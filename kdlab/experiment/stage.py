@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from kdlab.experiment import parts
 from kdlab.experiment.schema import Experiment
@@ -38,8 +38,8 @@ class Stage:
     student: nn.Module
     lesson: Lesson | None
     fitted: Fitted
-    cut_from: nn.Module | None = None
-    """The teacher whose layers the student started from, if it did."""
+    started_with: dict[str, Tensor] | None = None
+    """The student's first weights, where they are neither random nor those of the stage before."""
 
     @property
     def as_teacher(self) -> Trained:
@@ -74,8 +74,11 @@ def fit_stage(
         teacher=source.net if source else None,
         pretrained=pretrained_start(experiment, data, training, choices) if experiment.init == "pretrained" else None,
     )
+    given = None
+    if experiment.init in ("teacher", "cut", "pretrained"):
+        given = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     batches = parts.source(experiment.source, data)
-    adapted = parts.adapted(student, experiment.adapter)
+    adapted = parts.adapted(student, experiment.adapter, experiment.seed)
     method = parts.method(experiment, student, objective, task, lesson.teacher if lesson else None, batches)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
@@ -83,8 +86,7 @@ def fit_stage(
     log.info("%s: training %d epochs on %s", name, experiment.epochs, data.describe())
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
     adapted(fitted.weights)
-    cut_from = source.net if source is not None and experiment.init == "cut" else None
-    return Stage(experiment, data, task, training, student, lesson, fitted, cut_from)
+    return Stage(experiment, data, task, training, student, lesson, fitted, given)
 
 
 def _taught_by_previous(experiment: Experiment) -> bool:

@@ -60,7 +60,9 @@ class Recipe:
         """A short name: equal recipes on equal data have equal keys."""
         computed = {k: v for k, v in self.trainer.items() if k not in HOW}
         what = [self.network, self.data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
-        what += [self.terms, self.task, self.adapter, self.begin]
+        # how answers are generated and measured is no matter of the weights
+        task = {k: v for k, v in self.task.items() if k in ("_target_", "num_classes", "vocab_size", "score")}
+        what += [self.terms, task, self.adapter, self.begin]
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -143,7 +145,7 @@ def _train(
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
-    adapted = parts.adapted(net, recipe.adapter)
+    adapted = parts.adapted(net, recipe.adapter, recipe.seed)
     method = FineTune(
         student=net,
         objective=parts.labels_only(recipe.terms),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.store import Recipe, obtain
 from kdlab.losses import Objective
 from kdlab.methods import Training
-from kdlab.models import load_weights, weights_hash
-from kdlab.models.cut import cut
+from kdlab.models import load_weights
 from kdlab.tasks import Task
-from kdlab.teachers import FrozenTeacher, Teacher, UnlikeTeacher
+from kdlab.teachers import FrozenTeacher, Teacher, TokenCache, UnlikeTeacher
 
 log = logging.getLogger("kdlab")
 
@@ -164,6 +163,12 @@ def give_lesson(
     started = time.monotonic()
     teacher = cached(live, experiment, data, training)
     log.info(teacher.describe())
+    if objective.softens and isinstance(teacher, TokenCache) and not teacher.manifest.plain_logits:
+        log.warning(
+            "teacher: a temperature other than 1 softens the %d cached tokens and one bucket of all others, which is "
+            "another objective than softening the whole vocabulary; temperature=one is what the cache is made for",
+            teacher.manifest.k,
+        )
     return Lesson(teacher, source, time.monotonic() - started)
 
 
@@ -175,9 +180,11 @@ def pretrained_start(experiment: Experiment, data: Any, training: Training, name
             "init: pretrained, and the experiment has no pretrained; accepted: pretrained=trained, or fresh"
         )
 
+    keeps_head = data.gives != "rows"  # the same tokens follow in any text; classes are the data's own
+
     def give(student: nn.Module) -> None:
         if spec.checkpoint is not None:
-            said = load_weights(student, spec.checkpoint, spec.mapping, key="pretrained.checkpoint", head=False)
+            said = load_weights(student, spec.checkpoint, spec.mapping, key="pretrained.checkpoint", head=keeps_head)
             log.info("pretrained: %s", said)
             return
         config = parts.teacher_data(experiment.data, spec.data)
@@ -193,47 +200,7 @@ def pretrained_start(experiment: Experiment, data: Any, training: Training, name
         )
         name = names.get("student", "student")
         kept = obtain("pretrained", recipe, Path(experiment.output), training, name, experiment.logger)
-        load_weights(student, kept.folder / "model_finetuned.pt", key="pretrained", head=False)
-        log.info("pretrained: on %s; a new head for %d classes", kept.trained_on, data.num_classes)
+        load_weights(student, kept.folder / "model_finetuned.pt", key="pretrained", head=keeps_head)
+        log.info("pretrained: on %s%s", kept.trained_on, "" if keeps_head else "; a new head")
 
     return give
-
-
-def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
-    """The baseline: the same student, data, seed and number of steps, learning from the labels alone.
-
-    Where only some rows have labels, its batches hold labelled rows only.
-    """
-    if data.counts["labelled"] == 0:
-        return None
-    config = dict(experiment.data)
-    if data.counts["labelled"] < data.counts["train"] and "ratio" in config:
-        config["ratio"] = 0
-    return Recipe(
-        experiment.task,
-        experiment.student,
-        config,
-        experiment.epochs,
-        experiment.seed,
-        experiment.optimizer,
-        experiment.scheduler,
-        experiment.trainer,
-        _label_terms(experiment),
-        experiment.adapter,
-    )
-
-
-def from_cut(recipe: Recipe, teacher: nn.Module) -> tuple[Recipe, Callable[[nn.Module], Any]]:
-    """A recipe that starts from layers of a teacher, and what gives a network that start."""
-    return replace(recipe, begin=f"cut of {weights_hash(teacher)}"), lambda net: cut(net, teacher)
-
-
-def _label_terms(experiment: Experiment) -> dict[str, Any]:
-    """What the experiment's own loss says about labels, such as label smoothing; schedules of alpha left out."""
-    terms = parts.objective(experiment.loss).terms
-    return {name: experiment.loss["terms"][name] for name, term in terms.items() if term.role == "label"}
-
-
-def of_all_stages(experiments: list[Experiment]) -> Experiment:
-    """An experiment as long as all stages together, for a baseline of the same budget."""
-    return replace(experiments[-1], epochs=sum(e.epochs for e in experiments))

@@ -16,6 +16,9 @@ from torch.nn import functional as F
 
 from kdlab.errors import UserError
 
+NOTHING = -1e4
+"""A logit so low that its probability is 0 in float64 at any temperature up to 10."""
+
 
 class _Form:
     """What the forms share: they are dataclasses of tensors, whose first dimension is the row but for ``_shared``."""
@@ -134,7 +137,8 @@ class Sparse(_Form):
         """Dense logits (rows, C) and this, both as logits (rows, k + 1) of the k classes and the bucket."""
         kept, tail = _split(_wide(logits), self.ids.long())
         own = torch.cat([self.log_probs, self.tail[:, None]], -1)
-        return torch.cat([kept, tail[:, None]], -1), _wide(own)
+        # not -inf where nothing remains: a temperature divides by it, and the gradient of that would be 0 times inf
+        return torch.cat([kept, tail[:, None]], -1).clamp(min=NOTHING), _wide(own).clamp(min=NOTHING)
 
 
 @dataclass(eq=False)

@@ -32,7 +32,7 @@ class Window(NamedTuple):
     parts: int = 1
     """Number of micro-batches (over all processes) that the step is split into."""
     examples: float = 0.0
-    """Number of sequences, where a row is a position of one; 0 where nobody counted."""
+    """Summed weight (``Batch.share``) of the sequences, where a row is a position of one; 0 where nobody counted."""
 
 
 @dataclass
@@ -57,6 +57,11 @@ class Batch:
     where: Tensor | None = None
     """(B, T) bool: the positions of the sequences that are the rows, in row-major order; None where a row is an
     example."""
+    prompts: Tensor | None = None
+    """(B,) int64: how many of the tokens that are read of a sequence are its prompt, and given whoever writes the rest;
+    0 for running text. None where a line holds several sequences, or nobody said."""
+    share: Tensor | None = None
+    """(B,) float: how much each sequence counts as a whole, beside how much its tokens do; None is 1 for all."""
     truth: Tensor | None = None
     """(B,) labels withheld from training, for curves about pseudo-labels alone."""
     window: Window | None = None

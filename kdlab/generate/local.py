@@ -87,8 +87,11 @@ def _device(name: str) -> torch.device:
 def _chat(model: str) -> Any:
     from transformers import AutoTokenizer
 
+    from kdlab.models.hub import quiet
+
     try:
-        found = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        with quiet():
+            found = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # of the hub, of files in layouts that only kdlab reads: there is no template in them
         log.debug("%s: no chat template (%s)", model, error)
         return None

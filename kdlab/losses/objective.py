@@ -15,6 +15,10 @@ from kdlab.losses.temperature import Temperature
 from kdlab.losses.temperature import temperature as to_temperature
 from kdlab.losses.term import Term
 
+AT_ONCE = 2**24
+"""Numbers that dense logits may have to be compared at once. Above, the softmaxes of student and teacher and their
+gradients would take several times the memory of the logits."""
+
 
 class Losses(NamedTuple):
     """What an objective says about one micro-batch."""
@@ -24,6 +28,9 @@ class Losses(NamedTuple):
     values: Tensor
     """(terms,) this micro-batch's share of each unweighted term, in the order of ``Objective.names``; shares add up
     to the step's value."""
+    counted: tuple[bool, ...]
+    """Whether the whole optimizer step has anything that each term counts: labels, or a teacher. Without, its value is
+    0 and says nothing."""
 
 
 class Objective(nn.Module):
@@ -37,14 +44,15 @@ class Objective(nn.Module):
 
     Where student or teacher bring :class:`~kdlab.functional.Projected` logits, the terms that look at one row at a time
     (``Term.by_row``) see them a chunk of rows at a time, and are differentiated at once: the same numbers and
-    gradients, without ever holding (rows, C) logits.
+    gradients, without ever holding (rows, C) logits. So they see dense logits of more than ``AT_ONCE`` numbers, of
+    which the chunks spare the softmaxes.
 
     Args:
         terms: name → term; the name is also the name of its curve.
         temperature: a number above 0, a schedule ``{start, end, shape}``, or a :class:`Temperature`; shared by the
             soft terms that bring none of their own.
         alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
-        chunk_rows: rows of a chunk.
+        chunk_rows: rows of a chunk; of dense logits with few classes it has more.
     """
 
     def __init__(
@@ -93,6 +101,12 @@ class Objective(nn.Module):
         return any(term.needs_teacher for term in self._each())
 
     @property
+    def softens(self) -> bool:
+        """Whether some term that compares with a teacher does so at another temperature than 1, now."""
+        terms = [term for term in self._each() if term.needs_teacher]
+        return any(t.now != 1 for t in self._temperatures if any(t in term.modules() for term in terms))
+
+    @property
     def any_vocabulary(self) -> bool:
         """Whether the teacher may have other classes than the student: no term compares class by class."""
         compared = [term for term in self._each() if term.needs_teacher]
@@ -139,8 +153,10 @@ class Objective(nn.Module):
         labelled = batch.labelled
         weights = self.weights(teacher is not None)
         total, done = self._in_chunks(student, teacher, batch, labelled, window, weights)
-        values = []
+        values, counted = [], []
         for n, (term, weight) in enumerate(zip(self._each(), weights, strict=True)):
+            count = window.labelled if term.rows == "labelled" else window.rows
+            counted.append(count > 0 and (teacher is not None or not term.needs_teacher))
             if n in done:
                 values.append(done[n])
                 continue
@@ -154,7 +170,7 @@ class Objective(nn.Module):
                 total = weighted if total is None else total + weighted
         if total is None:  # every weight is zero: keep the graph, so that backward is legal
             total = dense(student.logits[:0]).float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
-        return Losses(total, torch.stack(values))
+        return Losses(total, torch.stack(values), tuple(counted))
 
     def _refuse(self, student: torch.Size, teacher: torch.Size) -> None:
         """Logits of two shapes, unless every term takes a teacher with other classes."""
@@ -165,8 +181,8 @@ class Objective(nn.Module):
         raise UserError(
             f"student, teacher: logits of shape {tuple(student)} and {tuple(teacher)}"
             + (f", and loss.terms.{strict} compares class by class" if strict else "")
-            + "; accepted: the same number of classes; for unlike vocabularies sequence-level distillation "
-            "(source=sequence_level, or written answers) or optimal transport (loss=uld)"
+            + "; accepted: the same number of classes; for unlike vocabularies the teacher's text instead of its "
+            "probabilities (kdlab generate, then data=traces) or optimal transport (loss=uld)"
         )
 
     @staticmethod
@@ -196,7 +212,8 @@ class Objective(nn.Module):
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """The weighted sum of the terms that a chunk of rows is enough for, and each one's share by its number."""
         logits, others = student.logits, None if teacher is None else teacher.logits
-        if not (isinstance(logits, Projected) or isinstance(others, Projected)):
+        rows_at_once = self._rows_at_once(logits, others)
+        if not rows_at_once:
             return None, {}
         chosen = {n: t for n, t in enumerate(self._each()) if t.by_row and (teacher is not None or not t.needs_teacher)}
         if not chosen:
@@ -223,9 +240,17 @@ class Objective(nn.Module):
         share = torch.stack(shares)
         scale = torch.tensor([weights[n] * window.parts for n in chosen], device=share.device, dtype=share.dtype)
         trained = dict.fromkeys(p for term in chosen.values() for p in term.parameters())
-        total, values = chunked(values_of, logits, others, share * scale[:, None], self.chunk_rows, trained)
+        total, values = chunked(values_of, logits, others, share * scale[:, None], rows_at_once, trained)
         means = (torch.where(share != 0, values, 0.0) * share).sum(1).float()
         return total, dict(zip(chosen, means, strict=True))
+
+    def _rows_at_once(self, *logits: Any) -> int:
+        """Rows of a chunk; 0 where all of them may be compared at once."""
+        if any(isinstance(x, Projected) for x in logits):
+            return self.chunk_rows
+        many = [x.shape[1] for x in logits if isinstance(x, Tensor) and x.ndim == 2 and x.numel() > AT_ONCE]
+        # 128 rows of few classes would be thousands of chunks
+        return max(self.chunk_rows, AT_ONCE // 8 // max(many)) if many else 0
 
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]

@@ -30,7 +30,8 @@ class Term(nn.Module):
     needs_teacher: bool = True
     by_row: bool = False
     """Whether each value depends on nothing but that row's logits, heads, target, weight and segment. Such a term is
-    called on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, and needs no code for it."""
+    called on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, or are many, and needs no code
+    for it."""
     any_vocabulary: bool = False
     """Whether it can be asked of a teacher with other classes than the student's."""
     student_layers: tuple[str, ...] = ()

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 
 from kdlab.errors import RunFailed, UserError
-from kdlab.functional import Batch, Outputs, finite
+from kdlab.functional import Batch, Outputs, finite, mix, seed_all
 from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint, write_or_fail
 from kdlab.methods.method import Method
 from kdlab.methods.progress import Progress
@@ -85,13 +85,15 @@ def fit(
     method.to(training.device)
     if method.teacher is not None:
         method.teacher.to(training.device)
+    seed_all(mix(method.seed, 0x7465726D))  # what terms make, such as projectors
     method.prepare(example)
     hardware = training.adapt(method.student, first_row(example.inputs), data.batch_size)
     method.channels_last = hardware["channels_last"]
     layout = ", channels last" if hardware["channels_last"] else ""
     log.info(
-        "%s: on %s (%s), %s%s, %d threads",
+        "%s: on %s (%s), %s%s, %d thread%s",
         *(name, hardware["device"], hardware["name"], hardware["precision"], layout, hardware["threads"]),
+        "s" * (hardware["threads"] != 1),
     )
     patience, task = getattr(method, "patience", None), method.task
     saver = Saver(folder / "checkpoints", task.score, training.save_minutes, patience, task.greater)

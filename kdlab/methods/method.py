@@ -108,7 +108,7 @@ class Method(pl.LightningModule):
         losses = self.objective(student, teacher, batch)
         parts = batch.window.parts if batch.window is not None else 1
         assert self._curves is not None
-        self._curves.add(losses.total.detach(), losses.values, parts, {**told, **extra})
+        self._curves.add(losses.total.detach(), losses.values, losses.counted, parts, {**told, **extra})
         return losses.total
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:
@@ -139,7 +139,8 @@ class Method(pl.LightningModule):
             self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.teacher is not None:
             self.teacher.to(self.device)
-        self._random = any(isinstance(m, _RANDOM_LAYERS) for m in self.student.modules())
+        # sequence models drop out by functions, which no list of their layers shows
+        self._random = self.task.reads != "rows" or any(isinstance(m, _RANDOM_LAYERS) for m in self.student.modules())
 
     def on_train_start(self) -> None:
         self._curves = Curves(self.objective.names, self.log_every * self.trainer.accumulate_grad_batches)
@@ -162,7 +163,7 @@ class Method(pl.LightningModule):
             self.flush_curves()
 
     def flush_curves(self) -> None:
-        """Write the mean of the steps since the last time.
+        """Write the mean of the steps since the last time; of each term, over those that had something to count.
 
         Raises:
             RunFailed: if a term was not finite at one of those steps; names the first step and the term.
@@ -253,6 +254,9 @@ Method.training_step.__signature__ = inspect.signature(Method.training_step)  # 
 class Curves:
     """Collects the terms of every step in one tensor, so that a step costs two small copies and no synchronisation.
 
+    A term's mean leaves out the steps in which nothing counted for it, such as those without labels on a student's own
+    text; a term without any other step has no mean.
+
     Args:
         names: of the terms.
         room: micro-batches that it holds before it must be taken.
@@ -263,6 +267,7 @@ class Curves:
         self.room = room
         self.used = 0
         self._rows: Tensor | None = None
+        self._counted: list[tuple[bool, ...]] = []
         self._extra: list[dict[str, Tensor]] = []
 
     @property
@@ -270,19 +275,26 @@ class Curves:
         """Whether the next step has no room."""
         return self.used >= self.room
 
-    def add(self, total: Tensor, values: Tensor, parts: int, extra: dict[str, Tensor]) -> None:
-        """One micro-batch: the scaled total, and its share of each term."""
+    def add(
+        self, total: Tensor, values: Tensor, counted: tuple[bool, ...], parts: int, extra: dict[str, Tensor]
+    ) -> None:
+        """One micro-batch: the scaled total, its share of each term, and which terms its step counts for."""
         if self._rows is None:
             self._rows = torch.zeros(self.room, len(self.names), device=values.device)
         row = self._rows[self.used]
         row[0] = total
         torch.mul(values, parts, out=row[1:])
+        self._counted.append(counted)
         if extra:
             self._extra.append(extra)
         self.used += 1
 
     def take(self, step: int, accumulate: int, strategy: Any) -> dict[str, float]:
-        """The means since the last call, over all processes; empties the store."""
+        """The means since the last call, over all processes; empties the store.
+
+        Raises:
+            RunFailed: if a number was not finite, whether it counts or not.
+        """
         if self._rows is None or not self.used:
             return {}
         rows = self._rows[: self.used]
@@ -295,10 +307,12 @@ class Curves:
                 f"the loss is not finite at step {at}: {', '.join(terms[1:] or terms)}; try a smaller optimizer.lr, "
                 "or trainer.clip=1, and look at the inputs"
             )
-        means = strategy.reduce(rows.mean(0), reduce_op="mean").tolist()
-        found = dict(zip(self.names, means, strict=True))
+        counts = torch.tensor([(True, *counted) for counted in self._counted], device=rows.device).to(rows.dtype)
+        both = strategy.reduce(torch.stack([(rows * counts).sum(0), counts.sum(0)]), reduce_op="mean")
+        sums = zip(self.names, *both.tolist(), strict=True)
+        found = {name: total / steps for name, total, steps in sums if steps}
         for name in self._extra[0] if self._extra else ():
             stacked = torch.stack([e[name] for e in self._extra]).float()
             found[name] = float(stacked.nanmean())
-        self.used, self._extra = 0, []
+        self.used, self._counted, self._extra = 0, [], []
         return found

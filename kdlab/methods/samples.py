@@ -15,16 +15,15 @@ class Samples(pl.Callback):
     Args:
         data: the data module.
         file: the Markdown file that holds the latest ones.
-        every: validations from one time to the next.
+        every: epochs from one time to the next.
     """
 
     def __init__(self, data: Any, file: Path, every: int = 1) -> None:
         self.data, self.file, self.every = data, file, every
-        self._seen = 0
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self._seen += 1
-        if self._seen % self.every or not trainer.is_global_zero:
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if not trainer.is_global_zero or not (last or trainer.current_epoch % self.every == 0):
             return
         text = pl_module.task.samples(pl_module.student, self.data, "val", pl_module.device)
         if not text:

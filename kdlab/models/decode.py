@@ -143,8 +143,9 @@ def _choose(logits: Tensor, temperature: float, top_p: float, uniform: Uniform |
 
 
 def draw(chances: Tensor, u: Tensor) -> Tensor:
-    """The first class whose cumulated chance exceeds ``u``: (B, V), not normalised, and (B,) in [0, 1) to (B,)."""
-    summed = chances.cumsum(-1)
+    """The first class whose cumulated chance exceeds ``u``: (B, V) float64, of a sum of at most 1, and (B,) in [0, 1)
+    to (B,)."""
+    summed = _cumulated(chances)
     found = torch.searchsorted(summed, (u * summed[:, -1])[:, None], right=True)[:, 0]
     # rounding may leave nothing above u: the last class that has a chance
     last = chances.shape[-1] - 1 - (chances.flip(-1) > 0).to(torch.uint8).argmax(-1)
@@ -154,8 +155,22 @@ def draw(chances: Tensor, u: Tensor) -> Tensor:
 def _nucleus(chances: Tensor, top_p: float) -> Tensor:
     """``chances`` of the fewest classes that have ``top_p`` together, and 0 elsewhere."""
     ordered, ids = chances.sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
+    before = _cumulated(ordered) - ordered
     return torch.zeros_like(chances).scatter(-1, ids, ordered * (before < top_p))
+
+
+def _cumulated(chances: Tensor) -> Tensor:
+    """Cumulative sums (B, V), the same each time."""
+    return chances.cumsum(-1) if chances.device.type == "cpu" else _cumulated_exactly(chances)
+
+
+def _cumulated_exactly(chances: Tensor) -> Tensor:
+    """Cumulative sums (B, V) of numbers of a sum of about 1, rounded to multiples of 2^-52.
+
+    On GPUs the order in which floating-point numbers are added up is open, and PyTorch refuses to cumulate them where
+    deterministic algorithms are asked for. Whole numbers have the same sum in any order.
+    """
+    return (chances * 2.0**52).round().long().cumsum(-1).double() * 2.0**-52
 
 
 # ---- reading: with a cache, or everything again

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +72,22 @@ def require() -> None:
         raise UserError("model: transformers is not installed; accepted: pip install 'kdlab[text]'")
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings of the hub's client and of transformers: of what goes wrong, the error says enough."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers", "httpx", "urllib3")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"huggingface_hub|transformers")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def read_pretrained(
     auto: Any, name: str, settings: Mapping[str, Any], attention: str | None, what: str = "causal language model"
 ) -> Any:
@@ -85,6 +104,11 @@ def read_pretrained(
     Raises:
         UserError: if it cannot be read.
     """
+    with quiet():
+        return _read_pretrained(auto, name, settings, attention, what)
+
+
+def _read_pretrained(auto: Any, name: str, settings: Mapping[str, Any], attention: str | None, what: str) -> Any:
     from transformers import AutoConfig
 
     folder = Path(name).expanduser()
@@ -137,8 +161,18 @@ def check_settings(settings: Mapping[str, Any], config: Any) -> None:
             raise unknown("settings", key, known, "setting")
 
 
-def refused(architecture: object, settings: Mapping[str, Any], attention: str | None, error: Exception) -> UserError:
-    """The error for settings that transformers does not build a network of."""
+def refused(
+    architecture: object,
+    settings: Mapping[str, Any],
+    attention: str | None,
+    error: Exception,
+    context: int | None = None,
+) -> UserError:
+    """The error for settings that transformers does not build a network of, or that cannot read ``context`` tokens."""
+    if context is not None and context < 2:
+        return UserError(
+            f"context: {context}, here or in data.context; {architecture} is tried with 2; accepted: at least 2"
+        )
     if "attention implementation" in str(error):
         return UserError(f"attention: {attention}; {architecture} does not have it; accepted: eager, or null")
     return UserError(f"settings: {dict(settings)}; {architecture} refuses them: {error}")

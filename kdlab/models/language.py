@@ -94,7 +94,7 @@ class CausalLM(Transformer):
         except UserError:
             raise
         except Exception as error:  # settings that a config accepts and a forward pass does not
-            raise refused(name or str(architecture), settings, attention, error) from None
+            raise refused(name or str(architecture), settings, attention, error, self.context) from None
 
     def _limit(self, vocab_size: int | None, context: int | None, name: str) -> int | None:
         """The longest input, after a look whether the data fit."""

@@ -25,10 +25,11 @@ columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), a
   val test baseline difference gap agreement parameters seconds bytes flops latency tokens teacher
   val_ce val_kl test_ce test_kl kl ece best_epoch total_seconds n run
   outside outside_teacher outside_baseline outside_difference
-  em ppl ppl_word wer cer pass@K where measured; each with _teacher, _baseline and _difference too
+  val_em em ppl ppl_word wer cer pass@K where measured; each with _teacher, _baseline and _difference too
 
 Runs that differ only in their seed are one row: mean and sample standard deviation over n seeds.
-Rows are ranked on validation; the test split is shown, and chooses nothing.
+Rows are ranked on validation; the test split is shown, and chooses nothing. Perplexities of different data or target
+tokens are not ranked: exact match on validation ranks such runs, if all of them have it.
 
 examples:
   python -m kdlab compare outputs/kd_resnet
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fit = width is not None and args.columns is None
     table.show(report(comparison, columns, order, width=width, bold=bold, fit=fit))
     if args.csv:
-        _write(lambda: write_csv(Path(args.csv), found), args.csv)
+        _write(lambda: write_csv(Path(args.csv), found, comparison), args.csv)
         table.show(f"table of every run: {args.csv}")
     if not args.no_pictures:
         command = shlex.join(["python", "-m", "kdlab", "compare", *argv])
@@ -124,9 +125,15 @@ def _fitting(
     return kept, left_out
 
 
-def write_csv(path: Path, found: Found) -> None:
-    """Everything known about every run, a line each: failed and unfinished ones too, and never an average."""
+def write_csv(path: Path, found: Found, comparison: Comparison | None = None) -> None:
+    """Everything known about every run, a line each: failed and unfinished ones too, and never an average.
+
+    Where the score of the runs does not compare, ``ranked_by`` says what does, or is empty.
+    """
     rows = [flat(run) for run in found.runs]
+    if comparison is not None and comparison.unlike:
+        title = "" if comparison.ranks is None else comparison.ranks.title
+        rows = [one | {"ranked_by": title, "not_comparable_by": ", ".join(comparison.unlike)} for one in rows]
     rows += [{"run": str(folder), "status": "unfinished"} for folder in found.unfinished]
     names = list(dict.fromkeys(name for one in rows for name in one))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +204,7 @@ def _draw(
     command: str,
 ) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    write_csv(out / "runs.csv", found)
+    write_csv(out / "runs.csv", found, comparison)
     drawn = pictures.draw(comparison, out)
     page.write(out / "index.html", comparison, columns, order, drawn, command)
     where = table.shorten(out)

@@ -12,11 +12,36 @@ from typing import Any
 
 from kdlab.errors import unknown
 from kdlab.runs import table
-from kdlab.runs.measures import Measure, Score, measures, score_of, shown
-from kdlab.runs.read import Found, Group, Run, clean, differing, finite, group, same, setting, short
+from kdlab.runs.measures import SCORES, Measure, Score, measures, score_of, shown
+from kdlab.runs.read import (
+    ALPHA,
+    TEMPERATURE,
+    Found,
+    Group,
+    Run,
+    clean,
+    differing,
+    finite,
+    group,
+    same,
+    setting,
+    short,
+)
 
 _MOST_SETTINGS = 6
 """Differing settings that a table shows if no columns are asked for; the rest are in the CSV."""
+
+_PER_TOKEN = ("ppl", "ce")
+"""Scores that mean something for one text, one vocabulary and one choice of the tokens that count."""
+
+_NOT_THE_TASK = frozenset(
+    f"data.{key}"
+    for key in (
+        *("root", "download", "train", "fraction", "mix", "outside", "rationale_weight", "drop_long"),
+        *("batch_size", "eval_batch_size", "context", "pack", "seed", "data_seed", "split_seed"),
+    )
+)
+"""Settings of data that leave alone what a perplexity is of."""
 
 
 @dataclass
@@ -31,6 +56,10 @@ class Comparison:
     failed: list[Run] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     repeats: list[Run] = field(default_factory=list)
+    ranks: Measure | None = None
+    """What the groups are ranked by, best first; None where they are not, for their scores do not compare."""
+    unlike: list[str] = field(default_factory=list)
+    """The settings by which the scores of the runs are of different things, where they are."""
 
     @classmethod
     def of(cls, found: Found, each: bool = False) -> Comparison:
@@ -44,13 +73,25 @@ class Comparison:
         differs = _differing(runs, found.failed)
         if each and len({same(run.seed) for run in runs}) > 1:
             differs.append("seed")
-        ranking = ranked(groups, numbers["val"])
-        return cls(ranking, numbers, differs, runs, found.failed, found.unfinished, repeats)
+        unlike = _unlike(runs)
+        ranks = numbers["val"] if not unlike else numbers["val_em"] if _all(runs, numbers["val_em"]) else None
+        ranking = groups if ranks is None else ranked(groups, ranks)
+        return cls(ranking, numbers, differs, runs, found.failed, found.unfinished, repeats, ranks, unlike)
 
     @property
     def score(self) -> Score:
-        """What the runs are judged by."""
+        """What each run is judged by."""
         return score_of(self.runs)
+
+    @property
+    def common(self) -> Score:
+        """What the runs are held against each other by: :attr:`score`, or exact match where that does not compare."""
+        return self.score if self.ranks is None or self.ranks.score is None else self.ranks.score
+
+    @property
+    def order(self) -> str:
+        """The order of the groups, in words."""
+        return "not ranked" if self.ranks is None else "best on validation first"
 
     @property
     def seeds(self) -> int:
@@ -77,7 +118,31 @@ def _differing(runs: Sequence[Run], failed: Sequence[Run]) -> list[str]:
     def decided(key: str) -> bool:
         return key in shared and any(same(run.settings.get(key, shared[key])) != same(shared[key]) for run in failed)
 
-    return [key for key in differing([*runs, *failed]) if key in own or decided(key)]
+    keys = [key for key in differing([*runs, *failed]) if key in own or decided(key)]
+    return [key for key in keys if not _implied(key, keys, [*runs, *failed])]
+
+
+def _implied(key: str, differs: Iterable[str], runs: Sequence[Run]) -> bool:
+    """Whether a setting came with the option that it belongs to: ``loss.terms.kl.weight`` with ``loss``."""
+    if key in (TEMPERATURE, ALPHA):
+        return False
+    for option in differs:
+        if key.startswith(f"{option}."):
+            pairs = {(same(run.settings.get(option)), same(run.settings.get(key))) for run in runs}
+            return len(pairs) == len({chosen for chosen, _ in pairs})
+    return False
+
+
+def _unlike(runs: Sequence[Run]) -> list[str]:
+    """The settings of data by which perplexities are of different texts, tokens or choices of tokens."""
+    if score_of(runs).key not in _PER_TOKEN:
+        return []
+    keys = [key for key in differing(runs) if key == "data" or (key.startswith("data.") and key not in _NOT_THE_TASK)]
+    return keys[:1] if keys[:1] == ["data"] else keys
+
+
+def _all(runs: Sequence[Run], measure: Measure) -> bool:
+    return all(measure.get(run) is not None for run in runs)
 
 
 def constant(runs: Sequence[Run], keys: Iterable[str]) -> dict[str, Any]:
@@ -112,6 +177,9 @@ def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
     if wanted is not None:
         return [_known("columns", key.strip(), comparison) for key in wanted.split(",") if key.strip()]
     scores = [key for key in shown(comparison.runs) if _measured(key, comparison)]
+    if comparison.ranks is not None and comparison.ranks.key not in scores:
+        scores.insert(0, comparison.ranks.key)
+    scores = [key for key in scores if key not in alike(comparison)]
     if not comparison.differs:
         return ["run", *scores]
     # Runs kept apart for a difference that no setting shows are told apart by their folders.
@@ -119,6 +187,19 @@ def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
     extra = ["run"] if len(set(labels)) < len(labels) else []
     many = ["n"] if comparison.seeds > 1 else []
     return [*comparison.differs[:_MOST_SETTINGS], *extra, *many, *scores]
+
+
+def alike(comparison: Comparison) -> dict[str, str]:
+    """Numbers of language models that are written the same in every row of several, by key: not worth a column."""
+    if len(comparison.groups) < 2 or comparison.score.key == "acc":
+        return {}
+    same_ones = {}
+    for key in set(shown(comparison.runs)) - {"val", "test"}:
+        measure = comparison.measures[key]
+        written = {measure.write(one.stat(measure.get)) for one in comparison.groups}
+        if len(written) == 1 and (value := written.pop()) is not None:
+            same_ones[key] = value
+    return {key: same_ones[key] for key in shown(comparison.runs) if key in same_ones}
 
 
 def _measured(key: str, comparison: Comparison) -> bool:
@@ -188,7 +269,9 @@ def head(key: str, comparison: Comparison) -> table.Column:
 def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
     """What a reader must know to read the table rightly."""
     lines = ["Ranked on validation; the test split is shown, and chooses nothing."]
-    if all(one.rank is None for one in comparison.groups):
+    if comparison.unlike:
+        lines = [_why_not(comparison)]
+    elif all(one.rank is None for one in comparison.groups):
         lines = ["Nothing was validated, so nothing is ranked; the test split is shown, and chooses nothing."]
     if comparison.seeds > 1:
         lines.append(f"a ± b: mean and sample standard deviation over n seeds (up to {comparison.seeds}).")
@@ -199,6 +282,9 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
         lines.append("gap closed: of the way from the baseline's test score to the teacher's, what the student went.")
     if "outside_difference" in columns:
         lines.append("outside: the same score on text from outside the domain; test is inside it.")
+    constants = [f"{comparison.measures[k].title} {v}" for k, v in alike(comparison).items() if k not in columns]
+    if constants:
+        lines.append(f"The same in all rows: {'; '.join(constants)}.")
     hidden = [key for key in comparison.differs if key not in columns]
     if hidden:
         shown = ", ".join(map(clean, hidden[:4])) + (", ..." if len(hidden) > 4 else "")
@@ -206,3 +292,12 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
     if comparison.repeats:
         lines.append(f"{len(comparison.repeats)} repeated runs left out (same config, same seed: the latest counts).")
     return lines
+
+
+def _why_not(comparison: Comparison) -> str:
+    """Why the score ranks nothing, and what does instead."""
+    what = ", ".join(map(clean, comparison.unlike[:4])) + (", ..." if len(comparison.unlike) > 4 else "")
+    why = f"{comparison.score.short} is of different data or tokens ({what}) and does not compare across these rows"
+    if comparison.ranks is None:
+        return f"Not ranked: {why}, and not every run has exact match; compare runs of the same data."
+    return f"Ranked by {SCORES['em'].long} on validation: {why}. The test split chooses nothing."

@@ -52,7 +52,7 @@ def complete(
 
     Args:
         run: a run folder of a language model.
-        inputs: texts, or names of ``.txt`` files.
+        inputs: texts, or names of files with text.
         new_tokens: at most so many for each; None is 64, or half of a context that is shorter than two times that.
         temperature: 0 writes the most probable token each time.
         samples: continuations of each text, which differ where the temperature is above 0.
@@ -111,14 +111,34 @@ class _Draws:
 
 
 def read_text(text: str) -> str:
-    """``text`` itself, or what stands in the ``.txt`` file of that name, without the line break that ends it."""
-    if "\n" in text or not text.lower().endswith(".txt"):
+    """``text`` itself, or what stands in the file of that name, without the line break that ends it.
+
+    A text that ends in ``.txt`` is the name of a file whether it is there or not.
+
+    Raises:
+        UserError: if there is nothing to read, or it is no UTF-8.
+    """
+    if not _names_a_file(text):
+        if not text:
+            raise UserError("predict: the text is empty; accepted: at least one character, or a file with text")
         return text
     try:
-        return Path(text).read_text(encoding="utf-8").removesuffix("\n")
+        found = Path(text).read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"predict: {text}: cannot be read as UTF-8 text ({reason}); accepted: a .txt file") from None
+    if not found:
+        raise UserError(f"predict: {text} is empty; accepted: a file with text")
+    return found
+
+
+def _names_a_file(text: str) -> bool:
+    if "\n" in text:
+        return False
+    try:
+        return text.lower().endswith(".txt") or Path(text).is_file()
+    except (OSError, ValueError):  # what no file can be called
+        return False
 
 
 def _beside(run: Path, name: Any) -> Path:

@@ -22,8 +22,9 @@ from kdlab.runs.drawing import (
     canvas,
     cut,
     heading,
-    plural,
+    legend_columns,
 )
+from kdlab.runs.numbers import plural
 from kdlab.runs.read import TEMPERATURE, Run, finite, same, setting, short
 
 if TYPE_CHECKING:
@@ -31,19 +32,20 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_POINTS = 400
+_SPLITS = ("train", "val")
 
 
 def kl_and_ce(comparison: Comparison) -> Drawing | None:
     """Training left, validation right, coloured by temperature; None where no run has such curves.
 
-    Runs that were validated by perplexity have a third panel for it.
+    Runs that were validated by perplexity have a third panel for it. What was measured once is no curve.
     """
-    runs = [run for run in comparison.runs if {"train/kl", "train/ce", "val/kl", "val/ce"} & set(run.curves)]
+    runs = [run for run in comparison.runs if any(_drawn([run], f"{s}/{m}") for s in _SPLITS for m in ("kl", "ce"))]
     if not runs:
         return None
-    splits = [s for s in ("train", "val") if any({f"{s}/kl", f"{s}/ce"} & set(run.curves) for run in runs)]
+    splits = [split for split in _SPLITS if _drawn(runs, f"{split}/kl") or _drawn(runs, f"{split}/ce")]
     key, colours = _colours(comparison, runs)
-    perplexity = any("val/ppl" in run.curves for run in runs)
+    perplexity = _drawn(runs, "val/ppl")
     figure = canvas(5.4 * (len(splits) + perplexity) + 0.8, 4.6)
     axes = figure.subplots(1, len(splits) + perplexity, squeeze=False).ravel()
     for ax, split in zip(axes, splits, strict=False):
@@ -65,6 +67,11 @@ def kl_and_ce(comparison: Comparison) -> Drawing | None:
         " training KL is at each run's own temperature, the validation KL at T = 1, so that those compare."
     )
     return Drawing(figure, title, caption)
+
+
+def _drawn(runs: Sequence[Run], name: str) -> bool:
+    """Whether any of the runs has two points of a curve or more."""
+    return any(len(run.curves[name][0]) > 1 for run in runs if name in run.curves)
 
 
 def _perplexity(ax: Axes, runs: Sequence[Run], key: str, colours: dict[str, str]) -> None:
@@ -139,7 +146,8 @@ def _legend(figure: Figure, key: str, colours: dict[str, str]) -> None:
         for name in keep:
             label = f"{short(key)} = {setting(json.loads(name))}"
             handles.append(Line2D([], [], color=colours[name], lw=3, label=cut(label, 40)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=9)
+    columns = min(7, legend_columns([str(handle.get_label()) for handle in handles], figure.get_figwidth()))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _log_if_wide(ax: Axes) -> None:

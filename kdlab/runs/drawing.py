@@ -7,10 +7,12 @@ kind of colour vision can tell apart, as they can the maps "viridis" and "Blues"
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kdlab.runs.read import Group
+from kdlab.runs.numbers import plural
+from kdlab.runs.read import Group, differing, setting, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,9 +88,59 @@ def sample(groups: Iterable[Group]) -> str:
     return f"{settings}, {low} to {high} seeds each"
 
 
-def plural(count: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{count} {what}{'s' * (count != 1)}"
+def labels(groups: Sequence[Group], keys: Iterable[str], width: int = 44, lines: int = 1) -> list[str]:
+    """A name for each group, no two alike: all that differs where there is room, else what tells them apart.
+
+    Args:
+        groups: the settings of one picture.
+        keys: the settings that may be named, those first that people look for.
+        width: characters of a line.
+        lines: how many a name may take.
+    """
+    runs = [one.runs[0] for one in groups]
+    known = [key for key in keys if key in set(differing(runs))] or list(keys)
+    values = _values(groups, known)
+    names = [_name(one, known, values) for one in groups]
+    if max(map(len, names), default=0) > width:
+        needed, classes = list[str](), 1
+        for key in known:
+            count = len({one.label([*needed, key]) for one in groups})
+            if count > classes:
+                needed, classes = [*needed, key], count
+        names = [_name(one, needed or known, values) for one in groups]
+    names = ["\n".join(textwrap.wrap(name, width, max_lines=lines, placeholder="…") or [name]) for name in names]
+    seen: dict[str, int] = {}
+    for i, name in enumerate(names):
+        seen[name] = seen.get(name, 0) + 1
+        names[i] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
+
+
+_LONG = 32
+"""Characters of a value that are shown whole; of a longer one, those at the end."""
+
+
+def _values(groups: Sequence[Group], keys: Iterable[str]) -> dict[tuple[str, str], str]:
+    """(key, value) → the value as it is shown: long ones without the beginning that all of them share."""
+    shown = {}
+    for key in keys:
+        texts = {setting(one.settings[key]) for one in groups if key in one.settings}
+        shared = next((i for i, letters in enumerate(zip(*texts, strict=False)) if len(set(letters)) > 1), 0)
+        for text in texts:
+            start = max(shared, len(text) - _LONG + 1) if len(text) > _LONG else 0
+            shown[key, text] = f"…{text[start:]}" if start and start < len(text) else cut(text, _LONG)
+    return shown
+
+
+def _name(one: Group, keys: Iterable[str], values: dict[tuple[str, str], str]) -> str:
+    known = [f"{short(key)}={values[key, setting(one.settings[key])]}" for key in keys if key in one.settings]
+    return " ".join(known) or one.runs[0].label
+
+
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """How many columns of a legend fit a figure of ``width`` inches."""
+    longest = max((len(line) for name in names for line in name.split("\n")), default=1)
+    return max(1, min(len(names), int((width - 0.3) / (0.6 + 0.076 * longest))))
 
 
 def cut(text: str, length: int) -> str:

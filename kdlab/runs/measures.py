@@ -166,6 +166,7 @@ def measures(runs: Sequence[Run]) -> dict[str, Measure]:
     all_of_them = [
         _scored(score, "val", f"val {score.unit}", "val"),
         _scored(score, "test", f"test {score.unit}", "test"),
+        _scored(SCORES["em"], "val_em", f"val {SCORES['em'].unit}", "val"),
         _scored(score, "baseline", f"baseline {score.unit}", "test", "baseline"),
         _difference(score, "difference", "test"),
         Measure("gap", "gap closed %", lambda run: gap_closed(run, "test", score), _whole_percent),
@@ -239,7 +240,7 @@ def _nats(value: float | None) -> str | None:
 
 
 def _whole_percent(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.0f}".replace("-", "−")
+    return percent(value, places=0)
 
 
 def _either(run: Run, key: str) -> float | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 
-def percent(value: float | None, signed: bool = False) -> str | None:
-    """A fraction in per cent, two decimals, without the sign: 0.9778 is ``97.78``."""
-    if value is None:
-        return None
-    return f"{100 * value:+.2f}".replace("-", "−") if signed else f"{100 * value:.2f}"
+def percent(value: float | None, signed: bool = False, places: int = 2) -> str | None:
+    """A fraction in per cent, without the sign of per cent: 0.9778 is ``97.78``."""
+    return None if value is None else f"{100 * value:{'+' * signed}.{places}f}".replace("-", "−")
+
+
+def plural(amount: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{amount} {what}{'s' * (amount != 1)}"
 
 
 def count(value: float | None) -> str | None:

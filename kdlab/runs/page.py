@@ -16,6 +16,7 @@ from pathlib import Path
 
 from kdlab.runs import table
 from kdlab.runs.comparison import Comparison, footer, head, row
+from kdlab.runs.numbers import plural
 from kdlab.runs.pictures import Picture
 from kdlab.runs.read import Group, Run, clean, mapping, setting
 
@@ -142,7 +143,7 @@ def _settings(comparison: Comparison, columns: Sequence[str], order: Sequence[Gr
         body.append(f"<tr{' class=best' if one.rank == 1 else ''}>{line}</tr>")
     notes = "".join(f"<p class=quiet>{_text(line)}</p>" for line in footer(comparison, columns))
     return (
-        "<h2>Settings, best on validation first</h2><p class=quiet>A click on a heading sorts by it.</p>"
+        f"<h2>Settings, {comparison.order}</h2><p class=quiet>A click on a heading sorts by it.</p>"
         f"<div class=scroll><table class=sortable><thead><tr>{titles}</tr></thead><tbody>"
         f"{''.join(body)}</tbody></table></div>{notes}"
     )
@@ -199,7 +200,10 @@ def _hardware(run: Run) -> str:
     facts = dict(mapping(run.result.get("hardware")))
     threads = facts.pop("threads", None)
     parts = [str(facts.pop("name", "") or ""), str(facts.pop("device", "") or "")]
-    parts += [f"{threads} threads" if threads else "", *(str(value) for value in facts.values() if value)]
+    parts += [
+        plural(threads, "thread") if isinstance(threads, int) else "",
+        *(str(value) for value in facts.values() if value),
+    ]
     return ", ".join(part for part in parts if part)
 
 

@@ -24,10 +24,11 @@ from kdlab.runs.drawing import (
     canvas,
     cut,
     heading,
-    plural,
+    labels,
     sample,
 )
 from kdlab.runs.measures import Measure
+from kdlab.runs.numbers import plural
 from kdlab.runs.read import ALPHA, TEMPERATURE, Group, Stat, finite, over, setting
 from kdlab.runs.step_pictures import match_by_steps
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MOST_BARS, _MOST_MAPS = 24, 6
+_MOST_BARS, _MOST_MAPS, _MOST_NAMES = 24, 6, 14
 _GAINS = ("difference", "em_difference", "outside_difference")
 
 
@@ -98,7 +99,8 @@ def heat_map(comparison: Comparison) -> Drawing | None:
     figure = canvas(max(width * columns, 5.6, 0.3 + 0.069 * len(below)), height * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for ax, (name, part) in zip(axes, shown.items(), strict=False):
-        _map(ax, part, comparison, heats, alphas, (min(means), max(means)))
+        own = [stat.mean for one in part if (stat := one.stat(val.get)) is not None] if comparison.unlike else means
+        _map(ax, part, comparison, heats, alphas, (min(own, default=0.0), max(own, default=0.0)))
         ax.set_title(name, fontsize=9, fontweight="normal", color=QUIET)
     for ax in axes[len(shown) :]:
         ax.remove()
@@ -129,7 +131,11 @@ def _map(
 ) -> None:
     val = comparison.measures["val"]
     low, high = span if val.higher else span[::-1]
-    # Groups stand best first; of two in one place, the better one is shown.
+    by_value = sorted(
+        ((-stat.mean if val.higher else stat.mean), i) for i, one in enumerate(part) if (stat := one.stat(val.get))
+    )
+    part = [part[i] for _, i in by_value]
+    # Best first: of two in one place, the better one is shown.
     at = {_place(one): one for one in reversed(part)}
     for i, heat in enumerate(heats):
         for j, alpha in enumerate(alphas):
@@ -182,36 +188,46 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
     points = _points(comparison)
     if len({size for *_, size in points}) < 2:
         return None
-    score = comparison.score
-    figure = canvas(7.6, 4.9)
+    score = comparison.common
+    crowd = len(points) > _MOST_NAMES
+    figure = canvas(7.6, 4.9 + 0.16 * max(0, min(len(points), _MOST_NAMES) - 6))
     ax = figure.subplots()
-    labels = []
+    names = []
     for (role, network, size), values in sorted(points.items()):
         marker, colour = _ROLES.get(role, ("D", GREEN))
         ax.scatter([size] * len(values), values, marker=marker, s=34, color=colour, alpha=0.35, lw=0)
+        if comparison.ranks is None and len(values) > 1:
+            names.append((size, max(values), f"{cut(network, 32)}, {role.replace('_', ' ')}", colour))
+            continue
         # Groups stand in the order of validation, so the first is the one that would be chosen.
         ax.scatter(size, values[0], marker=marker, s=58, color=colour, edgecolor="white", lw=0.8, zorder=3)
+        if crowd and role == "baseline":
+            continue
         name = cut(network if role in ("teacher", "student") else f"{network}, {role.replace('_', ' ')}", 32)
         chosen = ", best on validation" if role == "student" and len(values) > 1 else ""
         value = f"{values[0]:.2f}" if score.fraction else score.form(values[0])
-        labels.append((size, values[0], f"{name}{chosen}  {value}", colour))
-    _size_axis(ax, [size for size, *_ in labels])
+        names.append((size, values[0], f"{name}{chosen}  {value}", colour))
+    _size_axis(ax, [size for *_, size in points])
     ax.margins(y=0.14)
     unit = (", %" if score.fraction else "") + ("" if score.higher else " (less is better)")
     ax.set_ylabel(f"test {score.long}{unit}")
     title = f"Test {score.long} against size"
-    heading(figure, title, sample(comparison.groups))
-    _label(figure, ax, labels)
+    apart = "" if comparison.ranks else "; of different data or tokens, which do not compare" * bool(comparison.unlike)
+    heading(figure, title, sample(comparison.groups) + apart)
+    _label(figure, ax, names[: 2 * _MOST_NAMES])
     caption = (
-        "Square: teacher; circle: student; triangle: the same student trained without the teacher; diamond:"
-        " others. Pale points are further settings; the named student is the one that validation chooses."
+        "Square: teacher; circle: student; triangle: the same student trained without the teacher; diamond: others."
     )
+    if comparison.ranks is None:
+        caption += " The points are of different data or tokens, and do not compare: none of them is the best."
+    else:
+        caption += " Pale points are further settings; the named student is the one that validation chooses."
     return Drawing(figure, title, caption)
 
 
 def _points(comparison: Comparison) -> dict[tuple[str, str, float], list[float]]:
     """(role, network, parameters) → test scores as they are shown, the best on validation first."""
-    key, scale = comparison.score.key, 100 if comparison.score.fraction else 1
+    key, scale = comparison.common.key, 100 if comparison.common.fraction else 1
     points: dict[tuple[str, str, float], list[float]] = {}
     for one in comparison.groups:
         for role in dict.fromkeys(role for run in one.runs for role in run.models):
@@ -237,29 +253,41 @@ def _size_axis(ax: Axes, sizes: list[float]) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _label(figure: Figure, ax: Axes, labels: list[tuple[float, float, str, str]]) -> None:
-    """Write each label on the side of its point nearer the middle, apart from those that it would touch."""
+def _label(figure: Figure, ax: Axes, names: list[tuple[float, float, str, str]]) -> None:
+    """Write each name beside its point, where it touches no point and no other name; further off with a line."""
     figure.draw_without_rendering()
-    low, high = ax.get_xlim()
-    middle = math.sqrt(low * high)
-    to_points = 72 / figure.dpi
-    for left in (True, False):
-        side = sorted((one for one in labels if (one[0] <= middle) == left), key=lambda one: one[1])
-        floor = -math.inf
-        for x, y, text, colour in side:
-            at = ax.transData.transform((x, y))[1] * to_points
-            written = max(at, floor + 13)
-            floor = written
-            ax.annotate(
-                text,
-                (x, y),
-                xytext=(12 if left else -12, written - at),
-                textcoords="offset points",
-                ha="left" if left else "right",
-                va="center",
-                fontsize=9,
-                color=colour,
+    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    scale, frame = figure.dpi / 72, ax.get_window_extent(renderer)
+    spots = [ax.transData.transform((x, y)) for x, y, *_ in names]
+    taken = [(x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale) for x, y in spots]
+    for (x, y, text, colour), (px, py) in sorted(zip(names, spots, strict=True), key=lambda pair: -pair[1][1]):
+        note = ax.annotate(
+            text, (x, y), xytext=(0, 0), textcoords="offset points", fontsize=9, color=colour, va="center"
+        )
+        wide, high = note.get_window_extent(renderer).width, 13 * scale
+        places = [
+            (left, step * sign * high / 2)
+            for step in range(60)
+            for sign in (1, -1)
+            for left in (px + 11 * scale, px - 11 * scale - wide)
+        ]
+
+        def free(
+            place: tuple[float, float], px: float = px, py: float = py, wide: float = wide, high: float = high
+        ) -> bool:
+            left, low = place[0], py + place[1] - high / 2
+            inside = frame.x0 <= left and left + wide <= frame.x1 and frame.y0 <= low and low + high <= frame.y1
+            return inside and all(
+                left + wide <= x0 or x1 <= left or low + high <= y0 or y1 <= low for x0, y0, x1, y1 in taken
             )
+
+        left, up = next(filter(free, places), places[0])
+        taken.append((left, py + up - high / 2, left + wide, py + up + high / 2))
+        note.set_position(((left - px) / scale, up / scale))
+        if abs(up) > high:
+            end = (left, py + up) if left > px else (left + wide, py + up)
+            to = ax.transData.inverted().transform(end)
+            ax.plot([x, to[0]], [y, to[1]], color=colour, lw=0.6, alpha=0.6, scalex=False, scaley=False)
 
 
 def gains(comparison: Comparison) -> Drawing | None:
@@ -277,11 +305,11 @@ def gains(comparison: Comparison) -> Drawing | None:
     axes = figure.subplots(1, len(kinds), squeeze=False).ravel()
     for ax, kind in zip(axes, kinds, strict=True):
         _gain_panel(ax, [one.stat(kind.get) for one in shown], kind)
-    axes[0].set_yticks(range(len(shown)), [cut(one.label(comparison.differs), 44) for one in shown], fontsize=9)
+    axes[0].set_yticks(range(len(shown)), labels(shown, comparison.differs, 40, lines=2), fontsize=9)
     for ax in axes[1:]:
         ax.set_yticks([])
     title = "What the teacher adds: student less baseline"
-    heading(figure, title, f"{sample(shown)}; best on validation at the top")
+    heading(figure, title, f"{sample(shown)}; {comparison.order}")
     caption = "The same student on the same budget, with its teacher and without."
     if any(not kind.higher for kind in kinds):
         caption += " Blue is better, red is worse, whatever the sign."

@@ -27,10 +27,16 @@ STORES = frozenset({"teachers", "baselines", "cache"})
 
 TEMPERATURE, ALPHA = "loss.temperature", "loss.alpha"
 
-_FIRST = ("name", "method", "data", "teacher", "student", "loss", TEMPERATURE, ALPHA)
+_FIRST = (
+    *("name", "method", "data", "data.form", "data.tokenizer"),
+    *("teacher", "student", "source", "loss", TEMPERATURE, ALPHA),
+)
 """Settings that people look for first, in this order; the others follow by name."""
 
 _SHORT = {TEMPERATURE: "T", ALPHA: "alpha", "name": "experiment"}
+
+_PARTS = ("source", "adapter")
+"""Parts that a run may do without, and that a setting of their own name then calls none."""
 
 _REFERENCES = ("teacher", "baseline")
 
@@ -66,7 +72,13 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The flat settings of the run, with the experiment's name and method beside them."""
         extra: dict[str, Any] = {key: self.result[key] for key in ("name", "method") if key in self.result}
-        return {**extra, **mapping(self.result.get("settings"))}
+        flat = {**extra, **mapping(self.result.get("settings"))}
+        for part in _PARTS:
+            # Its arguments are listed, and what they are of stands in the config alone.
+            if part not in flat and any(key.startswith(f"{part}.") for key in flat):
+                target = str(mapping(self.config.get(part)).get("_target_", "")).rpartition(".")[2]
+                flat |= {part: target} if target else {}
+        return flat
 
     @cached_property
     def models(self) -> dict[str, dict[str, Any]]:

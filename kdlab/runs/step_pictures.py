@@ -18,8 +18,11 @@ from kdlab.runs.drawing import (
     canvas,
     cut,
     heading,
+    labels,
+    legend_columns,
     sample,
 )
+from kdlab.runs.numbers import plural
 from kdlab.runs.read import Run, Stat, finite, mapping, over
 
 if TYPE_CHECKING:
@@ -38,7 +41,10 @@ def match_by_steps(comparison: Comparison) -> Drawing | None:
         return None
     steps, left_out = steps[:_MOST_GROUPS], len(steps) - _MOST_GROUPS
     lines = _lines(comparison, split)
-    figure = canvas(max(7.6, 0.42 * len(steps) + 3), 4.9)
+    width = max(7.6, 0.42 * len(steps) + 3)
+    columns = min(3, legend_columns([label for label, *_ in lines], width))
+    height = 4.5 + 0.21 * sum(max(_height(lines[i:], columns), 1) for i in range(0, len(lines), columns))
+    figure = canvas(width, height)
     ax = figure.subplots()
     for place, (label, runs, role, style) in enumerate(lines):
         _line(ax, steps, [_stat(runs, role, split, step) for step in steps], label, style, place, len(lines))
@@ -48,10 +54,10 @@ def match_by_steps(comparison: Comparison) -> Drawing | None:
     numbers = all(_amount(step) is not None for step in steps)
     ax.set(xlabel="steps that the question needs" if numbers else "group of questions", ylabel="exact match, %")
     ax.grid(False, axis="x")
-    figure.legend(loc="outside lower center", ncols=min(len(lines), 3), fontsize=9)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
 
     title = f"Exact match by number of steps, {split}" if numbers else f"Exact match by group of questions, {split}"
-    heading(figure, title, f"{sample(comparison.groups)}; settings in the order of validation")
+    heading(figure, title, f"{sample(comparison.groups)}; {comparison.order}")
     caption = (
         "Greedy answers that are exactly right. Squares: teacher; triangles: the same student trained without the"
         " teacher; circles: students."
@@ -60,10 +66,15 @@ def match_by_steps(comparison: Comparison) -> Drawing | None:
         caption += " Whiskers: standard deviation over seeds."
     students = sum(role not in ("teacher", "baseline") for _, _, role, _ in lines)
     if (further := len(comparison.groups) - students) > 0:
-        caption += f" Left out: {further} further setting{'s' * (further != 1)}."
+        caption += f" Left out: {plural(further, 'further setting')}."
     if left_out > 0:
-        caption += f" Left out: {left_out} further group{'s' * (left_out != 1)}."
+        caption += f" Left out: {plural(left_out, 'further group')}."
     return Drawing(figure, title, caption)
+
+
+def _height(lines: Sequence[tuple[str, Any, Any, Any]], columns: int) -> int:
+    """Lines of text that a row of the legend takes."""
+    return max(label.count("\n") + 1 for label, *_ in lines[:columns])
 
 
 def _groups(runs: Sequence[Run], split: str) -> list[str]:
@@ -87,8 +98,8 @@ def _lines(comparison: Comparison, split: str) -> list[tuple[str, Sequence[Run],
     lines: list[tuple[str, Sequence[Run], str, dict[str, Any]]] = []
     if any(_measured(run, "teacher", split) for run in runs):
         lines.append((_reference("teacher", comparison), runs, "teacher", {"color": BLUE, "marker": "s"}))
-    for one, colour in zip(groups[:_MOST_LINES], _PALETTE, strict=False):
-        label = "student" if len(groups) == 1 else cut(one.label(comparison.differs), 44)
+    names = ["student"] if len(groups) == 1 else labels(groups[:_MOST_LINES], comparison.differs, 44, lines=2)
+    for one, colour, label in zip(groups, _PALETTE, names, strict=False):
         lines.append((label, one.runs, one.runs[0].subject, {"color": colour, "marker": "o"}))
     if any(_measured(run, "baseline", split) for run in runs):
         style = {"color": QUIET, "marker": "^", "ls": "--"}

@@ -158,7 +158,7 @@ def _remarks(
         lines.append(f"{run.subject} − baseline: {said} outside the domain")
     closed = gap_closed(run, split, score)
     if closed is not None and score.key != "acc":
-        lines.append(f"gap closed: {100 * closed:.0f} % of the way from baseline to teacher ({score.long})")
+        lines.append(f"gap closed: {percent(closed, places=0)} % of the way from baseline to teacher ({score.long})")
     ratios = [_ratio(run, "parameters", "fewer parameters"), _ratio(run, "bytes", "smaller")]
     if any(ratios):
         lines.append(f"{run.subject} against teacher: {', '.join(filter(None, ratios))}")

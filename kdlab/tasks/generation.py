@@ -6,7 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import comb
+from math import ceil, comb
 from statistics import fmean, median
 from typing import Any
 
@@ -17,12 +17,17 @@ from kdlab.data.rng import Draws, fold, permutation, seed_of
 from kdlab.data.text.own import sources, written
 from kdlab.errors import UserError
 
+_RUNNING = 64
+"""Tokens by which running text goes on, unless told."""
+_ROOM = 1.5
+"""How much longer than the longest reference an answer may get, unless told."""
+
 
 @dataclass(frozen=True)
 class Generation:
     """How questions are put to a network; :class:`~kdlab.tasks.LanguageModeling` says what the arguments mean."""
 
-    new_tokens: int = 64
+    new_tokens: int | None = None
     max_questions: int | None = None
     at_once: int = 64
     passes: tuple[int, ...] = ()
@@ -35,7 +40,7 @@ class Generation:
     def __post_init__(self) -> None:
         for name in ("new_tokens", "max_questions", "at_once", "samples", "prompt"):
             value = getattr(self, name)
-            if value is None and name in ("max_questions", "samples"):
+            if value is None and name in ("new_tokens", "max_questions", "samples"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"task.{name}: {value!r}; accepted: a whole number, at least 1")
@@ -58,7 +63,7 @@ class Generation:
         if not asked:
             return None
         questions = [question for _, question in asked]
-        return Answers.of(questions, self._write(net, data, questions, device, width), data)
+        return Answers.of(questions, self._write(net, data, split, questions, device, width), data)
 
     def passed(self, net: nn.Module, data: Any, split: str, device: Any, width: int) -> dict[str, float]:
         """pass@k for each k of ``passes``, from answers drawn as a function of (seed, question, sample, position)."""
@@ -70,7 +75,7 @@ class Generation:
         numbers = torch.tensor([[number, sample] for number, _, sample in pairs])
         draws = Draws(fold(fold(seed_of(self.seed, "answers"), numbers[:, 0]), numbers[:, 1]).to(device))
         questions = [question for _, question, _ in pairs]
-        texts = Answers.of(questions, self._write(net, data, questions, device, width, draws), data)
+        texts = Answers.of(questions, self._write(net, data, split, questions, device, width, draws), data)
         for (number, *_), good in zip(pairs, texts.right, strict=True):
             right[number] += good
         return {f"pass@{k}": fmean(pass_at_k(total, good, k) for good in right.values()) for k in self.passes}
@@ -83,10 +88,26 @@ class Generation:
         chosen = permutation(len(questions), "questions")[:most].sort().values.tolist()
         return [(number, questions[number]) for number in chosen]
 
+    def _longest(self, data: Any, split: str) -> int:
+        """How many tokens an answer may have: as told, or by the references in training and in the split that asks."""
+        if self.new_tokens is not None:
+            return self.new_tokens
+        known = [data.longest(name) for name in ("train", split)] if hasattr(data, "longest") else []
+        longest = max((length for length in known if length is not None), default=data.context)
+        return ceil(_ROOM * longest)
+
     def _write(
-        self, net: nn.Module, data: Any, questions: Sequence[Any], device: Any, width: int, draws: Draws | None = None
+        self,
+        net: nn.Module,
+        data: Any,
+        split: str,
+        questions: Sequence[Any],
+        device: Any,
+        width: int,
+        draws: Draws | None = None,
     ) -> list[Tensor]:
         found: list[Tensor] = []
+        new_tokens = self._longest(data, split)
         for start in range(0, len(questions), self.at_once):
             at = slice(start, start + self.at_once)
             some = questions[at]
@@ -94,7 +115,7 @@ class Generation:
             found += written(
                 net,
                 [question.prompt.to(device, torch.int64) for question in some],
-                new_tokens=self.new_tokens,
+                new_tokens=new_tokens,
                 context=data.context,
                 eos_id=data.tokenizer.eos_id,
                 pad_id=data.tokenizer.pad_id,
@@ -109,7 +130,7 @@ class Generation:
 
 @dataclass
 class Answers:
-    """What was written to some questions."""
+    """What was written to some questions; what came to no end is no answer, and so never right."""
 
     questions: list[Any]
     texts: list[str]
@@ -119,13 +140,17 @@ class Answers:
 
     @classmethod
     def of(cls, questions: list[Any], ids: Iterable[Tensor], data: Any) -> Answers:
-        """Read continuations ``ids`` and let the data say which are right."""
+        """Read continuations ``ids`` and let the data say which are right.
+
+        One that ran out of room is wrong: a number that is cut off may happen to be the right one.
+        """
         eos, texts, ended, lengths = data.tokenizer.eos_id, [], [], []
         for tokens in (one.tolist() for one in ids):
             ended.append(eos in tokens)
             lengths.append(len(tokens))
             texts.append(data.tokenizer.decode([token for token in tokens if token != eos]))
-        right = [bool(data.right(question, text)) for question, text in zip(questions, texts, strict=True)]
+        judged = zip(questions, texts, ended, strict=True)
+        right = [bool(data.right(question, text)) and whole for question, text, whole in judged]
         return cls(questions, texts, right, ended, lengths)
 
     def measures(self) -> dict[str, float]:
@@ -177,17 +202,17 @@ def open_ended(
     chosen = usable[:: max(1, len(usable) // count)][:count]
     if not chosen:
         return []
-    tokenizer = data.tokenizer
+    tokenizer, new_tokens = data.tokenizer, how.new_tokens or _RUNNING
     found = written(
         net,
         [ids[row, : how.prompt].to(device, torch.int64) for row in chosen],
-        new_tokens=how.new_tokens,
+        new_tokens=new_tokens,
         context=data.context,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id,
         vocab_size=width,
     )
-    rest = [ids[row, how.prompt : min(ends[row], how.prompt + how.new_tokens)] for row in chosen]
+    rest = [ids[row, how.prompt : min(ends[row], how.prompt + new_tokens)] for row in chosen]
     return [
         (
             tokenizer.decode(ids[row, : how.prompt].tolist()),

@@ -41,7 +41,9 @@ class LanguageModeling(Task):
         vocab_size: ids of the tokenizer. A network whose output layer is padded beyond it is cut to it.
         score: the validation measure that decides: ``ppl``, ``ce`` or ``acc``. Measures of generated text, such as
             exact match, cost a decoding each and come once, at the end.
-        new_tokens: the longest continuation that is generated, in tokens; a network's context may end it earlier.
+        new_tokens: the longest continuation that is generated, in tokens; a network's context may end it earlier. None
+            is half as many again as the longest reference has, in training or in the split that asks (where the data
+            cannot tell: as many as the context leaves), and 64 for running text.
         max_questions: of a split, evenly chosen; None asks all.
         at_once: continuations that are generated together.
         passes: the k of pass@k; none draws no samples.
@@ -61,7 +63,7 @@ class LanguageModeling(Task):
         self,
         vocab_size: int,
         score: str = "ppl",
-        new_tokens: int = 64,
+        new_tokens: int | None = None,
         max_questions: int | None = None,
         at_once: int = 64,
         passes: Sequence[int] = (),
@@ -118,8 +120,9 @@ class LanguageModeling(Task):
     def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:
         """What greedy answers to the questions of a split are worth, and drawn ones where ``passes`` asks for it.
 
-        ``em`` the share that the data call right (``em/<group>`` by group), ``ended`` the share that came to an
-        end-of-text token, ``new_tokens`` the mean length, ``pass@k`` as in :func:`~kdlab.tasks.generation.pass_at_k`.
+        ``em`` the share that ended and that the data call right (``em/<group>`` by group), ``ended`` the share that
+        came to an end-of-text token, ``new_tokens`` the mean length, ``pass@k`` as in
+        :func:`~kdlab.tasks.generation.pass_at_k`.
         Nothing where the split asks no questions.
         """
         answers = self.generation.answers(net, data, split, device, self.num_classes)
@@ -149,8 +152,8 @@ class LanguageModeling(Task):
         if width < self.num_classes:
             raise UserError(
                 f"model: {type(net).__name__} has {width} outputs and the vocabulary {self.num_classes} ids; accepted:"
-                " a network for this vocabulary, or a teacher of another one with sequence-level distillation"
-                " (source=sequence_level) or optimal transport (loss=uld)"
+                " a network for this vocabulary, or of a teacher with another one the teacher's text instead of its"
+                " probabilities (kdlab generate, then data=traces) or optimal transport (loss=uld)"
             )
         if width > self.num_classes and net not in self._cut:
             self._cut.add(net)

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, log_probabilities
+from kdlab.functional import Batch, Outputs, dense, log_probabilities
 from kdlab.tasks import Task
+
+AT_ONCE = 2**22
+"""Numbers of a member's logits that an ensemble makes at once."""
 
 
 class Teacher:
@@ -77,7 +80,10 @@ class FrozenTeacher(Teacher):
 
 
 class EnsembleTeacher(Teacher):
-    """The mean of several teachers' probabilities, given as logits (their logarithm).
+    """The mean of several teachers' probabilities, given as dense logits (their logarithm).
+
+    Members answer one after the other, and some rows of each are made at a time: beside the mean there are never the
+    logits (rows, C) of a member that brings them as :class:`~kdlab.functional.Projected`, nor those of two.
 
     Args:
         members: at least one teacher.
@@ -97,13 +103,27 @@ class EnsembleTeacher(Teacher):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
-        answers = [member(batch, split) for member in self.members]
-        known = [
-            log_probabilities(a.logits) + torch.tensor(w).log()
-            for a, w in zip(answers, self.weights, strict=True)
-            if a is not None and w > 0
-        ]
-        return Outputs(torch.stack(known).logsumexp(0)) if known else None
+        mean: Tensor | None = None
+        for member, weight in zip(self.members, self.weights, strict=True):
+            answer = member(batch, split) if weight > 0 else None
+            if answer is not None:
+                mean = self._plus(mean, answer.logits, math.log(weight))
+        return None if mean is None else Outputs(mean)
+
+    @staticmethod
+    def _plus(mean: Tensor | None, logits: Any, log_weight: float) -> Tensor:
+        """The mean so far (rows, C), changed in place, and one member's weighted probabilities; as logarithms."""
+        rows, classes = logits.shape
+        first = mean is None
+        if mean is None:
+            dtype = torch.promote_types(logits.dtype, torch.float32)
+            mean = torch.empty(rows, classes, dtype=dtype, device=logits.device)
+        size = max(AT_ONCE // classes, 1)
+        for start in range(0, rows, size):
+            at = slice(start, start + size)
+            own = log_probabilities(dense(logits[at])) + log_weight
+            mean[at] = own if first else torch.logaddexp(mean[at], own)
+        return mean
 
     def to(self, device: torch.device) -> EnsembleTeacher:
         for member in self.members:

@@ -10,6 +10,7 @@ The ``k`` most probable classes bias the loss: of the rest the student only lear
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,15 @@ class TokenCache(Teacher):
         self._device = torch.device(device)
         return self
 
+    def missing(self, batch: Batch) -> tuple[int, int]:
+        """How many sequences of a batch are not here, of how many."""
+        keys = {s.key for s in sequences(batch)}
+        return len(keys - self._known), len(keys)
+
+    @cached_property
+    def _known(self) -> set[bytes]:
+        return {key.tobytes() for key in self._index["key"]}
+
     def _entries(self, found: list[Stretch]) -> np.ndarray:
         """The index entries of some sequences."""
         wanted = np.frombuffer(b"".join(s.key for s in found), "<u8").reshape(-1, 2)
@@ -210,7 +220,7 @@ class TokenCache(Teacher):
         size = self._records.nbytes + self._index.nbytes
         return (
             f"cached teacher: {what} classes of {len(self)} tokens in {len(self._index)} sequences, "
-            f"{size / 2**20:.1f} MiB, {size / len(self):.0f} bytes a token ({self.folder})"
+            f"{size / 2**20:.1f} MiB of {self.manifest.dtype}, {size / len(self):.0f} bytes a token ({self.folder})"
         )
 
 

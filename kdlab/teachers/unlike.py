@@ -61,12 +61,18 @@ class UnlikeTeacher(FrozenTeacher):
         super().__init__(net, task)
         self.tokenizer, self.own = tokenizer, own
 
+    @property
+    def unlike(self) -> bool:
+        """Whether the network means other tokens by the student's ids: the tokenizers are not the same after all."""
+        theirs, ours = (getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own))
+        return self.tokenizer is not self.own and (theirs is None or theirs != ours)
+
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs:
         if isinstance(batch.inputs, dict) and "decoder_input_ids" in batch.inputs:
             raise UserError(
-                "teacher: an encoder-decoder with a tokenizer of its own; accepted: the student's tokenizer, or "
-                "sequence-level distillation (source=sequence_level)"
+                "teacher: an encoder-decoder with a tokenizer of its own; accepted: the student's tokenizer, or the "
+                "teacher's text instead of its probabilities (kdlab generate, then data=traces)"
             )
         found = sequences(batch)
         device = batch.targets.device

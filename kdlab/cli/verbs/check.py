@@ -26,10 +26,15 @@ def main(argv: Sequence[str]) -> int:
         from kdlab import experiment
 
         failed = 0
+        stages = {id(stage.config): name for point in plan.points for name, stage in point.stages.items()}
         for config in distinct(plan.points):
+            if (name := stages.get(id(config))) is not None:
+                print(f"stage {name}", flush=True)
             for finding in experiment.preflight(config, deep=True):
                 failed += not finding.ok
-                print(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {finding.text}", flush=True)
+                # what is wrong names its key itself
+                text = finding.text.removeprefix(f"{finding.name}: ")
+                print(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {text}", flush=True)
         print(f"time  {expected(plan.points[0].config, plan.jobs)}")
         print(f"{failed} problem(s)" if failed else "ready")
     return 2 if failed else 0

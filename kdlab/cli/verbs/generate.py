@@ -82,7 +82,7 @@ def parser() -> Parser:
     soft = made.add_argument_group("log-probabilities")
     add = soft.add_argument
     add("--logprobs", type=int, default=0, metavar="K", help="of the K most probable tokens, into a token cache")
-    add("--tokenizer", metavar="FOLDER|NAME", help="the one of training (a local model has its own)")
+    add("--tokenizer", metavar="FOLDER|NAME", help="the one of training, or bytes (a local model has its own)")
     add("--cache", type=Path, metavar="FOLDER", help="the token cache (default OUT.tokens)")
 
     here = made.add_argument_group("model on this machine")
@@ -141,6 +141,11 @@ def check(args: argparse.Namespace) -> None:
                 )
     if args.tokenizer is not None and (args.endpoint is None or not args.logprobs):
         raise UserError("--tokenizer: goes with --endpoint and --logprobs; accepted: both, or leave it out")
+    if args.tokenizer in ("characters", "bpe") and not Path(args.tokenizer).exists():
+        raise UserError(
+            f"--tokenizer: {args.tokenizer} is made of the texts of training, unknown here; accepted: bytes, the"
+            " folder of a run that has it (tokenizer.json), or a model on the hub"
+        )
     if args.cache is not None and not args.logprobs:
         raise UserError("--cache: without --logprobs; accepted: --logprobs K, or leave it out")
 
@@ -178,7 +183,9 @@ def _remote(
     if args.logprobs:
         from kdlab.data.text.tokenizer import Tokenizer
 
-        soft = _soft(args, Tokenizer.load(args.tokenizer, "--tokenizer"), f"{args.model} at {address.host}")
+        by_bytes = args.tokenizer == "bytes" and not Path("bytes").exists()
+        tokenizer = Tokenizer.bytes() if by_bytes else Tokenizer.load(args.tokenizer, "--tokenizer")
+        soft = _soft(args, tokenizer, f"{args.model} at {address.host}")
     return pool, {"endpoint": address.url, "extra": extra}, soft
 
 
@@ -262,6 +269,13 @@ def _run(
         raise RunFailed(
             f"{summary.failed} answers are missing ({output.failures} says why); the same command asks for them again"
         )
+    if soft is not None and summary.written and not summary.scored:
+        print(
+            f"kdlab: warning: log-probabilities of 0 of {summary.written} traces were stored: either none came, or"
+            f" --tokenizer {args.tokenizer or args.model} has other tokens than {args.model}",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 

@@ -22,19 +22,25 @@ def main(argv: Sequence[str]) -> int:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="an image, or a .npy array of one or more; for a language model a text to go on with, or a .txt file",
+        help="an image, or a .npy array of one or more; for a language model a text to go on with, or a file",
     )
-    add("--top", type=int, default=3, help="how many classes to show (default 3)")
-    add("--new-tokens", type=int, help="text: the most tokens to write (default 64, at most half of the context)")
+    add("--top", type=int, help="classes: how many to show (default 3)")
+    add(
+        "--new-tokens",
+        type=int,
+        help="text: the most tokens to write, 1 to the model's context (default 64, at most half of the context)",
+    )
     add("--temperature", type=float, default=0.0, help="text: 0, the default, writes the most probable token")
     add("--samples", type=int, default=1, help="text: how many continuations of each (default 1)")
     add("--seed", type=int, default=0, help="text: of what is drawn (default 0)")
     add("--trust", action="store_true", help="let the run build modules found here; only for runs you made")
     args = parser.parse_args(argv)
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise UserError(f"predict: --top {args.top}; accepted: at least 1")
     _exists(args.run)
     if _writes(args.run):
+        if args.top is not None:
+            raise UserError(f"predict: --top {args.top}, and {args.run} holds a language model; accepted: without it")
         _text(args)
         return 0
     paths = [Path(path) for path in args.inputs]
@@ -43,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     from kdlab.runs.predict import predict
 
     for found in predict(args.run, paths, trust=args.trust):
-        best = sorted(found.probabilities.items(), key=lambda pair: -pair[1])[: args.top]
+        best = sorted(found.probabilities.items(), key=lambda pair: -pair[1])[: args.top or 3]
         print(f"{found.source}: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
     return 0
 

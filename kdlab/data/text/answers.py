@@ -35,6 +35,8 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")", "$": None})
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d+(?:\.\d+)?|\.\d+)")
+_LETTER = re.compile(r"[(\[]?([a-z])(?:[)\]]?|[)\].:]{1,2} (.+))")
+"""A choice's letter, alone or as the mark of the words behind it."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
@@ -126,22 +128,38 @@ def same_value(given: str, answer: str) -> bool:
 
 
 def choice(given: str, choices: Sequence[str]) -> str | None:
-    """Which of the choices an answer means: by its words, by its letter, or as the only one named; None if unclear.
+    """Which of the choices an answer is: its very words, its letter alone, or both; None for anything else.
 
-    >>> choice("(b)", ["park", "gravity"]), choice("It is gravity.", ["park", "gravity"]), choice("no", ["park"])
-    ('gravity', 'gravity', None)
+    >>> choice("(b)", ["park", "gravity"]), choice("B. Gravity", ["park", "gravity"])
+    ('gravity', 'gravity')
+    >>> choice("It is not gravity.", ["park", "gravity"]), choice("b: a park", ["park", "gravity"])
+    (None, None)
     """
     text = normalise(given)
     for option in choices:
         if normalise(option) == text:
             return option
-    letter = re.fullmatch(r"\(?([a-z])(?:[.:)].*)?", text)
-    if letter and (place := ord(letter[1]) - ord("a")) < len(choices):
-        return choices[place]
-    named = {normalise(option) for option in choices if re.search(rf"\b{re.escape(normalise(option))}\b", text)}
-    if len(named) != 1:
+    letter = _LETTER.fullmatch(text)
+    if letter is None or (place := ord(letter[1]) - ord("a")) >= len(choices):
         return None
-    return next(option for option in choices if normalise(option) in named)
+    return choices[place] if letter[2] in (None, normalise(choices[place])) else None
+
+
+def named(sentence: str, choices: Sequence[str]) -> str | None:
+    """Which of the choices a sentence is about: what :func:`choice` says, or the only one named; None if unclear.
+
+    Too lenient for an answer, since what is named may be denied.
+
+    >>> named("Only a park has trees.", ["park", "gravity"]), named("A park or gravity.", ["park", "gravity"])
+    ('park', None)
+    """
+    if (chosen := choice(sentence, choices)) is not None:
+        return chosen
+    text = normalise(sentence)
+    found = {normalise(option) for option in choices if re.search(rf"\b{re.escape(normalise(option))}\b", text)}
+    if len(found) != 1:
+        return None
+    return next(option for option in choices if normalise(option) in found)
 
 
 @dataclass(frozen=True)

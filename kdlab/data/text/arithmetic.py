@@ -83,7 +83,7 @@ def arithmetic(
     max_steps: int = 6,
     largest: int = 9,
     limit: int = 99,
-    train: int = 20_000,
+    train: int = 10_000,
     val: int = 500,
     test: int = 1_000,
     form: str = "steps",
@@ -146,7 +146,7 @@ def arithmetic(
     common.setdefault("context", 96)
     common.setdefault("batch_size", 32)
     right = Right(same_number, TERSE.marker)
-    return examples_data("arithmetic", examples, right, form, rationale_weight, TERSE, **common)
+    return examples_data("arithmetic", examples, right, form, rationale_weight, TERSE, complete=True, **common)
 
 
 def _new(

@@ -70,6 +70,13 @@ def text_files(
     for split, amount in (("test", test), ("val", val)):
         if split not in documents and (count := rows_of(amount, total, f"data.{split}")):
             documents["train"], documents[split] = _cut_off(documents["train"], count, f"data.{split}")
+    for split, amount, own in (("test", test, test_path), ("val", val, val_path)):
+        size = sum(map(len, documents.get(split, [])))
+        if amount and own is None and size < 2:
+            raise UserError(
+                f"data.path: {files[0]} has {total} characters, of which data.{split}={amount} takes {size}, too few to"
+                f" measure on; accepted: a longer text, or a larger data.{split}"
+            )
     return _corpus(files[0].stem, documents, _words, "data.path", **common)
 
 
@@ -100,7 +107,7 @@ def shakespeare(root: str = "data", download: bool = False, **common: Unpack[Tex
     twentieth = round(0.05 * len(train[0]))
     train, test = _cut_off(train, twentieth, "data.root")
     train, val = _cut_off(train, twentieth, "data.root")
-    return _corpus("shakespeare", {"train": train, "val": val, "test": test}, _words, "data.root", **common)
+    return _corpus("shakespeare", {"train": train, "val": val, "test": test}, None, "data.root", **common)
 
 
 def wikitext(
@@ -175,11 +182,11 @@ def _words_and_lines(text: str) -> int:
 
 
 def _corpus(
-    name: str, documents: Documents, words: Callable[[str], int], key: str, **common: Unpack[TextCommon]
+    name: str, documents: Documents, words: Callable[[str], int] | None, key: str, **common: Unpack[TextCommon]
 ) -> TextData:
     def read(tokenizer: Tokenizer) -> TextSource:
         splits = {split: [_running(texts, tokenizer)] for split, texts in documents.items()}
-        counts = {split: sum(map(words, texts)) for split, texts in documents.items()}
+        counts = {split: sum(map(words, texts)) for split, texts in documents.items()} if words else {}
         return TextSource(name, tokenizer, splits, counts, key=key)
 
     def every() -> list[str]:

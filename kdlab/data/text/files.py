@@ -20,7 +20,9 @@ def read_text(path: Path, key: str) -> str:
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read ({error.strerror}); accepted: a text file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {path} is no UTF-8 text ({error.reason} at byte {error.start})") from None
+        raise UserError(
+            f"{key}: {path} is no UTF-8 text ({error.reason} at byte {error.start}); accepted: UTF-8"
+        ) from None
     if not text:
         raise UserError(f"{key}: {path} is empty; accepted: a file with text")
     return text

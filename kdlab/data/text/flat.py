@@ -68,7 +68,7 @@ class Flat:
         first, last = self.start + self.lead + 1, self.start + self.length
         last = last.maximum(first).clamp(max=len(self.ids))
         first = first.minimum(last)
-        kinds = self.segments.long()
+        kinds = self.segments.to(table.device).long()
         sums = []
         for values in (table, (table > 0).double()):
             total = torch.cat([torch.zeros(1, dtype=torch.double), values[kinds].cumsum(0)])

@@ -97,13 +97,15 @@ class Example:
     group: str = ""
 
 
-def check_form(form: str, rationale_weight: float) -> None:
+def check_form(form: str, rationale_weight: float, complete: bool = True) -> None:
     """
     Raises:
-        UserError: for a form that there is not, or a weight that is none.
+        UserError: for a form that there is not, a weight that is none, or ``complete`` that is neither true nor false.
     """
     if form not in FORMS:
         raise unknown("data.form", form, FORMS, "form")
+    if not isinstance(complete, bool):
+        raise UserError(f"data.complete: {complete!r}; accepted: true or false")
     if isinstance(rationale_weight, bool) or not isinstance(rationale_weight, (int, float)):
         raise UserError(f"data.rationale_weight: {rationale_weight!r}; accepted: a number from 0 on")
     if not 0 <= rationale_weight < float("inf"):
@@ -111,7 +113,7 @@ def check_form(form: str, rationale_weight: float) -> None:
 
 
 def texts(examples: Iterable[Example], form: str, template: Template = TEMPLATE) -> list[str]:
-    """The sequences of some examples as text: what a tokenizer is trained on."""
+    """The sequences of some examples as text."""
     tasks = (parts for example in examples for parts, _ in _tasks(example, form, template))
     return ["".join(text for text, _ in parts) for parts in tasks]
 
@@ -140,7 +142,8 @@ def sequences(
     The form ``both`` is distilling step-by-step (Hsieh et al., "Distilling Step-by-Step! Outperforming Larger Language
     Models with Less Training Data and Smaller Model Sizes", Findings of ACL 2023): two tasks, told apart by a prefix,
     L = L_label + rationale_weight · L_rationale. Rationales are then not needed to answer, and cost nothing at test.
-    The sums here run over tokens, while the paper averages each task over its own.
+    The sums here run over tokens, while the paper averages each task over its own. An example is two sequences then, so
+    an epoch has twice as many steps as with the other forms, unless ``data.batch_size`` is doubled.
 
     Args:
         examples: what to learn.
@@ -234,6 +237,30 @@ def hold_out(rows: list[Any], amount: int | float, seed: int, purpose: str) -> t
     return [row for row in rows if row.question not in chosen], [row for row in rows if row.question in chosen]
 
 
+def without(rows: list[Any], others: Iterable[Any], split: str) -> list[Any]:
+    """Rows whose question, up to white space, is not among those of ``others``; how many go is logged.
+
+    Args:
+        rows: things with a ``question``, of ``data.path``.
+        others: as well.
+        split: what the others are for, to name in the log and in the error.
+
+    Raises:
+        UserError: if none is left.
+    """
+    asked = {" ".join(other.question.split()) for other in others}
+    kept = [row for row in rows if " ".join(row.question.split()) not in asked]
+    if not kept:
+        raise UserError(
+            f"data.path: {len(rows)} rows, and none is left to train on without the questions of the {split} split;"
+            " accepted: other questions than those"
+        )
+    if len(kept) < len(rows):
+        left = len(rows) - len(kept)
+        log.info("%d of %d rows left out of training: the %s split asks their questions", left, len(rows), split)
+    return kept
+
+
 def examples_data(
     name: str,
     examples: Mapping[str, Some[Example]],
@@ -241,9 +268,13 @@ def examples_data(
     form: str,
     rationale_weight: float,
     template: Template,
+    complete: bool,
     **common: Unpack[TextCommon],
 ) -> TextData:
     """A data set of questions: those of ``train`` are learned, those of the other splits asked.
+
+    So that forms can be compared, and a teacher of one can teach a student of another, a tokenizer that is made here
+    is made of the same texts for all of them: of questions, reasoning and answers, whichever are learned.
 
     Args:
         name: what to call it.
@@ -252,18 +283,22 @@ def examples_data(
         form: of the sequences.
         rationale_weight: of the second task, with form ``both``.
         template: the text around the parts.
+        complete: learn from examples with reasoning and answer alone, so that all forms train on the same questions;
+            else from all that have what the form needs (see :func:`learnable`).
 
     Raises:
-        UserError: if no training example has what the form needs.
+        UserError: if no training example has what it needs.
     """
-    train = [example for example in examples["train"] if learnable(example, form)]
+    needed = "steps" if complete else form
+    train = [example for example in examples["train"] if learnable(example, needed)]
     if not train:
         raise UserError(
             f"data.form: {form}; none of {len(examples['train'])} training examples of {name} has what it needs;"
-            " accepted: steps (reasoning and answer), answer, both (one of the two)"
+            " accepted: examples with reasoning and answer, or with data.complete=false those with an answer"
+            " (data.form=answer) or with one of the two (data.form=both)"
         )
-    if missing := len(examples["train"]) - len(train):
-        log.info("%s: %d of %d training examples lack what form=%s needs", name, missing, missing + len(train), form)
+    _tell(name, len(examples["train"]), train, form, needed)
+    taught = train if complete else examples["train"]
     held = {"train": train, **{split: rows for split, rows in examples.items() if split != "train" and rows}}
 
     def read(tokenizer: Tokenizer) -> TextSource:
@@ -276,6 +311,18 @@ def examples_data(
         return TextSource(name, tokenizer, splits, right=right)
 
     def known() -> list[str]:
-        return [template.alphabet, *(text for rows in examples.values() for text in texts(rows, form, template))]
+        whole = [text for rows in examples.values() for text in texts(rows, "steps", template)]
+        golds = [row.gold or "" for rows in examples.values() for row in rows]
+        return [template.alphabet, template.label, template.rationale, template.gap, *golds, *whole]
 
-    return text_data(read, lambda: texts(train, form, template), alphabet=known, **common)
+    return text_data(read, lambda: texts(taught, "steps", template), alphabet=known, **common)
+
+
+def _tell(name: str, there: int, train: list[Example], form: str, needed: str) -> None:
+    """Log how many examples are learned, where that is not plainly all of them, each as one sequence."""
+    has = {"steps": "reasoning and answer", "answer": "an answer", "both": "reasoning or answer"}[needed]
+    if len(train) < there:
+        log.info("%s: %d of %d training examples have %s, and are learned", name, len(train), there, has)
+    if form == "both":
+        count = sum(bool(example.answer) + bool(example.reasoning) for example in train)
+        log.info("%s: %d sequences of %d examples; twice data.batch_size for as many steps", name, count, len(train))

@@ -13,6 +13,7 @@ from torch import Tensor
 from kdlab.data.loader import EpochLoader
 from kdlab.data.order import Order
 from kdlab.data.text.flat import Flat
+from kdlab.data.text.sequence import PROMPT
 from kdlab.functional.types import Batch, Window
 
 
@@ -39,7 +40,7 @@ class TextLoader(EpochLoader):
     """One epoch after the other of a split of sequences, as Batches.
 
     ``where`` marks the positions whose prediction counts; targets, weights and segments have one entry for each. The
-    window of a training batch holds the summed weight of the whole optimizer step.
+    window of a training batch holds the summed weight, of rows and of sequences, of the whole optimizer step.
 
     Args:
         flat: the sequences.
@@ -74,11 +75,12 @@ class TextLoader(EpochLoader):
         steps = order.epoch(epoch)
         starts = [0, *running_sum(steps.sizes)]
         totals = [float(part.sum()) for part in self._sums[steps.rows].split(steps.sizes)]
+        shares = [float(part.sum()) for part in self.flat.weight.double()[steps.rows].split(steps.sizes)]
         places, windows = [], []
         for number, first, last in self._parts(steps.sizes):
             places.append(steps.rows[starts[number] + first : starts[number] + last])
             total, parts = totals[number], self.accumulate * self.world
-            windows.append(Window(total, total, parts, float(steps.sizes[number])))
+            windows.append(Window(total, total, parts, shares[number]))
         return torch.cat(places), [len(place) for place in places], list(windows)
 
     def _batch(self, examples: Tensor, window: Window | None) -> Batch:
@@ -101,13 +103,16 @@ class TextLoader(EpochLoader):
         place, source = place[sequence] + position, start[sequence] + position
         following = source + 1
         segment = flat.segments[following].long()
-        weight = self._weights[segment] * flat.weight[examples].to(device, non_blocking=True)[sequence]
+        share = flat.weight[examples].to(device, non_blocking=True)
+        weight = self._weights[segment] * share[sequence]
         counts = (weight > 0) & (position >= lead[sequence])
 
         ids = torch.full((rows * width,), self.reading.pad_id, device=self.device)
         ids[place] = flat.ids[source].long()
         where = torch.zeros(rows * width, dtype=torch.bool, device=self.device)
         where[place] = counts
+        given = torch.zeros(rows * width, dtype=torch.bool, device=self.device)
+        given[place] = flat.segments[source] == PROMPT
         inputs = {"input_ids": ids.view(rows, width)}
         if flat.source is None:
             inputs["position_ids"] = self._positions(row, read + offset, width, place, position)
@@ -121,6 +126,8 @@ class TextLoader(EpochLoader):
             weight[counts],
             segment[counts],
             where.view(rows, width),
+            prompts=None if self.pack else given.view(rows, width).long().cumprod(1).sum(1),
+            share=None if self.pack else share,
             window=window,
         )
 

@@ -195,6 +195,19 @@ class TextData(LightningDataModule):
         """Whether a generated text is the right answer."""
         return self._source.right(question, text)
 
+    def longest(self, split: str = "train") -> int | None:
+        """Tokens of the longest reference that ends in an answer, reasoning and end of text with it; None without any.
+
+        What a network may need to write such an answer.
+        """
+        self._known(split)
+        if split not in self._flat:
+            return None
+        flat = self._flat[split]
+        answer, written = (flat.sums(torch.tensor(kinds))[1] for kinds in ([0, 0, 1, 0], [0, 1, 1, 0]))
+        lengths = written[answer > 0]
+        return int(lengths.max()) if len(lengths) else None
+
     def words(self, split: str) -> int | None:
         """Number of words of a split, where perplexity per word makes sense."""
         return self._source.words.get(split)

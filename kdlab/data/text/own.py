@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal, get_args
 
 import torch
@@ -35,11 +36,12 @@ class OwnText:
     goes through the drawing, as in GKD. There is nothing to imitate in the student's text, so its rows have no label.
 
     With ``writer="teacher"`` the teacher's text takes the place of the references, as labels: Kim and Rush,
-    *Sequence-Level Knowledge Distillation*, EMNLP 2016 (greedy at temperature 0; theirs is beam search).
+    *Sequence-Level Knowledge Distillation*, EMNLP 2016 (greedy at temperature 0; theirs is beam search). It writes the
+    student's tokens; one with a tokenizer of its own writes text beforehand (``kdlab generate``).
 
-    Every sequence counts the same: its rows weigh 1 / length. Whether a step is on-policy depends on (seed, step), a
-    continuation on (seed, step, example) and the weights, so that neither processes, micro-batches nor a resumed run
-    change what is written.
+    A sequence counts as it weighs among the data, however long its text: its rows weigh weight / length. Whether a
+    step is on-policy depends on (seed, step), a continuation on (seed, step, example) and the weights, so that neither
+    processes, micro-batches nor a resumed run change what is written.
 
     Args:
         eos_id, pad_id: of the tokenizer.
@@ -48,7 +50,8 @@ class OwnText:
         writer: who writes.
         fraction: :math:`\lambda`, a number in [0, 1] or a schedule over training.
         new_tokens: the longest continuation; the context may end it earlier.
-        prompt: tokens of running text that are given. The prompt of a question is the question.
+        prompt: tokens of running text that are given. The prompt of a question is the question (``Batch.prompts``),
+            whatever its tokens weigh.
         temperature: of the drawing; 0 takes the most probable token.
         top_p: draw among the most probable tokens that make up this mass; 1 among all.
         buffer: continuations that are kept, the newest ones; 0 keeps none.
@@ -118,13 +121,19 @@ class OwnText:
         Raises:
             UserError: for packed batches, or a teacher that should write and cannot.
         """
+        if self.writer == "teacher" and getattr(teacher, "unlike", False):
+            raise UserError(
+                "source.writer: teacher, and its tokenizer is not the student's; accepted: a teacher with the same "
+                "tokenizer, or text that it wrote before (kdlab generate, then data=traces)"
+            )
         own = _chance(seed, "own", step) < self.fraction(self.progress)
         device = batch.targets.device
         curves = dict.fromkeys(_CURVES, torch.full((), torch.nan, device=device))
         curves["own"] = torch.tensor(float(own), device=device)
         if not own:
             return batch, curves
-        net = student if self.writer == "student" else getattr(teacher, "net", teacher)
+        teaching = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "net", None)
+        net = student if self.writer == "student" else teaching
         if not isinstance(net, nn.Module):
             raise UserError("source.writer: teacher, and no network teaches; accepted: student, or a live teacher")
         starts = self._starts(batch)
@@ -145,40 +154,39 @@ class OwnText:
         self._kept.load_state_dict(state)
 
     def _starts(self, batch: Batch) -> list[_Start]:
-        """The sequences that have rows, and where their prompts end."""
-        if batch.where is None or not isinstance(batch.inputs, dict) or batch.key is None:
+        """The sequences that have rows, and their prompts."""
+        where = batch.where
+        if where is None or not isinstance(batch.inputs, dict) or batch.key is None:
             raise UserError("source: own text in place of inputs that are no sequences; accepted: source=none")
-        ids = batch.inputs[_name(batch)]
-        where = batch.where.cpu()
-        positions = batch.inputs["position_ids"].cpu() if "position_ids" in batch.inputs else None
-        counts = where.sum(1)
-        kinds = torch.full((int(counts.sum()),), TEXT) if batch.segment is None else batch.segment.cpu()
-        places = torch.arange(where.shape[1])
+        ids = batch.inputs[_name(batch)].long()
+        places = torch.arange(where.shape[1], device=where.device)
+        read = ((places + 1) * where).amax(1)  # up to the last one that counts
+        positions = batch.inputs.get("position_ids", places)
+        if bool(((positions != places) & (places < read[:, None])).any()):
+            raise UserError("data.pack: true; accepted with own text (source): false")
         found = []
-        for row, (rows, kind) in enumerate(zip(where, kinds.split(counts.tolist()), strict=True)):
-            if not len(kind):
-                continue
-            first, last = (int(rows.nonzero()[at]) for at in (0, -1))
-            if positions is not None and not positions[row, : last + 1].equal(places[: last + 1]):
-                raise UserError("data.pack: true; accepted with own text (source): false")
-            running = int(kind[0]) == TEXT
-            # the row at `first` predicts the token after it, so `first` itself still belongs to the prompt
-            end = min(max(first + 1, self.prompt), last + 1) if running else first + 1
-            example = int(batch.key[row, 0])
-            found.append(_Start(row, example, ids[row, :end].long(), TEXT if running else ANSWER))
+        about = torch.stack([read, _prompts(batch), batch.key[:, 0]], 1)
+        for row, (length, prompt, example) in enumerate(about.tolist()):
+            if length:
+                given, kind = (prompt, ANSWER) if prompt else (min(self.prompt, length), TEXT)
+                found.append(_Start(row, example, ids[row, :given], kind))
         return found
 
     def _texts(self, net: nn.Module, batch: Batch, starts: list[_Start], seed: int, step: int) -> list[Tensor]:
         """What is written after each prompt: now, or earlier."""
-        self._kept.begin(step)
-        again = self._kept.room and _chance(seed, "replay", step) < self.replay
-        kept = [self._kept.find(start.example, start.prompt) if again else None for start in starts]
-        missing = [start for start, text in zip(starts, kept, strict=True) if text is None]
         device = batch.targets.device
-        examples = torch.tensor([start.example for start in missing], dtype=torch.int64, device=device)
+        self._kept.begin(step)
+        shown = self._shown(batch, starts)
+        again = self._kept.room and _chance(seed, "replay", step) < self.replay
+        kept = [
+            self._kept.find(start.example, ids) if again else None for start, ids in zip(starts, shown, strict=True)
+        ]
+        missing = [number for number, text in enumerate(kept) if text is None]
+        asked = [starts[number] for number in missing]
+        examples = torch.tensor([start.example for start in asked], dtype=torch.int64, device=device)
         new = written(
             net,
-            [start.prompt for start in missing],
+            [start.prompt for start in asked],
             new_tokens=self.new_tokens,
             context=self.context,
             eos_id=self.eos_id,
@@ -187,39 +195,50 @@ class OwnText:
             temperature=self.temperature,
             top_p=self.top_p,
             draws=Draws(fold(seed_of(seed, "own text", step), examples)),
-            source=sources(batch.inputs, [start.row for start in missing]),
+            source=sources(batch.inputs, [start.row for start in asked]),
         )
         torch.clear_autocast_cache()  # weights cast without gradients are no good to the training step that follows
-        self._kept.add(step, [(s.example, s.prompt, text) for s, text in zip(missing, new, strict=True)])
-        fresh = iter(new)
-        return [next(fresh) if text is None else text.to(device) for text in kept]
+        if self._kept.room:
+            texts = _moved(new, "cpu", torch.int32)
+            self._kept.add(step, [(starts[n].example, shown[n], t) for n, t in zip(missing, texts, strict=True)])
+        fresh, old = iter(new), iter(_moved([text for text in kept if text is not None], device, torch.int64))
+        return [next(fresh) if text is None else next(old) for text in kept]
+
+    def _shown(self, batch: Batch, starts: list[_Start]) -> list[Tensor]:
+        """The prompts as the buffer keeps them; nothing where it keeps none."""
+        if not self._kept.room:
+            return [torch.empty(0)] * len(starts)
+        ids = batch.inputs[_name(batch)].cpu().int()  # type: ignore[index]
+        return [ids[start.row, : len(start.prompt)] for start in starts]
 
     def _rebuilt(self, batch: Batch, starts: list[_Start], texts: list[Tensor]) -> Batch:
         """The batch with other continuations."""
         assert isinstance(batch.inputs, dict) and batch.key is not None
-        device, examples = batch.targets.device, torch.tensor([start.row for start in starts])
-        whole = [torch.cat([start.prompt, text]) for start, text in zip(starts, texts, strict=True)]
-        length = max(len(ids) for ids in whole) - 1
-        read = torch.full((len(whole), length), self.pad_id, dtype=torch.int64, device=device)
-        where = torch.zeros(read.shape, dtype=torch.bool, device=device)
-        for row, (ids, start) in enumerate(zip(whole, starts, strict=True)):
-            read[row, : len(ids) - 1] = ids[:-1]
-            where[row, len(start.prompt) - 1 : len(ids) - 1] = True
-        sizes = torch.tensor([len(text) for text in texts], device=device)
-        inputs = {name: value[examples.to(device)] for name, value in batch.inputs.items()} | {_name(batch): read}
+        device, total = batch.targets.device, sum(len(text) for text in texts)
+        about = [
+            (start.row, start.kind, len(start.prompt), len(text)) for start, text in zip(starts, texts, strict=True)
+        ]
+        rows, kinds, given, sizes = torch.tensor(about).T.to(device)
+        whole = [torch.cat([start.prompt, text[:-1]]) for start, text in zip(starts, texts, strict=True)]
+        read = nn.utils.rnn.pad_sequence(whole, batch_first=True, padding_value=self.pad_id)
+        places = torch.arange(read.shape[1], device=device)
+        inputs = {name: value[rows] for name, value in batch.inputs.items()} | {_name(batch): read}
         if "position_ids" in inputs:
-            inputs["position_ids"] = torch.arange(length, device=device).expand_as(read)
+            inputs["position_ids"] = places.expand_as(read)
+        share = torch.ones(len(rows), device=device) if batch.share is None else batch.share[rows]
         targets, labelled = torch.cat(texts), self.writer == "teacher"
         return replace(
             batch,
             inputs=inputs,
             targets=targets if labelled else torch.full_like(targets, NO_LABEL),
-            key=batch.key[examples.to(batch.key.device)],
-            weight=(1.0 / sizes).repeat_interleave(sizes),
-            segment=torch.tensor([start.kind for start in starts], device=device).repeat_interleave(sizes),
-            where=where,
+            key=batch.key[rows],
+            weight=(share / sizes).repeat_interleave(sizes, output_size=total),
+            segment=kinds.repeat_interleave(sizes, output_size=total),
+            where=(places >= given[:, None] - 1) & (places < (given + sizes)[:, None] - 1),
+            prompts=None if batch.prompts is None else batch.prompts[rows],
+            share=share,
             truth=None,
-            window=_window(batch.window, len(starts), labelled),
+            window=_window(batch.window, share, labelled),
         )
 
 
@@ -247,21 +266,26 @@ class _Buffer:
 
     def begin(self, step: int) -> None:
         """Make room, at the first micro-batch of a step."""
-        if step != self._step:
-            self._step = step
-            newest = sorted(self._entries.items(), key=lambda item: (item[1][0], item[0]))
-            self._entries = dict(newest[max(0, len(newest) - self.room) :])
+        if step == self._step:
+            return
+        self._step = step
+        while (over := len(self._entries) - self.room) > 0:
+            # as they are added, the oldest come first; within a step, the order depends on how it was divided
+            _, oldest = next(groupby(self._entries, key=lambda example: self._entries[example][0]))
+            for example in sorted(oldest)[:over]:
+                del self._entries[example]
 
     def find(self, example: int, prompt: Tensor) -> Tensor | None:
-        """(n,) int64, what was written after this prompt of this example in an earlier step."""
+        """(n,) int32 on the CPU, what was written after this prompt (m,) int32 of this example in an earlier step."""
         step, before, text = self._entries.get(example, (self._step, prompt, prompt))
-        return text.long() if step < self._step and before.equal(prompt.to("cpu", torch.int32)) else None
+        return text if step < self._step and before.equal(prompt) else None
 
     def add(self, step: int, new: list[tuple[int, Tensor, Tensor]]) -> None:
-        """Keep what was written in this step, by this and all other processes."""
-        if not self.room:
-            return
-        for example, prompt, text in _everywhere([(e, p.cpu().int(), t.cpu().int()) for e, p, t in new]):
+        """Keep what was written in this step, by this and all other processes: (example, prompt, text), int32 on the
+        CPU."""
+        # a piece of a tensor would keep all of it, and send all of it
+        for example, prompt, text in _everywhere([(e, p.clone(), t.clone()) for e, p, t in new]):
+            self._entries.pop(example, None)  # so that it goes to the end
             self._entries[example] = (step, prompt, text)
 
     def state_dict(self) -> dict[str, Any]:
@@ -283,8 +307,9 @@ class _Buffer:
             return
         self._step = int(state["step"])
         pieces = iter(state["ids"].split(state["lengths"].flatten().tolist()))
-        for example, step in zip(state["examples"].tolist(), state["steps"].tolist(), strict=True):
-            self._entries[example] = (step, next(pieces).clone(), next(pieces).clone())
+        each = zip(state["steps"].tolist(), state["examples"].tolist(), pieces, pieces, strict=True)
+        for step, example, prompt, text in sorted(each, key=lambda entry: entry[:2]):
+            self._entries[example] = (step, prompt.clone(), text.clone())
 
 
 def written(
@@ -356,12 +381,29 @@ def sources(inputs: Any, rows: Sequence[int]) -> list[Tensor] | None:
     return [ids[row] if mask is None else ids[row][mask[row].bool()] for row in rows]
 
 
-def _window(window: Window | None, sequences: int, labelled: bool) -> Window:
-    """Each sequence counts 1, so the counts are the number of sequences of the whole step."""
+def _prompts(batch: Batch) -> Tensor:
+    """(B,) how many tokens of each sequence are its prompt, 0 for running text."""
+    if batch.prompts is not None:
+        return batch.prompts
+    if batch.segment is not None and bool((batch.segment != TEXT).any()):
+        raise UserError(
+            "source: own text, and the batch does not say how long its prompts are (Batch.prompts); accepted: a "
+            "sequence a row (data.pack=false) of a data set that says so, or source=none"
+        )
+    return batch.targets.new_zeros(len(batch.key))  # type: ignore[arg-type]
+
+
+def _moved(texts: list[Tensor], device: Any, dtype: torch.dtype) -> list[Tensor]:
+    """On ``device``, in one go."""
+    return list(torch.cat(texts).to(device, dtype).split([len(text) for text in texts])) if texts else []
+
+
+def _window(window: Window | None, share: Tensor, labelled: bool) -> Window:
+    """Rows that add up to their sequence's weight, so the counts are the summed weights of the step's sequences."""
     whole = window is None or window.parts == 1
-    total = float(sequences) if whole else window.examples  # type: ignore[union-attr]
+    total = float(share.double().sum()) if whole else window.examples  # type: ignore[union-attr]
     if not total:
-        raise ValueError("Window.examples: 0; accepted: the number of sequences of the optimizer step")
+        raise ValueError("Window.examples: 0; accepted: the summed weight of the sequences of the optimizer step")
     return Window(total if labelled else 0.0, total, 1 if whole else window.parts, total)  # type: ignore[union-attr]
 
 

@@ -10,8 +10,8 @@ from typing import Any, Unpack
 from kdlab.data.text.answers import (
     MARKER,
     Choices,
-    choice,
     extract,
+    named,
     normalise,
     number,
     operations,
@@ -48,6 +48,7 @@ def svamp(
     keep: str = "all",
     val: int | float = 0.1,
     rationale_weight: float = 1.0,
+    complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
     """SVAMP: 800 and 200 sums in words (Patel et al., NAACL 2021), with a 540B model's reasoning (Hsieh et al., 2023).
@@ -64,6 +65,8 @@ def svamp(
             are ``agreeing``, which can be told without gold answers.
         val: rows (a number, or a share) taken from train for validation, never filtered; 0 for none.
         rationale_weight: of the second task, with form ``both``.
+        complete: learn from rows with reasoning and answer alone, whatever the form, so that forms compare; false
+            learns from all that have what the form needs.
 
     The other arguments are :func:`text_data`'s, with ``tokenizer`` bpe, ``vocab`` 1,000 and ``context`` 256
     unless given.
@@ -71,7 +74,7 @@ def svamp(
     Raises:
         UserError: naming the file, line and key of what is wrong, or the option.
     """
-    check_form(form, rationale_weight)
+    check_form(form, rationale_weight, complete)
     parts = _parts(root, "svamp", val, common.get("split_seed", 0))
     train = _kept(parts["train"], keep, lambda row: same_value(row.answer or "", row.gold), _sum_agrees)
     examples = {
@@ -79,7 +82,7 @@ def svamp(
         for split, rows in (parts | {"train": train}).items()
     }
     _sizes(common, 1000, 256)
-    return examples_data("svamp", examples, Right(same_value), form, rationale_weight, TEMPLATE, **common)
+    return examples_data("svamp", examples, Right(same_value), form, rationale_weight, TEMPLATE, complete, **common)
 
 
 def cqa(
@@ -89,17 +92,18 @@ def cqa(
     keep: str = "all",
     val: int | float = 0.1,
     rationale_weight: float = 1.0,
+    complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
     """CommonsenseQA: 9,741 and 1,221 questions with five choices (Talmor et al., NAACL 2019), with a 540B model's
     reasoning (Hsieh et al., 2023).
 
-    The answer is the text of a choice; its letter counts as well.
+    The answer is the text of a choice, and nothing else; its letter alone counts as well.
 
     Args:
         root: the folder that holds ``cqa_train.jsonl`` and ``cqa_test.jsonl``, or a folder ``reasoning`` with them;
             keys as for :func:`svamp`, and ``choices``.
-        form, labels, keep, val, rationale_weight: as for :func:`svamp`.
+        form, labels, keep, val, rationale_weight, complete: as for :func:`svamp`.
 
     The other arguments are :func:`text_data`'s, with ``tokenizer`` bpe, ``vocab`` 2,000 and ``context`` 256
     unless given.
@@ -107,7 +111,7 @@ def cqa(
     Raises:
         UserError: naming the file, line and key of what is wrong, or the option.
     """
-    check_form(form, rationale_weight)
+    check_form(form, rationale_weight, complete)
     parts = _parts(root, "cqa", val, common.get("split_seed", 0))
     train = _kept(parts["train"], keep, lambda row: same_text(row.answer or "", row.gold), _choice_agrees)
     examples = {
@@ -116,7 +120,7 @@ def cqa(
     }
     choices = Choices({_with_choices(row): row.choices for rows in parts.values() for row in rows})
     _sizes(common, 2000, 256)
-    return examples_data("cqa", examples, Right(choices), form, rationale_weight, TEMPLATE, **common)
+    return examples_data("cqa", examples, Right(choices), form, rationale_weight, TEMPLATE, complete, **common)
 
 
 def gsm8k(
@@ -151,7 +155,8 @@ def gsm8k(
     examples = {split: _solutions(folder / f"{split}.jsonl", calculator) for split in ("train", "test")}
     examples["train"], examples["val"] = hold_out(examples["train"], val, common.get("split_seed", 0), "val")
     _sizes(common, 4000, 512)
-    return examples_data("gsm8k", examples, Right(same_number), form, rationale_weight, TEMPLATE, **common)
+    right = Right(same_number)
+    return examples_data("gsm8k", examples, right, form, rationale_weight, TEMPLATE, complete=True, **common)
 
 
 def _sizes(common: TextCommon, vocab: int, context: int) -> None:
@@ -257,5 +262,5 @@ def _sum_agrees(row: _Row) -> bool:
 def _choice_agrees(row: _Row) -> bool:
     """Whether the last sentence of the reasoning names the teacher's choice and no other."""
     sentences = (row.reasoning or "").strip(". \n").split(". ")
-    named = choice(sentences[-1], row.choices)
-    return named is not None and normalise(named) == normalise(row.answer or "")
+    said = named(sentences[-1], row.choices)
+    return said is not None and normalise(said) == normalise(row.answer or "")

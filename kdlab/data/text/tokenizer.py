@@ -98,10 +98,10 @@ class Tokenizer:
         known = self.inner.get_vocab()
         strange = sorted({c for c in text if c not in known})
         if strange:
-            return (
-                f"characters: {strange[0]!r} is not among the {self.size - 1} known characters; accepted: bytes, bpe,"
-                " or data.tokenizer_from with texts that hold it"
-            )
+            said = f"characters: {strange[0]!r} is not among the {self.size - 1} known characters; accepted: "
+            if not self.key.startswith("data."):  # there is a network for these characters, and no choice any more
+                return f"{said}text without it"
+            return f"{said}bytes, bpe, or data.tokenizer_from with texts that hold it"
         return str(error)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
@@ -196,18 +196,22 @@ class Tokenizer:
 
     @classmethod
     def _hub(cls, name: str, key: str) -> Tokenizer:
-        accepted = "characters, bytes, bpe, a folder or file that is there, or a model on the hub"
+        made = "characters, bytes, bpe, " if key.startswith("data.") else ""
+        accepted = f"{made}a folder or file that is there, or a model on the hub"
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
             raise UserError(f"{key}: {name}: no such file or folder; accepted: {accepted}")
         from huggingface_hub import hf_hub_download
 
-        try:
-            file = Path(hf_hub_download(name, "tokenizer.json"))
-        except Exception as error:  # of the network, the hub, and what lies between
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"{key}: {name}: cannot be had from the hub ({reason}); accepted: {accepted}") from None
-        with contextlib.suppress(Exception):  # some have none
-            hf_hub_download(name, "tokenizer_config.json")
+        from kdlab.models.hub import quiet
+
+        with quiet():
+            try:
+                file = Path(hf_hub_download(name, "tokenizer.json"))
+            except Exception as error:  # of the network, the hub, and what lies between
+                reason = str(error).strip().partition("\n")[0]
+                raise UserError(f"{key}: {name}: cannot be had from the hub ({reason}); accepted: {accepted}") from None
+            with contextlib.suppress(Exception):  # some have none
+                hf_hub_download(name, "tokenizer_config.json")
         return cls._file(file, key)
 
     # ---- made here

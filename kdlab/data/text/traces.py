@@ -28,7 +28,7 @@ from typing import Any, Unpack
 
 from kdlab.data.text.answers import Same, same_number, same_text, same_value
 from kdlab.data.text.combine import TextCommon
-from kdlab.data.text.forms import TEMPLATE, Example, Right, check_form, examples_data, hold_out
+from kdlab.data.text.forms import TEMPLATE, Example, Right, check_form, examples_data, hold_out, without
 from kdlab.data.text.module import TextData
 from kdlab.errors import UserError, unknown
 from kdlab.files import atomic_write
@@ -337,13 +337,15 @@ def traces(
     agree: float = 0.5,
     compare: str = "text",
     rationale_weight: float = 1.0,
+    complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
     """Traces that a teacher wrote, to learn from (sequence-level distillation: Kim and Rush, EMNLP 2016).
 
     Questions, not traces, are divided into train, validation and test, by ``split_seed``: no question is in two of
-    them. Only training traces are filtered. Validation and test ask each question once, and compare with ``gold``, or
-    where there is none, with the teacher's answer.
+    them, and those of ``path`` that ``test_path`` asks as well are left out. Only training traces are filtered.
+    Validation and test ask each question once, and compare with ``gold``, or where there is none, with the teacher's
+    answer.
 
     Args:
         path: a JSONL file; see :mod:`kdlab.data.text.traces`.
@@ -355,6 +357,8 @@ def traces(
         agree: the least share of a question's traces that must give the same answer, for ``agreeing``.
         compare: answers as ``text``, by their last ``number``, or by the ``value`` of arithmetic expressions.
         rationale_weight: of the second task, with form ``both``.
+        complete: learn from traces with reasoning and answer alone, whatever the form, so that forms compare; false for
+            traces without reasoning.
 
     The other arguments are :func:`text_data`'s.
 
@@ -363,21 +367,22 @@ def traces(
     """
     if path is None:
         raise UserError("data.path: null; accepted: a JSONL file of traces")
-    check_form(form, rationale_weight)
+    check_form(form, rationale_weight, complete)
     if compare not in COMPARE:
         raise unknown("data.compare", compare, COMPARE, "comparison")
     seed = common.get("split_seed", 0)
-    parts = {"train": read_traces(path)}
+    rows, parts = read_traces(path), {}
     if test_path is not None:
         parts["test"] = read_traces(test_path, "data.test_path")
     else:
-        parts["train"], parts["test"] = hold_out(parts["train"], test, seed, "test")
-    parts["train"], parts["val"] = hold_out(parts["train"], val, seed, "val")
-    parts["train"] = select(parts["train"], keep, COMPARE[compare], agree)
+        rows, parts["test"] = hold_out(rows, test, seed, "test")
+    rows, parts["val"] = hold_out(without(rows, parts["test"], "test"), val, seed, "val")
+    parts["train"] = select(without(rows, parts["val"], "val"), keep, COMPARE[compare], agree)
     once = {split: list({trace.question: trace for trace in reversed(parts[split])}.values()) for split in parts}
     once["train"] = parts["train"]
     examples = {
         split: [Example(one.question, one.reasoning, one.answer, one.gold, one.group) for one in rows]
         for split, rows in once.items()
     }
-    return examples_data(Path(path).stem, examples, Right(COMPARE[compare]), form, rationale_weight, TEMPLATE, **common)
+    right = Right(COMPARE[compare])
+    return examples_data(Path(path).stem, examples, right, form, rationale_weight, TEMPLATE, complete, **common)

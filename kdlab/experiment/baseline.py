@@ -1,0 +1,114 @@
+"""The baseline of a run: the same student by the same steps, without its teacher."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdlab.experiment import parts
+from kdlab.experiment.schema import Experiment
+from kdlab.experiment.stage import Stage
+from kdlab.experiment.store import Kept, Recipe, obtain
+from kdlab.models import weights_hash
+
+log = logging.getLogger("kdlab")
+
+
+def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list[Kept]:
+    """The student of a run, trained by the same steps on labels alone; each fit is kept in the store.
+
+    Where somebody teaches, it starts from what the student started from (every stage alike), and has its adapters. A
+    student that nobody teaches is held against the same one from random weights. Stages that go on from each other and
+    differ in nothing but their teacher are one fit of as many epochs.
+
+    Returns:
+        The fits, the last of which holds the baseline; none where no row has a label, or it would be the run itself.
+    """
+    taught = any(stage.lesson is not None for stage in stages)
+    first = stages[0].experiment
+    if not taught and first.init == "fresh" and all(s.experiment.method_name == "FineTune" for s in stages):
+        return []
+    recipes = [without_teacher(stage.experiment, stage.data) for stage in stages]
+    if None in recipes:
+        log.info("baseline: none, since no row has a label")
+        return []
+    kept: list[Kept] = []
+    name = choices.get("student", "student")
+    for fit in _fits(stages, [recipe for recipe in recipes if recipe is not None]):
+        stage, recipe = fit.stage, fit.recipe
+        before = kept[-1] if kept and stage.experiment.init == "previous" else None
+        given = before.net.state_dict() if before else stage.started_with if taught else None
+        if given is not None:
+            recipe = replace(recipe, begin=f"from {weights_hash(given)}")
+        elif not taught:  # an adapter beside random weights would be no student to compare with
+            recipe = replace(recipe, adapter=None)
+
+        def begin(net: nn.Module, given: Mapping[str, Any] | None = given) -> None:
+            if given is not None:
+                net.load_state_dict(given)
+
+        output, logger = Path(stage.experiment.output), stage.experiment.logger
+        kept.append(obtain("baseline", recipe, output, stage.training, name, logger, begin=begin))
+    return kept
+
+
+@dataclass
+class _Fit:
+    """One fit of a baseline."""
+
+    stage: Stage
+    recipe: Recipe
+    steps: int
+
+
+def _fits(stages: Sequence[Stage], recipes: Sequence[Recipe]) -> list[_Fit]:
+    """The fits of a baseline, from the last fresh start on; the first takes the steps of all that came before."""
+    fits: list[_Fit] = []
+    for stage, recipe in zip(stages, recipes, strict=True):
+        goes_on = bool(fits) and stage.experiment.init == "previous"
+        if goes_on and replace(recipe, epochs=0, seed=0) == replace(fits[-1].recipe, epochs=0, seed=0):
+            last = fits[-1]
+            last.recipe = replace(last.recipe, epochs=last.recipe.epochs + recipe.epochs)
+            last.steps += stage.fitted.steps
+        else:
+            fits.append(_Fit(stage, recipe, stage.fitted.steps))
+    start = max(i for i, fit in enumerate(fits) if i == 0 or fit.stage.experiment.init != "previous")
+    first, spent = fits[start], sum(fit.steps for fit in fits[:start])
+    per_epoch = first.stage.fitted.steps / first.stage.fitted.epochs
+    first.recipe = replace(first.recipe, epochs=first.recipe.epochs + round(spent / per_epoch))
+    return fits[start:]
+
+
+def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
+    """What is left of one fit without its teacher: the same student, data, seed and steps, and the labels.
+
+    Where only some rows have labels, its batches hold labelled rows only. None where none has.
+    """
+    if data.counts["labelled"] == 0:
+        return None
+    config = dict(experiment.data)
+    if data.counts["labelled"] < data.counts["train"] and "ratio" in config:
+        config["ratio"] = 0
+    return Recipe(
+        experiment.task,
+        experiment.student,
+        config,
+        experiment.epochs,
+        experiment.seed,
+        experiment.optimizer,
+        experiment.scheduler,
+        experiment.trainer,
+        _label_terms(experiment),
+        experiment.adapter,
+    )
+
+
+def _label_terms(experiment: Experiment) -> dict[str, Any]:
+    """What the experiment's own loss says about labels, such as label smoothing; schedules of alpha left out."""
+    terms = parts.objective(experiment.loss).terms
+    return {name: experiment.loss["terms"][name] for name, term in terms.items() if term.role == "label"}
