@@ -15,7 +15,7 @@ from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.caching import why_not_cached, written
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.teaching import came_with_weights, foreign_teacher, own_data
+from kdlab.experiment.teaching import came_with_weights, foreign_teacher, own_data, tokens_of_teacher
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import evaluate
@@ -92,7 +92,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         )
     _start(experiment, data, student, teacher)
     _adapter(experiment, student)
-    _source(experiment, data, teacher)
+    _source(experiment, data, teacher, objective)
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (itself or _previous(experiment))
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
@@ -156,7 +156,7 @@ def _adapter(experiment: Experiment, student: nn.Module) -> None:
         )
 
 
-def _source(experiment: Experiment, data: Any, teacher: nn.Module | None) -> None:
+def _source(experiment: Experiment, data: Any, teacher: nn.Module | None, objective: Objective) -> None:
     """Whether sequences can come from where ``source`` says."""
     if experiment.source is None:
         return
@@ -165,6 +165,13 @@ def _source(experiment: Experiment, data: Any, teacher: nn.Module | None) -> Non
     source = parts.source(experiment.source, data)
     if source.writer == "teacher" and teacher is None and not _previous(experiment):
         raise UserError("source: the teacher's text, and there is no teacher; accepted: teacher=NAME, or source=none")
+    if source.writer == "teacher" and teacher is not None and objective.any_vocabulary:
+        theirs = tokens_of_teacher(experiment).tokenizer
+        if theirs.fingerprint != data.tokenizer.fingerprint:
+            raise UserError(
+                "source: the teacher's text, and it writes tokens of its own; accepted: its text as traces (kdlab "
+                "generate, then data=traces), or source=on_policy"
+            )
     if experiment.data.get("pack"):
         raise UserError("source: needs a sequence a row, and data.pack joins several; accepted: data.pack=false")
 

@@ -34,6 +34,9 @@ from kdlab.runs import table
 
 log = logging.getLogger("kdlab")
 
+NAMED = ("task", "student", "teacher", "data", "loss", "method", "source", "adapter")
+"""Groups whose chosen option a table names, instead of what is in it."""
+
 
 def run(
     config: Mapping[str, Any],
@@ -155,7 +158,7 @@ def _result(
     models: dict[str, Any],
 ) -> dict[str, Any]:
     last = list(done.values())[-1]
-    named = {group: choices[group] for group in ("student", "teacher", "data", "loss", "method") if group in choices}
+    named = {group: choices[group] for group in NAMED if group in choices}
     return {
         "format": folders.FORMAT,
         "status": "finished",

@@ -22,6 +22,7 @@ from kdlab.experiment.teaching import (
 )
 from kdlab.losses import Objective
 from kdlab.methods import Fitted, Training, fit
+from kdlab.runs.numbers import plural
 from kdlab.tasks import Task
 
 log = logging.getLogger("kdlab")
@@ -83,7 +84,7 @@ def fit_stage(
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = parts.loggers(experiment.logger, folder, experiment.name)
-    log.info("%s: training %d epochs on %s", name, experiment.epochs, data.describe())
+    log.info("%s: training %s on %s", name, plural(experiment.epochs, "epoch"), data.describe())
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
     adapted(fitted.weights)
     return Stage(experiment, data, task, training, student, lesson, fitted, given)

@@ -23,6 +23,7 @@ from kdlab.experiment import parts
 from kdlab.methods import FineTune, Training, fit
 from kdlab.models import load_weights
 from kdlab.runs import folder as folders
+from kdlab.runs.numbers import plural
 
 log = logging.getLogger("kdlab")
 
@@ -141,7 +142,7 @@ def _train(
 ) -> None:
     if data.counts["labelled"] == 0:
         raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
-    log.info("%s: training %d epochs on %s", kind, recipe.epochs, data.describe())
+    log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
