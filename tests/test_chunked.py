@@ -94,13 +94,16 @@ def test_many_dense_logits_are_compared_in_chunks(monkeypatch, teacher):
     assert seen == shapes(*[1] * ROWS), "an eighth of the numbers is one row"
 
 
-def test_chunks_of_many_dense_logits_grow_where_classes_are_few(monkeypatch):
-    every, width = Objective({"kl": KL()}, chunk_rows=4), 8
-    monkeypatch.setattr(objective, "AT_ONCE", 64 * width)
-    assert every._rows_at_once(torch.zeros(64, width), torch.zeros(64, width)) == 0
-    assert every._rows_at_once(torch.zeros(65, width), None) == 8
-    assert every._rows_at_once(torch.zeros(8, width), torch.zeros(65, 4 * width)) == 4
-    assert every._rows_at_once(torch.zeros(1, width), Projected(torch.zeros(1, 2), torch.zeros(width, 2))) == 4
+def test_chunks_grow_where_classes_are_few(monkeypatch):
+    every, fixed, width = Objective({"kl": KL()}), Objective({"kl": KL()}, chunk_rows=4), 8
+    monkeypatch.setattr(objective, "AT_ONCE", 2048 * width)
+    projected = Projected(torch.zeros(1, 2), torch.zeros(width, 2))
+    assert every._rows_at_once(torch.zeros(2048, width), torch.zeros(2048, width)) == 0
+    assert every._rows_at_once(torch.zeros(2049, width), None) == 256
+    assert every._rows_at_once(torch.zeros(8, width), torch.zeros(2049, 4 * width)) == 128
+    assert every._rows_at_once(torch.zeros(1, width), projected) == 256
+    assert fixed._rows_at_once(torch.zeros(2049, width), None) == 4
+    assert fixed._rows_at_once(torch.zeros(1, width), projected) == 4
 
 
 def test_labels_alone_and_terms_of_weight_zero():

@@ -52,7 +52,7 @@ class Objective(nn.Module):
         temperature: a number above 0, a schedule ``{start, end, shape}``, or a :class:`Temperature`; shared by the
             soft terms that bring none of their own.
         alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
-        chunk_rows: rows of a chunk; of dense logits with few classes it has more.
+        chunk_rows: rows of a chunk; None is 128, or more of few classes, up to two million numbers.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Objective(nn.Module):
         terms: Mapping[str, Term],
         temperature: float | Mapping | Schedule | Temperature = 1.0,
         alpha: float | Mapping | Schedule | None = None,
-        chunk_rows: int = 128,
+        chunk_rows: int | None = None,
     ) -> None:
         super().__init__()
-        if chunk_rows < 1:
-            raise UserError(f"loss.chunk_rows: {chunk_rows}; accepted: a whole number, at least 1")
+        if chunk_rows is not None and chunk_rows < 1:
+            raise UserError(f"loss.chunk_rows: {chunk_rows}; accepted: a whole number, at least 1, or null")
         self.chunk_rows = chunk_rows
         if not terms:
             raise UserError("loss.terms: none; accepted: at least one named term")
@@ -246,14 +246,18 @@ class Objective(nn.Module):
 
     def _rows_at_once(self, *logits: Any) -> int:
         """Rows of a chunk; 0 where all of them may be compared at once."""
-        if any(isinstance(x, Projected) for x in logits):
-            return self.chunk_rows
-        many = [x.shape[1] for x in logits if isinstance(x, Tensor) and x.ndim == 2 and x.numel() > AT_ONCE]
-        # 128 rows of few classes would be thousands of chunks
-        return max(self.chunk_rows, AT_ONCE // 8 // max(many)) if many else 0
+        many = [x.shape[1] for x in logits if isinstance(x, Projected) or _is_large(x)]
+        if not many:
+            return 0
+        # 128 rows of few classes would be many small chunks
+        return self.chunk_rows or max(128, AT_ONCE // 8 // max(many))
 
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
+
+
+def _is_large(logits: Any) -> bool:
+    return isinstance(logits, Tensor) and logits.ndim == 2 and logits.numel() > AT_ONCE
 
 
 def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
