@@ -26,7 +26,7 @@ def fits(run):
         (yaml.safe_load((p / "config.yaml").read_text()), json.loads((p / "result.json").read_text()), p)
         for p in folders
     ]
-    return sorted(found, key=lambda fit: fit[1]["finished"])
+    return sorted(found, key=lambda fit: fit[0]["begin"])  # what goes on from nothing is first
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_stages_that_differ_are_gone_through_one_by_one(apart):
     (first, before, _), (second, after, _) = fits(run)
     assert first["adapter"] is None and first["epochs"] == 2 and first["data"]["train"] == 60 and first["begin"] == ""
     assert second["adapter"]["_target_"].endswith(".lora") and second["epochs"] == 1 and second["data"]["train"] == 30
-    assert second["begin"].startswith("from ") and before["finished"] < after["finished"]
+    assert second["begin"].startswith("from ") and before["finished"] <= after["finished"]
     assert (run / "stages" / "own" / "adapter").is_dir() and (fits(run)[1][2] / "adapter").is_dir()
 
 
