@@ -75,7 +75,8 @@ def test_killed_a_run_ends_with_the_same_bits(place, monkeypatch, case):
 
 
 def test_a_stage_with_an_adapter_that_was_finished_is_not_trained_again(place, monkeypatch):
-    stages = "stages={low: [init=teacher, teacher.net.settings.n_layer=1, adapter=lora, epochs=1], all: [init=previous, epochs=1]}"
+    low = "low: [init=teacher, teacher.net.settings.n_layer=1, adapter=lora, epochs=1]"
+    stages = f"stages={{{low}, all: [init=previous, epochs=1]}}"
     whole = train(place, "stages_whole", *TINY, *OFTEN, stages)
     plain = checkpoints.Saver.on_train_batch_end
 
