@@ -173,8 +173,9 @@ class TokenMeasures:
     .. math:: \exp\Big(-\tfrac{1}{\mathrm{words}} \sum_t \log p(x_t \mid x_{<t})\Big),
 
     which compares between tokenizers. With a teacher also ``kl`` at temperature 1 and ``agreement``, the share of rows
-    where both name the same token; a sparse teacher's ``kl`` is that of its ids and one bucket of all others. A
-    teacher of sampled ids, or of other tokens than the student's, has neither.
+    where both name the same token. Of a sparse teacher the divergence is that of its k ids and one bucket of all
+    others, which is never more than the whole one, and is called ``kl_top<k>``. A teacher of sampled ids, or of other
+    tokens than the student's, has neither.
 
     Only sums are kept, in float64, and of projected logits ``chunk`` rows exist at a time.
 
@@ -188,6 +189,7 @@ class TokenMeasures:
         self.rows = 0
         self._labelled: Tensor | None = None
         self._compared: Tensor | None = None
+        self._divergence = "kl"
 
     @torch.no_grad()
     def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
@@ -218,6 +220,7 @@ class TokenMeasures:
     def _compare(self, logits: Tensor, first: Tensor, weight: Tensor, teacher: Any) -> None:
         ours, theirs = comparable(logits, teacher)
         if isinstance(teacher, Sparse):
+            self._divergence = f"kl_top{teacher.ids.shape[-1]}"
             top = teacher.ids.gather(-1, teacher.log_probs.argmax(-1, keepdim=True))[:, 0].long()
         else:
             top = theirs.argmax(-1)
@@ -241,7 +244,7 @@ class TokenMeasures:
         if self._compared is not None:
             share, divergence, same = self._compared.tolist()
             if share:
-                found |= {"agreement": same / share, "kl": divergence / share}
+                found |= {"agreement": same / share, self._divergence: divergence / share}
         return found
 
 
