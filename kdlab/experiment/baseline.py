@@ -19,6 +19,15 @@ from kdlab.models import weights_hash
 log = logging.getLogger("kdlab")
 
 
+def first_is_baseline(stages: Sequence[Stage]) -> bool:
+    """Whether the first stage is what a baseline would be: nobody taught it, and the last has no more than it had."""
+    first, last = stages[0].experiment, stages[-1].experiment
+    if len(stages) == 1 or stages[0].lesson is not None or last.init != "fresh":
+        return False
+    keys = ("student", "data", "epochs", "optimizer", "scheduler")
+    return all(getattr(first, key) == getattr(last, key) for key in keys)
+
+
 def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list[Kept]:
     """The student of a run, trained by the same steps on labels alone; each fit is kept in the store.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import parts
-from kdlab.experiment.baseline import obtain_baseline
+from kdlab.experiment.baseline import first_is_baseline, obtain_baseline
 from kdlab.experiment.caching import MEASURED
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
@@ -30,7 +30,7 @@ log = logging.getLogger("kdlab")
 def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, float]]:
     """Every network of the run on validation and test, and what each part took."""
     stages = list(done.values())
-    last, first = stages[-1], stages[0]
+    last = stages[-1]
     lesson = last.lesson
     models: dict[str, Any] = {"student": _model(last, last.student, last.fitted.seconds)}
     if lesson is not None and lesson.source.net is not None:
@@ -46,17 +46,12 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
     if last.experiment.method.get("source") == "previous" and len(stages) > 1:
         models["ensemble"] = _ensemble(stages)
     if last.experiment.baseline:
-        if len(stages) > 1 and first.lesson is None and _same_budget(first.experiment, last.experiment):
+        if first_is_baseline(stages):
             models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
         elif kept := obtain_baseline(stages, choices):
             models["baseline"] = _model(last, kept[-1].net, sum(fit.seconds for fit in kept))
             seconds["baseline"] = sum(fit.seconds for fit in kept if fit.fresh)
     return models, seconds
-
-
-def _same_budget(first: Experiment, last: Experiment) -> bool:
-    keys = ("student", "data", "epochs", "optimizer", "scheduler")
-    return last.init == "fresh" and all(getattr(first, key) == getattr(last, key) for key in keys)
 
 
 def _model(stage: Stage, net: nn.Module, seconds: float | None) -> dict[str, Any]:
