@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from kdlab.functional import (
+    Batch,
+    Outputs,
     attention_map,
     cross_entropy,
     decoupled_kl,
@@ -289,3 +291,16 @@ def test_reverse_gradient():
     y = reverse_gradient(x, 0.25)
     (3 * y).sum().backward()
     assert torch.equal(y, x) and torch.equal(x.grad, torch.tensor([-0.75, -0.75]))
+
+
+def test_a_teacher_reads_the_clean_inputs():
+    plain = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))
+    assert plain.clean_view() is plain
+    attacked = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.long), clean=torch.zeros(2, 3))
+    assert attacked.clean_view().inputs.sum() == 0 and attacked.clean_view().clean is None
+    assert attacked.inputs.sum() == 6
+
+
+def test_what_else_a_network_says_becomes_heads():
+    found = Outputs.of({"logits": torch.zeros(2, 3), "exit": torch.ones(2, 3)})
+    assert found.logits.sum() == 0 and list(found.heads) == ["exit"] and found.heads["exit"].sum() == 6

@@ -222,7 +222,7 @@ def test_hint_on_feature_maps():
     term = Hint("a", "b")
     assert term.student_layers == ("a",) and term.teacher_layers == ("b",) and not list(term.parameters())
     term.prepare(student, teacher)
-    weight, bias = (p.detach().double().numpy() for p in term.projector.parameters())
+    weight, bias = (p.detach().double().numpy() for p in term.projectors.parameters())
     pooled = t.double().numpy().reshape(3, 6, 2, 2, 2, 2).mean((3, 5))  # the teacher comes down to the student's grid
     projected = np.einsum("oc,bchw->bohw", weight[:, :, 0, 0], s.detach().double().numpy()) + bias[:, None, None]
     got = term(student, teacher, rows)
@@ -231,9 +231,9 @@ def test_hint_on_feature_maps():
     grad = 2 * np.einsum("oc,bohw->bchw", weight[:, :, 0, 0], projected - pooled) / 24
     np.testing.assert_allclose(s.grad.numpy(), grad, rtol=1e-3, atol=1e-5)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in term.parameters())
-    made = term.projector
+    made = term.projectors[0]
     term.prepare(student, teacher)
-    assert term.projector is made  # a second call must not throw away what has trained
+    assert term.projectors[0] is made  # a second call must not throw away what has trained
 
 
 @pytest.mark.parametrize("shape", [((5, 4), (5, 7)), ((2, 3, 4), (2, 3, 7))], ids=["vectors", "tokens"])
@@ -242,7 +242,7 @@ def test_hint_on_vectors_and_tokens(shape):
     student, teacher, rows = features(s, t)
     term = Hint("a", "b")
     term.prepare(student, teacher)
-    weight, bias = (p.detach().double().numpy() for p in term.projector.parameters())
+    weight, bias = (p.detach().double().numpy() for p in term.projectors.parameters())
     gap = s.double().numpy() @ weight.T + bias - t.double().numpy()
     expected = (gap**2).reshape(len(s), -1).mean(1)
     np.testing.assert_allclose(term(student, teacher, rows).detach().numpy(), expected, rtol=1e-4)
@@ -255,12 +255,31 @@ def test_hint_on_vectors_and_tokens(shape):
     np.testing.assert_allclose(half.detach().numpy(), expected, rtol=1e-2)
 
 
+def test_several_pairs_are_summed():
+    wide = [logits(3, 4, 4, 4, seed=n) for n in range(4)]
+    student = Outputs(torch.zeros(3, 2), {"a": wide[0], "b": wide[1]})
+    teacher = Outputs(torch.zeros(3, 2), {"c": wide[2], "d": wide[3]})
+    for make in (Hint, AttentionTransfer):
+        both, first, second = make(["a", "b"], ["c", "d"]), make("a", "c"), make("b", "d")
+        assert both.student_layers == ("a", "b") and both.teacher_layers == ("c", "d")
+        for term in (both, first, second):
+            term.prepare(student, teacher)
+        if make is Hint:
+            for mine, theirs in zip(both.projectors, (first, second), strict=True):
+                mine.load_state_dict(theirs.projectors[0].state_dict())
+        rows = batch([0] * 3)
+        expected = first(student, teacher, rows) + second(student, teacher, rows)
+        torch.testing.assert_close(both(student, teacher, rows), expected)
+    with pytest.raises(UserError, match="2 and 1 layers; accepted: pairs"):
+        Hint(["a", "b"], "c")
+
+
 def test_hint_is_zero_where_the_projected_student_is_the_teacher():
     s = logits(3, 4)
     term = Hint("a", "b")
     student, teacher, rows = features(s, logits(3, 5))
     term.prepare(student, teacher)
-    teacher.features["b"] = term.projector(s).detach()
+    teacher.features["b"] = term.projectors[0](s).detach()
     assert term(student, teacher, rows).abs().max() == 0
 
 

@@ -142,14 +142,14 @@ def test_cosine_of_other_widths_trains_a_projector():
     with pytest.raises(UserError, match="call prepare"):
         term(*features(s, t), rows(4))
     term.prepare(*features(s, t))
-    made = term.projector
+    made = term.projectors["0"]
     term.prepare(*features(s, t))
-    assert term.projector is made and made.weight.shape == (9, 6)
+    assert term.projectors["0"] is made and made.weight.shape == (9, 6)
     term(*features(s, t), rows(4)).sum().backward()
     assert made.weight.grad.abs().sum() > 0 and s.grad.abs().sum() > 0
     same = HiddenCosine("a", "b")
     same.prepare(*features(s, s))
-    assert same.projector is None
+    assert not same.projectors
     with pytest.raises(UserError, match="accepted: hidden states"):
         HiddenCosine("a", "b").prepare(*features(draw(2, 3, 4, 4), draw(2, 3, 4, 4)))
 

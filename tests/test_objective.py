@@ -336,7 +336,7 @@ def test_projectors_belong_to_the_objective_once_prepared():
     assert [tuple(p.shape) for p in objective.parameters()] == [(4, 3), (4,), (7, 3), (7,)]
     twin = copy.deepcopy(objective)
     twin.load_state_dict(objective.state_dict())
-    assert twin.terms["one"].projector is not objective.terms["one"].projector
+    assert twin.terms["one"].projectors[0] is not objective.terms["one"].projectors[0]
     with pytest.raises(UserError, match=r"loss\.terms\.one\.student_layer: no output of layer 'a'"):
         Objective({"one": Hint("a", "b")}).prepare(Outputs(torch.zeros(2, C)), Outputs(torch.zeros(2, C)))
 
@@ -390,3 +390,20 @@ def test_mistakes_are_one_line_with_key_value_and_what_is_accepted(make, says):
         make()
     message = str(caught.value)
     assert message.startswith(says) and "\n" not in message and ("accepted" in message or "needs" in message)
+
+
+def test_terms_meet_the_networks_and_a_mistake_names_its_term():
+    seen = []
+
+    class Meets(CrossEntropy):
+        def meet(self, student, teacher, examples):
+            seen.append((student, teacher, examples))
+            if teacher is None:
+                raise UserError("teacher: none; accepted: one")
+
+    student, teacher = torch.nn.Linear(1, 2), torch.nn.Linear(2, 2)
+    objective = Objective({"one": Meets()})
+    objective.meet(student, teacher, 7)
+    assert seen == [(student, teacher, 7)]
+    with pytest.raises(UserError, match=r"^loss\.terms\.one\.teacher: none"):
+        objective.meet(student, None, 7)

@@ -190,6 +190,7 @@ def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: T
         student.eval()
         ours = _named("student_layer", objective, lambda: task.outputs(student, rows, objective.student_layers))
         student.train(training)
+        objective.meet(student, teacher, data.counts["train"])
         objective.prepare(ours, theirs)
         objective(ours, theirs, rows)
 

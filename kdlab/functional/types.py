@@ -62,6 +62,11 @@ class Batch:
     0 for running text. None where a line holds several sequences, or nobody said."""
     share: Tensor | None = None
     """(B,) float: how much each sequence counts as a whole, beside how much its tokens do; None is 1 for all."""
+    partner: Tensor | None = None
+    """(rows,) int64: which row of the same batch each row is to agree with (another view of it, another of its class);
+    -1 for none."""
+    clean: Tensor | dict[str, Tensor] | None = None
+    """What the teacher reads where that is not ``inputs``, such as pictures before an attack."""
     truth: Tensor | None = None
     """(B,) labels withheld from training, for curves about pseudo-labels alone."""
     window: Window | None = None
@@ -88,6 +93,10 @@ class Batch:
         segment = None if self.segment is None else self.segment[rows]
         return replace(self, targets=self.targets[rows], weight=weight, segment=segment)
 
+    def clean_view(self) -> Batch:
+        """The batch as the teacher reads it."""
+        return self if self.clean is None else replace(self, inputs=self.clean, clean=None)
+
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """This batch with every tensor on ``device``."""
 
@@ -113,15 +122,20 @@ class Outputs:
 
     @classmethod
     def of(cls, raw: Any, features: Mapping[str, Tensor] | None = None) -> Outputs:
-        """Wrap what a network returned: logits in any form, a mapping with ``logits``, or an object that has them."""
+        """Wrap what a network returned: logits in any form, an object that has them, or a mapping of ``logits`` and
+        further heads."""
         if isinstance(raw, Outputs):
             raw.features.update(features or {})
             return raw
+        heads: dict[str, Tensor] = {}
         if isinstance(raw, Tensor | Projected | Sparse | Sampled):
             logits = raw
+        elif type(raw) is dict:
+            heads = {name: value for name, value in raw.items() if name != "logits"}
+            logits = raw["logits"]
         else:
             logits = raw["logits"] if isinstance(raw, Mapping) else raw.logits
-        return cls(logits, dict(features or {}))
+        return cls(logits, dict(features or {}), heads)
 
     def detach(self) -> Outputs:
         """The same outputs, cut from the graph."""

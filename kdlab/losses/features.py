@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -51,24 +51,45 @@ def _least(a: Tensor, b: Tensor) -> Tensor:
     return a if a.shape[2] * a.shape[3] <= b.shape[2] * b.shape[3] else b
 
 
+Layers = str | Sequence[str]
+"""A module path, or several."""
+
+
 class LayerTerm(Term):
-    """A term on one pair of layers, named by module path.
+    """A term on pairs of layers, named by module path.
 
     Args:
-        student_layer: module path in the student, such as ``layer2``.
-        teacher_layer: module path in the teacher.
+        student_layer: module path in the student, such as ``layer2``, or several.
+        teacher_layer: module path in the teacher, or as many.
         weight: see :class:`~kdlab.losses.Term`.
+
+    Raises:
+        UserError: if they are not as many.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0) -> None:
+    def __init__(self, student_layer: Layers, teacher_layer: Layers, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
-        self.student_layers, self.teacher_layers = (student_layer,), (teacher_layer,)
+        self.student_layers, self.teacher_layers = _several(student_layer), _several(teacher_layer)
+        if len(self.student_layers) != len(self.teacher_layers) or not self.student_layers:
+            raise UserError(
+                f"student_layer, teacher_layer: {len(self.student_layers)} and {len(self.teacher_layers)} layers; "
+                "accepted: pairs, at least one"
+            )
 
-    def pair(self, student: Outputs, teacher: Outputs | None) -> tuple[Tensor, Tensor]:
-        """The two features, on the coarser of their grids."""
-        s = _layer(student, self.student_layers[0], "student_layer")
-        t = _layer(teacher, self.teacher_layers[0], "teacher_layer")
-        return _common_grid(s, t)
+    def captured(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
+        """The features of each pair, as the layers gave them."""
+        return [
+            (_layer(student, ours, "student_layer"), _layer(teacher, theirs, "teacher_layer"))
+            for ours, theirs in zip(self.student_layers, self.teacher_layers, strict=True)
+        ]
+
+    def pairs(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
+        """The features of each pair, on the coarser of their grids."""
+        return [_common_grid(s, t) for s, t in self.captured(student, teacher)]
+
+
+def _several(layers: Layers) -> tuple[str, ...]:
+    return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 class Hint(LayerTerm):
@@ -76,28 +97,37 @@ class Hint(LayerTerm):
 
     .. math:: \tfrac{1}{n}\,\| r(F^S_i) - F^T_i \|^2
 
-    averaged over the n elements of a row's feature. The projector r is a 1×1 convolution (feature maps) or a linear
-    map (vectors), made to fit; it trains, and is no part of the student. Romero et al., *FitNets: Hints for Thin Deep
-    Nets*, ICLR 2015.
+    averaged over the n elements of a row's feature, summed over the pairs. The projector r of each pair is a 1×1
+    convolution (feature maps) or a linear map (vectors), made to fit; it trains, and is no part of the student. Romero
+    et al., *FitNets: Hints for Thin Deep Nets*, ICLR 2015.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0) -> None:
+    def __init__(self, student_layer: Layers, teacher_layer: Layers, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
-        self.projector: nn.Module | None = None
+        self.projectors = nn.ModuleList()
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
-        s, t = self.pair(student, teacher)
-        if self.projector is None:
-            if s.ndim == 4:
-                self.projector = nn.Conv2d(s.shape[1], t.shape[1], 1, device=s.device)
-            else:
-                self.projector = nn.Linear(s.shape[-1], t.shape[-1], device=s.device)
+        if not self.projectors:
+            self.projectors.extend(projector(s, t) for s, t in self.pairs(student, teacher))
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t = self.pair(student, teacher)
-        if self.projector is None:
+        pairs = self.pairs(student, teacher)
+        if not self.projectors:
             raise UserError("Hint: call prepare(student, teacher) once before training, to make its projector")
-        return squared_error(self.projector(s.to(next(self.projector.parameters()).dtype)), t)
+        each = zip(self.projectors, pairs, strict=True)
+        return torch.stack([squared_error(project(s, with_=p), t) for p, (s, t) in each]).sum(0)
+
+
+def projector(student: Tensor, teacher: Tensor) -> nn.Module:
+    """A trainable map from the width of one feature to that of another: a 1×1 convolution, or a linear map."""
+    if student.ndim == 4:
+        return nn.Conv2d(student.shape[1], teacher.shape[1], 1, device=student.device)
+    return nn.Linear(student.shape[-1], teacher.shape[-1], device=student.device)
+
+
+def project(feature: Tensor, with_: nn.Module) -> Tensor:
+    """A feature through a projector, in the projector's precision (a student's may be another)."""
+    return with_(feature.to(next(with_.parameters()).dtype))
 
 
 class AttentionTransfer(LayerTerm):
@@ -105,14 +135,27 @@ class AttentionTransfer(LayerTerm):
 
     .. math:: \| Q^S_i / \|Q^S_i\| - Q^T_i / \|Q^T_i\| \|_2^2 / (H W), \qquad Q = \tfrac1C\sum_c |F_c|^2
 
-    The mean over positions and the published weight of 1,000 are those of the authors' code. Zagoruyko & Komodakis,
-    *Paying More Attention to Attention*, ICLR 2017.
+    summed over the pairs. The mean over positions and the published weight of 1,000 are those of the authors' code.
+    Zagoruyko & Komodakis, *Paying More Attention to Attention*, ICLR 2017.
     """
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
-        if self.pair(student, teacher)[0].ndim != 4:
-            raise UserError("student_layer, teacher_layer: attention transfer takes feature maps (B, C, H, W)")
+        maps_only(self.captured(student, teacher), "attention transfer")
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t = self.pair(student, teacher)
-        return torch.mean((attention_map(s) - attention_map(t)).pow(2), dim=1)
+        pairs = self.pairs(student, teacher)
+        return torch.stack([(attention_map(s) - attention_map(t)).pow(2).mean(1) for s, t in pairs]).sum(0)
+
+
+def maps_only(pairs: Iterable[tuple[Tensor, Tensor]], who: str) -> None:
+    """Refuse layers that give no feature maps.
+
+    Args:
+        pairs: the captured features.
+        who: the method that wants them, for the message.
+
+    Raises:
+        UserError: if one is no (B, C, H, W).
+    """
+    if any(s.ndim != 4 or t.ndim != 4 for s, t in pairs):
+        raise UserError(f"student_layer, teacher_layer: {who} takes feature maps (B, C, H, W)")

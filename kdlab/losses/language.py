@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense
-from kdlab.losses.features import LayerTerm
+from kdlab.losses.features import Layers, LayerTerm, project, projector
 from kdlab.losses.soft import SoftTerm
 
 
@@ -20,28 +20,32 @@ class HiddenCosine(LayerTerm):
     .. math:: 1 - \frac{h^S_i \cdot h^T_i}{\|h^S_i\| \, \|h^T_i\|}
 
     Of sequences, (B, T, d) states are picked where ``batch.where`` says so. Where the widths differ, the student's pass
-    through a trained linear map, which is no part of the student. Sanh et al., *DistilBERT, a distilled version of
-    BERT*, EMC² workshop at NeurIPS 2019, compare the last hidden states.
+    through a trained linear map, which is no part of the student; several pairs are summed. Sanh et al., *DistilBERT, a
+    distilled version of BERT*, EMC² workshop at NeurIPS 2019, compare the last hidden states.
     """
 
-    def __init__(self, student_layer: str, teacher_layer: str, weight: float | Mapping | Schedule = 1.0) -> None:
+    def __init__(self, student_layer: Layers, teacher_layer: Layers, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(student_layer, teacher_layer, weight)
-        self.projector: nn.Module | None = None
+        self.projectors = nn.ModuleDict()
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
-        s, t = self.pair(student, teacher)
-        if s.ndim not in (2, 3):
-            raise UserError(
-                f"student_layer, teacher_layer: outputs of {s.ndim} dimensions; accepted: hidden states (rows, d) or "
-                "(B, T, d)"
-            )
-        if self.projector is None and s.shape[-1] != t.shape[-1]:
-            self.projector = nn.Linear(s.shape[-1], t.shape[-1], device=s.device)
+        for i, (s, t) in enumerate(self.pairs(student, teacher)):
+            if s.ndim not in (2, 3):
+                raise UserError(
+                    f"student_layer, teacher_layer: outputs of {s.ndim} dimensions; accepted: hidden states (rows, d) "
+                    "or (B, T, d)"
+                )
+            if str(i) not in self.projectors and s.shape[-1] != t.shape[-1]:
+                self.projectors[str(i)] = projector(s, t)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t = (_rows(each, batch) for each in self.pair(student, teacher))
-        if self.projector is not None:
-            s = self.projector(s.to(next(self.projector.parameters()).dtype))
+        return torch.stack([self._gap(i, s, t, batch) for i, (s, t) in enumerate(self.pairs(student, teacher))]).sum(0)
+
+    def _gap(self, number: int, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """Of one pair of layers."""
+        s, t = _rows(student, batch), _rows(teacher, batch)
+        if str(number) in self.projectors:
+            s = project(s, self.projectors[str(number)])
         elif s.shape[-1] != t.shape[-1]:
             raise UserError("HiddenCosine: call prepare(student, teacher) once before training, to make its projector")
         wide = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)

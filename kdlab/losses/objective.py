@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -123,14 +123,18 @@ class Objective(nn.Module):
         for each in self._temperatures:
             each.progress = value
 
+    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None = None) -> None:
+        """Show every term the networks, and how many examples there are to learn from; once, before ``prepare``."""
+        for name, term in zip(self.names, self._each(), strict=True):
+            with _named(name):
+                term.meet(student, teacher, examples)
+
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         """Let every term make what depends on shapes; needs one batch's outputs."""
         for name, term in zip(self.names, self._each(), strict=True):
             if teacher is not None or not term.needs_teacher:
-                try:
+                with _named(name):
                     term.prepare(student, teacher)
-                except UserError as error:
-                    raise UserError(f"loss.terms.{name}.{error}") from None
 
     def weights(self, has_teacher: bool = True) -> list[float]:
         """The weight of each term now, alpha included."""
@@ -254,6 +258,15 @@ class Objective(nn.Module):
 
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
+
+
+@contextmanager
+def _named(term: str) -> Iterator[None]:
+    """Lead a mistake with the name of the term that it is in."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"loss.terms.{term}.{error}") from None
 
 
 def _is_large(logits: Any) -> bool:

@@ -42,6 +42,14 @@ class Term(nn.Module):
         super().__init__()
         self.weight = schedule(weight, "weight", least=0.0)
 
+    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+        """See the networks themselves, and how many examples the training split has; called once, before ``prepare``.
+
+        For terms that use a part of the teacher (its classifier) or remember every example. None where there is no
+        teacher whose inside can be seen, or nobody counted. What is kept of a network must stay outside of the term's
+        own modules (in a tuple, say), or it would be trained and saved with it.
+        """
+
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make what depends on shapes (a projector); called once, before the optimizer is made."""
 

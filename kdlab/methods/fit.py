@@ -86,7 +86,7 @@ def fit(
     if method.teacher is not None:
         method.teacher.to(training.device)
     seed_all(mix(method.seed, 0x7465726D))  # what terms make, such as projectors
-    method.prepare(example)
+    method.prepare(example, data.counts.get("train"))
     hardware = training.adapt(method.student, first_row(example.inputs), data.batch_size)
     method.channels_last = hardware["channels_last"]
     layout = ", channels last" if hardware["channels_last"] else ""

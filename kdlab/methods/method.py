@@ -102,7 +102,7 @@ class Method(pl.LightningModule):
             seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.objective.progress = self._progress()
         batch, told = self._sequences(self._layout(batch), batch_idx)
-        teacher = self.teacher(batch) if self.teacher is not None else None
+        teacher = self.teacher(batch.clean_view()) if self.teacher is not None else None
         batch, extra = self.relabel(batch, teacher)
         student = self.task.outputs(self.student, batch, self.objective.student_layers)
         losses = self.objective(student, teacher, batch)
@@ -115,8 +115,14 @@ class Method(pl.LightningModule):
         """What a method changes about a batch before the objective sees it, and further curves about that."""
         return batch, {}
 
-    def prepare(self, batch: Batch) -> None:
-        """Let terms make their projectors; call once, before ``fit``, with any batch of the training split."""
+    def prepare(self, batch: Batch, examples: int | None = None) -> None:
+        """Let terms make their projectors; call once, before ``fit``, with any batch of the training split.
+
+        Args:
+            batch: to learn shapes from.
+            examples: how many the training split has; None where nobody counted.
+        """
+        self.objective.meet(self.student, getattr(self.teacher, "net", None), examples)
         self.student.eval()
         with torch.no_grad():
             student = self.task.outputs(self.student, batch, self.objective.student_layers)
