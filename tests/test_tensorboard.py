@@ -90,7 +90,7 @@ def test_one_run_is_one_folder(server: Server) -> None:
 
 def test_kl_and_ce_share_a_chart(server: Server) -> None:
     categories = {one["title"]: one for one in server.ask("custom_scalars/layout")["category"]}
-    assert list(categories) == ["distillation", "language"]
+    assert list(categories) == ["distillation", "language", "gradients"]
     category = categories["distillation"]
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
     # Three runs wrote the layout, and each chart is there once.

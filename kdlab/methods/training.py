@@ -53,6 +53,8 @@ class Training:
         accumulate: micro-batches of one optimizer step; ``data.batch_size`` is the rows of the whole step.
         clip: greatest gradient norm; None does not clip.
         log_every: optimizer steps between points of the training curves.
+        gradients: every so many optimizer steps, curves of the norm of each weighted term's gradient and of the cosine
+            of each pair (:class:`~kdlab.methods.gradients.Gradients`); None measures none, and costs nothing.
         validate_every: epochs between validations.
         save_minutes: minutes between checkpoints inside an epoch; one is always saved at an epoch's end.
         progress: ``auto`` (a bar on a terminal, else lines), ``bar``, ``lines`` or ``none``.
@@ -68,6 +70,7 @@ class Training:
         accumulate: int = 1,
         clip: float | None = None,
         log_every: int = 50,
+        gradients: int | None = None,
         validate_every: int = 1,
         save_minutes: float = 10.0,
         progress: Literal["auto", "bar", "lines", "none"] = "auto",
@@ -84,6 +87,8 @@ class Training:
         for name, value in (("accumulate", accumulate), ("log_every", log_every), ("validate_every", validate_every)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"trainer.{name}: {value!r}; accepted: a whole number, at least 1")
+        if gradients is not None and (isinstance(gradients, bool) or not isinstance(gradients, int) or gradients < 1):
+            raise UserError(f"trainer.gradients: {gradients!r}; accepted: a whole number of steps, at least 1, or null")
         if isinstance(threads, int) and threads < 1:
             raise UserError(f"trainer.threads: {threads!r}; accepted: a whole number, at least 1, or auto")
         if clip is not None and not clip > 0:
@@ -93,6 +98,7 @@ class Training:
         self.accelerator, self.precision = accelerator, precision
         self.channels_last, self.threads = channels_last, threads
         self.accumulate, self.clip, self.log_every = accumulate, clip, log_every
+        self.gradients = gradients
         self.validate_every, self.save_minutes, self.progress = validate_every, save_minutes, progress
         self.deterministic = deterministic
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -90,38 +90,56 @@ def write(
     command: str,
 ) -> None:
     """Write the page to ``path``: header, table, pictures, and what failed."""
+    parts = [
+        _header(comparison, command),
+        _settings(comparison, columns, order),
+        *(figure(picture) for picture in pictures),
+        _list("Failed", [(run.folder, run.error) for run in comparison.failed], bad=True),
+        _list("Unfinished: running, or killed", [(folder, "") for folder in comparison.unfinished]),
+    ]
+    path.write_text(document(comparison.title, parts), encoding="utf-8")
+
+
+def document(title: str, parts: Iterable[str]) -> str:
+    """A whole page of parts that are HTML already; those that are empty are left out."""
     digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    parts = [
+    lines = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{_text(comparison.title)}</title><style>{_STYLE}</style></head><body>",
-        _header(comparison, command),
-        _settings(comparison, columns, order),
-        *(_figure(picture) for picture in pictures),
-        _list("Failed", [(run.folder, run.error) for run in comparison.failed], bad=True),
-        _list("Unfinished: running, or killed", [(folder, "") for folder in comparison.unfinished]),
+        f"<title>{escaped(title)}</title><style>{_STYLE}</style></head><body>",
+        *parts,
         f"<script>{_SCRIPT}</script></body></html>",
     ]
-    path.write_text("\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def facts(title: str, known: Mapping[str, str]) -> str:
+    """The head of a page: its title, and names with what belongs to them (HTML); those without are left out."""
+    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in known.items() if value)
+    return f"<header><h1>{escaped(title)}</h1><dl>{rows}</dl></header>"
 
 
 def _header(comparison: Comparison, command: str) -> str:
     runs = [*comparison.runs, *comparison.failed]
-    facts = {
-        "made by": f"<code>{_text(command)}</code>",
-        "made on": f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}, kdlab {_text(_version())}, "
-        f"Python {_text(platform.python_version())}",
-        "runs finished": _text(_when(runs)),
-        "trained with": _text(_distinct(_versions(run) for run in runs)),
-        "hardware": _text(_distinct(_hardware(run) for run in runs)),
-        "teacher trained on": _text(_distinct(str(run.result.get("teacher_trained_on") or "") for run in runs)),
-        "commit": _text(_distinct(str(run.result.get("commit") or "") for run in runs)),
+    known = {
+        "made by": f"<code>{escaped(command)}</code>",
+        "made on": made_on(),
+        "runs finished": escaped(_when(runs)),
+        "trained with": escaped(_distinct(_versions(run) for run in runs)),
+        "hardware": escaped(_distinct(_hardware(run) for run in runs)),
+        "teacher trained on": escaped(_distinct(str(run.result.get("teacher_trained_on") or "") for run in runs)),
+        "commit": escaped(_distinct(str(run.result.get("commit") or "") for run in runs)),
     }
-    rows = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in facts.items() if value)
-    return f"<header><h1>{_text(comparison.title)}</h1><dl>{rows}</dl></header>"
+    return facts(comparison.title, known)
+
+
+def made_on() -> str:
+    """When a page was made, and by which versions."""
+    when = f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}"
+    return escaped(f"{when}, kdlab {_version()}, Python {platform.python_version()}")
 
 
 def _settings(comparison: Comparison, columns: Sequence[str], order: Sequence[Group]) -> str:
@@ -130,18 +148,18 @@ def _settings(comparison: Comparison, columns: Sequence[str], order: Sequence[Gr
     keys = ["rank", *columns]
     heads = [head(key, comparison) for key in keys]
     titles = "".join(
-        f'<th scope="col"{_side(one)}><button type="button">{_text(one.title)}</button></th>' for one in heads
+        f'<th scope="col"{_side(one)}><button type="button">{escaped(one.title)}</button></th>' for one in heads
     )
     body = []
     for one in order:
         cells = row(one, comparison, keys)
         line = "".join(
-            f'<td{_side(column)} data-value="{_text(_sort_value(one, column.key, comparison))}">'
-            f"{_text(cells.get(column.key) or table.ABSENT)}</td>"
+            f'<td{_side(column)} data-value="{escaped(_sort_value(one, column.key, comparison))}">'
+            f"{escaped(cells.get(column.key) or table.ABSENT)}</td>"
             for column in heads
         )
         body.append(f"<tr{' class=best' if one.rank == 1 else ''}>{line}</tr>")
-    notes = "".join(f"<p class=quiet>{_text(line)}</p>" for line in footer(comparison, columns))
+    notes = "".join(f"<p class=quiet>{escaped(line)}</p>" for line in footer(comparison, columns))
     return (
         f"<h2>Settings, {comparison.order}</h2><p class=quiet>A click on a heading sorts by it.</p>"
         f"<div class=scroll><table class=sortable><thead><tr>{titles}</tr></thead><tbody>"
@@ -159,9 +177,10 @@ def _sort_value(one: Group, key: str, comparison: Comparison) -> str:
     return "" if value is None else setting(value)
 
 
-def _figure(picture: Picture) -> str:
+def figure(picture: Picture) -> str:
+    """A picture inside the page, with its heading and caption."""
     data = base64.b64encode(picture.path.read_bytes()).decode()
-    title, caption = _text(picture.title), _text(picture.caption)
+    title, caption = escaped(picture.title), escaped(picture.caption)
     heading = title[:1].upper() + title[1:]
     image = f'<img alt="{title}. {caption}" src="data:image/png;base64,{data}">'
     return f"<h2>{heading}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
@@ -172,17 +191,18 @@ def _list(title: str, entries: Sequence[tuple[Path, str]], bad: bool = False) ->
         return ""
     error_class = "bad" if bad else "quiet"
     items = "".join(
-        f"<li><code>{_text(folder)}</code> <span class={error_class}>{_text(error)}</span></li>"
+        f"<li><code>{escaped(folder)}</code> <span class={error_class}>{escaped(error)}</span></li>"
         for folder, error in entries
     )
-    return f"<h2>{_text(title)} ({len(entries)})</h2><ul>{items}</ul>"
+    return f"<h2>{escaped(title)} ({len(entries)})</h2><ul>{items}</ul>"
 
 
 def _side(column: table.Column) -> str:
     return "" if column.right else " class=text"
 
 
-def _text(value: object) -> str:
+def escaped(value: object) -> str:
+    """Text as HTML that can only be read."""
     return escape(clean(value), quote=True)
 
 

@@ -66,6 +66,10 @@ def custom_scalars_layout() -> dict[str, dict[str, list[Any]]]:
                 ["^train/own_ended$", "^train/own_truncated$"],
             ],
         },
+        "gradients": {
+            "norm of each weighted term, and of all": ["Multiline", ["^grad/norm/.*$"]],
+            "cosine between terms": ["Multiline", ["^grad/cosine/.*$"]],
+        },
     }
 
 

@@ -1,0 +1,135 @@
+"""What a student lost of its teacher and what it inherited, by class and by slice, in pictures."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdlab.cli.main import Parser
+from kdlab.errors import UserError
+
+EPILOG = """\
+Of the student's errors, inherited ones are the teacher's too (the same wrong class), its own are those where
+the teacher is right; corrected are those that it gets right and the teacher wrong. Teacher and baseline are looked for
+where the run found them; nothing is trained. Written into the run folder: diagnosis.json, .html and .png.
+
+examples:
+  python -m kdlab diagnose outputs/kd_resnet/RUN
+  python -m kdlab diagnose RUN --slice people.csv:region --slice age     (age: a column of data=csv)
+  python -m kdlab diagnose RUN --teacher outputs/teachers/resnet56-1a2b3c4d5e
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """``kdlab diagnose RUN``"""
+    parser = Parser(
+        prog="kdlab diagnose",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="a run folder of a classifier")
+    add("--split", choices=("test", "val"), default="test", help="of whose examples (default test)")
+    add(
+        "--slice",
+        action="append",
+        default=[],
+        metavar="FILE.csv:COLUMN",
+        help="count by the groups of a column too: a row for each example in order, or COLUMN of the table of data=csv",
+    )
+    add("--teacher", type=Path, metavar="FOLDER", help="compare with this network instead of the run's teacher")
+    add("--baseline", type=Path, metavar="FOLDER", help="likewise, instead of the run's baseline")
+    add("--no-pictures", action="store_true", help="only the table and diagnosis.json")
+    add("--out", type=Path, metavar="DIR", help="where to write (default: the run folder)")
+    add("--trust", action="store_true", help="let the run build modules found here; only for runs you made")
+    args = parser.parse_args(argv)
+    for path in (args.run, args.teacher, args.baseline):
+        if path is not None and not path.is_dir():
+            raise UserError(f"diagnose: no folder {str(path)!r}; accepted: a run folder, such as one under outputs/")
+    out = args.out or args.run
+    try:
+        _diagnose(args, out, shlex.join(["python", "-m", "kdlab", "diagnose", *argv]))
+    except OSError as error:
+        raise UserError(f"diagnose: cannot write to {out} ({error.strerror or error}); --out names a place") from error
+    return 0
+
+
+def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
+    import json
+
+    import torch
+
+    from kdlab.experiment.rebuild import rebuild
+    from kdlab.runs import diagnosis, diagnosis_examples, diagnosis_pictures, diagnosis_report, table
+    from kdlab.runs.diagnosis_slices import groups
+    from kdlab.runs.folder import write_text
+
+    found = rebuild(args.run, stages=_stages(args.run), teacher=args.teacher, baseline=args.baseline, trust=args.trust)
+    split, data = args.split, found.data
+    if not data.counts.get(split):
+        raise UserError(f"diagnose: --split {split}, and {data.name} has no such rows; accepted: a split that has some")
+    logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
+    sliced = {text: groups(text, found.experiment.data, data, split, targets) for text in args.slice}
+    counted = diagnosis.diagnose(logits, targets, data.class_names, sliced)
+    notes = found.notes + _other_numbers(args, counted)
+    counted = {"format": diagnosis.FORMAT, "run": str(args.run), "split": split, "notes": notes, **counted}
+    title = f"{found.experiment.name}: {len(targets)} {split} examples of {data.name}, {len(data.class_names)} classes"
+    said = f"{title}\n\n{diagnosis_report.text(counted, table.terminal_width())}"
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "diagnosis.json", json.dumps(counted, ensure_ascii=False) + "\n")
+    if args.no_pictures:
+        table.show(f"{said}\n\nwritten to {table.shorten(out)}: diagnosis.json")
+        return
+    telling = diagnosis.telling(logits, targets, diagnosis_pictures.COLUMNS * diagnosis_pictures.ROWS)
+    shown = diagnosis_examples.shown(telling, counted, logits, data, split, found.experiment.data)
+    drawn = diagnosis_pictures.draw(counted, shown, title, out)
+    diagnosis_report.write_page(
+        out / "diagnosis.html", counted, shown, drawn, f"Diagnosis of {args.run.resolve().name}", command
+    )
+    names = ", ".join(picture.path.name for picture in drawn)
+    table.show(f"{said}\n\nwritten to {table.shorten(out)}: diagnosis.html, diagnosis.json, {names}")
+
+
+def _stages(run: Path) -> dict[str, Mapping[str, Any]] | None:
+    """The configuration of each stage, composed again as it was; None where there are none, or that cannot be."""
+    import yaml
+
+    from kdlab import spec
+    from kdlab.runs.folder import read_yaml
+
+    config = read_yaml(run / "config.yaml") if (run / "config.yaml").exists() else {}
+    if not config.get("stages"):
+        return None
+    from kdlab.cli.plan import Flags
+    from kdlab.cli.start import planned
+
+    try:
+        typed = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+        with planned(Flags(tuple(str(word) for word in typed))) as plan:
+            point = plan.points[0]
+    except (UserError, OSError, yaml.YAMLError, TypeError):
+        return None
+    if spec.config_hash(point.config) != spec.config_hash(config):
+        return None
+    return {name: stage.config for name, stage in point.stages.items()}
+
+
+def _other_numbers(args: argparse.Namespace, counted: Mapping[str, Any]) -> list[str]:
+    """Networks whose accuracy is not the one that the run measured: data or weights are others now."""
+    from kdlab.runs.folder import read_result
+
+    models = (read_result(args.run) or {}).get("models") or {}
+    notes = []
+    for role, one in counted["networks"].items():
+        measured = ((models.get(role) or {}).get(args.split) or {}).get("acc")
+        given = getattr(args, role, None) is not None
+        if measured is not None and not given and abs(measured - one["accuracy"]) * counted["examples"] > 1.5:
+            notes.append(
+                f"{role}: {one['accuracy']:.2%} of the {args.split} split here and {measured:.2%} in result.json; data "
+                "or weights are others now"
+            )
+    return notes

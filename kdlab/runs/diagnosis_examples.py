@@ -1,0 +1,87 @@
+"""The examples that a diagnosis shows, with what the networks read of them."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from kdlab.runs.diagnosis_pictures import Example, Shown
+
+
+def shown(
+    telling: Mapping[str, tuple[str, list[int]]],
+    counted: Mapping[str, Any],
+    logits: Mapping[str, Tensor],
+    data: Any,
+    split: str,
+    config: Mapping[str, Any],
+) -> list[Shown]:
+    """The examples to look at, with their pictures or values.
+
+    Args:
+        telling: what :func:`~kdlab.runs.diagnosis.telling` chose.
+        counted: what :func:`~kdlab.runs.diagnosis.diagnose` counted.
+        logits: role → (N, C).
+        data: the data module.
+        split: of which the examples are.
+        config: of the data, which knows the names of a table's columns.
+    """
+    inputs = _inputs(data, split, {number for _, numbers in telling.values() for number in numbers})
+    names = counted["classes"]
+    columns = [] if len(data.input_shape) == 3 else _columns(config, data.input_shape[0])
+    beside = counted.get("against_teacher", {}).get("student") or counted.get("against_baseline") or {}
+    kinds = []
+    for kind, (meaning, numbers) in telling.items():
+        one = Shown(kind, meaning, beside.get(kind, counted["networks"]["student"]["errors"]))
+        for number in numbers:
+            said = {}
+            for role in counted["networks"]:
+                chances = logits[role][number].double().softmax(-1)
+                said[role] = (names[int(chances.argmax())], float(chances.max()))
+            example = Example(number, names[counted["targets"][number]], said)
+            if inputs[number].ndim == 3:
+                example.picture = _picture(inputs[number])
+            else:
+                example.values = _unusual(inputs[number], data, columns)
+            one.examples.append(example)
+        kinds.append(one)
+    return kinds
+
+
+def _inputs(data: Any, split: str, wanted: set[int]) -> dict[int, Tensor]:
+    """Number of an example → what the networks read of it."""
+    found: dict[int, Tensor] = {}
+    start = 0
+    for batch in data.sequential(split) if wanted else ():
+        here = wanted.intersection(range(start, start + len(batch)))
+        found |= {number: batch.inputs[number - start].cpu().float() for number in here}
+        start += len(batch)
+    return found
+
+
+def _picture(row: Tensor) -> Any:
+    """(C, H, W) in [0, 1] as an array for drawing: colours where there are three channels, else their mean in grey."""
+    pixels = row.clamp(0, 1)
+    return (pixels.permute(1, 2, 0) if len(row) == 3 else pixels.mean(0)).numpy()
+
+
+def _unusual(row: Tensor, data: Any, columns: Sequence[str]) -> list[tuple[str, float, float]]:
+    """(column, value, deviations from the mean of the training rows), the least usual first."""
+    values = row.flatten().tolist()
+    away = [(value - mean) / std for value, mean, std in zip(values, data.mean, data.std, strict=True)]
+    order = sorted(range(len(values)), key=lambda n: -abs(away[n]))
+    return [(columns[n], values[n], away[n]) for n in order]
+
+
+def _columns(config: Mapping[str, Any], wide: int) -> list[str]:
+    """The names of a table's columns; numbers where nobody named them."""
+    names = config.get("columns")
+    if names is None and str(config.get("_target_")) == "kdlab.data.csv":
+        with open(Path(config["path"]).expanduser(), newline="", encoding="utf-8-sig") as file:
+            header = next(csv.reader(file, delimiter=config.get("delimiter") or ","))
+        names = [name.strip() for name in header if name.strip() != (config.get("target") or "target")]
+    return list(names) if names is not None and len(names) == wide else [f"x{n}" for n in range(wide)]
