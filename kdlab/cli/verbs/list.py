@@ -1,11 +1,11 @@
-"""What every group offers, a line each; or the layers of a network."""
+"""What every group offers, a line each; or the layers of student and teacher, and pairs of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kdlab.cli import options
+from kdlab.cli import layers, options
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError, unknown
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="kdlab list",
         description=__doc__,
-        epilog="example: kdlab list layers student=resnet8 data=cifar10 (module paths for student_layer=...)",
+        epilog="example: kdlab list layers student=resnet8 teacher=resnet50 (module paths, and pairs to type)",
     )
     parser.add_argument("group", nargs="?", help="one group, or the word layers")
     parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="after layers: which networks")
@@ -42,46 +42,42 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _layers(overrides: Sequence[str]) -> int:
-    """The module tree of student and teacher, with the shape that each module puts out for one example."""
+def _layers(chosen: Sequence[str]) -> int:
+    """The module tree of student and teacher, with the shape that each module puts out for one example; and pairs."""
     from kdlab.cli.plan import Flags
     from kdlab.cli.start import planned
 
-    with planned(Flags(tuple(overrides))) as plan:
+    with planned(Flags(tuple(chosen))) as plan:
         from kdlab.experiment import parts
 
         config = plan.points[0].config
         data = parts.data(config["data"], config["seed"])
         example = next(iter(data.sequential("train", batch_size=1))).to("cpu").inputs
         networks = {"student": config["student"], "teacher.net": (config.get("teacher") or {}).get("net")}
+        traced = {}
         for role, mapping in networks.items():
             if mapping is None:
                 continue
-            rows = _modules(parts.network(mapping, data, 0, role), example)
-            width = max(len(path) for path, _, _ in rows) + 2
+            traced[role] = layers.trace(parts.network(mapping, data, 0, role), example)
+            width = max(len(layer.path) for layer in traced[role].layers) + 2
             print(f"{role}: {mapping['_target_']}")
-            for path, kind, shape in rows:
-                print(f"  {path:<{width}}{kind:<20}{shape}".rstrip())
+            for layer in traced[role].layers:
+                print(f"  {layer.path:<{width}}{layer.kind:<20}{layer.said}".rstrip())
+        if len(traced) == 2:
+            _show_pairs(layers.suggest(*traced.values()), config["loss"].get("terms") or {})
     return 0
 
 
-def _modules(net: Any, example: Any) -> list[tuple[str, str, str]]:
-    """(path, class, output shape) of every module; the shape is empty where the forward does not pass."""
-    import torch
-
-    shapes: dict[str, str] = {}
-
-    def note(path: str) -> Any:
-        def hook(_: Any, __: Any, output: Any) -> None:
-            first = output[0] if isinstance(output, tuple) else output
-            if isinstance(first, torch.Tensor):
-                shapes[path] = " x ".join(map(str, first.shape[1:]))
-
-        return hook
-
-    handles = [module.register_forward_hook(note(path)) for path, module in net.named_modules() if path]
-    with torch.no_grad():
-        net.eval()(**example) if isinstance(example, dict) else net.eval()(example)
-    for handle in handles:
-        handle.remove()
-    return [(path, type(m).__name__, shapes.get(path, "")) for path, m in net.named_modules() if path]
+def _show_pairs(suggested: Sequence[layers.Pairs], terms: Mapping[str, Any]) -> None:
+    """Pairs of layers, a table each, and the overrides that name them to the loss."""
+    for pairs in suggested:
+        print(f"pairs of {pairs.what}: student, teacher")
+        rows = [(share, s.path, s.said, t.path, t.said) for share, s, t in pairs.each]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width]
+            print(f"  {'  '.join(cells)}".rstrip())
+        for line in layers.overrides(pairs, terms):
+            print(f"  {line}")
+    if not suggested:
+        print("pairs: none that are alike; a term on the student's layers alone takes any teacher (loss=ofa)")

@@ -1,0 +1,179 @@
+"""The layers of two networks, with the shapes that they put out, and pairs of them that are alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, NamedTuple
+
+_NUMBERED = re.compile(r"(.*?)(\d+)")
+
+
+@dataclass
+class Layer:
+    """One module of a network, and what it put out for one example."""
+
+    path: str
+    kind: str
+    shape: tuple[int, ...] | None = None
+    """Of its output, without the batch; None where the forward pass does not come by."""
+    order: int = -1
+    """When it answered last."""
+    calls: int = 0
+
+    @property
+    def said(self) -> str:
+        """Its output's shape, as it is shown."""
+        return "" if self.shape is None else " x ".join(map(str, self.shape))
+
+
+class Traced(NamedTuple):
+    """What one forward pass shows of a network."""
+
+    layers: list[Layer]
+    penultimate: Layer | None
+    """What gives the classifier its input, if that is a vector."""
+    side: int | None
+    """Height of the picture that went in."""
+
+
+class Pairs(NamedTuple):
+    """Layers of student and teacher that can be compared, from shallow to deep."""
+
+    what: str
+    each: list[tuple[str, Layer, Layer]]
+    """What they have in common, the student's, the teacher's."""
+
+
+def trace(net: Any, example: Any) -> Traced:
+    """One forward pass of ``net`` on one example, in evaluation mode."""
+    import torch
+
+    from kdlab.errors import UserError
+    from kdlab.models.surgery import head_of
+
+    layers = {path: Layer(path, type(module).__name__) for path, module in net.named_modules() if path}
+    outputs: dict[str, Any] = {}
+    given: list[Any] = []
+    clock = count()
+
+    def note(path: str) -> Any:
+        def hook(_: Any, __: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            if isinstance(first, torch.Tensor):
+                layer = layers[path]
+                layer.shape, layer.order, layer.calls = tuple(first.shape[1:]), next(clock), layer.calls + 1
+                outputs.pop(path, None)  # to the end
+                outputs[path] = first
+
+        return hook
+
+    handles = [module.register_forward_hook(note(path)) for path, module in net.named_modules() if path]
+    with suppress(UserError):  # there may be nothing that could be a classifier
+        handles.append(head_of(net)[1].register_forward_pre_hook(lambda _, args: given.extend(args[:1])))
+    with torch.no_grad():
+        net.eval()(**example) if isinstance(example, dict) else net.eval()(example)
+    for handle in handles:
+        handle.remove()
+    vectors = [layers[p] for p, y in outputs.items() if any(y is x for x in given) and y.ndim == 2]
+    side = example.shape[2] if isinstance(example, torch.Tensor) and example.ndim == 4 else None
+    return Traced(list(layers.values()), vectors[-1] if vectors else None, side)
+
+
+def suggest(student: Traced, teacher: Traced) -> list[Pairs]:
+    """Pairs by resolution (stages of feature maps), by depth (blocks of hidden states), and the penultimate vectors."""
+    found = [_by_resolution(student, teacher), *_by_depth(student, teacher)]
+    if student.penultimate is not None and teacher.penultimate is not None:
+        found.append(Pairs("penultimate vectors", [("", student.penultimate, teacher.penultimate)]))
+    return [pairs for pairs in found if pairs.each]
+
+
+def overrides(pairs: Pairs, terms: Mapping[str, Any]) -> list[str]:
+    """What to type for these pairs: for every term of the loss that takes some, or for one called NAME."""
+    ours, theirs = ([layer.path for layer in side] for side in list(zip(*pairs.each, strict=True))[1:])
+    keys = {"student_layer": _typed(ours), "teacher_layer": _typed(theirs)}
+    takers = {name: term for name, term in terms.items() if isinstance(term, Mapping) and "student_layer" in term}
+    lines = []
+    for name, term in (takers or {"NAME": keys}).items():
+        lines.append(" ".join(f"loss.terms.{name}.{key}={value}" for key, value in keys.items() if key in term))
+    return lines
+
+
+def _typed(paths: Sequence[str]) -> str:
+    return f"[{','.join(paths)}]"
+
+
+# ---- feature maps ----------------------------------------------------------------------------------------------------
+
+
+def _by_resolution(student: Traced, teacher: Traced) -> Pairs:
+    ours, theirs = _stages(student.layers), _stages(teacher.layers)
+    shared = sorted(ours.keys() & theirs.keys(), reverse=True)
+    return Pairs("feature maps by resolution", [(_share(student.side, at), ours[at], theirs[at]) for at in shared])
+
+
+def _share(side: int | None, at: tuple[int, int]) -> str:
+    """A resolution, as a share of the input's where that is a whole part of it."""
+    if side is None or side % at[0]:
+        return f"{at[0]} x {at[1]}"
+    return f"1/{side // at[0]}"
+
+
+def _stages(layers: Iterable[Layer]) -> dict[tuple[int, int], Layer]:
+    """The last stage of each resolution. Stages are the numbered siblings that come at most resolutions (``layer1``,
+    ``layer2``, ...; ``features.0``, ...), the outermost such; in a network without, the outermost modules."""
+    maps = [layer for layer in layers if layer.shape is not None and len(layer.shape) == 3 and layer.calls == 1]
+    families = _families(maps)
+    best = max(families.values(), key=lambda f: (len({_grid(m) for m in f}), -f[0].path.count("."), len(f)), default=[])
+    if len({_grid(layer) for layer in best}) < 2:
+        outermost = min((layer.path.count(".") for layer in maps), default=0)
+        best = [layer for layer in maps if layer.path.count(".") == outermost]
+    return {_grid(layer): layer for layer in sorted(best, key=lambda layer: layer.order)}
+
+
+def _grid(layer: Layer) -> tuple[int, int]:
+    assert layer.shape is not None
+    return layer.shape[1], layer.shape[2]
+
+
+def _families(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
+    """Layers whose paths differ in the number at the end alone."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        if match := _NUMBERED.fullmatch(layer.path):
+            found.setdefault(match[1], []).append(layer)
+    return found
+
+
+# ---- hidden states ---------------------------------------------------------------------------------------------------
+
+
+def _by_depth(student: Traced, teacher: Traced) -> list[Pairs]:
+    ours, theirs = _blocks(student.layers), _blocks(teacher.layers)
+    if len(ours) == len(theirs):  # decoders, or encoders and decoders, whatever they are called
+        matched = list(zip(ours, theirs, strict=True))
+    else:
+        matched = [(stem, stem) for stem in ours if stem in theirs]
+    return [Pairs(f"hidden states by depth ({s.rstrip('.')})", _spread(ours[s], theirs[t])) for s, t in matched]
+
+
+def _blocks(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
+    """Lists of blocks that put out hidden states (T, d), the outermost, in the order in which they answer."""
+    hidden = [layer for layer in layers if layer.shape is not None and len(layer.shape) == 2 and layer.calls == 1]
+    lists = {stem: members for stem, members in _families(hidden).items() if stem.endswith(".")}
+    members = [layer.path for found in lists.values() for layer in found]
+    outer = {stem: f for stem, f in lists.items() if not any(stem.startswith(f"{path}.") for path in members)}
+    return dict(sorted(outer.items(), key=lambda item: item[1][0].order))
+
+
+def _spread(ours: list[Layer], theirs: list[Layer]) -> list[tuple[str, Layer, Layer]]:
+    """As many pairs as the shallower has blocks, at even shares of both depths, the last with the last."""
+    number = min(len(ours), len(theirs))
+
+    def at(blocks: list[Layer], n: int) -> Layer:
+        return blocks[int(n * len(blocks) / number + 0.5) - 1]
+
+    return [(f"{n}/{number}", at(ours, n), at(theirs, n)) for n in range(1, number + 1)]
