@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from kdlab.functional import NO_LABEL, Batch, Outputs, cross_entropy, kl
+from kdlab.errors import UserError, unknown
+from kdlab.functional import NO_LABEL, Batch, Outputs, cross_entropy, dense, kl, mix
+from kdlab.functional.probing import pgd, probing
 from kdlab.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Attack:
+    """How the accuracy under attack is measured: by projected gradients on the cross-entropy, from a random start.
+
+    Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018.
+
+    Args:
+        eps: how far an input in [0, 1] may be changed, in the maximum norm.
+        steps: of the ascent.
+        step_size: of each; None is 2.5 eps / steps, which reaches every place of the ball.
+        seed: of the random start.
+    """
+
+    eps: float
+    steps: int = 20
+    step_size: float | None = None
+    seed: int = 0
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Attack:
+        """From a mapping.
+
+        Raises:
+            UserError: for a key that it has not, or a value out of its range.
+        """
+        known = [each.name for each in fields(cls)]
+        for key in given:
+            if key not in known:
+                raise unknown("task.attack", str(key), known, "key")
+        values: dict[str, Any] = {"eps": None, "steps": cls.steps, "step_size": None, **given}
+        eps, steps, size = values["eps"], values["steps"], values["step_size"]
+        if not _is_number(eps) or not 0 < eps <= 1:
+            raise UserError(f"task.attack.eps: {eps!r}; accepted: above 0, up to 1 (inputs are in [0, 1])")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise UserError(f"task.attack.steps: {steps!r}; accepted: a whole number, at least 1")
+        if size is not None and not (_is_number(size) and 0 < size < math.inf):
+            raise UserError(f"task.attack.step_size: {size!r}; accepted: above 0, or null")
+        return cls(**given)
 
 
 class Classification(Task):
@@ -17,10 +62,46 @@ class Classification(Task):
 
     Args:
         num_classes: number of classes, at least 2.
+        attack: also measure the accuracy under an attack, ``{eps: 0.1, steps: 20}`` (see :class:`Attack`), of finished
+            networks, as ``robust_acc``; None does not.
     """
+
+    def __init__(self, num_classes: int, attack: Mapping[str, Any] | None = None) -> None:
+        super().__init__(num_classes)
+        self.attack = None if attack is None else Attack.of(attack)
 
     def measures(self, words: int | None = None) -> ClassMeasures:
         return ClassMeasures(self.num_classes)
+
+    def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:
+        """``robust_acc``: the share of rows that are right as they are, and still right under attack."""
+        if self.attack is None:
+            return {}
+        right = rows = 0
+        for number, batch in enumerate(data.sequential(split)):
+            stands = self._stands(net, batch.to(device), self.attack, number)
+            right, rows = right + int(stands.sum()), rows + int(batch.labelled.sum())
+        return {"robust_acc": right / rows} if rows else {}
+
+    def _stands(self, net: nn.Module, batch: Batch, attack: Attack, number: int) -> Tensor:
+        """(rows,) bool: whose class a network names before and after an attack; False for rows without a label."""
+        inputs = batch.inputs
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
+            raise UserError("task.attack: the inputs are no tensor of numbers; accepted: null")
+        if float(inputs.min()) < 0 or float(inputs.max()) > 1:
+            raise UserError("task.attack: the inputs leave [0, 1], in which it stays; accepted: null, or pictures")
+        classes = _classes(batch.targets).masked_fill(~batch.labelled, NO_LABEL)
+
+        def answer(x: Tensor) -> Tensor:
+            return dense(self.outputs(net, replace(batch, inputs=x)).logits)
+
+        draws = torch.Generator().manual_seed(mix(attack.seed, number))
+        start = (2 * torch.rand(inputs.shape, generator=draws) - 1).to(inputs)
+        step = 2.5 * attack.eps / attack.steps if attack.step_size is None else attack.step_size
+        with probing(net, device=inputs.device):
+            x = pgd(lambda x: cross_entropy(answer(x), classes), inputs, attack.eps, attack.steps, step, start)
+            with torch.no_grad():
+                return (answer(inputs).argmax(-1) == classes) & (answer(x).argmax(-1) == classes)
 
 
 class ClassMeasures:
@@ -73,6 +154,10 @@ class ClassMeasures:
         if self.compared:
             found["agreement"], found["kl"] = torch.cat(self._against_teacher).double().mean(0)
         return {name: float(value) for name, value in found.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _classes(targets: Tensor) -> Tensor:

@@ -1,0 +1,123 @@
+"""A second, strongly changed view of rows: to agree with the first (consistency), or in its place (noise)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.data.rng import seed_of
+from kdlab.errors import UserError, unknown
+from kdlab.functional import NO_LABEL, Batch
+
+Of = Literal["unlabelled", "all"]
+
+
+class StrongViews:
+    """Adds a strong view of rows to the batch, beside the (weak) view that the data show.
+
+    A strong row has no label, and its ``partner`` is the weak row that it shows again; a term such as
+    :class:`~kdlab.losses.Consistency` lets the student agree with itself. Sohn et al., *FixMatch: Simplifying
+    Semi-Supervised Learning with Consistency and Confidence*, NeurIPS 2020; Xie et al., *Unsupervised Data
+    Augmentation for Consistency Training*, NeurIPS 2020.
+
+    ``instead`` shows the strong views in the place of the rows, labels and all: noise for the student alone, as in
+    Xie et al., *Self-Training with Noisy Student Improves ImageNet Classification*, CVPR 2020.
+
+    A teacher reads the weak view of every row. The view of an example is a function of (seed, step, example).
+
+    Args:
+        data: the data module, which shows pictures under transforms.
+        augment: transforms that come on top of the weak view, as in ``data.augment``.
+        of: ``unlabelled`` rows, or ``all`` of them.
+        instead: show the strong views in the place of the weak ones.
+
+    Raises:
+        UserError: for transforms that the data cannot be shown under.
+    """
+
+    reads = "rows"
+    needs_teacher = needs_net = False
+
+    def __init__(self, data: Any, augment: Any, of: Of = "all", instead: bool = False) -> None:
+        if of not in get_args(Of):
+            raise unknown("source.of", of, get_args(Of))
+        if not hasattr(data, "augmented"):
+            raise UserError("source: strong views need pictures; accepted: data of pictures, or source=none")
+        if not augment:
+            raise UserError("source.augment: none; accepted: transforms, as in data.augment")
+        try:
+            data.augmented(torch.zeros(1, *data.input_shape), torch.zeros(1, dtype=torch.int64), 0, augment=augment)
+        except UserError as error:
+            raise UserError(str(error).replace("data.augment", "source.augment")) from None
+        self.data, self.augment, self.of, self.instead = data, augment, of, instead
+        self.pairs = not instead
+        self.progress = 0.0
+
+    def __call__(
+        self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
+    ) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch with strong views.
+
+        Args:
+            batch: of pictures, with keys.
+            student, teacher, task: not needed.
+            seed: of the run.
+            step: the optimizer step, counted from 0.
+            part: which micro-batch of the step; nothing depends on it.
+
+        Raises:
+            UserError: for rows that are no examples of the data.
+        """
+        if batch.key is None or not isinstance(batch.inputs, Tensor):
+            raise UserError(
+                "source: strong views, and the rows are no examples of their own (data.augment mixes them); "
+                "accepted: data.augment without mixup and cutmix, or source=none"
+            )
+        inputs = batch.inputs
+        chosen = torch.arange(len(batch), device=inputs.device)
+        if self.of == "unlabelled":
+            chosen = chosen[~batch.labelled]
+        view = seed_of(seed, "strong view", step) >> 1
+        strong = self.data.augmented(inputs[chosen], batch.key[chosen, 0], view, augment=self.augment).to(inputs.dtype)
+        read = inputs if batch.clean is None else batch.clean
+        if self.instead:
+            return replace(batch, inputs=inputs.index_copy(0, chosen, strong), clean=read), {}
+        if batch.partner is not None:
+            raise UserError(
+                "source: strong views are the partners of rows, which have others already; accepted: "
+                "data.arrange=null, or source=none"
+            )
+        return self._added(batch, strong, chosen, read), {}
+
+    def _added(self, batch: Batch, strong: Tensor, chosen: Tensor, read: Any) -> Batch:
+        """The rows and then their strong views; the window counts both, over the whole step."""
+        window = batch.window if batch.window is not None else batch.count()
+        more = window.rows if self.of == "all" else window.rows - window.labelled
+        before = torch.full((len(batch),), -1, dtype=torch.int64, device=strong.device)
+        none = torch.full_like(batch.targets[chosen], NO_LABEL if batch.targets.ndim == 1 else 0)
+
+        def with_chosen(value: Tensor | None) -> Tensor | None:
+            return None if value is None else torch.cat([value, value[chosen]])
+
+        return replace(
+            batch,
+            inputs=torch.cat([batch.inputs, strong]),  # type: ignore[list-item]
+            clean=with_chosen(read),
+            targets=torch.cat([batch.targets, none]),
+            key=with_chosen(batch.key),
+            weight=with_chosen(batch.weight),
+            truth=with_chosen(batch.truth),
+            partner=torch.cat([before, chosen]),
+            window=window._replace(rows=window.rows + more, partnered=more),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: a view depends on (seed, step, example)."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take back."""

@@ -1,0 +1,96 @@
+"""A game against the student: whoever tells it from the teacher teaches it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlab.errors import UserError
+from kdlab.functional import Batch, Outputs, Schedule, dense, reverse_gradient
+from kdlab.losses.term import Term
+
+
+class Discriminator(Term):
+    r"""A small network learns to tell teacher from student by what they say; the student learns to be mistaken for it.
+
+    .. math:: -\tfrac12 \Big( \log D(z^T) + \log\big(1 - D(z^S)\big) \Big)
+
+    D minimises it; the student's gradient is its reverse, times ``strength``, so that one backward pass trains both
+    (Ganin & Lempitsky, *Unsupervised Domain Adaptation by Backpropagation*, ICML 2015). On logits: the adversarial part
+    of Xu, Hsu & Huang, *Training Shallow and Thin Networks for Acceleration via Knowledge Distillation with Conditional
+    Adversarial Networks*, ICLR 2018 workshop, whose D also names the class. At log 2, D cannot tell them apart.
+
+    On a pair of layers: their outputs, averaged over positions; a student of another width goes through a linear map
+    that trains with it. D and that map are no part of the student.
+
+    Args:
+        hidden: widths of the discriminator's hidden layers.
+        strength: of the reversed gradient.
+        student_layer, teacher_layer: module paths; None for the logits.
+        weight: see :class:`~kdlab.losses.Term`.
+
+    Raises:
+        UserError: for an argument out of its range, or a layer without its pair.
+    """
+
+    def __init__(
+        self,
+        hidden: list[int] | tuple[int, ...] = (64, 64),
+        strength: float = 0.1,
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        weight: float | Mapping | Schedule = 1.0,
+    ) -> None:
+        super().__init__(weight)
+        if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in hidden):
+            raise UserError(f"hidden: {list(hidden)}; accepted: whole numbers, at least 1")
+        if not 0 <= strength < math.inf:
+            raise UserError(f"strength: {strength}; accepted: a number, at least 0")
+        if (student_layer is None) != (teacher_layer is None):
+            raise UserError(
+                f"student_layer, teacher_layer: {student_layer} and {teacher_layer}; accepted: both, or neither"
+            )
+        self.hidden, self.strength = tuple(hidden), strength
+        self.student_layers = () if student_layer is None else (student_layer,)
+        self.teacher_layers = () if teacher_layer is None else (teacher_layer,)
+        self.by_row = student_layer is None
+        self.judge: nn.Module | None = None
+        self.fit: nn.Module = nn.Identity()
+
+    def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
+        if self.judge is not None:
+            return
+        assert teacher is not None
+        ours, theirs = self._said(student, self.student_layers), self._said(teacher, self.teacher_layers)
+        widths = [theirs.shape[-1], *self.hidden]
+        layers: list[nn.Module] = []
+        for n, m in pairwise(widths):
+            layers += [nn.Linear(n, m), nn.LeakyReLU(0.2)]
+        self.judge = nn.Sequential(*layers, nn.Linear(widths[-1], 1)).to(theirs.device)
+        if ours.shape[-1] != widths[0]:
+            self.fit = nn.Linear(ours.shape[-1], widths[0], device=ours.device)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        if self.judge is None:
+            raise UserError("Discriminator: call prepare(student, teacher) once before training, to make its networks")
+        wide = next(self.judge.parameters()).dtype
+        ours = reverse_gradient(self.fit(self._said(student, self.student_layers).to(wide)), self.strength)
+        theirs = self._said(teacher, self.teacher_layers).detach().to(wide)
+        real, fake = self.judge(theirs).squeeze(-1), self.judge(ours).squeeze(-1)
+        real, fake = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (real, fake))
+        return (F.softplus(-real) + F.softplus(fake)) / 2
+
+    @staticmethod
+    def _said(outputs: Outputs, layers: tuple[str, ...]) -> Tensor:
+        """(rows, width): the logits, or a layer's output averaged over its positions."""
+        if not layers:
+            return dense(outputs.logits)
+        if layers[0] not in outputs.features:
+            raise UserError(f"layer: no output of {layers[0]!r} was captured; accepted: a layer's module path")
+        feature = outputs.features[layers[0]]
+        return feature if feature.ndim == 2 else feature.flatten(2).mean(-1) if feature.ndim == 4 else feature.mean(1)
