@@ -125,6 +125,8 @@ class _Plan:
     lengths: list[int]
     windows: list[Window | None]
     recipes: list[Recipe] | None = None
+    partner: Tensor | None = None
+    """Where in its own micro-batch the partner of each row is; -1 for none."""
 
 
 class Loader(EpochLoader):
@@ -168,10 +170,12 @@ class Loader(EpochLoader):
             yield from self._mixed(plan, skip, inputs, targets)
             return
         keys = torch.stack([plan.rows, plan.views], dim=1).split(plan.lengths)
+        partners = None if plan.partner is None else plan.partner.split(plan.lengths)
         truths = None if self._truth is None else self._truth.index_select(0, plan.rows).split(plan.lengths)
         for part, shown in enumerate(inputs, start=skip):
             truth = None if truths is None else truths[part]
-            yield Batch(shown, targets[part], keys[part], truth=truth, window=plan.windows[part])
+            partner = None if partners is None else partners[part]
+            yield Batch(shown, targets[part], keys[part], partner=partner, truth=truth, window=plan.windows[part])
 
     def _mixed(self, plan: _Plan, skip: int, inputs: Iterator[Tensor], targets: tuple[Tensor, ...]) -> Iterator[Batch]:
         # no key: a mixture is no example of the split, and no cache has an answer for it
@@ -199,7 +203,8 @@ class Loader(EpochLoader):
         assert self.views is not None
         views = self.views(steps.rows, steps.showing)
         plan = self._training_plan(self.order, steps, views, epoch)
-        return replace(plan, rows=plan.rows.to(self.device), views=plan.views.to(self.device))
+        partner = None if plan.partner is None else plan.partner.to(self.device)
+        return replace(plan, rows=plan.rows.to(self.device), views=plan.views.to(self.device), partner=partner)
 
     def _training_plan(self, order: Order, steps: Steps, views: Tensor, epoch: int) -> _Plan:
         """Each step cut into the parts that this process sees."""
@@ -207,10 +212,14 @@ class Loader(EpochLoader):
         mixings = self.augmentation.mixings
         if parts == 1 and not mixings:
             windows = [Window(n, float(size), 1) for n, size in zip(steps.labelled, steps.sizes, strict=True)]
-            return _Plan(steps.rows, views, steps.sizes, list(windows))
+            partner, partnered = _partners(steps, parts)
+            if partner is not None:
+                windows = [w._replace(partnered=n) for w, n in zip(windows, partnered, strict=True)]
+            return _Plan(steps.rows, views, steps.sizes, list(windows), partner=partner)
         places: list[Tensor] = []
         lengths: list[int] = []
         windows, recipes = [], []
+        partner, partnered = _partners(steps, parts) if not mixings else (None, [0.0] * len(steps.sizes))
         starts = [0, *running_sum(steps.sizes)]
         shown = -1
         for number, first, last in self._parts(steps.sizes):
@@ -226,9 +235,21 @@ class Loader(EpochLoader):
                 recipes.append(recipe)
             places.append(own + starts[number])
             lengths.append(len(own))
-            windows.append(Window(labelled, float(size), parts))
+            windows.append(Window(labelled, float(size), parts, partnered=partnered[number]))
         place = torch.cat(places)
-        return _Plan(steps.rows[place], views[place], lengths, list(windows), recipes if mixings else None)
+        partner = None if partner is None else partner[place]
+        return _Plan(steps.rows[place], views[place], lengths, list(windows), recipes if mixings else None, partner)
+
+
+def _partners(steps: Steps, parts: int) -> tuple[Tensor | None, list[float]]:
+    """Where in its own micro-batch the partner of each row is, -1 for none there; and how many rows of each step have
+    one."""
+    if steps.partner is None:
+        return None, [0.0] * len(steps.sizes)
+    sizes = torch.tensor([rows for size in steps.sizes for rows in parts_of(size, parts)])
+    first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    inside = (steps.partner >= first) & (steps.partner < first + sizes.repeat_interleave(sizes))
+    return torch.where(inside, steps.partner - first, -1), [float(n.sum()) for n in inside.split(steps.sizes)]
 
 
 class TensorLoader(Loader):

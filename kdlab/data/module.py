@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdlab.data.augment import Augmentation
 from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
-from kdlab.data.order import Order, Views
+from kdlab.data.order import Arrange, Order, Views
 from kdlab.data.source import Files, Rows, Source, fingerprint, statistics
 from kdlab.data.splits import check_labels, choose_classes, divide, stratified
 from kdlab.errors import UserError, unknown
@@ -33,6 +33,7 @@ class Common(TypedDict, total=False):
     labels: int | None
     fraction: float | None
     ratio: float | None
+    arrange: Arrange | None
     augment: Any
     views: int | Literal["all"] | None
     classes: Sequence[int | str] | None
@@ -59,6 +60,8 @@ class ImageData(LightningDataModule):
         ratio: unlabelled rows for each labelled row of a batch; 0 shows labelled rows only, None takes them as they
             come. An epoch has ceil(training rows / batch_size) steps all the same; the pools go round. Without effect
             unless there are labelled rows and unlabelled ones.
+        arrange: how rows are put together in training, other than as they come: ``same_class`` in pairs of one class,
+            ``repeat_half`` with half of each step from the one before; see :class:`~kdlab.data.order.Order`.
         augment: random transforms of training rows, by name: ``[crop, flip]``, ``[{crop: {padding: 4}}, flip]``.
         views: how many views of an example there are: None for a new one each time, a number K, or ``all`` outcomes
             of transforms that can be counted.
@@ -86,6 +89,7 @@ class ImageData(LightningDataModule):
         labels: int | None = None,
         fraction: float | None = None,
         ratio: float | None = None,
+        arrange: Arrange | None = None,
         augment: Any = None,
         views: int | Literal["all"] | None = None,
         classes: Sequence[int | str] | None = None,
@@ -99,7 +103,7 @@ class ImageData(LightningDataModule):
         self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)
         if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < float("inf")):
             raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
-        self.ratio = ratio
+        self.ratio, self.arrange = ratio, arrange
         self._white = source.white
 
         source = source.check()
@@ -228,6 +232,11 @@ class ImageData(LightningDataModule):
                 f"data.views: {views}; {shown.mixings[0].name} in data.augment mixes each example with ever other ones,"
                 " which no number of views covers; accepted with it: null"
             )
+        if self.arrange is not None and shown.mixings:
+            raise UserError(
+                f"data.arrange: {self.arrange}; {shown.mixings[0].name} in data.augment mixes rows; accepted with it: "
+                "null"
+            )
         self._augmentation = shown
         count = 1 if not shown.transforms else shown.finite if views == "all" else views
         self._views = Views(count, hashed=views == "all", seed=self.seed)
@@ -283,7 +292,7 @@ class ImageData(LightningDataModule):
         """The training loader: the same object every time until :meth:`place` is called."""
         if "train" not in self._loaders:
             parts = self._place["accumulate"] * self._place["world"]
-            order = Order(self._targets, self.batch_size, self.ratio, self.seed, parts)
+            order = Order(self._targets, self.batch_size, self.ratio, self.seed, parts, arrange=self.arrange)
             self._loaders["train"] = self._loader(
                 "train", self.batch_size, order=order, views=self._views, accumulate=self._place["accumulate"]
             )

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from kdlab.data.rng import fold, permutation, seed_of
+from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
+
+Arrange = Literal["same_class", "repeat_half"]
+"""How rows are put together, other than as they come."""
 
 
 @dataclass
@@ -24,6 +29,8 @@ class Steps:
     """Rows of each step."""
     labelled: list[float]
     """Rows with a label of each step."""
+    partner: Tensor | None = None
+    """(sum of sizes,) int64: where in ``rows`` the one is that each is to agree with; -1 for none."""
 
 
 class Order:
@@ -38,6 +45,13 @@ class Order:
         seed: of the run.
         parts: into how many micro-batches (over all processes) a step is split.
         least: rows that each of them must have. Two by default: BatchNorm has no variance of one row.
+        arrange: ``same_class`` shows the rows of an epoch in pairs of one class, drawn anew each epoch, each row the
+            other's partner; an odd one of a class, and rows without a label, have none. ``repeat_half`` makes the first
+            half of each step of the rows that were new in the step before, so that a row is shown twice in a row, and
+            half as many of them an epoch; the pool goes round. None takes rows as they come.
+
+    Raises:
+        UserError: if an arrangement does not go with the other arguments.
 
     A last step that would give its parts fewer than ``least`` rows is left out of the epoch. Since the order changes
     with each epoch, other rows are left out the next time.
@@ -51,16 +65,25 @@ class Order:
         seed: int = 0,
         parts: int = 1,
         least: int = 2,
+        arrange: str | None = None,
     ) -> None:
-        self.seed = seed
+        self.seed, self.arrange = seed, arrange
+        self._targets = targets
         self.known = targets != NO_LABEL
         self._all_known = bool(self.known.all())
         total = len(targets)
         labelled, unlabelled = self.known.nonzero()[:, 0], (~self.known).nonzero()[:, 0]
         self.steps = math.ceil(total / batch_size)
-        if ratio is None or not len(labelled) or not len(unlabelled):
+        if arrange is not None:
+            _check(arrange, batch_size, ratio, bool(len(labelled) and len(unlabelled)), parts)
+        if arrange == "repeat_half":
+            self.pools, self.takes = [torch.arange(total)], [self.steps * batch_size]
+            self.sizes = [min(batch_size, total - total % 2)] * self.steps
+        elif ratio is None or not len(labelled) or not len(unlabelled):
             self.pools = [torch.arange(total)]
             last = total - (self.steps - 1) * batch_size
+            if arrange is not None and parts > 1:
+                last -= last % (2 * parts)  # so that no part cuts a pair
             if last < least * parts and self.steps > 1:
                 self.steps, last = self.steps - 1, batch_size
             self.sizes = [batch_size] * (self.steps - 1) + [last]
@@ -74,17 +97,62 @@ class Order:
 
     def epoch(self, epoch: int) -> Steps:
         """The steps of an epoch."""
+        if self.arrange == "repeat_half":
+            return self._counted(*self._repeated(epoch))
         pools = enumerate(zip(self.pools, self.takes, strict=True))
         drawn = [self._cycle(pool, take, number, epoch) for number, (pool, take) in pools]
         if len(drawn) == 1:
             rows, showing = drawn[0]
         else:
             rows, showing = (self._interleave([d[i] for d in drawn], epoch) for i in (0, 1))
+        if self.arrange is not None:
+            return self._counted(*self._paired(rows, showing, epoch))
+        return self._counted(rows, showing)
+
+    def _counted(self, rows: Tensor, showing: Tensor, partner: Tensor | None = None) -> Steps:
         if self._all_known:
             counts = [float(size) for size in self.sizes]
         else:
             counts = [float(part.sum()) for part in self.known[rows].split(self.sizes)]
-        return Steps(rows, showing, self.sizes, counts)
+        return Steps(rows, showing, self.sizes, counts, partner)
+
+    def _paired(self, rows: Tensor, showing: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows of an epoch, two by two of one class where that can be, and the place of each one's partner."""
+        classes, known = self._targets[rows], self.known[rows]
+        by_class = classes.argsort(stable=True)  # within a class, in the order of the epoch
+        sizes = classes.unique(return_counts=True)[1]
+        rank = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        whole = (rank // 2 * 2 + 1 < sizes.repeat_interleave(sizes)) & known[by_class]
+        pairs, alone = by_class[whole], by_class[~whole]
+        alone = alone[permutation(len(alone), self.seed, "alone", epoch)]
+        two = torch.cat([pairs, alone[: len(alone) // 2 * 2]]).view(-1, 2)
+        mixed = permutation(len(two), self.seed, "pairs", epoch)
+        place = torch.cat([two[mixed].flatten(), alone[len(alone) // 2 * 2 :]])
+        partner = torch.full_like(place, -1)
+        has = (mixed < len(pairs) // 2).repeat_interleave(2).nonzero()[:, 0]
+        partner[has] = has ^ 1
+        return rows[place], showing[place], partner
+
+    def _repeated(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """The rows of an epoch where half of each step is what was new in the one before, and how often each was shown.
+
+        New rows are an endless stream, one shuffled round of the pool after the other; an epoch is a piece of it.
+        """
+        total, half = len(self.known), self.sizes[0] // 2
+        first = epoch * self.steps * half
+        number = torch.arange(first - half, first + self.steps * half)
+        number = torch.where(number < 0, number % total, number)  # nothing was before the first step
+        turns, inside = number // total, number % total
+        rows = torch.empty_like(number)
+        for turn in turns.unique().tolist():
+            mine = turns == turn
+            rows[mine] = permutation(total, self.seed, "order", turn)[inside[mine]]
+        new, again = slice(half, None), slice(None, -half)
+        steps = [
+            torch.stack([before.view(-1, half), now.view(-1, half)], 1).flatten()
+            for before, now in ((rows[again], rows[new]), (2 * turns[again] + 1, 2 * turns[new]))
+        ]
+        return steps[0], steps[1]
 
     def _cycle(self, pool: Tensor, take: int, number: int, epoch: int) -> tuple[Tensor, Tensor]:
         """``take`` rows of a pool, gone through as often as it needs, and how often each was shown before."""
@@ -100,6 +168,18 @@ class Order:
         steps = torch.cat([stream.view(self.steps, -1) for stream in streams], dim=1)
         mixed = fold(seed_of(self.seed, "interleave", epoch), torch.arange(steps.numel())).view_as(steps)
         return steps.gather(1, mixed.argsort(dim=1, stable=True)).flatten()
+
+
+def _check(arrange: str, batch_size: int, ratio: float | None, mixed: bool, parts: int) -> None:
+    """Whether rows can be arranged so."""
+    if arrange not in get_args(Arrange):
+        raise unknown("data.arrange", arrange, get_args(Arrange), "arrangement")
+    if batch_size % (2 * parts):
+        raise UserError(
+            f"data.batch_size: {batch_size}, with data.arrange={arrange}; accepted: a multiple of {2 * parts}"
+        )
+    if ratio is not None and mixed:
+        raise UserError(f"data.ratio: {ratio:g}, and data.arrange={arrange} mixes no two pools; accepted: null")
 
 
 class Views:
