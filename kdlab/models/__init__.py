@@ -10,6 +10,7 @@ from kdlab.models.mlp import MLP
 from kdlab.models.mobilenet import MobileNetV2
 from kdlab.models.normalize import Normalize
 from kdlab.models.resnet import BottleneckResNet, CifarResNet
+from kdlab.models.reused import Reused, reuse_classifier
 from kdlab.models.seq2seq import Seq2SeqLM
 from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2
 from kdlab.models.surgery import freeze, frozen_modules, head_of, keep_frozen_eval, layer_names, replace_head
@@ -24,6 +25,7 @@ __all__ = [
     "CifarResNet",
     "MobileNetV2",
     "Normalize",
+    "Reused",
     "Seq2SeqLM",
     "ShuffleNetV1",
     "ShuffleNetV2",
@@ -45,6 +47,7 @@ __all__ = [
     "parameters",
     "read_state",
     "replace_head",
+    "reuse_classifier",
     "save_adapter",
     "save_weights",
     "size_bytes",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, dense, log_probabilities
+from kdlab.errors import UserError, unknown
+from kdlab.functional import Batch, Outputs, cross_entropy, dense, log_probabilities
+from kdlab.losses.several import MEMBER
 from kdlab.tasks import Task
 
 AT_ONCE = 2**22
@@ -79,36 +80,105 @@ class FrozenTeacher(Teacher):
         return "live teacher: one forward pass a step"
 
 
-class EnsembleTeacher(Teacher):
-    """The mean of several teachers' probabilities, given as dense logits (their logarithm).
+def confidence_weights(doubt: Tensor) -> Tensor:
+    r"""How much each of K teachers counts for a row: the less, the greater its cross-entropy with the row's label.
 
-    Members answer one after the other, and some rows of each are made at a time: beside the mean there are never the
-    logits (rows, C) of a member that brings them as :class:`~kdlab.functional.Projected`, nor those of two.
+    .. math:: w_{ik} = \frac{1}{K-1}\Big(1 - \frac{e^{L_{ik}}}{\sum_j e^{L_{ij}}}\Big)
+
+    Zhang, Chen & Wang, *Confidence-Aware Multi-Teacher Knowledge Distillation*, ICASSP 2022 (CA-MKD). They weigh the
+    divergences at temperature T; here the probabilities at temperature 1 are weighed, as in every ensemble, and
+    softened together. Their term on intermediate features is not part of it.
+
+    Args:
+        doubt: (K, rows) cross-entropies :math:`L`.
+
+    Returns:
+        (K, rows), at least 0; sums to 1 over K. One teacher alone weighs 1.
+    """
+    many = len(doubt) - 1
+    return (1 - doubt.softmax(0)) / many if many else torch.ones_like(doubt)
+
+
+class EnsembleTeacher(Teacher):
+    r"""The weighted mean of several teachers' probabilities, given as dense logits (their logarithm).
+
+    .. math:: p_{ic} = \sum_k w_{ik}\, p^k_{ic}, \qquad \sum_k w_{ik} = 1
+
+    By ``confidence``, :math:`w_{ik}` follows from how well each member knows row i (:func:`confidence_weights`). Labels
+    tell that in training only: on other splits nobody would know them, and what is measured there would be flattered.
+    A row without a label goes by what a member's cross-entropy would be if it were right about itself, its entropy.
+
+    Of constant weights, members answer one after the other, and some rows of each are made at a time: beside the mean
+    there are never the logits (rows, C) of a member that brings them as :class:`~kdlab.functional.Projected`, nor those
+    of two.
 
     Args:
         members: at least one teacher.
         weights: one weight each, normalised to sum to 1; None weighs all alike.
+        weighing: ``mean`` for those weights, or ``confidence``.
+        show: also give each member's own logits, as ``heads["member_0"]`` and so on, to a term that weighs them.
     """
 
-    def __init__(self, members: Sequence[Teacher], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        members: Sequence[Teacher],
+        weights: Sequence[float] | None = None,
+        weighing: Literal["mean", "confidence"] = "mean",
+        show: bool = False,
+    ) -> None:
         if not members:
             raise UserError("teacher: an ensemble of none; accepted: at least one member")
+        if weighing not in ("mean", "confidence"):
+            raise unknown("teacher.weighing", weighing, ("mean", "confidence"))
         if weights is not None and (
             len(weights) != len(members) or min(weights) < 0 or not 0 < sum(weights) < math.inf
         ):
             raise UserError(f"teacher.weights: {list(weights)}; accepted: {len(members)} numbers of at least 0")
+        if weights is not None and weighing == "confidence":
+            raise UserError(f"teacher.weights: {list(weights)}, and confidence decides; accepted: none")
         self.members = list(members)
         share = list(weights) if weights is not None else [1.0] * len(members)
         self.weights = [w / sum(share) for w in share]
+        self.weighing, self.show = weighing, show
 
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
-        mean: Tensor | None = None
-        for member, weight in zip(self.members, self.weights, strict=True):
-            answer = member(batch, split) if weight > 0 else None
-            if answer is not None:
-                mean = self._plus(mean, answer.logits, math.log(weight))
-        return None if mean is None else Outputs(mean)
+        if self.weighing == "mean" and not self.show:
+            mean: Tensor | None = None
+            for member, weight in zip(self.members, self.weights, strict=True):
+                answer = member(batch, split) if weight > 0 else None
+                if answer is not None:
+                    mean = self._plus(mean, answer.logits, math.log(weight))
+            return None if mean is None else Outputs(mean)
+        answers = [member(batch, split) for member in self.members]
+        said = {n: answer.logits for n, answer in enumerate(answers) if answer is not None}
+        if not said:
+            return None
+        if self.weighing == "mean":
+            logits = None
+            for n, own in said.items():
+                logits = self._plus(logits, own, math.log(self.weights[n])) if self.weights[n] > 0 else logits
+        else:
+            logits = self._by_confidence(list(said.values()), batch, known=split == "train")
+        assert logits is not None
+        return Outputs(logits, heads={f"{MEMBER}{n}": dense(own) for n, own in said.items()} if self.show else {})
+
+    @staticmethod
+    def _by_confidence(said: Sequence[Any], batch: Batch, known: bool) -> Tensor:
+        """The mean (rows, C) by confidence, as logarithms; ``known`` says whether labels may tell."""
+        rows, classes = said[0].shape
+        size = max(AT_ONCE // (classes * len(said)), 1)
+        parts = []
+        for start in range(0, rows, size) if rows else (0,):
+            at = slice(start, start + size)
+            each = torch.stack([log_probabilities(dense(logits[at])) for logits in said])
+            doubt = -(each.exp() * each).sum(-1)
+            if known:
+                part = batch.part(at)
+                wrong = torch.stack([cross_entropy(one, part.targets) for one in each])
+                doubt = torch.where(part.labelled, wrong.to(doubt.dtype), doubt)
+            parts.append(torch.logsumexp(each + confidence_weights(doubt).log()[..., None], 0))
+        return log_probabilities(torch.cat(parts))  # the logarithm of a masked class is no infinity again
 
     @staticmethod
     def _plus(mean: Tensor | None, logits: Any, log_weight: float) -> Tensor:
@@ -143,4 +213,6 @@ class EnsembleTeacher(Teacher):
             member.follow(student, epoch, epochs, step_done)
 
     def describe(self) -> str:
-        return f"ensemble of {len(self.members)}"
+        how = "weighed by confidence" if self.weighing == "confidence" else "the mean"
+        how = "weighed by the loss" if self.show else how
+        return f"ensemble of {len(self.members)}, {how}: {'; '.join(m.describe() for m in self.members)}"
