@@ -33,6 +33,8 @@ class Window(NamedTuple):
     """Number of micro-batches (over all processes) that the step is split into."""
     examples: float = 0.0
     """Summed weight (``Batch.share``) of the sequences, where a row is a position of one; 0 where nobody counted."""
+    partnered: float = 0.0
+    """Summed weight of the rows that have a partner."""
 
 
 @dataclass
@@ -82,10 +84,12 @@ class Batch:
     def count(self, weight: Tensor | None = None) -> Window:
         """The window of a batch that is a whole optimizer step by itself."""
         weight = self.weight if weight is None else weight
-        labelled = self.labelled
+        labelled, paired = self.labelled, None if self.partner is None else self.partner >= 0
         if weight is None:
-            return Window(float(labelled.sum()), float(len(labelled)))
-        return Window(float(weight[labelled].sum()), float(weight.sum()))
+            counts = float(labelled.sum()), float(len(labelled))
+            return Window(*counts, partnered=0.0 if paired is None else float(paired.sum()))
+        counts = float(weight[labelled].sum()), float(weight.sum())
+        return Window(*counts, partnered=0.0 if paired is None else float(weight[paired].sum()))
 
     def part(self, rows: slice) -> Batch:
         """The targets, weights and segments of some of the rows; what counts by example stays whole."""

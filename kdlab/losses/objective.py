@@ -82,8 +82,11 @@ class Objective(nn.Module):
         for term in terms.values():
             if getattr(term, "shares_temperature", False):
                 term.temperature = self.temperature
+        self.apart: dict[str, Tensor] | None = None
+        """Where somebody puts a dict, each call leaves what every term of weight above 0 adds to the total."""
         self._progress = 0.0
         self._temperatures = [module for module in self.modules() if isinstance(module, Temperature)]
+        self._followers = [module for module in self.modules() if module is not self and hasattr(module, "progress")]
 
     @property
     def student_layers(self) -> list[str]:
@@ -114,14 +117,14 @@ class Objective(nn.Module):
 
     @property
     def progress(self) -> float:
-        """Share of training done, in [0, 1]; schedules follow it."""
+        """Share of training done, in [0, 1]; schedules follow it, and whatever in a term has a ``progress``."""
         return self._progress
 
     @progress.setter
     def progress(self, value: float) -> None:
         self._progress = value
-        for each in self._temperatures:
-            each.progress = value
+        for each in self._followers:
+            each.progress = value  # type: ignore[assignment]
 
     def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None = None) -> None:
         """Show every term the networks, and how many examples there are to learn from; once, before ``prepare``."""
@@ -159,7 +162,7 @@ class Objective(nn.Module):
         total, done = self._in_chunks(student, teacher, batch, labelled, window, weights)
         values, counted = [], []
         for n, (term, weight) in enumerate(zip(self._each(), weights, strict=True)):
-            count = window.labelled if term.rows == "labelled" else window.rows
+            count = _counted(term, window)
             counted.append(count > 0 and (teacher is not None or not term.needs_teacher))
             if n in done:
                 values.append(done[n])
@@ -172,6 +175,8 @@ class Objective(nn.Module):
             if weight:  # one multiplication: on a small network, what autograd records here is felt
                 weighted = value * (weight * share * window.parts)
                 total = weighted if total is None else total + weighted
+                if self.apart is not None:
+                    self.apart[self.names[n]] = weighted
         if total is None:  # every weight is zero: keep the graph, so that backward is legal
             total = dense(student.logits[:0]).float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
         return Losses(total, torch.stack(values), tuple(counted))
@@ -194,15 +199,16 @@ class Objective(nn.Module):
         """A number and a factor, whose product is this micro-batch's part of the term's mean over the whole step."""
         if value.ndim == 0:
             seen = batch.count()
-            part, whole = (seen.labelled, window.labelled) if term.rows == "labelled" else (seen.rows, window.rows)
-            return value, part / max(whole, 1e-12)
+            return value, _counted(term, seen) / max(_counted(term, window), 1e-12)
         _check_rows(term, value, labelled.shape)
         if term.rows == "labelled":
             # where, not a product: an unlabelled row may hold inf or nan, and 0 * nan is nan
             value = torch.where(labelled, value, 0.0)
+        elif term.rows == "partnered" and batch.partner is not None:
+            value = torch.where(batch.partner >= 0, value, 0.0)
         if batch.weight is not None:
             value = value * batch.weight
-        count = window.labelled if term.rows == "labelled" else window.rows
+        count = _counted(term, window)
         return value.sum(), 1 / count if count > 0 else 0.0
 
     def _in_chunks(
@@ -245,6 +251,11 @@ class Objective(nn.Module):
         scale = torch.tensor([weights[n] * window.parts for n in chosen], device=share.device, dtype=share.dtype)
         trained = dict.fromkeys(p for term in chosen.values() for p in term.parameters())
         total, values = chunked(values_of, logits, others, share * scale[:, None], rows_at_once, trained)
+        if self.apart is not None:  # differentiated at once, their sum cannot be taken apart afterwards
+            for k, n in enumerate(chosen):
+                if weights[n]:
+                    alone = share * torch.where(torch.arange(len(chosen), device=scale.device) == k, scale, 0)[:, None]
+                    self.apart[self.names[n]] = chunked(values_of, logits, others, alone, rows_at_once, trained)[0]
         means = (torch.where(share != 0, values, 0.0) * share).sum(1).float()
         return total, dict(zip(chosen, means, strict=True))
 
@@ -267,6 +278,11 @@ def _named(term: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"loss.terms.{term}.{error}") from None
+
+
+def _counted(term: Term, window: Window) -> float:
+    """The summed weight of the rows that a term's values count over."""
+    return {"labelled": window.labelled, "all": window.rows, "partnered": window.partnered}[term.rows]
 
 
 def _is_large(logits: Any) -> bool:

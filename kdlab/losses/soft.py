@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -15,13 +14,13 @@ from kdlab.functional import (
     Sampled,
     Schedule,
     comparable,
-    decoupled_kl,
     dense,
     jsd,
     kl,
     reverse_kl,
     skew_kl,
     skew_reverse_kl,
+    soft_label_weight,
     squared_error,
     symmetric_kl,
     total_variation,
@@ -229,39 +228,22 @@ class LogitMSE(SoftTerm):
         return squared_error(dense(student.logits), dense(teacher.logits))
 
 
-class DKD(SoftTerm):
-    r"""Decoupled KD: the target-class and the non-target-class part of KL, weighted apart, times T².
+class WSLD(SoftTerm):
+    r"""Weighted soft labels: KL times T², each row as much as the student lags behind the teacher on its label.
 
-    .. math:: T^2\,(w_{target}\,\mathrm{TCKD} + w_{other}\,\mathrm{NCKD})
+    .. math::
+        T^2\,\Big(1 - \exp\big(-\tfrac{\mathrm{CE}(y, p^S)}{\mathrm{CE}(y, p^T)}\big)\Big)\,
+        \mathrm{KL}\big(p^T(T) \,\|\, p^S(T)\big)
 
-    Needs the class of every row, so it counts over labelled rows. Zhao et al., *Decoupled Knowledge Distillation*,
-    CVPR 2022, whose alpha and beta are ``target_weight`` and ``other_weight``.
-
-    Args:
-        target_weight: of the target-class part (1 in the paper).
-        other_weight: of the non-target-class part (8 for most CIFAR-100 pairs of the paper).
-        weight: of the whole term.
-        temperature: see :class:`SoftTerm`.
+    The cross-entropies of the weight are those at temperature 1, and no gradient goes through them. Zhou et al.,
+    *Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff Perspective*, ICLR 2021, write
+    cross-entropy for KL: the same gradient, and a value that does not end at 0.
     """
 
     role: Role = "other"
     rows: Literal["labelled", "all"] = "labelled"
 
-    def __init__(
-        self,
-        target_weight: float = 1.0,
-        other_weight: float = 8.0,
-        weight: float | Mapping | Schedule = 1.0,
-        temperature: float | Mapping | Schedule | Temperature | None = None,
-    ) -> None:
-        super().__init__(weight, temperature)
-        for name, value in (("target_weight", target_weight), ("other_weight", other_weight)):
-            if not 0 <= value < math.inf:
-                raise UserError(f"{name}: {value}; accepted: a finite number, at least 0")
-        self.target_weight, self.other_weight = target_weight, other_weight
-
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        s, t, factor = self.temperature.soften(dense(student.logits), dense(teacher.logits))
-        classes = batch.targets.argmax(-1) if batch.targets.ndim == 2 else batch.targets.clamp(min=0)
-        tckd, nckd = decoupled_kl(s, t, classes)
-        return factor * (self.target_weight * tckd + self.other_weight * nckd)
+        ours, theirs = dense(student.logits), dense(teacher.logits)
+        s, t, factor = self.temperature.soften(ours, theirs)
+        return factor * soft_label_weight(ours, theirs, batch.targets) * kl(s, t)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdlab.functional import Batch, Outputs, Schedule, schedule
 
 Role = Literal["label", "soft", "other"]
+Rows = Literal["labelled", "all", "partnered"]
 
 
 class Term(nn.Module):
@@ -25,8 +26,8 @@ class Term(nn.Module):
 
     role: Role = "other"
     """``label`` terms weigh (1 - alpha), ``soft`` ones alpha, ``other`` ones their own weight alone."""
-    rows: Literal["labelled", "all"] = "all"
-    """Over which rows the values count: those with a label, or all valid ones."""
+    rows: Rows = "all"
+    """Over which rows the values count: those with a label, all valid ones, or those with a partner."""
     needs_teacher: bool = True
     by_row: bool = False
     """Whether each value depends on nothing but that row's logits, heads, target, weight and segment. Such a term is
@@ -34,6 +35,10 @@ class Term(nn.Module):
     for it."""
     any_vocabulary: bool = False
     """Whether it can be asked of a teacher with other classes than the student's."""
+    companion: str = ""
+    """The :attr:`~kdlab.models.companions.Companion.kind` that must train beside the student for it; empty for none."""
+    arrange: str = ""
+    """How rows must be put together for it, a :data:`~kdlab.data.order.Arrange`; empty for any way."""
     student_layers: tuple[str, ...] = ()
     """Module paths whose outputs the term wants in ``student.features``."""
     teacher_layers: tuple[str, ...] = ()
@@ -61,5 +66,5 @@ class LabelTerm(Term):
     """A term against the labels: counts over labelled rows, and weighs (1 - alpha)."""
 
     role: Role = "label"
-    rows: Literal["labelled", "all"] = "labelled"
+    rows: Rows = "labelled"
     needs_teacher = False
