@@ -131,7 +131,7 @@ def test_a_failing_job_is_recorded_and_the_rest_go_on(workplace, capsys):
     (failed,) = (r for r in results if r["status"] == "failed")
     assert failed["error"] == "loss is not finite at step 3: kl" and failed["settings"]["loss.temperature"] == 13
     shown = capsys.readouterr()
-    assert "[1/3] failed: RunFailed: loss is not finite" in shown.out
+    assert "[1/3] loss.temperature=13 failed: RunFailed: loss is not finite" in shown.out
     assert "1 of 3 jobs did not finish" in shown.err and shown.err.count("\n") == 1
     (workplace / "mended").touch()
     assert main(words) == 0

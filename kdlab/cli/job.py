@@ -73,24 +73,38 @@ class Job:
         found = composition(tree, texts, job)
         folder = job_folder(self.folder, texts, self.swept, found.config)
         words = [text for text in as_typed(texts) if text.split("=")[0] in self.swept]
-        place = f"[{job.job.num + 1}/{self.total}]"
-        line = " ".join([place, *(words or [str(found.config.get("name"))])])
-        done = read_any(folder)
-        if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
-            _say(f"{line}: done already")
-            return objective(done)
+        line = " ".join([f"[{job.job.num + 1}/{self.total}]", *(words or [str(found.config.get("name"))])])
         rest = remaining(self.folder, self.total, self.parallel)
-        _say(f"{line} ({rest})" if rest else line)
-        with spec.trust(user_modules=True):
-            try:
-                return objective(run(self.composer.with_stages(found), self.composer, folder))
-            except Busy:
-                _say("  running in another process; left to it")
-                return None
-            except Exception as error:
-                record_failure(folder, found.config, as_typed(texts), error)
-                _say(f"{place} failed: {type(error).__name__}: {error}")
-                return None
+        settled = settle(found, self.composer, folder, f"{line} ({rest})" if rest else line)
+        return None if settled is None else objective(settled)
+
+
+def settle(found: Composition, composer: Composer, folder: Path, line: str) -> dict[str, Any] | None:
+    """Run one of several runs, unless it is done: a failure is recorded, and one line said.
+
+    Args:
+        found: the run, its stages not yet composed.
+        composer: composes them.
+        folder: of the run.
+        line: says which it is.
+
+    Returns:
+        Its result; None if it failed, or is another process's.
+    """
+    done = read_any(folder)
+    if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
+        _say(f"{line}: done already")
+        return done
+    _say(line)
+    with spec.trust(user_modules=True):
+        try:
+            return run(composer.with_stages(found), composer, folder)
+        except Busy:
+            _say("  running in another process; left to it")
+        except Exception as error:
+            record_failure(folder, found.config, as_typed(found.overrides), error)
+            _say(f"{line} failed: {type(error).__name__}: {error}")
+    return None
 
 
 _FOLLOWED = set[int]()

@@ -6,13 +6,16 @@ An option is a YAML file; its first line is a comment that says what it is.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import kdlab
 
 NETWORKS = "model"
 """The group of networks: each is an option of ``student`` and of ``teacher`` as well."""
+
+BOARDS = "leaderboard"
+"""The folder of boards: what the verb of that name takes, and no group of an experiment."""
 
 EXTRA = {
     "teacher": {
@@ -30,6 +33,7 @@ class Options:
 
     folders: tuple[Path, ...]
     groups: dict[str, dict[str, str]]
+    boards: dict[str, str] = field(default_factory=dict)
 
     def of(self, group: str) -> list[str]:
         """Names of a group's options; none for an unknown group."""
@@ -67,7 +71,8 @@ def read(where: Iterable[Path]) -> Options:
     networks = groups.get(NETWORKS, {})
     groups["student"] = dict(networks)
     groups["teacher"] = {**networks, **EXTRA["teacher"]}
-    return Options(where, {name: groups[name] for name in sorted(groups) if name != "hydra"})
+    boards = groups.pop(BOARDS, {})
+    return Options(where, {name: groups[name] for name in sorted(groups) if name != "hydra"}, boards)
 
 
 def _first_comment(path: Path) -> str:

@@ -1,0 +1,217 @@
+"""Run every method of a board with every seed, and show which of them helps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdlab.cli import options
+from kdlab.cli.main import Parser
+from kdlab.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from kdlab.cli.compose import Composer, Composition
+    from kdlab.runs.leaderboard import Board, Entry
+    from kdlab.runs.read import Run
+
+
+def main(argv: Sequence[str]) -> int:
+    """``kdlab leaderboard [BOARD] [OVERRIDES...]``: runs what has not run, then shows and writes the board."""
+    parser = Parser(
+        prog="kdlab leaderboard",
+        description=__doc__,
+        epilog="example: kdlab leaderboard digits --jobs 2; writes leaderboard.md, .json and .png below outputs/; "
+        "an interrupted one goes on; a board of your own: conf/leaderboard/NAME.yaml",
+    )
+    parser.add_argument("board", nargs="?", help="a board; without it, all are listed")
+    parser.add_argument("overrides", nargs="*", metavar="OVERRIDE", help="for all rows, such as epochs=10")
+    parser.add_argument("--rows", help="A,B,...: these methods, and the two that others are held against")
+    parser.add_argument("--seeds", help="0,1,...: other seeds than the board's")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, a process each (default: 1)")
+    parser.add_argument("--time", type=int, default=0, metavar="N", help="also time the methods' steps, in N rounds")
+    parser.add_argument("--show", action="store_true", help="run nothing; show what has run")
+    args = parser.parse_intermixed_args(argv)
+    found = options.read(options.folders())
+    if args.board is None:
+        for name, said in sorted(found.boards.items()):
+            print(f"{name:<12}{said}")
+        return 0
+    board = _board(args, found)
+    if args.jobs < 1:
+        raise UserError(f"--jobs: {args.jobs}; accepted: at least 1")
+    with _composed(board, args.overrides) as (points, composer):
+        folder = _folder(board, args.overrides, points)
+        if not args.show:
+            with _helpers(args.jobs - 1, argv):
+                _run_all(board, points, composer, folder)
+        times = _times(board, points, composer, folder, args.time)
+        return _show(board, points, folder, times)
+
+
+def _board(args: argparse.Namespace, found: options.Options) -> Board:
+    from kdlab.runs.leaderboard import Board
+
+    path = found.file(options.BOARDS, args.board)
+    if path is None:
+        raise unknown("leaderboard", args.board, found.boards, "board")
+    rows = None if args.rows is None else [row.strip() for row in args.rows.split(",") if row.strip()]
+    try:
+        seeds = None if args.seeds is None else [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds: {args.seeds!r}; accepted: whole numbers, such as 0,1,2") from None
+    return Board.read(path).only(rows, seeds)
+
+
+Points = dict[tuple["Entry", int], "Composition"]
+"""What each run of a board is composed to."""
+
+
+@contextmanager
+def _composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Composer]]:
+    """Every run of a board, composed, validated and looked at before anything is written."""
+    from kdlab import spec
+    from kdlab.cli.compose import composer
+    from kdlab.cli.plan import QUIET, refuse_sweeps
+    from kdlab.cli.validate import validate
+
+    quiet = [f"{key}={value}" for key, value in QUIET.items()]
+    points: Points = {}
+    with composer() as made, spec.trust(user_modules=True):
+        for entry in board.entries():
+            for seed in board.seeds:
+                try:
+                    parsed = made.parse([*board.overrides(entry, seed), *more])
+                    refuse_sweeps(parsed)
+                    points[entry, seed] = made.compose([*quiet, *(str(one.input_line) for one in parsed)])
+                    validate(points[entry, seed], made)
+                except UserError as error:
+                    raise UserError(f"{board.name}, {entry.row}: {error}") from None
+        yield points, made
+
+
+def _folder(board: Board, more: Sequence[str], points: Points) -> Path:
+    """Where a board's runs are: by its name, and by a hash of what was added to it."""
+    from kdlab import spec
+
+    first = next(iter(points.values())).config
+    kept = [text for text in more if not text.startswith("output=")]
+    name = board.name if not kept else f"{board.name}-{spec.config_hash({'overrides': sorted(kept)})[:6]}"
+    return Path(str(first["output"])) / options.BOARDS / name
+
+
+def _place(folder: Path, entry: Entry, seed: int, point: Composition) -> Path:
+    from kdlab import spec
+
+    return folder / entry.row / f"seed-{seed}-{spec.config_hash(point.config)[:8]}"
+
+
+def _run_all(board: Board, points: Points, composer: Composer, folder: Path) -> None:
+    """Run what has not run, and leave to other processes what they are at."""
+    from kdlab.cli.start import preflight
+
+    for entry in board.entries():
+        try:
+            preflight([points[entry, board.seeds[0]]])
+        except UserError as error:
+            raise UserError(f"{board.name}, {entry.row}: {error}") from None
+    print(f"{len(points)} runs ({len(board.rows)} methods) in {folder}", flush=True)
+    from kdlab.cli.job import settle
+
+    # seed by seed, so that a board that is cut short has all methods over fewer seeds
+    ordered = sorted(points.items(), key=lambda item: board.seeds.index(item[0][1]))
+    for number, ((entry, seed), point) in enumerate(ordered, 1):
+        words = " ".join(filter(None, (f"[{number}/{len(points)}]", entry.row, entry.setting, f"seed={seed}")))
+        settle(point, composer, _place(folder, entry, seed, point), words)
+
+
+@contextmanager
+def _helpers(count: int, argv: Sequence[str]) -> Iterator[None]:
+    """Processes that run the same board; each run is one process's, by its lock."""
+    words, skip = [], False
+    for word in argv:
+        if skip or word.startswith(("--jobs", "--time")):
+            skip = not skip and "=" not in word
+            continue
+        words.append(word)
+    command = [sys.executable, "-m", "kdlab", options.BOARDS, *words]
+    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    try:
+        yield
+        for helper in running:
+            helper.wait()
+    finally:
+        for helper in running:
+            helper.terminate()
+
+
+def _times(board: Board, points: Points, composer: Composer, folder: Path, rounds: int) -> dict[str, float]:
+    """Row → the median time of a step relative to ``board.relative_to``; kept beside the runs.
+
+    The methods take turns, and each is held against the other of its own round, since machines have moods.
+    """
+    from kdlab.files import atomic_write
+
+    path = folder / "times.json"
+    if rounds < 1:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    chosen = {entry.row: points[entry, board.seeds[0]] for entry in reversed(list(board.entries()))}
+    ratios: dict[str, list[float]] = {row: [] for row in board.rows}
+    with tempfile.TemporaryDirectory() as place:
+        for number in range(rounds):
+            print(f"timing, round {number + 1} of {rounds}", flush=True)
+            spent = {row: _step(chosen[row], composer, Path(place) / f"{number}-{row}") for row in board.rows}
+            for row, seconds in spent.items():
+                ratios[row].append(seconds / spent[board.relative_to])
+    found = {row: statistics.median(each) for row, each in ratios.items()}
+    with atomic_write(path) as file:
+        file.write(json.dumps(found, indent=1).encode())
+    return found
+
+
+def _step(point: Composition, composer: Composer, folder: Path) -> float:
+    """Seconds of one training step of a run without baseline and validation."""
+    from kdlab.cli.job import run
+
+    again = composer.compose([*point.overrides, "baseline=false", "data.val=0"])
+    result = run(again, composer, folder)
+    return float(result["seconds"]["student"]) / float(result["steps"])
+
+
+def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -> int:
+    from kdlab import spec
+    from kdlab.cli.sweep import read_any
+    from kdlab.files import atomic_write
+    from kdlab.runs import table
+    from kdlab.runs.leaderboard import Results
+    from kdlab.runs.leaderboard_picture import draw
+    from kdlab.runs.read import Run
+
+    runs: dict[tuple[Any, int], Run] = {}
+    for (entry, seed), point in points.items():
+        place = _place(folder, entry, seed, point)
+        result = read_any(place)
+        if result and result.get("config_hash", spec.config_hash(point.config)) == spec.config_hash(point.config):
+            runs[entry, seed] = Run(place, result)
+    if not any(not run.failed for run in runs.values()):
+        raise UserError(f"leaderboard: no finished run in {folder}; accepted: without --show, which runs them")
+    results = Results.of(board, runs, times)
+    table.show("\n" + table.render(results.rows(), results.columns, width=table.terminal_width()))
+    table.show("\n" + "\n".join(results.notes))
+    with atomic_write(folder / "leaderboard.md") as file:
+        file.write(results.markdown().encode())
+    with atomic_write(folder / "leaderboard.json") as file:
+        file.write(json.dumps(results.record(), indent=1).encode())
+    draw(results, folder / "leaderboard.png")
+    print(f"\nwritten: {folder / 'leaderboard.md'}, .json, .png")
+    missing = len(points) - sum(not run.failed for run in runs.values())
+    if missing:
+        print(f"kdlab: error: {missing} of {len(points)} runs are missing; the same command runs them", file=sys.stderr)
+    return 1 if missing else 0
