@@ -20,7 +20,7 @@ from typing import Any
 
 from kdlab.annotations import Mismatch, fit, kinds
 from kdlab.errors import UserError, nearest, unknown
-from kdlab.signatures import NotFound, Signature, find, signature
+from kdlab.signatures import NotFound, Parameter, Signature, find, signature
 
 __all__ = ["build", "check", "config_hash", "flatten", "signature", "trust"]
 
@@ -53,6 +53,7 @@ IRRELEVANT = (
     "logger",
     "trainer.progress",
     "trainer.log_every",
+    "trainer.gradients",
     "trainer.save_minutes",
 )
 """Keys that do not change a result, and so are left out of its hash."""
@@ -129,7 +130,8 @@ def build(
     Args:
         mapping: ``{_target_: dotted.name, argument: value, ...}``.
         path: where it stands in the config, for messages.
-        offer: arguments that it gets if its signature wants them and the config leaves them out or null.
+        offer: arguments that it gets if its signature wants them and the config leaves them out or null; a network
+            inside it, for an argument that is an ``nn.Module``, likewise.
         **from_code: arguments that it always gets.
 
     Raises:
@@ -147,17 +149,23 @@ def build(
     missing = [n for n, p in owner.parameters.items() if p.required and n not in given and n not in from_code]
     if missing:
         raise UserError(f"{_join(path, missing[0])}: missing; {owner.target} needs {', '.join(missing)}")
-    made = {name: _build_inside(value, _join(path, name)) for name, value in given.items()}
+    inside = {name: offer if _is_network(owner.parameters.get(name)) else None for name in given}
+    made = {name: _build_inside(value, _join(path, name), inside[name]) for name, value in given.items()}
     try:
         return _resolve(owner.target, path)(**{**made, **from_code})
     except UserError as error:
         raise _placed(error, path, owner) from None
 
 
-def _build_inside(value: Any, path: str) -> Any:
+def _is_network(parameter: Parameter | None) -> bool:
+    """Whether an argument is annotated as an ``nn.Module``."""
+    return parameter is not None and any(k.label == "Module" for k in kinds(parameter.annotation, parameter.scope))
+
+
+def _build_inside(value: Any, path: str, offer: Mapping[str, Any] | None = None) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
-            return build(value, path)
+            return build(value, path, offer=offer)
         return {name: _build_inside(inner, _join(path, name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_build_inside(inner, f"{path}[{i}]") for i, inner in enumerate(value)]

@@ -100,11 +100,6 @@ def test_experiments_win_over_the_root_and_users_over_experiments(capsys):
     assert composed(capsys, "experiment=kd_resnet", "name=mine")["name"] == "mine"
 
 
-def test_every_shipped_experiment_is_valid(capsys):
-    for name in options.read([options.shipped()]).of("experiment"):
-        assert composed(capsys, f"experiment={name}")["name"], name
-
-
 def test_student_and_teacher_are_any_network(capsys):
     config = composed(capsys, "student=resnet14", "student.width=8", "teacher=wrn_16_2")
     assert config["student"]["depth"] == 14 and config["student"]["width"] == 8

@@ -46,6 +46,8 @@ TAUGHT: dict[str, Any] = {
     "cache": "auto",
     "top_k": None,
     "draws": None,
+    "members": None,
+    "weighing": "mean",
 }
 """How a teacher is come by, beside its network: from a checkpoint, or trained with every label."""
 
@@ -174,7 +176,7 @@ def register(options: Options) -> None:
     """Make ``student`` and ``teacher`` groups of the networks, and the sweepers known to Hydra."""
     store = ConfigStore.instance()
     store.store(group="teacher", name="none", node={**_untrained("@teacher."), "teacher": None}, package="_global_")
-    store.store(group="teacher", name="previous", node={**_untrained("@"), "net": None, "cache": "auto"})
+    store.store(group="teacher", name="previous", node={**_untrained("@"), **TAUGHT, "net": None})
     store.store(group="teacher", name="written", node={**_untrained("@"), "net": None, "cache": "???"})
     for name in options.of(NETWORKS):
         for group in ("student", "teacher"):

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections import Counter
 
 from kdlab.cli import options, verbs
+
+_FAMILY = 9
+"""Options with one beginning that are named one by one."""
 
 _LEAD = ("experiment", "student", "teacher", "data", "loss", "temperature", "method")
 
@@ -21,7 +25,7 @@ def helptext() -> str:
         "       kdlab VERB [--help] ...          (kdlab, or python -m kdlab)",
         "",
         "verbs",
-        *(f"  {name:<10}{line}" for name, line in verbs.summaries().items()),
+        *_verbs(width),
         "",
         "groups: group=option (python -m kdlab list GROUP says what each option is)",
         *_groups(found, width),
@@ -45,6 +49,18 @@ def helptext() -> str:
     return "\n".join(parts)
 
 
+def _verbs(width: int) -> list[str]:
+    told = verbs.summaries()
+    column = max(map(len, told)) + 2
+    return [
+        line
+        for name, text in told.items()
+        for line in textwrap.wrap(
+            text, width, initial_indent=f"  {name:<{column}}", subsequent_indent=" " * (column + 2)
+        )
+    ]
+
+
 def _groups(found: options.Options, width: int) -> list[str]:
     names = [g for g in _LEAD if g in found.groups]
     names += [g for g in found.groups if g not in names and g != options.NETWORKS]
@@ -53,6 +69,15 @@ def _groups(found: options.Options, width: int) -> list[str]:
         shown = found.of(name)
         if name == "teacher":
             shown = ["any student", *options.EXTRA["teacher"]]
+        shown = _short(shown)
         indent = " " * 14
         lines += textwrap.wrap(" ".join(shown), width, initial_indent=f"  {name:<12}", subsequent_indent=indent)
     return lines
+
+
+def _short(names: list[str]) -> list[str]:
+    """Names, those of a family of many (``cifar100_TEACHER_STUDENT``) as one."""
+    families = Counter(name.partition("_")[0] for name in names)
+    many = {family: count for family, count in families.items() if count > _FAMILY}
+    kept = [name for name in names if name.partition("_")[0] not in many]
+    return sorted([*kept, *(f"{family}_... ({count} of them)" for family, count in many.items())])

@@ -10,10 +10,14 @@ from omegaconf import OmegaConf
 from kdlab import spec
 from kdlab.cli.compose import Composer, Composition
 from kdlab.errors import UserError
+from kdlab.experiment.schema import laid_over
 from kdlab.runs import loggers
 
 ROOT = "kdlab.experiment.schema.Experiment"
 """The owner of the root mapping."""
+
+TEACHER = "kdlab.experiment.schema.TeacherSpec"
+"""The owner of a teacher, and of each of several."""
 
 
 def validate(composition: Composition, composer: Composer) -> None:
@@ -45,6 +49,17 @@ def _check(config: Mapping[str, Any]) -> None:
         overlay = (config.get(owner) or {}).get("data") if isinstance(config.get(owner), Mapping) else None
         if overlay:
             spec.check({**data, **overlay}, f"{owner}.data")
+    _check_members(config.get("teacher"), data)
+
+
+def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
+    """Each of several teachers is checked as a single one is."""
+    if not isinstance(teacher, Mapping) or teacher.get("members") is None:
+        return
+    for n, member in enumerate(laid_over(teacher)):
+        spec.check(member, f"teacher.members[{n}]", target=TEACHER)
+        if member.get("data"):
+            spec.check({**data, **member["data"]}, f"teacher.members[{n}].data")
 
 
 def _check_experiment(composition: Composition, composer: Composer) -> None:

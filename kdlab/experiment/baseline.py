@@ -13,7 +13,7 @@ from torch import nn
 from kdlab.experiment import parts
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
-from kdlab.experiment.store import Kept, Recipe, obtain
+from kdlab.experiment.store import LABELS, Kept, Recipe, obtain
 from kdlab.models import weights_hash
 
 log = logging.getLogger("kdlab")
@@ -24,6 +24,8 @@ def first_is_baseline(stages: Sequence[Stage]) -> bool:
     first, last = stages[0].experiment, stages[-1].experiment
     if len(stages) == 1 or stages[0].lesson is not None or last.init != "fresh":
         return False
+    if first.teaches_itself or first.companion is not None:
+        return False
     keys = ("student", "data", "epochs", "optimizer", "scheduler")
     return all(getattr(first, key) == getattr(last, key) for key in keys)
 
@@ -31,16 +33,17 @@ def first_is_baseline(stages: Sequence[Stage]) -> bool:
 def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list[Kept]:
     """The student of a run, trained by the same steps on labels alone; each fit is kept in the store.
 
-    Where somebody teaches, it starts from what the student started from (every stage alike), and has its adapters. A
-    student that nobody teaches is held against the same one from random weights. Stages that go on from each other and
-    differ in nothing but their teacher are one fit of as many epochs.
+    Where somebody teaches, it starts from what the student started from (every stage alike), and has its adapters;
+    where that was its teacher's classifier alone, it starts from random weights, and trains all of them. A student that
+    nobody teaches is held against the same one from random weights. Stages that go on from each other and differ in
+    nothing but their teacher are one fit of as many epochs.
 
     Returns:
         The fits, the last of which holds the baseline; none where no row has a label, or it would be the run itself.
     """
     taught = any(stage.lesson is not None for stage in stages)
     first = stages[0].experiment
-    if not taught and first.init == "fresh" and all(s.experiment.method_name == "FineTune" for s in stages):
+    if not taught and first.init == "fresh" and all(_labels_alone(stage.experiment) for stage in stages):
         return []
     recipes = [without_teacher(stage.experiment, stage.data) for stage in stages]
     if None in recipes:
@@ -93,16 +96,26 @@ def _fits(stages: Sequence[Stage], recipes: Sequence[Recipe]) -> list[_Fit]:
     return fits[start:]
 
 
+def _labels_alone(experiment: Experiment) -> bool:
+    """Whether a fit without a teacher learns from nothing but the labels of the data's own rows."""
+    if experiment.method_name != "FineTune" or experiment.source is not None:
+        return False
+    return all(term.role == "label" for term in parts.objective(experiment.loss).terms.values())
+
+
 def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
     """What is left of one fit without its teacher: the same student, data, seed and steps, and the labels.
 
-    Where only some rows have labels, its batches hold labelled rows only. None where none has.
+    It has no companion, and takes rows as they come. Where only some rows have labels, its batches hold labelled rows
+    only. None where none has.
     """
     if data.counts["labelled"] == 0:
         return None
     config = dict(experiment.data)
     if data.counts["labelled"] < data.counts["train"] and "ratio" in config:
         config["ratio"] = 0
+    if "arrange" in config:
+        config["arrange"] = None
     return Recipe(
         experiment.task,
         experiment.student,
@@ -118,6 +131,10 @@ def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
 
 
 def _label_terms(experiment: Experiment) -> dict[str, Any]:
-    """What the experiment's own loss says about labels, such as label smoothing; schedules of alpha left out."""
-    terms = parts.objective(experiment.loss).terms
-    return {name: experiment.loss["terms"][name] for name, term in terms.items() if term.role == "label"}
+    """What the experiment's own loss says about labels, such as label smoothing; schedules of alpha left out.
+
+    Where it says nothing about them, or at weight 0, the labels are learned as teachers learn them.
+    """
+    terms: dict[str, Any] = dict(parts.objective(experiment.loss).terms.items())
+    own = [name for name, term in terms.items() if term.role == "label" and not term.companion and term.weight.range[1]]
+    return {name: experiment.loss["terms"][name] for name in own} or dict(LABELS)

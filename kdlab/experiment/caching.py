@@ -51,7 +51,8 @@ def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> s
     if data.views is None:
         reasons.append(data.unlimited)
     if experiment.source is not None:
-        reasons.append("source writes sequences that nobody has seen before")
+        makes = "makes rows" if data.gives == "rows" else "writes sequences"
+        reasons.append(f"source {makes} that nobody has seen before")
     if objective.any_vocabulary:
         reasons.append("it reads the text in tokens of its own")
     if reasons and (asked != "auto" or sparse):

@@ -16,6 +16,8 @@ from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
 from kdlab.experiment.teaching import (
     Lesson,
+    Trained,
+    ensemble,
     find_teacher,
     tokens_of_teacher,
 )
@@ -33,10 +35,12 @@ def measure_all(done: Mapping[str, Stage], choices: Mapping[str, str]) -> tuple[
     last = stages[-1]
     lesson = last.lesson
     models: dict[str, Any] = {"student": _model(last, last.student, last.fitted.seconds)}
-    if lesson is not None and lesson.source.net is not None:
+    if lesson is not None and lesson.source.members:
+        models |= _several(last.data, last.task, last.training, lesson.source, lesson.teacher)
+    elif lesson is not None and lesson.source.net is not None:
         models |= {"teacher": described} if (described := _teacher(last, lesson)) else {}
     seconds = {
-        "teacher": lesson.source.seconds or 0.0 if lesson and lesson.source.fresh else 0.0,
+        "teacher": lesson.source.spent if lesson else 0.0,
         "cache": sum(stage.lesson.cache_seconds for stage in stages if stage.lesson),
         "student": sum(stage.fitted.seconds for stage in stages),
         "baseline": 0.0,
@@ -96,6 +100,20 @@ def describe_network(
     return {**described, **found}
 
 
+def _several(data: Any, task: Task, training: Training, source: Trained, teacher: Teacher) -> dict[str, Any]:
+    """Several teachers together, which answer one after the other, and each of them by itself."""
+    each: dict[str, Any] = {}
+    for n, one in enumerate(source.members):
+        assert one.net is not None
+        each[f"teacher_{n}"] = describe_network(data, task, training, one.net, one.seconds)
+    together = {
+        key: None if any(one[key] is None for one in each.values()) else sum(one[key] for one in each.values())
+        for key in ("parameters", "bytes", "flops", "latency_ms")
+    }
+    found = _splits(data, task, training, teacher.to(training.device), None)
+    return {"teacher": {**together, "seconds": source.seconds, **found}, **each}
+
+
 def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
     """All generations together: the mean of their probabilities."""
     last = stages[-1]
@@ -130,12 +148,17 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if there is no teacher, or its checkpoint does not load.
     """
     experiment = Experiment.of(config)
-    if experiment.teacher is None or experiment.teacher.net is None:
+    if experiment.teacher is None or (experiment.teacher.net is None and experiment.teacher.members is None):
         raise UserError("teacher: none; accepted: teacher=NAME, with teacher.checkpoint=FILE to measure a file")
     training = parts.training(experiment.trainer)
     data = parts.data(experiment.data, experiment.seed)
     task = parts.task(experiment.task, data)
     source = find_teacher(experiment, data, training, None, {})
-    assert source is not None and source.net is not None
-    found = describe_network(data, task, training, source.net, source.seconds)
+    assert source is not None
+    if source.members:
+        teacher = ensemble(experiment, [FrozenTeacher(one.net, task) for one in source.members if one.net is not None])
+        found = _several(data, task, training, source, teacher)["teacher"]
+    else:
+        assert source.net is not None
+        found = describe_network(data, task, training, source.net, source.seconds)
     return {**found, "trained_on": source.trained_on, "counts": data.counts}

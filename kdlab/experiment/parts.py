@@ -22,8 +22,9 @@ from kdlab.functional import mix, seed_all
 from kdlab.losses import Objective
 from kdlab.methods import Method, Training
 from kdlab.methods.checkpoints import read_checkpoint
-from kdlab.models import save_weights
+from kdlab.models import reuse_classifier, save_weights
 from kdlab.models.adapters import merge, save_adapter
+from kdlab.models.companions import Companion
 from kdlab.models.cut import cut
 from kdlab.runs.curves import CurvesFile
 from kdlab.runs.tensorboard import add_layout
@@ -35,8 +36,9 @@ log = logging.getLogger("kdlab")
 TASKS = {"rows": "classification", "sequences": "language_modeling", "pairs": "text_to_text"}
 """What data give → the option of ``task`` that reads it."""
 
-OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "views": None}
-"""What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views."""
+OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "arrange": None, "views": None}
+"""What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views, as they
+come."""
 
 
 def data(config: Mapping[str, Any], seed: int) -> Any:
@@ -68,7 +70,7 @@ def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Mod
     Raises:
         UserError: if it takes pictures and the data are a table, or what its constructor refuses.
     """
-    takes, offers = set(spec.signature(str(config.get("_target_"))).parameters), data.offers
+    takes, offers = _arguments(config), data.offers
     if "vocab_size" in takes and "vocab_size" not in offers:
         raise _unlike(key, config, "sequences of tokens", data, "a network for pictures or tables")
     if "vocab_size" in offers and "vocab_size" not in takes and takes & {"num_classes", "in_channels"}:
@@ -85,6 +87,13 @@ def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Mod
     if data.gives != "rows":
         _check_reads(net, data, key)
     return net
+
+
+def _arguments(config: Mapping[str, Any]) -> set[str]:
+    """What the constructor of a network takes, and those of the networks inside it."""
+    inner = [value for value in config.values() if isinstance(value, Mapping) and "_target_" in value]
+    own = set(spec.signature(str(config.get("_target_"))).parameters)
+    return own.union(*map(_arguments, inner))
 
 
 def _check_reads(net: nn.Module, data: Any, key: str) -> None:
@@ -109,8 +118,9 @@ def _check_reads(net: nn.Module, data: Any, key: str) -> None:
 
 
 def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: Any, accepted: str) -> UserError:
-    name = str(config["_target_"]).rpartition(".")[2]
-    return UserError(f"{key}: {name} takes {wanted}, and data ({data.name}) is {data.kind}; accepted: {accepted}")
+    return UserError(
+        f"{key}: {_of(config)} takes {wanted}, and data ({data.name}) is {data.kind}; accepted: {accepted}"
+    )
 
 
 def task(config: Mapping[str, Any], data: Any) -> Task:
@@ -148,6 +158,7 @@ def method(
     task: Task,
     teacher: Teacher | None,
     batches: Any = None,
+    companion: Companion | None = None,
 ) -> Method:
     """The LightningModule of an experiment."""
     scheduler = experiment.scheduler
@@ -163,6 +174,7 @@ def method(
             teacher=teacher,
             seed=experiment.seed,
             batches=batches,
+            companion=companion,
         )
     except UserError as error:  # the teacher is an argument of the method, and a key of the root
         raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
@@ -188,9 +200,38 @@ def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Call
     return finish
 
 
+def companion(experiment: Experiment, student: nn.Module, data: Any) -> Companion | None:
+    """What trains beside the student; its first weights are a function of the experiment's seed.
+
+    Raises:
+        UserError: if the data are no rows, or what its constructor refuses.
+    """
+    config = experiment.companion
+    if config is None:
+        return None
+    if data.gives != "rows":
+        raise UserError(
+            f"companion: {_of(config)} stands beside a classifier, and data ({data.name}) is text; accepted: "
+            "companion=none"
+        )
+    given = {name: value for name, value in config.items() if name != "net"}  # which is built for these classes below
+
+    def make(number: int) -> nn.Module:
+        net, key = (config["net"], "companion.net") if config.get("net") else (experiment.student, "student")
+        return network(net, data, mix(experiment.seed, 0x70656572, number), key)
+
+    example = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
+    seed_all(mix(experiment.seed, 0x636F6D70))
+    return spec.build(given, "companion", offer={"make": make, "example": example}, student=student)
+
+
+def _of(config: Mapping[str, Any]) -> str:
+    return str(config["_target_"]).rpartition(".")[2]
+
+
 def source(config: Mapping[str, Any] | None, data: Any) -> Any:
-    """What puts other sequences in the place of the data's; None for the data's own."""
-    return None if config is None else spec.build(config, "source", offer=data.offers)
+    """What puts other rows or sequences in the place of the data's; None for the data's own."""
+    return None if config is None else spec.build(config, "source", offer={**data.offers, "data": data})
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
@@ -223,14 +264,17 @@ def start(
     if init == "pretrained":
         pretrained(student)
         return
-    source = {"previous": previous, "teacher": teacher, "cut": teacher}.get(init)
+    source = {"previous": previous, "teacher": teacher, "cut": teacher, "classifier": teacher}.get(init)
     if source is None:
         if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
             return
-        missing = "teacher" if init == "cut" else init
+        missing = "teacher" if init in ("cut", "classifier") else init
         raise UserError(f"init: {init}, and the experiment has no {missing}; accepted: fresh, previous, pretrained")
     if init == "cut":
         cut(student, source)
+        return
+    if init == "classifier":
+        reuse_classifier(student, source)
         return
     try:
         student.load_state_dict(source.state_dict())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdlab import spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.caching import why_not_cached, written
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.teaching import came_with_weights, foreign_teacher, own_data, tokens_of_teacher
+from kdlab.experiment.teaching import (
+    came_with_weights,
+    each_member,
+    ensemble,
+    foreign_teacher,
+    of_member,
+    own_data,
+    tokens_of_teacher,
+)
 from kdlab.functional import Batch
 from kdlab.losses import Objective
-from kdlab.methods import evaluate
+from kdlab.methods import Method, evaluate
 from kdlab.models import load_weights, measure
+from kdlab.models.companions import Companion
 from kdlab.tasks import Task
-from kdlab.teachers import FrozenTeacher
+from kdlab.teachers import FrozenTeacher, Teacher
 
 CHECKPOINT_ROOM = 8
 """Sizes of the student that a run folder may take: weights, two optimizer states, best, last, one being written."""
@@ -73,7 +83,13 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     student = parts.network(experiment.student, data, experiment.seed, "student")
     yield "student", f"{measure.parameters(student):,} parameters, {task.num_classes} classes"
     teacher = _teacher(experiment, data, objective.any_vocabulary)
-    itself = experiment.method.get("source") is not None
+    members = _members(experiment, data, task, objective)
+    itself = experiment.method.get("source") not in (None, "step")
+    if objective.needs_teacher and experiment.method.get("source") == "step":
+        raise UserError(
+            "method.source: step has no teacher, and the loss has terms that need one; accepted: method=offline_kd, or "
+            "a loss without, such as mutual"
+        )
     if objective.needs_teacher and experiment.method_name == "FineTune":
         raise UserError(
             "method: FineTune learns from labels alone, and the loss has terms that need a teacher; "
@@ -83,7 +99,11 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     if experiment.teacher is not None and experiment.teacher.written:
         known = written(experiment, data, objective)
         yield "teacher", known.describe()
-    if objective.needs_teacher and teacher is None and not (itself or known is not None or _previous(experiment)):
+    if (
+        objective.needs_teacher
+        and teacher is None
+        and not (itself or members or known is not None or _previous(experiment))
+    ):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
     if experiment.method_name == "SemiSupervisedKD" and data.gives != "rows":
         raise UserError(
@@ -93,20 +113,31 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     _start(experiment, data, student, teacher)
     _adapter(experiment, student)
     _source(experiment, data, teacher, objective)
+    companion = parts.companion(experiment, student, data)
+    _beside(experiment, companion, objective)
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (itself or _previous(experiment))
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
-    shown = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
-    parts.method(experiment, student, objective, task, shown)
+    shown: Teacher | None = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
+    if members:
+        shown = ensemble(experiment, [FrozenTeacher(net, task) for net in members])
+    method = parts.method(experiment, student, objective, task, shown, companion=companion)
     if teacher is not None:
         yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"
         why_not_cached(experiment, data, objective)
-    if told is not None and not _previous(experiment) and not objective.any_vocabulary:
-        _probe(student, told, objective, task, data)
+    if members:
+        size = sum(measure.parameters(net) for net in members)
+        yield "teacher", f"{len(members)} of {size:,} parameters together, {_origin(experiment)}"
+    if members or (told is not None and not _previous(experiment) and not objective.any_vocabulary):
+        assert shown is not None
+        _probe(method, shown, told, data)
         yield "layers and classes", "teacher and student fit together"
+    elif companion is not None and not objective.needs_teacher:
+        _probe(method, None, None, data)
+        yield "companion", f"{measure.parameters(companion):,} parameters beside the student"
     if deep:
-        yield from _deep(experiment, data, task, teacher)
-    _room(experiment, student)
+        yield from _deep(experiment, data, task, teacher, members)
+    _room(experiment, *filter(None, (student, companion)))
     yield "disk", "enough room"
 
 
@@ -121,7 +152,7 @@ def _origin(experiment: Experiment) -> str:
 
 def _teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> nn.Module | None:
     wanted = experiment.teacher
-    if wanted is None or wanted.net is None:
+    if wanted is None or wanted.net is None or wanted.members is not None:
         return None
     if came_with_weights(wanted):
         return foreign_teacher(experiment, data, any_vocabulary)[0]
@@ -131,9 +162,49 @@ def _teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> nn.Modu
     return parts.network(wanted.net, own, wanted.seed, "teacher.net")
 
 
+def _members(experiment: Experiment, data: Any, task: Task, objective: Objective) -> list[nn.Module]:
+    """Each of several teachers as a single one; none where there is one, or nobody teaches."""
+    wanted = experiment.teacher
+    learned = any(getattr(term, "reads_members", False) for term in objective.terms.values())
+    if wanted is None or wanted.members is None:
+        if wanted is not None and wanted.weighing != "mean":
+            raise UserError(
+                f"teacher.weighing: {wanted.weighing}, and there is one teacher; accepted: mean, or teacher.members"
+            )
+        return []
+    if wanted.weighing == "learned" and not learned:
+        raise UserError(
+            "teacher.weighing: learned, and no term of the loss has weights for the members; accepted: mean, "
+            "confidence, or loss=several"
+        )
+    for name, term in objective.terms.items():
+        if layers := getattr(term, "teacher_layers", ()):
+            raise UserError(
+                f"loss.terms.{name}: looks at the teacher's layers ({', '.join(layers)}), and teacher.members are "
+                "several; accepted: terms on the output, or teacher.members=null"
+            )
+    if experiment.init in ("teacher", "cut", "classifier"):
+        raise UserError(f"init: {experiment.init}, and teacher.members are several; accepted: fresh, or one teacher")
+    rows = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+    nets = []
+    for n, one in enumerate(each_member(experiment)):
+        with of_member(n):
+            parts.dry_run(one)
+            why_not_cached(one, data, objective)
+            net = _teacher(one, data, False)
+            assert net is not None
+            classes = FrozenTeacher(net, task)(rows).logits.shape[-1]
+            if classes != task.num_classes:
+                raise UserError(
+                    f"teacher.net: {classes} classes, and data has {task.num_classes}; accepted: the same classes"
+                )
+        nets.append(net)
+    return nets
+
+
 def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
     """Whether the student can start from what ``init`` names."""
-    if experiment.init in ("teacher", "cut") and not _previous(experiment):
+    if experiment.init in ("teacher", "cut", "classifier") and not _previous(experiment):
         parts.start(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
     if experiment.init != "pretrained":
         return
@@ -149,20 +220,28 @@ def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Mo
 def _adapter(experiment: Experiment, student: nn.Module) -> None:
     """Whether the adapter has something to adapt."""
     parts.adapted(student, experiment.adapter, experiment.seed)
-    if experiment.adapter is not None and experiment.init == "fresh" and not experiment.student.get("name"):
+    random = experiment.init in ("fresh", "classifier")
+    if experiment.adapter is not None and random and not experiment.student.get("name"):
         raise UserError(
-            "adapter: trains beside the student's own weights, which are random with init=fresh; accepted: "
-            "init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"
+            f"adapter: trains beside the student's own weights, which are random with init={experiment.init}; "
+            "accepted: init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"
         )
 
 
 def _source(experiment: Experiment, data: Any, teacher: nn.Module | None, objective: Objective) -> None:
-    """Whether sequences can come from where ``source`` says."""
-    if experiment.source is None:
+    """Whether rows or sequences can come from where ``source`` says, and with the partners that terms ask for."""
+    wanted, source = experiment.source, None
+    if wanted is not None:
+        takes = spec.signature(str(wanted.get("_target_"))).parameters
+        if data.gives == "rows" and "vocab_size" in takes:
+            raise UserError(f"source: {_name(wanted)}, and data ({data.name}) is no text; accepted: source=none")
+        source = parts.source(wanted, data)
+    _partners(experiment, objective, source)
+    if wanted is None or source is None:
         return
-    if data.gives == "rows":
-        raise UserError(f"source: {_name(experiment.source)}, and data ({data.name}) is no text; accepted: source=none")
-    source = parts.source(experiment.source, data)
+    if getattr(source, "reads", "sequences") == "rows":
+        _source_of_rows(experiment, source, data, teacher)
+        return
     if source.writer == "teacher" and teacher is None and not _previous(experiment):
         raise UserError("source: the teacher's text, and there is no teacher; accepted: teacher=NAME, or source=none")
     if source.writer == "teacher" and teacher is not None and objective.any_vocabulary:
@@ -176,21 +255,69 @@ def _source(experiment: Experiment, data: Any, teacher: nn.Module | None, object
         raise UserError("source: needs a sequence a row, and data.pack joins several; accepted: data.pack=false")
 
 
+def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.Module | None) -> None:
+    """Whether what changes or makes rows has rows, and the teacher that it asks."""
+    assert experiment.source is not None
+    name = _name(experiment.source)
+    if data.gives != "rows":
+        raise UserError(f"source: {name} gives rows, and data ({data.name}) is text; accepted: source=none")
+    if teacher is not None or _previous(experiment):
+        return
+    other = experiment.method.get("source") is not None or getattr(experiment.teacher, "members", None)
+    if source.needs_net or (source.needs_teacher and not other):
+        raise UserError(
+            f"source: {name} asks a teacher, and no network teaches; accepted: teacher=NAME, or source=none"
+        )
+
+
+def _partners(experiment: Experiment, objective: Objective, source: Any) -> None:
+    """Whether rows have partners where a term compares each with its own."""
+    for name, term in objective.terms.items():
+        if term.arrange:  # partners that data gives
+            continue
+        if term.rows == "partnered" and experiment.source is None:
+            raise UserError(f"loss.terms.{name}: compares two views of a row; accepted: with source=strong_view")
+        if term.rows == "partnered" and not getattr(source, "pairs", True):
+            raise UserError(
+                f"loss.terms.{name}: compares two views of a row, and source shows one; accepted: source=strong_view"
+            )
+
+
+def _beside(experiment: Experiment, companion: Companion | None, objective: Objective) -> None:
+    """Whether companion, terms and the arrangement of rows belong together."""
+    there = "" if companion is None else companion.kind
+    for name, term in zip(objective.names, objective.terms.values(), strict=True):
+        if term.companion and term.companion != there:
+            raise UserError(
+                f"companion: {there or 'none'}, and loss.terms.{name} looks at {term.companion}; "
+                f"accepted: companion={term.companion}, or another loss"
+            )
+        arranged = experiment.data.get("arrange")
+        if term.arrange and term.arrange != arranged and "arrange" in experiment.data:
+            raise UserError(
+                f"data.arrange: {arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise; "
+                f"accepted: data.arrange={term.arrange}, or another loss"
+            )
+    if there and not any(term.companion == there for term in objective.terms.values()):
+        fitting = {"peers": "loss=mutual", "exits": "loss=byot"}.get(there, "a loss with such a term")
+        raise UserError(
+            f"companion: {there}, and no term of the loss looks at it; accepted: {fitting}, or companion=none"
+        )
+
+
 def _name(mapping: Mapping[str, Any]) -> str:
     return str(mapping.get("_target_", "")).rpartition(".")[2]
 
 
-def _probe(student: nn.Module, teacher: nn.Module, objective: Objective, task: Task, data: Any) -> None:
-    """Run two rows through both, so that a wrong layer, shape or class count shows now."""
+def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: Any) -> None:
+    """Run two rows through all that train or teach, so that a wrong layer, shape or class count shows now."""
+    objective = method.objective
     rows: Batch = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+    rows.partner = torch.tensor([1, 0])[: len(rows)] if data.gives == "rows" else None  # a source may give others
     with torch.no_grad():
-        layers = objective.teacher_layers
-        theirs = _named("teacher_layer", objective, lambda: FrozenTeacher(teacher, task, layers)(rows))
-        training = student.training
-        student.eval()
-        ours = _named("student_layer", objective, lambda: task.outputs(student, rows, objective.student_layers))
-        student.train(training)
-        objective.meet(student, teacher, data.counts["train"])
+        theirs = None if teacher is None else _named("teacher_layer", objective, lambda: teacher(rows))
+        ours = _named("student_layer", objective, lambda: method.shapes(rows))
+        objective.meet(method.student, net, data.counts["train"])
         objective.prepare(ours, theirs)
         objective(ours, theirs, rows)
 
@@ -208,13 +335,24 @@ def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
         raise UserError(f"{f'loss.terms.{owners[0]}.' if owners else ''}{key}{text[5:]}") from None
 
 
-def _deep(experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None) -> Iterator[tuple[str, str]]:
+def _deep(
+    experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None, members: Sequence[nn.Module] = ()
+) -> Iterator[tuple[str, str]]:
     for split in ("train", "val", "test"):
         if data.counts[split] or split != "val":
             loader = getattr(data, f"{split}_dataloader")()
             if not len(loader):
                 raise UserError(f"data: the {split} loader is empty; accepted: at least one batch")
     yield "loaders", f"{len(data.train_dataloader())} steps an epoch"
+    for n, (one, net) in enumerate(zip(each_member(experiment), members, strict=True)):
+        with of_member(n):
+            yield from _beats_chance(one, data, task, net)
+    yield from _beats_chance(experiment, data, task, teacher)
+
+
+def _beats_chance(
+    experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None
+) -> Iterator[tuple[str, str]]:
     wanted = experiment.teacher
     if teacher is None or wanted is None or wanted.checkpoint is None:
         return
@@ -233,11 +371,11 @@ def _deep(experiment: Experiment, data: Any, task: Task, teacher: nn.Module | No
     yield "teacher's score", said
 
 
-def _room(experiment: Experiment, student: nn.Module) -> None:
+def _room(experiment: Experiment, *nets: nn.Module) -> None:
     folder = Path(experiment.output).absolute()
     while not folder.exists():
         folder = folder.parent
-    needed, free = CHECKPOINT_ROOM * measure.size_bytes(student), shutil.disk_usage(folder).free
+    needed, free = CHECKPOINT_ROOM * sum(map(measure.size_bytes, nets)), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
             f"output: {folder} has {free / 2**20:.0f} MiB free, and a run writes about {needed / 2**20:.0f} MiB; "

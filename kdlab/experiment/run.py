@@ -34,7 +34,7 @@ from kdlab.runs import table
 
 log = logging.getLogger("kdlab")
 
-NAMED = ("task", "student", "teacher", "data", "loss", "method", "source", "adapter")
+NAMED = ("task", "student", "teacher", "data", "loss", "method", "source", "adapter", "companion")
 """Groups whose chosen option a table names, instead of what is in it."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+from kdlab.errors import UserError, unknown
 
 
 @dataclass
@@ -37,16 +39,73 @@ class TeacherSpec(PretrainedSpec):
     """Of sequences: cache the k most probable tokens of each position and the mass of all others."""
     draws: int | None = None
     """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
+    members: list[dict] | None = None
+    """Several teachers instead of one: what each differs in from the keys above, such as ``[{seed: 1}, {seed: 2}]``."""
+    weighing: Literal["mean", "confidence", "learned"] = "mean"
+    """Of the members: all alike, by how well each knows a row's label, or by weights that the loss trains."""
 
     @property
     def written(self) -> bool:
         """Whether all that is known of it is a cache, such as ``kdlab generate`` writes."""
-        return self.net is None and self.cache not in ("auto", "off")
+        return self.net is None and self.members is None and self.cache not in ("auto", "off")
 
     @property
     def previous(self) -> bool:
         """Whether it is the student of the stage before."""
-        return self.net is None and not self.written
+        return self.net is None and self.members is None and not self.written
+
+    @property
+    def each(self) -> list[TeacherSpec]:
+        """The members, each with the keys of all laid beneath its own; this teacher alone where it has none.
+
+        Raises:
+            UserError: of no members at all, of members without a network, or of what a member cannot have.
+        """
+        if self.members is None:
+            return [self]
+        own = {f.name: getattr(self, f.name) for f in fields(self)}
+        return [TeacherSpec(**values) for values in laid_over(own)]
+
+
+NOT_OF_ONE = ("members", "weighing", "top_k", "draws")
+"""Keys of a teacher that no single one of several has."""
+
+
+def laid_over(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The keys of each member of a teacher: its own, laid over those of all; mappings inside key by key.
+
+    A mapping of another ``_target_`` stands for itself: what one network is told means nothing to another.
+
+    Raises:
+        UserError: if there are no members, they have no network, or a member names a key that it cannot have.
+    """
+    members = teacher["members"]
+    if not members:
+        raise UserError(
+            "teacher.members: an empty list; accepted: a mapping each, such as [{seed: 1}, {seed: 2}], or null"
+        )
+    for key in ("top_k", "draws"):
+        if teacher.get(key) is not None:
+            raise UserError(f"teacher.{key}: {teacher[key]}, and teacher.members are several; accepted: null")
+    beneath = {key: value for key, value in teacher.items() if key not in NOT_OF_ONE}
+    known = [f.name for f in fields(TeacherSpec) if f.name not in NOT_OF_ONE]
+    found = []
+    for n, member in enumerate(members):
+        for key in member:
+            if key not in known:
+                raise unknown(f"teacher.members[{n}].{key}", str(key), known, "key of a teacher")
+        found.append({**beneath, **{key: _over(beneath.get(key), value) for key, value in member.items()}})
+        if found[-1].get("net") is None:
+            raise UserError(f"teacher.members[{n}].net: none; accepted: a network, or teacher=NAME for all members")
+    return found
+
+
+def _over(beneath: Any, value: Any) -> Any:
+    if not isinstance(beneath, Mapping) or not isinstance(value, Mapping):
+        return value
+    if value.get("_target_", beneath.get("_target_")) != beneath.get("_target_"):
+        return dict(value)
+    return {**beneath, **{key: _over(beneath.get(key), inner) for key, inner in value.items()}}
 
 
 @dataclass
@@ -70,12 +129,14 @@ class Experiment:
     """What puts other sequences in the place of the data's: the student's own text, or the teacher's."""
     adapter: dict | None = None
     """What trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
+    companion: dict | None = None
+    """What trains beside the student and is left behind: peers, or exits on its inner layers."""
     seed: int = 0
     """Of the student: its first weights, the order of examples, augmentation."""
     epochs: int = 30
-    init: Literal["fresh", "previous", "teacher", "cut", "pretrained"] = "fresh"
+    init: Literal["fresh", "previous", "teacher", "cut", "classifier", "pretrained"] = "fresh"
     """What the student starts from: random weights, the stage before, its teacher, every second layer of its teacher
-    (``cut``), or ``pretrained``."""
+    (``cut``), random weights but for the ``classifier`` of its teacher, which stays as it is, or ``pretrained``."""
     baseline: bool = True
     """Also train the same student without its teacher."""
     stages: dict = field(default_factory=dict)
@@ -88,6 +149,11 @@ class Experiment:
     def method_name(self) -> str:
         """The class of the method, such as ``OfflineKD``."""
         return str(self.method.get("_target_", "")).rpartition(".")[2]
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Whether nobody but the student teaches it: its past, or what stands beside it in the same step."""
+        return self.method.get("source") in ("ema", "snapshot", "step")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:

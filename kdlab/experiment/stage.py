@@ -60,7 +60,7 @@ def fit_stage(
     from_before = previous if _taught_by_previous(experiment) else None
     taught = _taught(experiment, objective)
     source = lesson = None
-    if taught or experiment.init in ("teacher", "cut"):
+    if taught or experiment.init in ("teacher", "cut", "classifier"):
         source = find_teacher(experiment, data, training, from_before, choices, objective.any_vocabulary)
     elif experiment.teacher is not None:
         log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
@@ -80,7 +80,9 @@ def fit_stage(
         given = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
     batches = parts.source(experiment.source, data)
     adapted = parts.adapted(student, experiment.adapter, experiment.seed)
-    method = parts.method(experiment, student, objective, task, lesson.teacher if lesson else None, batches)
+    companion = parts.companion(experiment, student, data)
+    teacher = lesson.teacher if lesson else None
+    method = parts.method(experiment, student, objective, task, teacher, batches, companion)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = parts.loggers(experiment.logger, folder, experiment.name)
@@ -99,6 +101,6 @@ def _taught_by_previous(experiment: Experiment) -> bool:
 
 def _taught(experiment: Experiment, objective: Objective) -> bool:
     """Whether somebody else teaches: neither labels alone, nor a running average or snapshot of the student."""
-    if experiment.method.get("source") in ("ema", "snapshot"):
+    if experiment.teaches_itself:
         return False
     return objective.needs_teacher or experiment.method_name != "FineTune"

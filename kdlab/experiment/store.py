@@ -34,7 +34,7 @@ LABELS = {"ce": {"_target_": "kdlab.losses.CrossEntropy"}}
 STORES = {"teacher": "teachers", "pretrained": "pretrained", "baseline": "baselines"}
 """Kind → its folder of the store."""
 
-HOW = ("accelerator", "channels_last", "threads", "deterministic", "log_every", "progress", "save_minutes")
+HOW = ("accelerator", "channels_last", "threads", "deterministic", "log_every", "gradients", "progress", "save_minutes")
 """Keys of the trainer that say how a network is computed, not what it is."""
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from kdlab.losses import Objective
 from kdlab.methods import Training
 from kdlab.models import load_weights
 from kdlab.tasks import Task
-from kdlab.teachers import FrozenTeacher, Teacher, TokenCache, UnlikeTeacher
+from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Teacher, TokenCache, UnlikeTeacher
 
 log = logging.getLogger("kdlab")
 
@@ -31,13 +32,20 @@ class Trained:
     """A trained network that can teach."""
 
     net: nn.Module | None
-    """None where only its answers are known."""
+    """None where only its answers are known, or there are several."""
     trained_on: str
     seconds: float | None = None
     """Of its training; None for a checkpoint from elsewhere."""
     fresh: bool = False
     tokenizer: Any = None
     """Of a language model; None where it is the data's, or not known."""
+    members: tuple[Trained, ...] = ()
+    """Several networks that teach together."""
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the training that was done just now."""
+        return sum(one.spent for one in self.members) + (self.seconds or 0.0 if self.fresh else 0.0)
 
 
 @dataclass
@@ -68,8 +76,12 @@ def find_teacher(
     spec = experiment.teacher
     if spec is not None and spec.written:
         return Trained(None, f"elsewhere (its answers in {spec.cache})")
-    if previous is not None or spec is None or spec.net is None:
+    if previous is not None or spec is None:
         return previous
+    if spec.members is not None:
+        return _find_members(experiment, data, training, names)
+    if spec.net is None:
+        return None
     if came_with_weights(spec):
         net, tokenizer, origin = foreign_teacher(experiment, data, any_vocabulary)
         return Trained(net, origin, tokenizer=tokenizer)
@@ -83,6 +95,45 @@ def find_teacher(
     name = names.get("teacher", "teacher")
     kept = obtain("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
     return Trained(kept.net, kept.trained_on, kept.seconds, kept.fresh, getattr(own, "tokenizer", None))
+
+
+def _find_members(experiment: Experiment, data: Any, training: Training, names: Mapping[str, str]) -> Trained:
+    """Each of several teachers, found or trained as a single one is."""
+    members = []
+    for n, one in enumerate(each_member(experiment)):
+        with of_member(n):
+            found = find_teacher(one, data, training, None, names)
+        assert found is not None
+        members.append(found)
+    times = [one.seconds for one in members if one.seconds is not None]
+    trained_on = "; ".join(dict.fromkeys(one.trained_on for one in members))
+    return Trained(None, trained_on, sum(times) if times else None, members=tuple(members))
+
+
+def each_member(experiment: Experiment) -> list[Experiment]:
+    """The experiment with each of its several teachers alone; none where it has one teacher, or nobody teaches."""
+    spec = experiment.teacher
+    if spec is None or spec.members is None:
+        return []
+    return [replace(experiment, teacher=one) for one in spec.each]
+
+
+@contextmanager
+def of_member(number: int) -> Iterator[None]:
+    """Lead a mistake with the key of the member that it is in: ``teacher.members[1].net`` for ``teacher.net``."""
+    try:
+        yield
+    except UserError as error:
+        rest = str(error).removeprefix("teacher.")
+        raise UserError(str(error) if rest == str(error) else f"teacher.members[{number}].{rest}") from None
+
+
+def ensemble(experiment: Experiment, members: Sequence[Teacher]) -> EnsembleTeacher:
+    """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
+    assert experiment.teacher is not None
+    weighing = experiment.teacher.weighing
+    by_confidence: Any = "confidence" if weighing == "confidence" else "mean"
+    return EnsembleTeacher(members, weighing=by_confidence, show=weighing == "learned")
 
 
 def came_with_weights(spec: TeacherSpec) -> bool:
@@ -147,6 +198,8 @@ def give_lesson(
     Raises:
         UserError: if it has another vocabulary than the student, and the objective compares token by token.
     """
+    if source.members:
+        return _give_members(source, experiment, data, task, objective, training)
     if source.net is None:
         kept = written(experiment, data, objective)
         log.info(kept.describe())
@@ -169,6 +222,25 @@ def give_lesson(
             "another objective than softening the whole vocabulary; temperature=one is what the cache is made for",
             teacher.manifest.k,
         )
+    return Lesson(teacher, source, time.monotonic() - started)
+
+
+def _give_members(
+    source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
+) -> Lesson:
+    """Several teachers as one; each answers from its own cache where that can be."""
+    started = time.monotonic()
+    members: list[Teacher] = []
+    for n, (found, one) in enumerate(zip(source.members, each_member(experiment), strict=True)):
+        assert found.net is not None
+        live = FrozenTeacher(found.net, task)
+        with of_member(n):
+            why_not = why_not_cached(one, data, objective)
+            members.append(live if why_not else cached(live, one, data, training))
+        if why_not:
+            log.info("teacher.members[%d]: no cache, %s", n, why_not)
+    teacher = ensemble(experiment, members)
+    log.info(teacher.describe())
     return Lesson(teacher, source, time.monotonic() - started)
 
 

@@ -18,6 +18,7 @@ import torch
 from kdlab.errors import RunFailed, UserError
 from kdlab.functional import Batch, Outputs, finite, mix, seed_all
 from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint, write_or_fail
+from kdlab.methods.gradients import Gradients
 from kdlab.methods.method import Method
 from kdlab.methods.progress import Progress
 from kdlab.methods.samples import Samples
@@ -102,6 +103,8 @@ def fit(
         callbacks.append(Progress(name, training.progress, training.log_every))
     if data.counts["val"] and hasattr(data, "questions"):
         callbacks.append(Samples(data, folder / "samples.md", every=max(1, epochs // 10)))
+    if training.gradients is not None and loggers:
+        callbacks.append(Gradients(training.gradients))
     resume = last if last.exists() else None
     if resume is not None:
         log.info("%s: going on from %s", name, resume)

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import RunFailed
-from kdlab.functional import Batch, Outputs, seed_torch
+from kdlab.functional import Batch, Outputs, Taps, seed_torch
 from kdlab.losses import Objective
 from kdlab.methods.learning_rate import LearningRate
 from kdlab.models import frozen_modules
+from kdlab.models.companions import Companion
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
@@ -22,7 +23,7 @@ MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 class Source(Protocol):
-    """What puts other sequences in the place of the data's."""
+    """What puts other rows or sequences in the place of the data's: attacked, generated, written by a network."""
 
     progress: float
     """Share of training done, in [0, 1]."""
@@ -55,6 +56,7 @@ class Method(pl.LightningModule):
         seed: of dropout and other randomness inside networks, as a function of (seed, epoch, batch).
         batches: what puts other sequences in the place of the data's, such as the student's own text; None for the
             data's own.
+        companion: what trains beside the student, and is in no export; None for nothing.
     """
 
     weights_file = "student.pt"
@@ -70,9 +72,11 @@ class Method(pl.LightningModule):
         teacher: Teacher | None = None,
         seed: int = 0,
         batches: Source | None = None,
+        companion: Companion | None = None,
     ) -> None:
         super().__init__()
         self.student = student
+        self.companion = companion
         self.objective = objective
         self.task = task
         self.teacher = teacher
@@ -104,12 +108,32 @@ class Method(pl.LightningModule):
         batch, told = self._sequences(self._layout(batch), batch_idx)
         teacher = self.teacher(batch.clean_view()) if self.teacher is not None else None
         batch, extra = self.relabel(batch, teacher)
-        student = self.task.outputs(self.student, batch, self.objective.student_layers)
+        student = self.answers(batch)
         losses = self.objective(student, teacher, batch)
         parts = batch.window.parts if batch.window is not None else 1
         assert self._curves is not None
         self._curves.add(losses.total.detach(), losses.values, losses.counted, parts, {**told, **extra})
         return losses.total
+
+    def answers(self, batch: Batch) -> Outputs:
+        """What the student says, with the layers that terms look at and, while it trains, what its companion adds."""
+        layers = self.objective.student_layers
+        if self.companion is None:
+            return self.task.outputs(self.student, batch, layers)
+        with Taps(self.student, layers) as features:  # their names are the student's
+            said = self.task.outputs(self.companion, batch)
+        said.features.update(features)
+        return said
+
+    @torch.no_grad()
+    def shapes(self, batch: Batch) -> Outputs:
+        """What it answers in training, but said in eval mode: nothing drops out, and no statistics move."""
+        self.student.eval()
+        if self.companion is not None:
+            self.companion.eval().training = True  # itself alone, so that it adds what it adds in training
+        said = self.answers(batch)
+        self.train()
+        return said
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:
         """What a method changes about a batch before the objective sees it, and further curves about that."""
@@ -123,9 +147,9 @@ class Method(pl.LightningModule):
             examples: how many the training split has; None where nobody counted.
         """
         self.objective.meet(self.student, getattr(self.teacher, "net", None), examples)
-        self.student.eval()
         with torch.no_grad():
-            student = self.task.outputs(self.student, batch, self.objective.student_layers)
+            student = self.shapes(batch)
+            self.student.eval()
             teacher = self.teacher(batch) if self.teacher is not None else None
             if teacher is None and self.teacher is not None:  # it will be this student, later
                 teacher = self.task.outputs(self.student, batch, self.teacher.layers)
@@ -142,11 +166,13 @@ class Method(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.channels_last:
-            self.student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for net in filter(None, (self.student, self.companion)):
+                net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.teacher is not None:
             self.teacher.to(self.device)
         # sequence models drop out by functions, which no list of their layers shows
-        self._random = self.task.reads != "rows" or any(isinstance(m, _RANDOM_LAYERS) for m in self.student.modules())
+        trained = [*self.student.modules(), *(self.companion.modules() if self.companion is not None else ())]
+        self._random = self.task.reads != "rows" or any(isinstance(m, _RANDOM_LAYERS) for m in trained)
 
     def on_train_start(self) -> None:
         self._curves = Curves(self.objective.names, self.log_every * self.trainer.accumulate_grad_batches)

@@ -1,4 +1,4 @@
-"""A network that learns from itself: from its previous generation, its running average, or its past."""
+"""A network that learns from itself: its previous generation, its running average, its past, or what is beside it."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from kdlab.errors import UserError, unknown
 from kdlab.methods.method import Method
 from kdlab.teachers import EMATeacher, SnapshotTeacher
 
-Source = Literal["previous", "ema", "snapshot"]
+Source = Literal["previous", "ema", "snapshot", "step"]
 
 
 class SelfDistillation(Method):
-    """Teacher and student are the same architecture, at different times.
+    """Teacher and student are the same architecture, at different times; or nobody else teaches at all.
 
     ``previous``: born-again networks; each generation is a fit of its own and learns from the one before, the first
     from labels (or from a given teacher). The generations, and the ensemble of all, are compared. Furlanello et al.,
     *Born-Again Neural Networks*, ICML 2018. ``ema``: a running average of the weights teaches. ``snapshot``: no
-    teacher at first, and in the last epochs the earlier self.
+    teacher at first, and in the last epochs the earlier self. ``step``: no teacher; the terms compare what is said in
+    the same step, by peers, by exits on inner layers, or about other rows, or was said in the step before.
 
     Args:
-        source: ``previous``, ``ema`` or ``snapshot``.
+        source: ``previous``, ``ema``, ``snapshot`` or ``step``.
         generations: number of fits (``previous`` only).
         decay: of the running average (``ema`` only), see :class:`~kdlab.teachers.EMATeacher`.
         begin: share of the epochs without a teacher (``snapshot`` only), see :class:`~kdlab.teachers.SnapshotTeacher`.
@@ -47,7 +48,7 @@ class SelfDistillation(Method):
             self.teacher = EMATeacher(self.task, decay)
         elif source == "snapshot":
             self.teacher = SnapshotTeacher(self.task, begin, every)
-        if source != "previous":
+        if source in ("ema", "snapshot"):
             assert self.teacher is not None
             self.teacher.layers = tuple(self.objective.teacher_layers)
         self.source, self.generations = source, generations

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import Batch, Outputs, Window, soft
+from kdlab.functional import Batch, Outputs, soft
 from kdlab.methods.offline import OfflineKD
 
 PseudoLabels = Literal["soft", "hard"]
@@ -54,7 +54,7 @@ class SemiSupervisedKD(OfflineKD):
         if self.labels == "hard":
             targets = self._with_choice(batch, used, choice, teacher.logits.shape[-1])
             # every row may be labelled now; those left out stay in the count
-            batch = replace(batch, targets=targets, window=Window(window.rows, window.rows, window.parts))
+            batch = replace(batch, targets=targets, window=window._replace(labelled=window.rows))
         if self.threshold > 0:
             keep = (used | ~unlabelled).float()
             weight = keep if batch.weight is None else keep * batch.weight

@@ -52,6 +52,7 @@ SCORES = {
     one.key: one
     for one in (
         Score("acc", "acc", "accuracy", True, True),
+        Score("robust_acc", "robust", "accuracy under attack", True, True),
         Score("ppl", "ppl", "perplexity", False, False),
         Score("ce", "CE", "cross-entropy", False, False),
         Score("em", "em", "exact match", True, True),
@@ -209,9 +210,9 @@ def shown(runs: Sequence[Run]) -> tuple[str, ...]:
     """The keys that a table shows unless told otherwise, as far as they were measured."""
     score = score_of(runs)
     outside = ("outside", "outside_difference")
-    if score.key == "acc":
-        return ("val", "test", "baseline", "difference", *outside, "agreement", "parameters", "seconds")
     others = [key for one in headline(runs) for key in (one.key, f"{one.key}_difference")]
+    if score.key == "acc":
+        return ("val", "test", "baseline", "difference", *others, *outside, "agreement", "parameters", "seconds")
     first = ("val", "test", "teacher", "baseline", "difference", "gap")
     return (*first, *others, *outside, "agreement", "kl", "parameters", "bytes", "tokens", "seconds")
 

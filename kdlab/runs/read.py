@@ -35,7 +35,7 @@ _FIRST = (
 
 _SHORT = {TEMPERATURE: "T", ALPHA: "alpha", "name": "experiment"}
 
-_PARTS = ("source", "adapter")
+_PARTS = ("source", "adapter", "companion")
 """Parts that a run may do without, and that a setting of their own name then calls none."""
 
 _REFERENCES = ("teacher", "baseline")
