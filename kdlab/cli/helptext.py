@@ -8,7 +8,7 @@ from collections import Counter
 
 from kdlab.cli import options, verbs
 
-_FAMILY = 9
+_FAMILY = 6
 """Options with one beginning that are named one by one."""
 
 _LEAD = ("experiment", "student", "teacher", "data", "loss", "temperature", "method")
