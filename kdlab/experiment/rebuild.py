@@ -15,9 +15,9 @@ from kdlab import spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.baseline import without_teacher
-from kdlab.experiment.run import _with_generations
+from kdlab.experiment.run import with_generations
 from kdlab.experiment.schema import Experiment, TeacherSpec
-from kdlab.experiment.stage import _taught, _taught_by_previous
+from kdlab.experiment.stage import is_taught, is_taught_by_previous
 from kdlab.experiment.store import STORES, Recipe
 from kdlab.experiment.teaching import came_with_weights, foreign_teacher
 from kdlab.functional import Outputs
@@ -102,7 +102,7 @@ def rebuild(
         raise UserError(f"diagnose: {run} holds a language model; accepted: the run folder of a classifier")
     config = folders.read_yaml(run / "config.yaml")
     plan = {name: Experiment.of(one) for name, one in (stages or {}).items()} or {"": _experiment(run, config)}
-    fits = list(_with_generations(plan))
+    fits = list(with_generations(plan))
     experiment = fits[-1][1]
     student, _ = load_model(run, trust)
     with _trusted(run, trust):
@@ -159,9 +159,9 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust
     experiment = fits[-1][1]
     if experiment.method.get("source") in ("ema", "snapshot"):
         raise NotThere("it was the student itself, earlier")
-    if not _taught(experiment, parts.objective(experiment.loss)):
+    if not is_taught(experiment, parts.objective(experiment.loss)):
         return None
-    if _taught_by_previous(experiment) and len(fits) > 1:
+    if is_taught_by_previous(experiment) and len(fits) > 1:
         return [load_model(run / "stages" / fits[-2][0], trust)[0]]
     told = experiment.teacher
     if told is None:
@@ -202,15 +202,15 @@ def _baseline(
     if len(fits) > 1:
         keys = ("student", "data", "epochs", "optimizer", "scheduler")
         alike = all(getattr(first, key) == getattr(experiment, key) for key in keys) and experiment.init == "fresh"
-        if alike and not _taught(first, parts.objective(first.loss)):
+        if alike and not is_taught(first, parts.objective(first.loss)):
             return [load_model(run / "stages" / fits[0][0], trust)[0]]  # it learned from the labels alone
-        if alike and _taught_by_previous(first) and first.teacher is None:
+        if alike and is_taught_by_previous(first) and first.teacher is None:
             return [load_model(run / "stages" / fits[0][0], trust)[0]]
         raise NotThere("a run of several stages may have several")
     recipe = without_teacher(experiment, data)
     if recipe is None:
         return None
-    taught = _taught(experiment, parts.objective(experiment.loss))
+    taught = is_taught(experiment, parts.objective(experiment.loss))
     given = _first_weights(run, experiment, data, teacher) if taught and experiment.init != "fresh" else None
     values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     if given is not None:

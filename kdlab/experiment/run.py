@@ -128,7 +128,7 @@ def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[s
     """Fit every stage in turn; the generations of born-again networks are stages too."""
     done: dict[str, Stage] = {}
     previous: Trained | None = None
-    for name, experiment in _with_generations(plan):
+    for name, experiment in with_generations(plan):
         place = folder / "stages" / name if name else folder
         done[name] = fit_stage(experiment, place, previous, choices, name or "student")
         previous = done[name].as_teacher
@@ -140,7 +140,8 @@ def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[s
     return done
 
 
-def _with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Experiment]]:
+def with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Experiment]]:
+    """Every fit of a plan by its name: stages, and the generations of each."""
     for name, experiment in plan.items():
         generations = experiment.method.get("generations", 1)
         if generations == 1:

@@ -57,8 +57,8 @@ def fit_stage(
     task = parts.task(experiment.task, data)
     objective = parts.objective(experiment.loss)
 
-    from_before = previous if _taught_by_previous(experiment) else None
-    taught = _taught(experiment, objective)
+    from_before = previous if is_taught_by_previous(experiment) else None
+    taught = is_taught(experiment, objective)
     source = lesson = None
     if taught or experiment.init in ("teacher", "cut", "classifier"):
         source = find_teacher(experiment, data, training, from_before, choices, objective.any_vocabulary)
@@ -92,14 +92,14 @@ def fit_stage(
     return Stage(experiment, data, task, training, student, lesson, fitted, given)
 
 
-def _taught_by_previous(experiment: Experiment) -> bool:
+def is_taught_by_previous(experiment: Experiment) -> bool:
     """Whether the stage before teaches: born-again generations, and ``teacher=previous``."""
     return experiment.method.get("source") == "previous" or (
         experiment.teacher is not None and experiment.teacher.previous
     )
 
 
-def _taught(experiment: Experiment, objective: Objective) -> bool:
+def is_taught(experiment: Experiment, objective: Objective) -> bool:
     """Whether somebody else teaches: neither labels alone, nor a running average or snapshot of the student."""
     if experiment.teaches_itself:
         return False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kdlab.functional.divergence import _same_shape, log_probabilities
+from kdlab.functional.divergence import log_probabilities, same_shape
 
 
 def pearson_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def inter_class_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     return pearson_distance(log_probabilities(student).exp(), log_probabilities(teacher).exp())
 
 
@@ -56,7 +56,7 @@ def intra_class_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Huang et al., NeurIPS 2022. (B, C) logits -> scalar; 1 for a batch of one row, where nothing can correlate.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     return pearson_distance(log_probabilities(student).exp().T, log_probabilities(teacher).exp().T).mean()
 
 
@@ -68,7 +68,7 @@ def batch_gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Its mean over the rows is :math:`\tfrac1B \|G^S - G^T\|_F^2`, the batch-level term of Jin et al., *Multi-Level Logit
     Distillation*, CVPR 2023.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     s, t = log_probabilities(student).exp(), log_probabilities(teacher).exp()
     with torch.autocast(s.device.type, enabled=False):  # it would multiply the float32 matrices in half precision
         return (s @ s.T - t @ t.T).pow(2).sum(-1)
@@ -82,7 +82,7 @@ def class_gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
     with P (B, C) the probabilities; summed, not averaged, over the rows, so it grows with the square of their number.
     Jin et al., CVPR 2023, class level. Takes C² numbers.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     s, t = log_probabilities(student).exp(), log_probabilities(teacher).exp()
     with torch.autocast(s.device.type, enabled=False):
         return (s.T @ s - t.T @ t).pow(2).sum() / s.shape[-1]

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from kdlab.functional.types import NO_LABEL
 
 
-def _same_shape(student: Tensor, teacher: Tensor) -> None:
+def same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Refuse logits of two shapes."""
     # kl_div would broadcast a (B, 1) or (C,) teacher without a word
     if student.shape != teacher.shape:
         raise ValueError(
@@ -47,7 +48,7 @@ def kl(student: Tensor, teacher: Tensor) -> Tensor:
     >>> kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 0.0]]))
     tensor([0.])
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     p, q = log_probabilities(teacher), log_probabilities(student)
     return (p.exp() * (p - q)).sum(-1)
 
@@ -70,7 +71,7 @@ def symmetric_kl(student: Tensor, teacher: Tensor) -> Tensor:
     Jeffreys, *An Invariant Form for the Prior Probability in Estimation Problems*, Proc. R. Soc. A 1946. Shapes as in
     :func:`kl`.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     p, q = log_probabilities(teacher), log_probabilities(student)
     return ((p.exp() - q.exp()) * (p - q)).sum(-1) / 2
 
@@ -111,7 +112,7 @@ def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
     Returns:
         (...) in nats, at most -log(skew).
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     return _kl_to_mixture(log_probabilities(teacher), log_probabilities(student), 1 - skew)
 
 
@@ -149,7 +150,7 @@ def jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
         return kl(student, teacher)
     if beta == 1:
         return reverse_kl(student, teacher)
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     p, q = log_probabilities(teacher), log_probabilities(student)
     return _kl_to_mixture(p, q, 1 - beta) / (1 - beta) + _kl_to_mixture(q, p, beta) / beta
 
@@ -162,7 +163,7 @@ def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
     Wen et al., *f-Divergence Minimization for Sequence-Level Knowledge Distillation*, ACL 2023. Shapes as in
     :func:`kl`.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     return (log_probabilities(teacher).exp() - log_probabilities(student).exp()).abs().sum(-1) / 2
 
 
@@ -195,7 +196,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference over everything but the first dimension: (B, ...) -> (B,)."""
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     wide = torch.promote_types(student.dtype, torch.float32)
     return (student.to(wide) - teacher.to(wide)).pow(2).flatten(1).mean(1)
 
@@ -229,7 +230,7 @@ def decoupled_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Ten
     Returns:
         TCKD and NCKD, (B,) each, in nats.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     at = F.one_hot(targets, student.shape[-1]).bool()
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.functional.divergence import _same_shape, cross_entropy, kl, log_probabilities
+from kdlab.functional.divergence import cross_entropy, kl, log_probabilities, same_shape
 
 
 def target_cross_entropy(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def target_cross_entropy(student: Tensor, teacher: Tensor, targets: Tensor) -> T
         teacher: logits (B, C).
         targets: (B,) class ids, each in [0, C).
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     at = targets[:, None]
     p = log_probabilities(teacher).gather(-1, at).exp()
     return -(p * log_probabilities(student).gather(-1, at)).squeeze(-1)
@@ -42,7 +42,7 @@ def soft_label_weight(student: Tensor, teacher: Tensor, targets: Tensor) -> Tens
         teacher: logits (B, C), not softened.
         targets: (B,) class ids with ``-100`` for no label, or (B, C) probabilities; 0 for a row without a label.
     """
-    _same_shape(student, teacher)
+    same_shape(student, teacher)
     ours, theirs = (cross_entropy(logits.detach(), targets) for logits in (student, teacher))
     return -torch.expm1(-ours / (theirs + 1e-7))  # the teacher's may be 0 up to rounding
 

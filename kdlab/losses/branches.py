@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, enhanced_target
-from kdlab.losses.features import Layers, _layer, _several, project
+from kdlab.losses.features import Layers, layer_of, paths, project
 from kdlab.losses.term import Role, Term
 
 COARSE = 4
@@ -128,7 +128,7 @@ class OFA(Term):
         weight: float | Mapping | Schedule = 1.0,
     ) -> None:
         super().__init__(weight)
-        self.student_layers = _several(student_layer)
+        self.student_layers = paths(student_layer)
         if not self.student_layers:
             raise UserError("student_layer: none; accepted: at least one module path")
         if not 1 <= gamma < math.inf:
@@ -138,7 +138,7 @@ class OFA(Term):
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self.branches:
-            found = [_layer(student, name, "student_layer") for name in self.student_layers]
+            found = [layer_of(student, name, "student_layer") for name in self.student_layers]
             self.branches.extend(branch(feature, student.logits.shape[-1], found[-1]) for feature in found)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -148,7 +148,7 @@ class OFA(Term):
         theirs = dense(teacher.logits)
         found = []
         for name, exit_ in zip(self.student_layers, self.branches, strict=True):
-            logits = project(_layer(student, name, "student_layer"), with_=exit_)
+            logits = project(layer_of(student, name, "student_layer"), with_=exit_)
             found.append(enhanced_target(logits, theirs, classes, self.gamma))
         if self.output:
             ours = dense(student.logits)

@@ -13,7 +13,12 @@ from kdlab.functional import Batch, Outputs, Schedule, attention_map, squared_er
 from kdlab.losses.term import Term
 
 
-def _layer(outputs: Outputs | None, name: str, key: str) -> Tensor:
+def layer_of(outputs: Outputs | None, name: str, key: str) -> Tensor:
+    """The captured output of a layer.
+
+    Raises:
+        UserError: naming ``key``, if it was not captured.
+    """
     if outputs is None or name not in outputs.features:
         raise UserError(f"{key}: no output of layer {name!r} was captured; accepted: a layer's module path")
     return outputs.features[name]
@@ -69,7 +74,7 @@ class LayerTerm(Term):
 
     def __init__(self, student_layer: Layers, teacher_layer: Layers, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
-        self.student_layers, self.teacher_layers = _several(student_layer), _several(teacher_layer)
+        self.student_layers, self.teacher_layers = paths(student_layer), paths(teacher_layer)
         if len(self.student_layers) != len(self.teacher_layers) or not self.student_layers:
             raise UserError(
                 f"student_layer, teacher_layer: {len(self.student_layers)} and {len(self.teacher_layers)} layers; "
@@ -79,7 +84,7 @@ class LayerTerm(Term):
     def captured(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
         """The features of each pair, as the layers gave them."""
         return [
-            (_layer(student, ours, "student_layer"), _layer(teacher, theirs, "teacher_layer"))
+            (layer_of(student, ours, "student_layer"), layer_of(teacher, theirs, "teacher_layer"))
             for ours, theirs in zip(self.student_layers, self.teacher_layers, strict=True)
         ]
 
@@ -88,7 +93,8 @@ class LayerTerm(Term):
         return [_common_grid(s, t) for s, t in self.captured(student, teacher)]
 
 
-def _several(layers: Layers) -> tuple[str, ...]:
+def paths(layers: Layers) -> tuple[str, ...]:
+    """Module paths, of one or of several."""
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
