@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from tiny import QUIET, checkpoint, curve, mistake, place, result, same, train, weights
+from tiny import QUIET, checkpoint, curve, mistake, place, result, stop_and_go, train, weights
 from torch import nn
 
 from kdlab.cli.main import main
 from kdlab.data import digits
 from kdlab.errors import UserError
-from kdlab.methods import checkpoints
 from kdlab.models import MLP, CifarResNet, weights_hash
 from kdlab.models.companions import Exits, Peers
 from kdlab.runs.predict import load_model
@@ -129,23 +128,8 @@ def test_a_stage_goes_on_from_the_student_alone(place):
 @pytest.mark.parametrize("name", ["mutual", "ps_kd", "cs_kd", "dlb"])
 def test_stopped_inside_an_epoch_it_ends_with_the_same_bits(place, monkeypatch, name):
     words = (f"experiment={name}", *SMALL, "epochs=2", "trainer.save_minutes=0.0000001", "data.batch_size=60")
-    whole = train(place, f"{name}_whole", *words)
-    assert result(whole)["steps"] == 6
-    plain = checkpoints.Saver.on_train_batch_end
-
-    def hook(self, trainer, *args):
-        plain(self, trainer, *args)
-        if trainer.global_step == 4:
-            raise RuntimeError("the machine is gone")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints.Saver, "on_train_batch_end", hook)
-        run = train(place, f"{name}_again", *words, status=1)
-    assert checkpoint(run)["global_step"] == 4
-    again = train(place, f"{name}_again", *words, f"resume={run}")
-    assert again == run and same(weights(again), weights(whole))
-    assert same(checkpoint(again)["state_dict"], checkpoint(whole)["state_dict"])
-    assert curve(again, "train/loss") == curve(whole, "train/loss")
+    run = stop_and_go(place, monkeypatch, name, words, at=4)
+    assert result(run)["steps"] == 6
 
 
 # ---- rows that are put together

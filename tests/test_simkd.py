@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from tiny import FEW, QUIET, checkpoint, curve, mistake, place, result, same, train, weights
+from tiny import FEW, QUIET, checkpoint, curve, mistake, place, result, same, stop_and_go, train, weights
 from torch import nn
 
 from kdlab import models, spec
@@ -15,7 +15,6 @@ from kdlab.cli.main import main
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Taps
 from kdlab.losses import SimKD
-from kdlab.methods import checkpoints
 from kdlab.models import Reused, reuse_classifier
 from kdlab.runs.predict import load_model
 
@@ -219,22 +218,8 @@ def test_its_baseline_learns_the_labels_with_all_of_its_weights(place):
 
 def test_stopped_inside_an_epoch_it_ends_with_the_same_bits(place, monkeypatch):
     words = (*RUN, "epochs=2", "baseline=false", "trainer.save_minutes=0.0000001", "data.batch_size=40")
-    whole = train(place, "simkd_whole", *words)
-    assert result(whole)["steps"] == 6
-    plain = checkpoints.Saver.on_train_batch_end
-
-    def hook(self, trainer, *args):
-        plain(self, trainer, *args)
-        if trainer.global_step == 4:
-            raise RuntimeError("the machine is gone")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(checkpoints.Saver, "on_train_batch_end", hook)
-        run = train(place, "simkd_again", *words, status=1)
-    again = train(place, "simkd_again", *words, f"resume={run}")
-    assert again == run and same(weights(again), weights(whole))
-    assert same(checkpoint(again)["state_dict"], checkpoint(whole)["state_dict"])
-    assert curve(again, "train/loss") == curve(whole, "train/loss")
+    run = stop_and_go(place, monkeypatch, "simkd", words, at=4)
+    assert result(run)["steps"] == 6
 
 
 def test_the_classifier_alone_with_labels_and_no_lesson(place):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 
 from kdlab.cli.main import main
 from kdlab.data.sources import cifar
+from kdlab.methods import checkpoints
 
 QUIET = ("trainer=cpu", "trainer.progress=none", "trainer.log_every=1", "logger=none")
 """One thread's worth of output and hardware; every step is a point of the curves."""
@@ -79,6 +80,27 @@ def farthest(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     """The greatest difference between two state dicts."""
     assert a.keys() == b.keys()
     return max(float((a[key].double() - b[key].double()).abs().max()) for key in a)
+
+
+def stop_and_go(place: Path, monkeypatch, name: str, words: Sequence[str], at: int) -> Path:
+    """Run whole, and once more but stopped after step ``at`` and resumed: the same bits. Returns the second run."""
+    whole = train(place, f"{name}_whole", *words)
+    plain = checkpoints.Saver.on_train_batch_end
+
+    def hook(self, trainer, *args):
+        plain(self, trainer, *args)
+        if trainer.global_step == at:
+            raise RuntimeError("the machine is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.Saver, "on_train_batch_end", hook)
+        run = train(place, f"{name}_again", *words, status=1)
+    assert checkpoint(run)["global_step"] == at < result(whole)["steps"]
+    again = train(place, f"{name}_again", *words, f"resume={run}")
+    assert again == run and same(weights(again), weights(whole))
+    assert same(checkpoint(again)["state_dict"], checkpoint(whole)["state_dict"])
+    assert curve(again, "train/loss") == curve(whole, "train/loss")
+    return again
 
 
 def mistake(capsys, words: list[str], output: Path | None = None) -> str:

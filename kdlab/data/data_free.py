@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,19 @@ Goal = Literal["dafl", "zskt"]
 
 _WEIGHTS, _LEARN, _SHOW, _INVERT = 0x67656E, 0x6C6561726E, 0x73686F77, 0x696E76
 """What random numbers are for."""
+
+
+class Asked(NamedTuple):
+    """What rows are made for; both networks are in eval mode."""
+
+    rows: int
+    student: nn.Module
+    teacher: nn.Module
+    task: Any
+    seed: int
+    step: int
+    part: int
+    device: torch.device
 
 
 class MadeRows:
@@ -59,7 +72,7 @@ class MadeRows:
             raise UserError("source: rows made after a teacher, and no network teaches live; accepted: teacher=NAME")
         device = batch.targets.device
         with probing(student, net, device=device):
-            made, curves = self.make(len(batch), student, net, task, seed, step, part, device)
+            made, curves = self.make(Asked(len(batch), student, net, task, seed, step, part, device))
         like = batch.inputs if isinstance(batch.inputs, Tensor) else made
         window = batch.window if batch.window is not None else batch.count()
         rows = torch.full((len(batch),), NO_LABEL, dtype=torch.int64, device=device)
@@ -71,18 +84,8 @@ class MadeRows:
         )
         return found, curves
 
-    def make(
-        self,
-        rows: int,
-        student: nn.Module,
-        teacher: nn.Module,
-        task: Any,
-        seed: int,
-        step: int,
-        part: int,
-        device: torch.device,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(rows, C, H, W) in [0, 1], and curves; both networks are in eval mode."""
+    def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
+        """Pictures (rows, C, H, W) in [0, 1], and curves."""
         raise TypeError(f"{type(self).__name__} does not say what it makes: define make")
 
     def state_dict(self) -> dict[str, Any]:
@@ -151,17 +154,8 @@ class GeneratedRows(MadeRows):
         self._kept: Mapping[str, Any] = {}
         self._last: Tensor | None = None
 
-    def make(
-        self,
-        rows: int,
-        student: nn.Module,
-        teacher: nn.Module,
-        task: Any,
-        seed: int,
-        step: int,
-        part: int,
-        device: torch.device,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
+        _, student, teacher, task, seed, step, part, device = asked
         net = self._ready(seed, device)
         if part == 0 and step % self.every == 0:
             z = self._latents(self.rows, device, seed, _LEARN, step)
@@ -174,7 +168,7 @@ class GeneratedRows(MadeRows):
             self._optimizer.zero_grad()
             self._last = loss.detach()
         with torch.no_grad():
-            made = net(self._latents(rows, device, seed, _SHOW, step, part))
+            made = net(self._latents(asked.rows, device, seed, _SHOW, step, part))
         lost = torch.full((), torch.nan, device=device) if self._last is None else self._last
         return made, {"generator": lost}
 
@@ -261,17 +255,8 @@ class InvertedRows(MadeRows):
         self.bn, self.tv, self.l2 = bn, tv, l2
         self.pool: Tensor | None = None
 
-    def make(
-        self,
-        rows: int,
-        student: nn.Module,
-        teacher: nn.Module,
-        task: Any,
-        seed: int,
-        step: int,
-        part: int,
-        device: torch.device,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, _, teacher, task, seed, step, part, device = asked
         if self.pool is None:
             sizes = [min(self.rows, self.size - first) for first in range(0, self.size, self.rows)]
             made = [self._invert(n, teacher, task, mix(seed, _INVERT, k), device) for k, n in enumerate(sizes)]

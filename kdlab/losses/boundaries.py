@@ -46,7 +46,7 @@ class _Connected(LayerTerm):
 
     def distance(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         """What the ``pair``-th pair, of the same shape by now, adds to each row: (B,)."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what it measures: define distance")
 
 
 def _connector(student: Tensor, teacher: Tensor) -> nn.Module:
