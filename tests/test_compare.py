@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -202,6 +204,23 @@ def test_the_table_that_ends_a_run() -> None:
     assert max(map(len, heads)) <= 100
 
 
+def test_the_table_says_whose_errors_the_student_makes(tmp_path: Path) -> None:
+    content = fabricate.result()
+    errors = {"split": "test", "examples": 360, "inherited": 4, "own": 3, "other": 2, "corrected": 2}
+    content["models"]["student"]["errors"] = errors
+    text = table.run_table(content, tmp_path)
+    said = "errors of the student on test: 9 of 360; 4 inherited from the teacher (the same wrong class), 3 its own, 2 "
+    assert said + "other; 2 corrected\n" in text and "diagnosis: " not in text
+    content["models"]["baseline"]["errors"] = {**errors, "inherited": 1}
+    (tmp_path / "diagnosis.html").touch()
+    text = table.run_table(content, tmp_path)
+    assert said + "other; 2 corrected; the baseline, which learned without it, shares 1\n" in text
+    assert f"\ndiagnosis: {tmp_path}/diagnosis.html\n" in text
+    for damaged in ({**errors, "own": "many"}, ["odd"], {"split": "test"}):
+        content["models"]["student"]["errors"] = damaged
+        assert "errors of" not in table.run_table(content)
+
+
 def test_the_table_of_a_run_without_teacher_baseline_or_test() -> None:
     content = fabricate.result()
     content["models"] = {
@@ -237,6 +256,28 @@ def test_compare_prints_what_differs_and_writes_everything(tmp_path: Path, capsy
     # What it wrote is no run: asked again, it finds the same.
     assert run_main(tmp_path, "--no-pictures") == 0
     assert "4 runs" in capsys.readouterr().out
+
+
+def test_the_page_links_what_runs_have_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, temperature in (("a run & <b>", 1), ("other", 4)):
+        content = fabricate.result(temperature=temperature)
+        errors = {"split": "test", "examples": 360, "inherited": 4, "own": 3, "other": 2, "corrected": 2}
+        content["models"]["student"]["errors"] = errors
+        fabricate.write(tmp_path / "runs" / name, content)
+    (tmp_path / "runs/a run & <b>/diagnosis.html").write_text("here")
+    for out in (tmp_path / "runs/compare", tmp_path / "else/where"):
+        assert run_main(tmp_path / "runs", "--out", out) == 0
+        html = (out / "index.html").read_text()
+        (link,) = re.findall(r'<a href="([^"]*)">(.*?)</a>(.*?)</li>', html)
+        assert (out / unquote(link[0])).read_text() == "here" and "://" not in link[0]
+        assert link[1] == "T=1 (a run &amp; &lt;b&gt;)" and "9 errors, 4 inherited from the teacher" in link[2]
+    assert run_main(tmp_path / "runs/other") == 0
+    assert "href" not in (tmp_path / "runs/other/compare/index.html").read_text()
+    capsys.readouterr()
+    assert run_main(tmp_path / "runs", "--no-pictures") == 0
+    assert "inherited" not in capsys.readouterr().out  # a column only where it is asked for
+    assert run_main(tmp_path / "runs", "--no-pictures", "--columns", "inherited,own_errors") == 0
+    assert "inherited errors" in capsys.readouterr().out
 
 
 def test_the_csv_holds_every_run_and_every_number(tmp_path: Path) -> None:

@@ -162,6 +162,7 @@ def test_a_run_is_rebuilt_from_its_folder(run, capsys, split):
     if split == "test":
         assert main(["diagnose", str(run)]) == 0 and "diagnosis_classes.png" in capsys.readouterr().out
         assert all((run / name).stat().st_size > 500 for name in FILES)
+        assert not list(run.glob(".*.tmp"))
         assert json.loads((run / "diagnosis.json").read_text()) == found
 
 

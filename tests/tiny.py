@@ -6,6 +6,7 @@ import json
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from kdlab.cli.main import main
 from kdlab.data.sources import cifar
+from kdlab.experiment import inherited
 from kdlab.methods import checkpoints
 
 QUIET = ("trainer=cpu", "trainer.progress=none", "trainer.log_every=1", "logger=none")
@@ -36,7 +38,16 @@ def place(tmp_path_factory, monkeypatch) -> Iterator[Path]:
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
+    # what every run draws at its end would cost the tests more than their training
+    monkeypatch.setattr(import_module("kdlab.experiment.run"), "report", lambda *_: None)
     yield folder
+
+
+@pytest.fixture
+def drawing(place, monkeypatch) -> Path:
+    """As ``place``, where runs draw what their students inherited."""
+    monkeypatch.setattr(import_module("kdlab.experiment.run"), "report", inherited.report)
+    return place
 
 
 def train(place: Path, name: str, *words: str, status: int = 0) -> Path:

@@ -19,6 +19,7 @@ import kdlab
 from kdlab import spec
 from kdlab.errors import RunFailed, UserError
 from kdlab.experiment.caching import MEASURED
+from kdlab.experiment.inherited import Heard, report
 from kdlab.experiment.measuring import measure_all
 from kdlab.experiment.preflight import preflight
 from kdlab.experiment.schema import Experiment
@@ -82,12 +83,16 @@ def run(
             done = _fit_stages(plan, folder, choices or {})
         except RunFailed as error:
             raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
-        models, seconds = measure_all(done, choices or {})
+        last = list(done.values())[-1]
+        heard = Heard("test" if last.data.counts.get("test") else "val", whole=not in_sweep)
+        models, seconds = measure_all(done, choices or {}, heard)
         result = _result(config, overrides, choices or {}, done, models)
         result["seconds"] = {"total": time.monotonic() - clock, **seconds}
         result["started"], result["finished"] = started, folders.now()
         _log_hparams(folder, result)
         folders.write_result(folder, result)
+        if not in_sweep:
+            report(folder, heard, last, overrides)
     _show(result, folder, in_sweep)
     return result
 

@@ -25,7 +25,7 @@ from kdlab.methods.samples import Samples
 from kdlab.methods.training import Training
 from kdlab.models import read_state
 from kdlab.models.measure import first_row
-from kdlab.tasks import Task
+from kdlab.tasks import Measures, Task
 from kdlab.teachers import Teacher
 
 log = logging.getLogger("kdlab")
@@ -210,6 +210,7 @@ def evaluate(
     teacher: Teacher | None = None,
     split: str = "test",
     words: int | None = None,
+    keep: Callable[[str, Measures], None] | None = None,
 ) -> dict[str, float]:
     """Measure what answers to batches, a network in eval mode or a teacher, on a split, in float32.
 
@@ -221,6 +222,7 @@ def evaluate(
         teacher: with whom agreement and divergence are measured; None leaves them out.
         split: which split, for a cached teacher.
         words: how many words the split has, for measures per word.
+        keep: gets the split and the task's measures once they have counted it, with all that they hold.
 
     Raises:
         UserError: if the split is empty.
@@ -233,4 +235,6 @@ def evaluate(
         measures.update(outputs, teacher(batch, split) if teacher is not None else None, batch)
     if not measures.rows:
         raise UserError(f"data: the {split} split is empty; accepted: at least one row")
+    if keep is not None:
+        keep(split, measures)
     return measures.compute()

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from kdlab.data.source import Files
 from kdlab.runs.diagnosis_pictures import Example, Shown
 
 
@@ -53,14 +55,13 @@ def shown(
 
 
 def _inputs(data: Any, split: str, wanted: set[int]) -> dict[int, Tensor]:
-    """Number of an example → what the networks read of it."""
-    found: dict[int, Tensor] = {}
-    start = 0
-    for batch in data.sequential(split) if wanted else ():
-        here = wanted.intersection(range(start, start + len(batch)))
-        found |= {number: batch.inputs[number - start].cpu().float() for number in here}
-        start += len(batch)
-    return found
+    """Number of an example → what the networks read of it; of files, no others are opened."""
+    if not wanted:
+        return {}
+    loader, rows = data.sequential(split), sorted(wanted)
+    held = loader.split.inputs
+    raw = held.read(rows) if isinstance(held, Files) else held[torch.tensor(rows, device=held.device)]
+    return dict(zip(rows, loader.augmentation.to_float(raw).cpu().float(), strict=True))
 
 
 def _picture(row: Tensor) -> Any:

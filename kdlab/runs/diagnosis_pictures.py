@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 24
 """Classes of a chart; of more, those where the student differs most from its teacher."""
 
-COLUMNS, ROWS = 5, 2
+COLUMNS, ROWS = 6, 2
 """Of pictures of one kind."""
 
 MARKS = {"teacher": ("s", BLUE), "student": ("o", VERMILION), "baseline": ("^", QUIET)}
@@ -100,8 +100,10 @@ def draw(found: Mapping[str, Any], kinds: Sequence[Shown], title: str, out: Path
 
 # ---- examples -----------------------------------------------------------------------------------------------------
 
-_CELL, _IMAGE, _LINE, _HEAD, _TOP = 1.95, 1.3, 0.145, 0.5, 0.72
-"""Inches: width of a cell, its picture, a line of text, the heading of a kind, and that of the figure."""
+_CELL, _IMAGE, _LINE, _HEAD, _TOP = 1.62, 1.44, 0.145, 0.5, 0.72
+_BETWEEN = 0.18
+"""Inches: width of a cell, greatest height of its picture, a line of text, the heading of a kind, and that of the
+figure; and what is left free between cells, so that a square picture is as wide as the words below it."""
 
 
 def examples(kinds: Sequence[Shown], title: str) -> Drawing:
@@ -114,7 +116,7 @@ def examples(kinds: Sequence[Shown], title: str) -> Drawing:
     height = _TOP + sum(each) + (0.1 if kinds else 0.4)
     figure = _blank(width, height)
     _write(figure, 0.15, 0.12, "Examples", size=12.5, weight="bold")
-    below = f"{title}; no example is: {', '.join(none)}" if none and kinds else title
+    below = f"{title}; no examples of: {', '.join(none)}" if none and kinds else title
     _write(figure, 0.15, 0.37, below, size=9, color=QUIET)
     top = _TOP
     for one, high in zip(kinds, each, strict=True):
@@ -133,8 +135,17 @@ def examples(kinds: Sequence[Shown], title: str) -> Drawing:
 def _height(one: Shown, pictures: bool) -> float:
     if not pictures:
         return _HEAD + 0.2 * (len(one.examples) + 1) + 0.15
-    lines = 2 + len(one.examples[0].said)
-    return _HEAD + math.ceil(len(one.examples) / COLUMNS) * (_IMAGE + _LINE * lines + 0.14)
+    return _HEAD + math.ceil(len(one.examples) / COLUMNS) * _cell(one.examples[0])
+
+
+def _cell(example: Example) -> float:
+    """Height of a picture, the lines below it, and the gap to the next."""
+    return _image_height(example) + _LINE * (2 + len(example.said)) + 0.16
+
+
+def _image_height(example: Example) -> float:
+    high, wide = example.picture.shape[:2]
+    return min(_IMAGE, max(0.2, (_CELL - _BETWEEN) * high / wide))
 
 
 def _kind(figure: Figure, one: Shown, top: float, width: float) -> None:
@@ -151,19 +162,19 @@ def _kind(figure: Figure, one: Shown, top: float, width: float) -> None:
 def _grid(figure: Figure, one: Shown, top: float) -> None:
     for n, example in enumerate(one.examples):
         row, column = divmod(n, COLUMNS)
-        lines = 2 + len(example.said)
-        x, y = 0.15 + column * _CELL, top + row * (_IMAGE + _LINE * lines + 0.14)
-        _image(figure, example.picture, x, y)
-        y += _IMAGE + 0.04
+        x, y = 0.15 + column * _CELL, top + row * _cell(example)
+        _image(figure, example, x, y)
+        y += _image_height(example) + 0.06
         _pair(figure, x, y, "true", example.true, f"#{example.number}", INK)
         for i, (role, (name, sure)) in enumerate(example.said.items()):
             colour = GREEN if name == example.true else VERMILION
             _pair(figure, x, y + _LINE * (i + 1), role, name, f"{100 * sure:.0f}%", colour)
 
 
-def _image(figure: Figure, picture: Any, x: float, y: float) -> None:
+def _image(figure: Figure, example: Example, x: float, y: float) -> None:
+    picture, tall = example.picture, _image_height(example)
     wide, high = figure.get_size_inches()
-    ax = figure.add_axes((x / wide, 1 - (y + _IMAGE) / high, (_CELL - 0.18) / wide, _IMAGE / high))
+    ax = figure.add_axes((x / wide, 1 - (y + tall) / high, (_CELL - _BETWEEN) / wide, tall / high))
     grey: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1} if picture.ndim == 2 else {}
     small = max(picture.shape[:2]) <= 96
     ax.imshow(picture, interpolation="nearest" if small else "antialiased", **grey)
@@ -173,8 +184,31 @@ def _image(figure: Figure, picture: Any, x: float, y: float) -> None:
 
 def _pair(figure: Figure, x: float, y: float, role: str, name: str, beside: str, colour: str) -> None:
     _write(figure, x, y, role, size=6.6, color=QUIET)
-    _write(figure, x + 0.46, y - 0.008, cut(name, 14), size=7.4, color=colour, weight="bold")
-    _write(figure, x + _CELL - 0.16, y, beside, size=6.6, color=QUIET, ha="right")
+    room = _CELL - _BETWEEN - 0.46 - _long(figure, beside, 6.6, "normal") - 0.06
+    name, size = _fitted(figure, name, room)
+    _write(figure, x + 0.46, y - 0.008, name, size=size, color=colour, weight="bold")
+    _write(figure, x + _CELL - _BETWEEN, y, beside, size=6.6, color=QUIET, ha="right")
+
+
+def _fitted(figure: Figure, name: str, room: float) -> tuple[str, float]:
+    """A class's name in bold type that fits so many inches: smaller where it is long, shortened where that is not
+    enough; and its size."""
+    for size in (7.4, 6.6, 5.8):
+        if len(name) < 40 and _long(figure, name, size, "bold") <= room:
+            return name, size
+    length = min(len(name), 40)
+    while length > 1 and _long(figure, cut(name, length), size, "bold") > room:
+        length -= 1
+    return cut(name, length), size
+
+
+def _long(figure: Figure, text: str, size: float, weight: str) -> float:
+    """How many inches a line of text takes."""
+    from matplotlib.font_manager import FontProperties
+
+    canvas: Any = figure.canvas
+    font = FontProperties(size=size, weight=weight)
+    return float(canvas.get_renderer().get_text_width_height_descent(text, font, False)[0] / figure.dpi)
 
 
 def _lines(figure: Figure, one: Shown, top: float) -> None:

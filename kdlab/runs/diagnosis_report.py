@@ -9,6 +9,7 @@ from typing import Any
 from kdlab.runs import page
 from kdlab.runs.diagnosis import KINDS
 from kdlab.runs.diagnosis_pictures import TITLES, Shown, chosen_classes, difference, unusual
+from kdlab.runs.folder import write_text
 from kdlab.runs.numbers import percent, plural
 from kdlab.runs.pictures import Picture
 from kdlab.runs.table import ABSENT, Column, render
@@ -53,7 +54,7 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
         own = beside["student"]
         line = f"student: {plural(own['inherited'], 'error')} inherited from the teacher (the same wrong class)"
         if "baseline" in beside:
-            line += f"; the baseline, which never saw it, shares {beside['baseline']['inherited']}"
+            line += f"; the baseline, which learned without it, shares {beside['baseline']['inherited']}"
         lines.append(line)
         lines.append(
             f"student: {own['own']} wrong where the teacher is right, {own['corrected']} right where it is wrong, "
@@ -178,7 +179,7 @@ def write_page(
         "<p class=quiet>diagnosis.json holds all counts, the numbers of the examples of every kind, and what each "
         "network says of each example.</p>",
     ]
-    path.write_text(page.document(title, lines), encoding="utf-8")
+    write_text(path, page.document(title, lines))
 
 
 def _pairs(title: str, found: tuple[Table, int]) -> str:

@@ -76,6 +76,9 @@ def score_named(key: str, higher: bool | None = None) -> Score | None:
         return SCORES[key] if higher is None else SCORES[key]._replace(higher=higher)
     if re.fullmatch(r"pass@\d{1,6}", key):
         return Score(key, key, f"solved in {key.removeprefix('pass@')} attempts", True, higher is not False)
+    if key.startswith("acc_"):  # of one of several tasks
+        task = clean(key.removeprefix("acc_"))
+        return Score(key, task, f"accuracy of {task}", True, higher is not False)
     return None if higher is None else Score(key, clean(key), clean(key), False, higher)
 
 
@@ -172,6 +175,10 @@ def measures(runs: Sequence[Run]) -> dict[str, Measure]:
         _difference(score, "difference", "test"),
         Measure("gap", "gap closed %", lambda run: gap_closed(run, "test", score), _whole_percent),
         Measure("agreement", "agree %", lambda run: _either(run, "agreement"), percent),
+        Measure("inherited", "inherited errors", of("errors", "inherited"), _errors, False),
+        Measure("own_errors", "own errors", of("errors", "own"), _errors, False),
+        Measure("corrected", "corrected", of("errors", "corrected"), _errors),
+        Measure("inherited_baseline", "shared by baseline", _shared, _errors, False),
         Measure("parameters", "params", of("parameters"), count, False, False),
         Measure("seconds", "train s", _seconds, seconds, False),
         Measure("bytes", "size", of("bytes"), size, False, False),
@@ -242,6 +249,15 @@ def _nats(value: float | None) -> str | None:
 
 def _whole_percent(value: float | None) -> str | None:
     return percent(value, places=0)
+
+
+def _errors(value: float | None) -> str | None:
+    """A number of errors, or the mean of some."""
+    return None if value is None else f"{value:,.1f}".removesuffix(".0")
+
+
+def _shared(run: Run) -> float | None:
+    return run.number("baseline", "errors", "inherited")
 
 
 def _either(run: Run, key: str) -> float | None:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 from kdlab.runs import table
 from kdlab.runs.comparison import Comparison, footer, head, row
 from kdlab.runs.numbers import plural
 from kdlab.runs.pictures import Picture
-from kdlab.runs.read import Group, Run, clean, mapping, setting
+from kdlab.runs.read import DIAGNOSIS, Group, Run, clean, mapping, setting
 
 _SCRIPT = """
 document.querySelectorAll('table.sortable').forEach(function (table) {
@@ -94,6 +96,7 @@ def write(
         _header(comparison, command),
         _settings(comparison, columns, order),
         *(figure(picture) for picture in pictures),
+        _diagnoses(comparison, order, path.parent),
         _list("Failed", [(run.folder, run.error) for run in comparison.failed], bad=True),
         _list("Unfinished: running, or killed", [(folder, "") for folder in comparison.unfinished]),
     ]
@@ -184,6 +187,35 @@ def figure(picture: Picture) -> str:
     heading = title[:1].upper() + title[1:]
     image = f'<img alt="{title}. {caption}" src="data:image/png;base64,{data}">'
     return f"<h2>{heading}</h2><figure>{image}<figcaption>{caption}</figcaption></figure>"
+
+
+def _diagnoses(comparison: Comparison, order: Sequence[Group], home: Path) -> str:
+    """Links to what runs have beside them of the errors that they inherited; a line for each run that has it."""
+    items = []
+    for run in (run for one in order for run in one.runs):
+        if (run.folder / DIAGNOSIS).is_file():
+            name = Group(run.settings, [run]).label(comparison.differs)
+            named = run.label if name == run.label else f"{name} ({run.label})"
+            items.append(f'<li><a href="{_link(run.folder / DIAGNOSIS, home)}">{escaped(named)}</a>{_errors(run)}</li>')
+    if not items:
+        return ""
+    return f"<h2>Diagnoses: whose errors a student makes ({len(items)})</h2><ul>{''.join(items)}</ul>"
+
+
+def _errors(run: Run) -> str:
+    wrong = [run.number(run.subject, "errors", kind) for kind in ("inherited", "own", "other")]
+    counts = [int(number) for number in wrong if number is not None]
+    if len(counts) < len(wrong):
+        return ""
+    return f" <span class=quiet>{plural(sum(counts), 'error')}, {counts[0]} inherited from the teacher</span>"
+
+
+def _link(path: Path, home: Path) -> str:
+    """Where a file lies, seen from the page's folder, as a link."""
+    try:
+        return escaped(quote(Path(os.path.relpath(path.resolve(), home.resolve())).as_posix()))
+    except ValueError:  # on another drive
+        return escaped(path.resolve().as_uri())
 
 
 def _list(title: str, entries: Sequence[tuple[Path, str]], bad: bool = False) -> str:

@@ -28,6 +28,8 @@ class Prediction:
     label: str
     probabilities: dict[str, float]
     """class → probability, most probable first."""
+    task: str = ""
+    """Which of several tasks it answers; empty where there is one."""
 
 
 def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -56,7 +58,7 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
 
 
 def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Prediction]:
-    """Classify images or arrays.
+    """Classify images or arrays; of a network with several tasks, a prediction for each in turn.
 
     Args:
         run: a run folder.
@@ -75,17 +77,30 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
     for path in inputs:
         rows = read_input(path, shape)
         with torch.no_grad():
-            logits = Outputs.of(net(rows)).logits.float()
-        if logits.shape[-1] != len(described["classes"]):
-            raise UserError(
-                f"{run}/model.json: names {len(described['classes'])} classes, and the network has {logits.shape[-1]}"
-            )
-        for i, row in enumerate(logits.softmax(-1)):
-            order = row.argsort(descending=True).tolist()
-            named = {described["classes"][c]: float(row[c]) for c in order}
+            said = Outputs.of(net(rows))
+        tasks = described.get("tasks") or {"": described["classes"]}
+        answers = {task: _shares(said, task, names, run) for task, names in tasks.items()}
+        for i in range(len(rows)):
             source = f"{path}[{i}]" if len(rows) > 1 else str(path)
-            found.append(Prediction(source, described["classes"][order[0]], named))
+            for task, names in tasks.items():
+                row = answers[task][i]
+                named = {names[c]: float(row[c]) for c in row.argsort(descending=True).tolist()}
+                found.append(Prediction(source, next(iter(named)), named, task))
     return found
+
+
+def _shares(said: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor:
+    """(N, C) probabilities of the classes of a task.
+
+    Raises:
+        UserError: if the network has another number of them, or no such task.
+    """
+    logits = said.heads.get(task) if task else said.logits
+    found = 0 if logits is None else logits.shape[-1]
+    if logits is None or found != len(names):
+        of = f" of {task}" if task else ""
+        raise UserError(f"{run}/model.json: names {len(names)} classes{of}, and the network has {found}")
+    return logits.float().softmax(-1)
 
 
 def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:

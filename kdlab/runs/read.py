@@ -22,6 +22,9 @@ from kdlab.errors import UserError, nearest
 
 RESULT, CONFIG, CURVES, SWEEP = "result.json", "config.yaml", "curves.jsonl", "sweep.yaml"
 
+DIAGNOSIS = "diagnosis.html"
+"""What a run of a classifier that had a teacher, or ``diagnose``, may have written."""
+
 STORES = frozenset({"teachers", "baselines", "cache"})
 """Folders inside ``outputs`` that hold what runs share: part of no comparison, unless pointed at directly."""
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from kdlab.runs.measures import Score, beside, gap_closed, headline, score_of
 from kdlab.runs.numbers import count, number, percent, seconds, size
-from kdlab.runs.read import Run, clean
+from kdlab.runs.read import DIAGNOSIS, Run, clean, mapping
 
 ABSENT = "–"
 _GAP = "  "
@@ -159,6 +159,8 @@ def _remarks(
     closed = gap_closed(run, split, score)
     if closed is not None and score.key != "acc":
         lines.append(f"gap closed: {percent(closed, places=0)} % of the way from baseline to teacher ({score.long})")
+    if (said := _errors(run)) is not None:
+        lines.append(said)
     ratios = [_ratio(run, "parameters", "fewer parameters"), _ratio(run, "bytes", "smaller")]
     if any(ratios):
         lines.append(f"{run.subject} against teacher: {', '.join(filter(None, ratios))}")
@@ -168,8 +170,26 @@ def _remarks(
         lines.append("latency: one example, one thread")
     if folder is not None:
         path = shorten(Path(folder))
+        if (Path(folder) / DIAGNOSIS).is_file():
+            lines.append(f"diagnosis: {path / DIAGNOSIS}")
         lines += [f"run folder: {path}", f"compare: python -m kdlab compare {shlex.quote(str(path.parent))}"]
     return lines
+
+
+def _errors(run: Run) -> str | None:
+    """Whose errors the student makes, in words; None where no teacher was measured beside it."""
+    kinds = ("examples", "inherited", "own", "other", "corrected")
+    found = [run.number(run.subject, "errors", kind) for kind in kinds]
+    counts = [int(number) for number in found if number is not None]
+    if len(counts) < len(kinds):
+        return None
+    examples, inherited, own, other, corrected = counts
+    split = clean(mapping(run.models[run.subject]["errors"]).get("split"))
+    said = f"errors of the {run.subject} on {split}: {inherited + own + other} of {examples}"
+    said += f"; {inherited} inherited from the teacher (the same wrong class), {own} its own, {other} other"
+    said += f"; {corrected} corrected"
+    alone = run.number("baseline", "errors", "inherited")
+    return said if alone is None else f"{said}; the baseline, which learned without it, shares {alone:.0f}"
 
 
 def shorten(path: Path) -> Path:

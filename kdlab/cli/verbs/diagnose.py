@@ -14,7 +14,8 @@ from kdlab.errors import UserError
 EPILOG = """\
 Of the student's errors, inherited ones are the teacher's too (the same wrong class), its own are those where
 the teacher is right; corrected are those that it gets right and the teacher wrong. Teacher and baseline are looked for
-where the run found them; nothing is trained. Written into the run folder: diagnosis.json, .html and .png.
+where the run found them; nothing is trained. Written into the run folder: diagnosis.json, .html and .png. A run with
+a teacher that is no job of a sweep has written them already, of its test rows.
 
 examples:
   python -m kdlab diagnose outputs/kd_resnet/RUN
@@ -59,39 +60,25 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
-    import json
-
     import torch
 
     from kdlab.experiment.rebuild import rebuild
-    from kdlab.runs import diagnosis, diagnosis_examples, diagnosis_pictures, diagnosis_report, table
+    from kdlab.runs import diagnosis_report, table
+    from kdlab.runs.diagnosis_case import Case
     from kdlab.runs.diagnosis_slices import groups
-    from kdlab.runs.folder import write_text
 
     found = rebuild(args.run, stages=_stages(args.run), teacher=args.teacher, baseline=args.baseline, trust=args.trust)
-    split, data = args.split, found.data
+    split, data, config = args.split, found.data, found.experiment.data
     if not data.counts.get(split):
         raise UserError(f"diagnose: --split {split}, and {data.name} has no such rows; accepted: a split that has some")
     logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
-    sliced = {text: groups(text, found.experiment.data, data, split, targets) for text in args.slice}
-    counted = diagnosis.diagnose(logits, targets, data.class_names, sliced)
-    notes = found.notes + _other_numbers(args, counted)
-    counted = {"format": diagnosis.FORMAT, "run": str(args.run), "split": split, "notes": notes, **counted}
-    title = f"{found.experiment.name}: {len(targets)} {split} examples of {data.name}, {len(data.class_names)} classes"
-    said = f"{title}\n\n{diagnosis_report.text(counted, table.terminal_width())}"
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "diagnosis.json", json.dumps(counted, ensure_ascii=False) + "\n")
-    if args.no_pictures:
-        table.show(f"{said}\n\nwritten to {table.shorten(out)}: diagnosis.json")
-        return
-    telling = diagnosis.telling(logits, targets, diagnosis_pictures.COLUMNS * diagnosis_pictures.ROWS)
-    shown = diagnosis_examples.shown(telling, counted, logits, data, split, found.experiment.data)
-    drawn = diagnosis_pictures.draw(counted, shown, title, out)
-    diagnosis_report.write_page(
-        out / "diagnosis.html", counted, shown, drawn, f"Diagnosis of {args.run.resolve().name}", command
-    )
-    names = ", ".join(picture.path.name for picture in drawn)
-    table.show(f"{said}\n\nwritten to {table.shorten(out)}: diagnosis.html, diagnosis.json, {names}")
+    sliced = {text: groups(text, config, data, split, targets) for text in args.slice}
+    case = Case(args.run, found.experiment.name, data, config, split, logits, targets)
+    counted = case.count(sliced)
+    counted["notes"] = found.notes + _other_numbers(args, counted)
+    said = f"{case.title}\n\n{diagnosis_report.text(counted, table.terminal_width())}"
+    names = case.write(counted, out, command, pictures=not args.no_pictures)
+    table.show(f"{said}\n\nwritten to {table.shorten(out)}: {', '.join(names)}")
 
 
 def _stages(run: Path) -> dict[str, Mapping[str, Any]] | None:
