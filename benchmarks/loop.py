@@ -89,7 +89,7 @@ def bare_loop(case: Case) -> float:
             logits = net(inputs)
             loss = F.cross_entropy(logits, targets)
             if told is not None:
-                soft = F.log_softmax(told.arrays["train"][rows, 0] / 4, 1)
+                soft = F.log_softmax(told.logits.held["train"][rows, 0] / 4, 1)
                 kl = F.kl_div(F.log_softmax(logits / 4, 1), soft, reduction="batchmean", log_target=True)
                 loss = 0.1 * loss + 0.9 * 16 * kl
             loss.backward()

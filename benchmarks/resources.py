@@ -21,7 +21,7 @@ from steps import cache, pictures, resnet
 
 from kdlab.functional import Batch
 from kdlab.models import save_weights
-from kdlab.teachers import CachedTeacher
+from kdlab.teachers import Arrays, CachedTeacher
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,13 +31,13 @@ def reading(folder: Path) -> None:
     data = pictures(1024, 128, 16)
     small = cache(resnet(8, data), data, folder)
     rows = {"train": (50_000, 16)}
-    manifest = type(small.manifest)("weights", "data", "crop, flip", 100, rows, "float16")
+    manifest = type(small.logits.manifest)("weights", "data", "crop, flip", 100, rows, "float16")
     (folder / "large").mkdir()
     np.lib.format.open_memmap(folder / "large" / "train.npy", "w+", "float16", (50_000, 16, 100)).flush()
     (folder / "large" / "manifest.json").write_text(json.dumps(manifest.plain()))
     make = torch.Generator().manual_seed(0)
     for name, on_device in (("in memory", 2**30), ("memory-mapped", 0)):
-        teacher = CachedTeacher(folder / "large", manifest, on_device)
+        teacher = CachedTeacher(Arrays(folder / "large", manifest, on_device))
         keys = [torch.stack([torch.randint(n, (128,), generator=make) for n in rows["train"]], 1) for _ in range(300)]
         batches = [Batch(torch.empty(128, 0), torch.zeros(128).long(), key) for key in keys]
         times = sorted(seconds(lambda b=b, t=teacher: t(b)) for b in batches)

@@ -25,7 +25,7 @@ from kdlab.functional import Batch
 from kdlab.losses import KL, CrossEntropy, Objective
 from kdlab.models import CifarResNet, weights_hash
 from kdlab.tasks import Classification
-from kdlab.teachers import CachedTeacher, FrozenTeacher, Manifest, Teacher, write_cache
+from kdlab.teachers import Arrays, CachedTeacher, FrozenTeacher, Manifest, Teacher, write_cache
 
 Step = Callable[[], None]
 
@@ -56,7 +56,7 @@ def cache(net: nn.Module, data, folder: Path) -> CachedTeacher:
         rows["val"] = (data.counts["val"], 1)
     manifest = Manifest(weights_hash(net), data.fingerprint, data.transform, data.num_classes, rows)
     write_cache(folder / manifest.key, manifest, FrozenTeacher(net, Classification(data.num_classes)), data.sequential)
-    return CachedTeacher(folder / manifest.key, manifest)
+    return CachedTeacher(Arrays(folder / manifest.key, manifest))
 
 
 def endless(data) -> Iterator[Batch]:

@@ -63,7 +63,11 @@ MISTAKES = [
     (["teacher.optimizer.lr=-1"], "teacher.optimizer: Invalid learning rate: -1"),
     (["teacher.scheduler.warmup=2"], "teacher.scheduler.warmup: 2; accepted: a share of training"),
     (["teacher.cache=nowhere"], "teacher.cache: nowhere holds no manifest.json; accepted: auto, off, or the folder"),
-    (["teacher.cache=here", "loss=fitnets", *HINT], "teacher.cache: here, and the loss looks at its layers (layer1)"),
+    (
+        ["teacher.cache=here", "teacher.feature_mib=0", "loss=fitnets", *HINT],
+        "teacher.cache: here, and the loss looks at its layers (layer1)",
+    ),
+    (["teacher.feature_mib=-1"], "teacher.feature_mib: -1; accepted: a number, at least 0"),
     (["teacher.cache=here", "data.augment=[{crop: {padding: 1}}]"], "teacher.cache: here, and data.augment (crop"),
     (["method=finetune"], "method: FineTune learns from labels alone, and the loss has terms that need a teacher"),
     (["init=previous"], "init: previous, and no stage comes before; accepted: "),

@@ -16,9 +16,9 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
-from kdlab.losses import KL, CrossEntropy, Objective
+from kdlab.losses import KL, SRRL, AttentionTransfer, CrossEntropy, Hint, Objective
 from kdlab.tasks import Classification
-from kdlab.teachers import CachedTeacher, FrozenTeacher, Manifest, check_manifest, dtype_for, write_cache
+from kdlab.teachers import Arrays, CachedTeacher, FrozenTeacher, Manifest, check_manifest, dtype_for, write_cache
 
 torch.set_num_threads(1)
 C = 4
@@ -72,8 +72,8 @@ def test_a_cache_says_what_the_teacher_says(tmp_path, on_device):
     teacher = live()
     write_cache(tmp_path / "c", MANIFEST, teacher, batches, lambda *at: done.append(at))
     assert done == [(4, 17), (6, 17), (10, 17), (12, 17), (16, 17), (17, 17)]
-    cached = CachedTeacher(tmp_path / "c", MANIFEST, on_device).to(torch.device("cpu"))
-    assert bool(cached.arrays) == bool(on_device)
+    cached = CachedTeacher(Arrays(tmp_path / "c", MANIFEST, on_device)).to(torch.device("cpu"))
+    assert bool(cached.logits.held) == bool(on_device)
     for examples, views in (([5, 0, 3, 3], [1, 0, 0, 1]), ([2], [1])):
         asked = shown(examples, views)
         torch.testing.assert_close(cached(asked).logits, teacher(asked).logits, rtol=1e-5, atol=1e-6)
@@ -89,7 +89,7 @@ def test_memory_mapped_and_device_mode_agree(tmp_path, dtype, views):
     manifest = replace(MANIFEST, dtype=dtype, rows={"train": (6, views)})
     made(tmp_path / "c", manifest)
     asked = shown([5, 0, 3], [views - 1, 0, 0])
-    mapped, held = (CachedTeacher(tmp_path / "c", manifest, size)(asked).logits for size in (0, 2**30))
+    mapped, held = (CachedTeacher(Arrays(tmp_path / "c", manifest, size))(asked).logits for size in (0, 2**30))
     assert torch.equal(mapped, held) and mapped.dtype == torch.float32
 
 
@@ -99,7 +99,7 @@ def test_what_is_not_in_the_cache_is_never_another_example(tmp_path, on_device, 
     made(tmp_path / "c")
     key = torch.tensor([[asked[0][0], asked[1][0]]])
     with pytest.raises(IndexError):
-        CachedTeacher(tmp_path / "c", MANIFEST, on_device)(Batch(torch.zeros(1, 3), torch.zeros(1).long(), key))
+        CachedTeacher(Arrays(tmp_path / "c", MANIFEST, on_device))(Batch(torch.zeros(1, 3), torch.zeros(1).long(), key))
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2e-3)])
@@ -107,7 +107,7 @@ def test_loss_and_gradient_of_a_cached_teacher(tmp_path, dtype, tolerance):
     """float16 keeps logits of size 10 to about 5e-3, and the loss and its gradient to 2e-3 of the live teacher's."""
     manifest = replace(MANIFEST, dtype=dtype)
     teacher = made(tmp_path / "c", manifest, live(scale=8.0))
-    cached = CachedTeacher(tmp_path / "c", manifest)
+    cached = CachedTeacher(Arrays(tmp_path / "c", manifest))
     asked = shown([0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 0, 1])
     objective = Objective({"ce": CrossEntropy(), "kl": KL()}, temperature=4, alpha=0.9)
     found = []
@@ -118,6 +118,122 @@ def test_loss_and_gradient_of_a_cached_teacher(tmp_path, dtype, tolerance):
         found.append((loss.detach(), s.grad))
     for a, b in zip(*found, strict=True):
         assert (a - b).norm() <= tolerance * a.norm()
+
+
+# ---- features --------------------------------------------------------------------------------------------------------
+
+MAPS = torch.randn(6, 1, 5, 5, generator=torch.Generator().manual_seed(3))
+INSIDE = Manifest("abc", "def", "shift", 0, {"train": (6, 2)}, layers={"0": (3, 5, 5), "3": (3,)})
+"""Of a feature map, and of the vectors that the classifier reads."""
+
+
+def convolutions(seed=0, width=3):
+    torch.manual_seed(seed)
+    net = nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, C)
+    )
+    return Counting(net, Classification(C), ["0", "3"])
+
+
+def pictures(examples, views):
+    rows = shown(examples, views)
+    return Batch(MAPS[rows.key[:, 0]] + rows.key[:, 1].float()[:, None, None, None], rows.targets, rows.key)
+
+
+def all_pictures(split, view):
+    for batch in batches(split, view):
+        yield pictures(batch.key[:, 0], batch.key[:, 1])
+
+
+def with_features(folder, dtype="float32", on_device=2**30, teacher=None):
+    """The live teacher, and the same from caches of its logits and features."""
+    teacher = teacher or convolutions()
+    manifests = replace(MANIFEST, dtype=dtype), replace(INSIDE, dtype=dtype)
+    for manifest in manifests:
+        write_cache(folder / manifest.key, manifest, teacher, all_pictures)
+    return teacher, CachedTeacher(*(Arrays(folder / m.key, m, on_device) for m in manifests), teacher.net)
+
+
+@pytest.mark.parametrize("on_device", [0, 2**30], ids=["memory-mapped", "on the device"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float16", 2e-3)])
+def test_features_are_the_teachers_for_training_rows_alone(tmp_path, dtype, tolerance, on_device):
+    teacher, cached = with_features(tmp_path, dtype, on_device)
+    cached.to(torch.device("cpu"))
+    assert cached.layers == ("0", "3") and bool(cached.inside.held) == bool(on_device)
+    before = teacher.calls
+    for examples, views in (([5, 0, 3, 3], [1, 0, 0, 1]), ([2], [1])):
+        asked = pictures(examples, views)
+        found = cached(asked)
+        assert teacher.calls == before
+        expected = FrozenTeacher.__call__(teacher, asked)
+        assert found.features.keys() == expected.features.keys() == {"0", "3"}
+        for name, feature in found.features.items():
+            assert feature.dtype == torch.float32 and not feature.requires_grad
+            torch.testing.assert_close(feature, expected.features[name], rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(found.logits, expected.logits, rtol=tolerance, atol=tolerance)
+    assert cached(pictures([4, 1], [0, 0]), "val").features == {}
+    assert cached.describe().count("2 views") == 2 and "features of 0, 3" in cached.describe()
+
+
+@pytest.mark.parametrize("on_device", [0, 2**30])
+@pytest.mark.parametrize("asked", [[0, 2], [6, 0], [1, -1]], ids=["view", "example", "clean"])
+def test_features_that_are_not_there_are_never_another_example_s(tmp_path, on_device, asked):
+    _, cached = with_features(tmp_path, on_device=on_device)
+    with pytest.raises(IndexError):
+        cached(Batch(torch.zeros(1, 1, 5, 5), torch.zeros(1).long(), torch.tensor([asked])))
+
+
+TERMS = {"hint": lambda: Hint(["0", "3"], ["0", "3"]), "at": lambda: AttentionTransfer("0", "0")}
+TERMS["srrl"] = lambda: SRRL("3", "3", relu=False)
+
+
+@pytest.mark.parametrize("name", TERMS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float16", 5e-3)])
+def test_loss_and_gradient_by_cached_features(tmp_path, name, dtype, tolerance):
+    teacher, cached = with_features(tmp_path, dtype)
+    student = convolutions(seed=1, width=2).net
+    asked = pictures([0, 1, 2, 3, 4, 5], [0, 1, 0, 1, 0, 1])
+    found = []
+    for who in (teacher, cached):
+        student.train().requires_grad_().zero_grad()
+        objective = Objective({"ce": CrossEntropy(), "kl": KL(), name: TERMS[name]()}, temperature=4, alpha=0.9)
+        torch.manual_seed(0)
+        objective.meet(student, who.net)
+        said = Classification(C).outputs(student, asked, objective.student_layers)
+        objective.prepare(said, who(asked))
+        losses = objective(said, who(asked), asked)
+        losses.total.backward()
+        weights = [p for p in (*student.parameters(), *objective.parameters()) if p.grad is not None]
+        found.append((losses.values, *(p.grad.clone() for p in weights)))
+    assert len(found[0]) > len(list(student.parameters()))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= tolerance * a.norm() + 1e-7
+
+
+@pytest.mark.parametrize(("dtype", "bias"), [("float32", float("nan")), ("float16", 1e5)])
+def test_features_that_are_not_finite_as_stored(tmp_path, dtype, bias):
+    teacher = convolutions()
+    teacher.net[0].bias.data[0] = bias
+    with pytest.raises(
+        UserError, match=r"teacher: its features \(0\) are not finite for a row of the train split"
+    ) as said:
+        write_cache(tmp_path / "c", replace(INSIDE, dtype=dtype), teacher, all_pictures)
+    assert left_behind(tmp_path / "c") == [] and ("cache=off" in str(said.value)) == (dtype == "float16")
+
+
+def test_a_cache_of_features_is_another_than_one_of_logits(tmp_path):
+    with_features(tmp_path)
+    assert "layers" not in MANIFEST.plain(), "caches made before there were features stay what they are"
+    assert INSIDE.arrays() == {"train-0": (6, 2, 3, 5, 5), "train-3": (6, 2, 3)}
+    assert INSIDE.bytes == 6 * 2 * (75 + 3) * 4
+    assert sorted(p.name for p in (tmp_path / INSIDE.key).iterdir()) == ["manifest.json", "train-0.npy", "train-3.npy"]
+    with pytest.raises(UserError, match="classes is 0 in the cache and 4 here"):
+        Arrays(tmp_path / INSIDE.key, MANIFEST)
+    with pytest.raises(UserError, match=r"layers is .* in the cache and .* here"):
+        Arrays(tmp_path / INSIDE.key, replace(INSIDE, layers={"0": (3, 5, 5)}))
+    (tmp_path / INSIDE.key / "train-3.npy").unlink()
+    with pytest.raises(UserError, match=r"train-3\.npy cannot be read"):
+        Arrays(tmp_path / INSIDE.key, INSIDE)
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------------
@@ -204,7 +320,7 @@ def test_a_mismatch_names_the_entry_and_both_values(tmp_path, name, other):
     made(tmp_path / "c")
     wanted = replace(MANIFEST, **{name: other})
     with pytest.raises(UserError) as caught:
-        CachedTeacher(tmp_path / "c", wanted)
+        CachedTeacher(Arrays(tmp_path / "c", wanted))
     message = str(caught.value)
     found = MANIFEST.plain()[name]
     assert f"{name} is {found!r} in the cache and {wanted.plain()[name]!r} here" in message and "\n" not in message
@@ -226,7 +342,7 @@ def test_damaged_arrays(tmp_path):
         damage()
         for on_device in (0, 2**30):
             with pytest.raises(UserError, match=r"teacher\.cache: .*train\.npy") as caught:
-                CachedTeacher(tmp_path / "c", MANIFEST, on_device)
+                CachedTeacher(Arrays(tmp_path / "c", MANIFEST, on_device))
             assert "\n" not in str(caught.value)
 
 

@@ -46,6 +46,7 @@ TAUGHT: dict[str, Any] = {
     "cache": "auto",
     "top_k": None,
     "draws": None,
+    "feature_mib": 1024,
     "members": None,
     "weighing": "mean",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from kdlab.losses import Objective
 from kdlab.methods import Training
 from kdlab.models import weights_hash
 from kdlab.teachers import (
+    Arrays,
     CachedTeacher,
     FrozenTeacher,
     Manifest,
@@ -26,6 +29,8 @@ from kdlab.teachers import (
     write_cache,
     write_tokens,
 )
+
+log = logging.getLogger("kdlab")
 
 MEASURED = ("val", "test", "outside")
 """The splits that a result reports; ``outside`` is of another domain than training."""
@@ -43,16 +48,20 @@ def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> s
     spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
     asked, layers = spec.cache, objective.teacher_layers
     sparse = _sparse(spec, data)
+    if spec.feature_mib < 0:
+        raise UserError(f"teacher.feature_mib: {spec.feature_mib}; accepted: a number, at least 0")
     if asked == "off":
         return "as teacher.cache=off asks"
     reasons = []
-    if layers:
+    if layers and (data.gives != "rows" or not spec.feature_mib):
         reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
     if data.views is None:
         reasons.append(data.unlimited)
     if experiment.source is not None:
         makes = "makes rows" if data.gives == "rows" else "writes sequences"
         reasons.append(f"source {makes} that nobody has seen before")
+    if getattr(data, "tasks", None) and not isinstance(spec.data.get("label"), str):
+        reasons.append("it answers several tasks, and a cache holds one answer")
     if objective.any_vocabulary:
         reasons.append("it reads the text in tokens of its own")
     if reasons and (asked != "auto" or sparse):
@@ -119,34 +128,75 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
 
 
 def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Training) -> Teacher:
-    """The teacher, answering from its cache, which is filled first if it is not there."""
+    """The teacher, answering from its cache, which is filled first if it is not there; live where that would be too
+    large."""
     spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
-    of_rows = data.gives == "rows"
-    manifest: Any = describe_rows(live.net, data) if of_rows else describe_tokens(live.net, data, spec)
-    folder = Path(experiment.output) / "cache" / manifest.key if spec.cache == "auto" else Path(spec.cache)
-    if spec.cache == "auto" and not (folder / "manifest.json").exists():
-        data.place(training.device)
-        live.to(training.device)
+    data.place(training.device)
+    live.to(training.device)
+    kept = Path(experiment.output) / "cache"
+    if data.gives != "rows":
+        tokens = describe_tokens(live.net, data, spec)
+        folder = kept / tokens.key if spec.cache == "auto" else Path(spec.cache)
+        if spec.cache == "auto" and not (folder / "manifest.json").exists():
+            with _progress() as report:
+                rows = sum(data.rows(split) for split in tokens.splits)
+                write_tokens(folder, tokens, live, data.sequential, report, rows)
+        return TokenCache(folder, tokens)
+    inside = describe_features(live, data) if live.layers else None
+    if inside is not None and inside.bytes > spec.feature_mib * 2**20:
+        said = f"its layers ({', '.join(live.layers)}) would take {inside.bytes / 2**20:.0f} MiB"
+        if spec.cache != "auto":
+            raise UserError(
+                f"teacher.cache: {spec.cache}, and {said}; accepted: teacher.feature_mib of so many, or "
+                "teacher.cache=auto"
+            )
+        log.info("teacher: no cache, since %s, and teacher.feature_mib is %g", said, spec.feature_mib)
+        return live
+    logits = _filled(kept, describe_rows(live, data), live, data, None if spec.cache == "auto" else spec.cache)
+    features = None if inside is None else _filled(kept, inside, live, data)
+    return CachedTeacher(logits, features, live.net)
+
+
+def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: Any, folder: str | None = None) -> Arrays:
+    """The arrays of a manifest, in ``folder``, or else below ``kept``, where they are made if they are not there."""
+    at = kept / manifest.key if folder is None else Path(folder)
+    if folder is None and not (at / "manifest.json").exists():
         with _progress() as report:
-            if of_rows:
-                write_cache(folder, manifest, live, data.sequential, report)
-            else:
-                rows = sum(data.rows(split) for split in manifest.splits)
-                write_tokens(folder, manifest, live, data.sequential, report, rows)
-    return CachedTeacher(folder, manifest) if of_rows else TokenCache(folder, manifest)
+            write_cache(at, manifest, live, data.sequential, report)
+    return Arrays(at, manifest)
 
 
-def describe_rows(net: nn.Module, data: Any) -> Manifest:
-    """What a cache of ``net`` on rows holds."""
+def describe_rows(live: FrozenTeacher, data: Any) -> Manifest:
+    """What a cache of a teacher's answers to rows holds: its logits, of all splits."""
+    example = next(iter(data.sequential("train", batch_size=2)))
     rows = {"train": (data.counts["train"], data.views or 1)}
     rows.update({split: (data.counts[split], 1) for split in MEASURED if data.counts.get(split)})
+    return _manifest(live.net, data, rows, live(example).logits.shape[-1])
+
+
+def describe_features(live: FrozenTeacher, data: Any) -> Manifest:
+    """What a cache of the layers that ``live`` captures holds: training rows, which alone are compared inside."""
+    example = next(iter(data.sequential("train", batch_size=2)))
+    layers = {name: tuple(feature.shape[1:]) for name, feature in live(example).features.items()}
+    return _manifest(live.net, data, {"train": (data.counts["train"], data.views or 1)}, 0, layers)
+
+
+def _manifest(
+    net: nn.Module,
+    data: Any,
+    rows: dict[str, tuple[int, int]],
+    classes: int,
+    layers: dict[str, tuple[int, ...]] | None = None,
+) -> Manifest:
+    numbers = classes + sum(math.prod(shape) for shape in (layers or {}).values())
     return Manifest(
         teacher=_said_by(net),
         data=data.fingerprint,
         transform=data.transform,
-        classes=data.num_classes,
+        classes=classes,
         rows=rows,
-        dtype=dtype_for(rows, data.num_classes),
+        dtype=dtype_for(rows, numbers),
+        layers=layers or {},
     )
 
 

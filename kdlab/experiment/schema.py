@@ -39,10 +39,13 @@ class TeacherSpec(PretrainedSpec):
     """Of sequences: cache the k most probable tokens of each position and the mass of all others."""
     draws: int | None = None
     """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
+    feature_mib: float = 1024
+    """Where the loss looks at its layers: cache these too if the whole cache is no larger; 0 never does."""
     members: list[dict] | None = None
     """Several teachers instead of one: what each differs in from the keys above, such as ``[{seed: 1}, {seed: 2}]``."""
-    weighing: Literal["mean", "confidence", "learned"] = "mean"
-    """Of the members: all alike, by how well each knows a row's label, or by weights that the loss trains."""
+    weighing: Literal["mean", "confidence", "learned", "tasks"] = "mean"
+    """Of the members: all alike, by how well each knows a row's label, by weights that the loss trains; or each for the
+    task that its ``data.label`` names."""
 
     @property
     def written(self) -> bool:
