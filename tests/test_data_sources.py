@@ -214,7 +214,7 @@ def test_cifar_reads_the_publishers_layout(small_cifar):
     assert whole.std == pytest.approx((raw / 255).std((0, 2, 3)).tolist())
     fine = cifar100(str(small_cifar), val=0)
     assert fine.num_classes == 6 and cifar100(str(small_cifar), label="coarse", val=0).class_names == ["even", "odd"]
-    with pytest.raises(UserError, match=r"data\.label: unknown value 'course'; nearest: coarse"):
+    with pytest.raises(UserError, match=r"data\.label: unknown label 'course'; nearest: coarse"):
         cifar100(str(small_cifar), label="course")
 
 

@@ -79,7 +79,7 @@ SMALL = {
 
 TAUGHT = {
     *("born_again", "born_again_start", "kd_cifar10", "kd_mlp", "kd_resnet", "kd_two_stage", "semi_resnet"),
-    *("fitnets_two_stage", "several_teachers", "simkd", "teacher_assistant"),
+    *("fitnets_two_stage", "several_tasks", "several_teachers", "simkd", "teacher_assistant"),
     *("data_free", "noisy_student", "robust_kd"),
     *("distilgpt2_wikitext", "lm_domain", "lm_shakespeare", "lm_shakespeare_two_stage", "reasoning_arithmetic"),
     *("reasoning_arithmetic_on_policy", "whisper_digits"),
@@ -208,12 +208,15 @@ def test_a_cached_teacher_gives_the_live_ones_loss(place):
     assert "no cache, as teacher.cache=off asks" in (runs[1] / "run.log").read_text()
 
 
+HINT = ("loss.terms.hint.student_layer=layer1", "loss.terms.hint.teacher_layer=layer1")
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [
         (["data.augment=[{crop: {padding: 1}}]"], "shows a new view of every example each time; set data.views"),
         (["data.augment=[{mixup: {alpha: 0.2}}]"], "mixes rows"),
-        (["loss=fitnets", "loss.terms.hint.student_layer=layer1", "loss.terms.hint.teacher_layer=layer1"], "(layer1)"),
+        (["loss=fitnets", *HINT, "teacher.feature_mib=0"], "since the loss looks at its layers (layer1)"),
     ],
 )
 def test_a_live_teacher_says_why(place, words, why):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate as running_sum
 from typing import Any
 
@@ -23,12 +23,13 @@ class Split:
     """The rows that a loader shows.
 
     ``inputs`` is (N, ...) on the compute device, or pictures on disk; ``targets`` (N,) on the CPU, -100 without
-    label; ``truth`` all labels, where some are withheld.
+    label; ``truth`` all labels, where some are withheld; ``tasks`` the targets of each task, where there are several.
     """
 
     inputs: Tensor | Files
     targets: Tensor
     truth: Tensor | None = None
+    tasks: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -160,6 +161,7 @@ class Loader(EpochLoader):
         self.views, self.view, self.clean, self.classes = views, view, clean, classes
         self._targets = split.targets.to(self.device)
         self._truth = None if split.truth is None else split.truth.to(self.device)
+        self._tasks = {name: each.to(self.device) for name, each in split.tasks.items()}
 
     def __iter__(self) -> Iterator[Batch]:
         skip, self.skip = self.skip, 0
@@ -172,10 +174,12 @@ class Loader(EpochLoader):
         keys = torch.stack([plan.rows, plan.views], dim=1).split(plan.lengths)
         partners = None if plan.partner is None else plan.partner.split(plan.lengths)
         truths = None if self._truth is None else self._truth.index_select(0, plan.rows).split(plan.lengths)
+        each = {name: of.index_select(0, plan.rows).split(plan.lengths) for name, of in self._tasks.items()}
         for part, shown in enumerate(inputs, start=skip):
             truth = None if truths is None else truths[part]
             partner = None if partners is None else partners[part]
-            yield Batch(shown, targets[part], keys[part], partner=partner, truth=truth, window=plan.windows[part])
+            window, tasks = plan.windows[part], {name: of[part] for name, of in each.items()} or None
+            yield Batch(shown, targets[part], keys[part], partner=partner, truth=truth, tasks=tasks, window=window)
 
     def _mixed(self, plan: _Plan, skip: int, inputs: Iterator[Tensor], targets: tuple[Tensor, ...]) -> Iterator[Batch]:
         # no key: a mixture is no example of the split, and no cache has an answer for it

@@ -70,6 +70,8 @@ class ImageData(LightningDataModule):
         split_seed: of the splits, and of the choice of labels.
 
     Attributes:
+        tasks (name → its labels, where there are several; class_names are then the first's),
+        label (which of several labels the classes are, else None),
         name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
         counts ({train, labelled, val, test}),
         views (number of views of an example, 1 if it is always shown the same way, None if there is no end to them),
@@ -107,6 +109,9 @@ class ImageData(LightningDataModule):
         self._white = source.white
 
         source = source.check()
+        self.tasks, self.label = dict(source.tasks), source.label
+        if self.tasks and classes is not None:
+            raise UserError(f"data.classes: {list(classes)}, and data.label names several tasks; accepted: null")
         self._chosen = classes is not None
         if classes is not None:
             source = choose_classes(source, classes)
@@ -114,7 +119,8 @@ class ImageData(LightningDataModule):
         self._rows: dict[str, Rows | None] = rows
         train = rows["train"]
         assert train is not None
-        self.class_names = list(source.class_names)
+        first = next(iter(self.tasks.values()), None)
+        self.class_names = list(source.class_names if first is None else first.class_names)
         self.num_classes = len(self.class_names)
         self.input_shape = tuple(train.inputs.shape[1:])
         self._check_classes(train)
@@ -143,6 +149,8 @@ class ImageData(LightningDataModule):
     def offers(self) -> dict[str, Any]:
         """What a network's constructor may want to know."""
         known: dict[str, Any] = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
+        if self.tasks:
+            known["tasks"] = {name: len(one.class_names) for name, one in self.tasks.items()}
         if len(self.input_shape) == 3:
             return {**known, "in_channels": self.input_shape[0], "image_size": list(self.input_shape[1:])}
         return {**known, "in_features": self.input_shape[0]}
@@ -150,18 +158,29 @@ class ImageData(LightningDataModule):
     def like(self, other: ImageData) -> None:
         """Refuse a teacher's data of other classes than these, or of the same in another order.
 
+        One teacher of several may know one of several tasks.
+
         Raises:
             UserError: naming both.
         """
-        if self.class_names != other.class_names:
+        if list(other.tasks) and list(other.tasks) != list(self.tasks):
+            raise UserError(
+                f"teacher.data.label: {', '.join(other.tasks)}, and data.label is {', '.join(self.tasks) or 'one'}; "
+                "accepted: the same"
+            )
+        own = self.tasks[other.label].class_names if other.label in self.tasks else self.class_names
+        if own != other.class_names:
             raise UserError(
                 f"teacher.data: {other.num_classes} classes {_few(other.class_names)}, and data has "
-                f"{self.num_classes}: {_few(self.class_names)}; accepted: the same classes in the same order"
+                f"{len(own)}: {_few(own)}; accepted: the same classes in the same order"
             )
 
     def reading(self, folder: Path) -> dict[str, Any]:
         """What a run folder must know to read inputs and outputs again."""
-        return {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
+        known = {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
+        if self.tasks:
+            known["tasks"] = {name: list(one.class_names) for name, one in self.tasks.items()}
+        return known
 
     def words(self, split: str) -> int | None:
         """How many words a split's text has; None for what is no text."""
@@ -170,10 +189,13 @@ class ImageData(LightningDataModule):
     # ---- what is in the splits
 
     def _check_classes(self, train: Rows) -> None:
-        present = train.targets.bincount(minlength=self.num_classes)
-        if (empty := (present == 0).nonzero()[:, 0]).numel():
+        asked = {name: (one.class_names, one(train.targets)) for name, one in self.tasks.items()}
+        for names, targets in asked.values() or [(self.class_names, train.targets)]:
+            present = targets.bincount(minlength=len(names))
+            if not (empty := (present == 0).nonzero()[:, 0]).numel():
+                continue
             raise UserError(
-                f"data: class {self.class_names[int(empty[0])]!r} of {self.name} has no training row left of"
+                f"data: class {names[int(empty[0])]!r} of {self.name} has no training row left of"
                 f" {len(train)}; take fewer for data.val or data.test, a larger data.fraction, or other data.classes"
             )
 
@@ -214,7 +236,8 @@ class ImageData(LightningDataModule):
         """
         labelled, rest = self.counts["labelled"], self.counts["train"] - self.counts["labelled"]
         kinds = [f"{n} {kind}" for n, kind in ((labelled, "labelled"), (rest, "unlabelled")) if n]
-        chosen = "" if not self._chosen else f" (classes {', '.join(self.class_names)})"
+        chosen = f" (classes {', '.join(self.class_names)})" if self._chosen else ""
+        chosen = f" ({' and '.join(self.tasks)})" if self.tasks else chosen
         return f"{' and '.join(kinds)} rows of {self.name}{chosen}"
 
     # ---- how they are shown
@@ -231,6 +254,11 @@ class ImageData(LightningDataModule):
             raise UserError(
                 f"data.views: {views}; {shown.mixings[0].name} in data.augment mixes each example with ever other ones,"
                 " which no number of views covers; accepted with it: null"
+            )
+        if self.tasks and shown.mixings:
+            raise UserError(
+                f"data.label: {', '.join(self.tasks)}; {shown.mixings[0].name} in data.augment mixes the labels of one "
+                "task; accepted with it: one label"
             )
         if self.arrange is not None and shown.mixings:
             raise UserError(
@@ -353,11 +381,11 @@ class ImageData(LightningDataModule):
             rows = self._rows[split]
             assert rows is not None
             inputs = rows.inputs if isinstance(rows.inputs, Files) else rows.inputs.to(self._place["device"])
-            if split == "train":
-                truth = rows.targets if self.counts["labelled"] < self.counts["train"] else None
-                self._splits_there[split] = Split(inputs, self._targets, truth)
-            else:
-                self._splits_there[split] = Split(inputs, rows.targets)
+            withheld = split == "train" and self.counts["labelled"] < self.counts["train"]
+            shown, truth = self._targets if split == "train" else rows.targets, rows.targets if withheld else None
+            tasks = {name: one(shown) for name, one in self.tasks.items()}
+            first = next(iter(self.tasks.values()), lambda kinds: kinds)
+            self._splits_there[split] = Split(inputs, first(shown), None if truth is None else first(truth), tasks)
         return self._splits_there[split]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kdlab.data.rng import permutation
 from kdlab.errors import UserError
+from kdlab.functional.types import NO_LABEL
 
 _SAMPLE = 512
 """How many pictures on disk are decoded to estimate their mean and deviation."""
@@ -88,6 +90,25 @@ class Rows:
         return Rows(inputs, self.targets[rows])
 
 
+@dataclass(frozen=True)
+class Labels:
+    """One of several ways to say what the rows of a source are.
+
+    Args:
+        class_names: name of class 0, 1, ...
+        of: (kinds,) int64: the class of each of ``Source.class_names``, which are then kinds of rows.
+        weight: how much it counts, where it is one of several tasks.
+    """
+
+    class_names: list[str]
+    of: Tensor
+    weight: float = 1.0
+
+    def __call__(self, kinds: Tensor) -> Tensor:
+        """(N,) class ids of rows of these kinds; -100 stays."""
+        return torch.where(kinds == NO_LABEL, NO_LABEL, self.of[kinds.clamp(min=0)])
+
+
 @dataclass
 class Source:
     """A data set as published.
@@ -100,6 +121,8 @@ class Source:
         test: test rows; or how many to take from train (a number, or a fraction); or None.
         white: the uint8 level that means 1.
         key: the config key to name when the content is wrong.
+        label: which of several labels the classes are.
+        tasks: several labels of the same rows, each a task; a row has all of them.
     """
 
     name: str
@@ -109,6 +132,8 @@ class Source:
     test: Rows | int | float | None = None
     white: float = 255.0
     key: str = "data.root"
+    label: str | None = None
+    tasks: Mapping[str, Labels] = field(default_factory=dict)
 
     def check(self) -> Source:
         """This source, if its rows make sense.

@@ -141,14 +141,21 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
     return made
 
 
-def objective(config: Mapping[str, Any]) -> Objective:
-    """The objective of a ``loss`` mapping."""
-    return spec.build(config, "loss")
+def objective(config: Mapping[str, Any], data: Any = None) -> Objective:
+    """The objective of a ``loss`` mapping; of each task of ``data``, where it has several."""
+    return spec.build(config, "loss", offer={"tasks": task_weights(data)})
 
 
-def labels_only(terms: Mapping[str, Any]) -> Objective:
+def labels_only(terms: Mapping[str, Any], data: Any) -> Objective:
     """The objective of teachers and baselines: label terms alone."""
-    return Objective({name: spec.build(term, f"loss.terms.{name}") for name, term in terms.items()})
+    built = {name: spec.build(term, f"loss.terms.{name}") for name, term in terms.items()}
+    return Objective(built, tasks=task_weights(data))
+
+
+def task_weights(data: Any) -> dict[str, float] | None:
+    """How much each of several tasks counts; None for one task."""
+    tasks = getattr(data, "tasks", None)
+    return {name: one.weight for name, one in tasks.items()} if tasks else None
 
 
 def method(

@@ -23,6 +23,7 @@ from kdlab.experiment.teaching import (
     foreign_teacher,
     of_member,
     own_data,
+    tasks_of,
     tokens_of_teacher,
 )
 from kdlab.functional import Batch
@@ -78,7 +79,8 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     if data.counts["test"] == 0 and deep:
         raise UserError("data: the test split is empty; accepted: at least one row")
     data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
-    objective = parts.objective(experiment.loss)
+    objective = parts.objective(experiment.loss, data)
+    _tasks(experiment, data)
     task = parts.task(experiment.task, data)
     student = parts.network(experiment.student, data, experiment.seed, "student")
     yield "student", f"{measure.parameters(student):,} parameters, {task.num_classes} classes"
@@ -186,6 +188,7 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
     if experiment.init in ("teacher", "cut", "classifier"):
         raise UserError(f"init: {experiment.init}, and teacher.members are several; accepted: fresh, or one teacher")
     rows = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+    wanted_classes = _classes_of_members(experiment, data, task)
     nets = []
     for n, one in enumerate(each_member(experiment)):
         with of_member(n):
@@ -194,12 +197,39 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
             net = _teacher(one, data, False)
             assert net is not None
             classes = FrozenTeacher(net, task)(rows).logits.shape[-1]
-            if classes != task.num_classes:
+            if classes != wanted_classes[n]:
                 raise UserError(
-                    f"teacher.net: {classes} classes, and data has {task.num_classes}; accepted: the same classes"
+                    f"teacher.net: {classes} classes, and data has {wanted_classes[n]}; accepted: the same classes"
                 )
         nets.append(net)
     return nets
+
+
+def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[int]:
+    """How many classes each of several teachers must know: those of its task, or all the same."""
+    assert experiment.teacher is not None
+    if experiment.teacher.weighing != "tasks":
+        return [task.num_classes] * len(each_member(experiment))
+    named = tasks_of(experiment)
+    if set(named) != set(data.tasks):
+        raise UserError(
+            f"teacher.members: know {', '.join(named)}, and data.label names {', '.join(data.tasks) or 'no tasks'}; "
+            "accepted: a member for each task"
+        )
+    return [len(data.tasks[name].class_names) for name in named]
+
+
+def _tasks(experiment: Experiment, data: Any) -> None:
+    """Whether the experiment can have several tasks at once, where the data have."""
+    if not getattr(data, "tasks", None):
+        return
+    several = f"and data.label names several tasks ({', '.join(data.tasks)})"
+    if experiment.source is not None:
+        raise UserError(f"source: {_name(experiment.source)} makes rows of one task, {several}; accepted: source=none")
+    if experiment.companion is not None:
+        raise UserError(f"companion: {_name(experiment.companion)}, {several}; accepted: companion=none")
+    if experiment.method.get("labels") == "hard":
+        raise UserError(f"method.labels: hard, {several}; accepted: soft")
 
 
 def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -263,7 +293,13 @@ def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.
         raise UserError(f"source: {name} gives rows, and data ({data.name}) is text; accepted: source=none")
     if teacher is not None or _previous(experiment):
         return
-    other = experiment.method.get("source") is not None or getattr(experiment.teacher, "members", None)
+    members = getattr(experiment.teacher, "members", None)
+    if source.needs_net and members and not experiment.teaches_itself:
+        raise UserError(
+            f"source: {name} makes rows after one network, and teacher.members are several; accepted: "
+            "teacher.members=null, or source=none"
+        )
+    other = experiment.method.get("source") is not None or members
     if source.needs_net or (source.needs_teacher and not other):
         raise UserError(
             f"source: {name} asks a teacher, and no network teaches; accepted: teacher=NAME, or source=none"

@@ -55,7 +55,7 @@ def fit_stage(
     training = parts.training(experiment.trainer)
     data = parts.data(experiment.data, experiment.seed)
     task = parts.task(experiment.task, data)
-    objective = parts.objective(experiment.loss)
+    objective = parts.objective(experiment.loss, data)
 
     from_before = previous if is_taught_by_previous(experiment) else None
     taught = is_taught(experiment, objective)

@@ -149,7 +149,7 @@ def _train(
     adapted = parts.adapted(net, recipe.adapter, recipe.seed)
     method = FineTune(
         student=net,
-        objective=parts.labels_only(recipe.terms),
+        objective=parts.labels_only(recipe.terms, data),
         task=parts.task(recipe.task, data),
         optimizer=parts.make_optimizer(recipe.optimizer),
         scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler"),

@@ -22,7 +22,7 @@ from kdlab.losses import Objective
 from kdlab.methods import Training
 from kdlab.models import load_weights
 from kdlab.tasks import Task
-from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Teacher, TokenCache, UnlikeTeacher
+from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Several, TasksTeacher, Teacher, TokenCache, UnlikeTeacher
 
 log = logging.getLogger("kdlab")
 
@@ -128,12 +128,33 @@ def of_member(number: int) -> Iterator[None]:
         raise UserError(str(error) if rest == str(error) else f"teacher.members[{number}].{rest}") from None
 
 
-def ensemble(experiment: Experiment, members: Sequence[Teacher]) -> EnsembleTeacher:
+def ensemble(experiment: Experiment, members: Sequence[Teacher]) -> Several:
     """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
     assert experiment.teacher is not None
     weighing = experiment.teacher.weighing
+    if weighing == "tasks":
+        return TasksTeacher(dict(zip(tasks_of(experiment), members, strict=True)))
     by_confidence: Any = "confidence" if weighing == "confidence" else "mean"
     return EnsembleTeacher(members, weighing=by_confidence, show=weighing == "learned")
+
+
+def tasks_of(experiment: Experiment) -> list[str]:
+    """The task that each of several teachers knows: its ``data.label``.
+
+    Raises:
+        UserError: if one names none, or several do the same.
+    """
+    found = []
+    for n, one in enumerate(each_member(experiment)):
+        assert one.teacher is not None
+        label = one.teacher.data.get("label")
+        if not isinstance(label, str) or label in found:
+            raise UserError(
+                f"teacher.members[{n}].data.label: {label!r}, and teacher.weighing is tasks; accepted: the name of a "
+                "task that no other member knows"
+            )
+        found.append(label)
+    return found
 
 
 def came_with_weights(spec: TeacherSpec) -> bool:

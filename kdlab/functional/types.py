@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from kdlab.errors import unknown
 from kdlab.functional.logits import Projected, Sampled, Sparse
 
 NO_LABEL = -100
@@ -71,6 +72,8 @@ class Batch:
     """What the teacher reads where that is not ``inputs``, such as pictures before an attack."""
     truth: Tensor | None = None
     """(B,) labels withheld from training, for curves about pseudo-labels alone."""
+    tasks: dict[str, Tensor] | None = None
+    """Name of each task → its class ids (B,), where there are several at once; ``targets`` are those of the first."""
     window: Window | None = None
 
     @property
@@ -93,9 +96,20 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """The targets, weights and segments of some of the rows; what counts by example stays whole."""
+        tasks = None if self.tasks is None else {name: each[rows] for name, each in self.tasks.items()}
         weight = None if self.weight is None else self.weight[rows]
         segment = None if self.segment is None else self.segment[rows]
-        return replace(self, targets=self.targets[rows], weight=weight, segment=segment)
+        return replace(self, targets=self.targets[rows], weight=weight, segment=segment, tasks=tasks)
+
+    def of_task(self, name: str) -> Batch:
+        """The batch as one of its tasks sees it.
+
+        Raises:
+            UserError: if it has no such task.
+        """
+        if self.tasks is None or name not in self.tasks:
+            raise unknown("task", name, self.tasks or (), "task")
+        return replace(self, targets=self.tasks[name], tasks=None)
 
     def clean_view(self) -> Batch:
         """The batch as the teacher reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Projected, Schedule, Window, chunked, dense, schedule
+from kdlab.losses.of_task import for_each_task
 from kdlab.losses.temperature import Temperature
 from kdlab.losses.temperature import temperature as to_temperature
 from kdlab.losses.term import Term
@@ -53,6 +55,8 @@ class Objective(nn.Module):
             soft terms that bring none of their own.
         alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
         chunk_rows: rows of a chunk; None is 128, or more of few classes, up to two million numbers.
+        tasks: where there are several at once, name → how much each counts: each term on outputs is asked of every task
+            (:func:`~kdlab.losses.of_task.for_each_task`). None for one task.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class Objective(nn.Module):
         temperature: float | Mapping | Schedule | Temperature = 1.0,
         alpha: float | Mapping | Schedule | None = None,
         chunk_rows: int | None = None,
+        tasks: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if chunk_rows is not None and chunk_rows < 1:
@@ -68,10 +73,13 @@ class Objective(nn.Module):
         self.chunk_rows = chunk_rows
         if not terms:
             raise UserError("loss.terms: none; accepted: at least one named term")
-        self.terms = nn.ModuleDict()
         for name, term in terms.items():
             if not isinstance(term, Term):
                 raise UserError(f"loss.terms.{name}: {type(term).__name__}; accepted: a kdlab.losses.Term")
+        if tasks:
+            terms = for_each_task(dict(terms), dict(tasks), copy.deepcopy)
+        self.terms = nn.ModuleDict()
+        for name, term in terms.items():
             try:
                 self.terms[name] = term
             except (KeyError, TypeError) as error:
@@ -79,9 +87,9 @@ class Objective(nn.Module):
         self.names = list(terms)
         self.temperature = to_temperature(temperature)
         self.alpha = None if alpha is None else schedule(alpha, "loss.alpha", 0.0, 1.0)
-        for term in terms.values():
-            if getattr(term, "shares_temperature", False):
-                term.temperature = self.temperature
+        for module in list(self.terms.modules()):
+            if getattr(module, "shares_temperature", False):
+                module.temperature = self.temperature
         self.apart: dict[str, Tensor] | None = None
         """Where somebody puts a dict, each call leaves what every term of weight above 0 adds to the total."""
         self._progress = 0.0

@@ -4,6 +4,7 @@ from kdlab.models.adapters import lora, merge, save_adapter
 from kdlab.models.checkpoint import atomic_write, load_weights, read_state, save_weights, weights_hash
 from kdlab.models.cut import blocks, cut
 from kdlab.models.decode import continuations
+from kdlab.models.heads import Heads
 from kdlab.models.language import CausalLM
 from kdlab.models.measure import flops, latency_ms, parameters, size_bytes
 from kdlab.models.mlp import MLP
@@ -23,6 +24,7 @@ __all__ = [
     "BottleneckResNet",
     "CausalLM",
     "CifarResNet",
+    "Heads",
     "MobileNetV2",
     "Normalize",
     "Reused",

@@ -1,6 +1,7 @@
 """Floor 2: what a task is; how a network reads a batch and what is measured."""
 
-from kdlab.tasks.classification import Classification, ClassMeasures
+from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures
+from kdlab.tasks.classification import Classification
 from kdlab.tasks.generation import pass_at_k, tokens_per_second
 from kdlab.tasks.language import LanguageModeling, TokenMeasures
 from kdlab.tasks.task import Measures, Task
@@ -12,6 +13,7 @@ __all__ = [
     "LanguageModeling",
     "Measures",
     "Task",
+    "TaskMeasures",
     "TextToText",
     "TokenMeasures",
     "pass_at_k",

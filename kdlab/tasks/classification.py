@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import NO_LABEL, Batch, Outputs, cross_entropy, dense, kl, mix
+from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, mix
 from kdlab.functional.probing import pgd, probing
-from kdlab.tasks.task import Task
+from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures, class_ids
+from kdlab.tasks.task import Measures, Task
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,29 @@ class Classification(Task):
         num_classes: number of classes, at least 2.
         attack: also measure the accuracy under an attack, ``{eps: 0.1, steps: 20}`` (see :class:`Attack`), of finished
             networks, as ``robust_acc``; None does not.
+        tasks: number of classes of each of several tasks at once, by name; None for one task.
+
+    Raises:
+        UserError: for an attack on several tasks.
     """
 
-    def __init__(self, num_classes: int, attack: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, num_classes: int, attack: Mapping[str, Any] | None = None, tasks: Mapping[str, int] | None = None
+    ) -> None:
         super().__init__(num_classes)
         self.attack = None if attack is None else Attack.of(attack)
+        self.tasks = dict(tasks or {})
+        if self.tasks and self.attack:
+            raise UserError(f"task.attack: {dict(attack or {})}, and there are several tasks; accepted: null")
 
-    def measures(self, words: int | None = None) -> ClassMeasures:
-        return ClassMeasures(self.num_classes)
+    @property
+    def chance(self) -> float:
+        if not self.tasks:
+            return super().chance
+        return sum(1 / classes for classes in self.tasks.values()) / len(self.tasks)
+
+    def measures(self, words: int | None = None) -> Measures:
+        return TaskMeasures(self.tasks) if self.tasks else ClassMeasures(self.num_classes)
 
     def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:
         """``robust_acc``: the share of rows that are right as they are, and still right under attack."""
@@ -90,7 +105,7 @@ class Classification(Task):
             raise UserError("task.attack: the inputs are no tensor of numbers; accepted: null")
         if float(inputs.min()) < 0 or float(inputs.max()) > 1:
             raise UserError("task.attack: the inputs leave [0, 1], in which it stays; accepted: null, or pictures")
-        classes = _classes(batch.targets).masked_fill(~batch.labelled, NO_LABEL)
+        classes = class_ids(batch.targets).masked_fill(~batch.labelled, NO_LABEL)
 
         def answer(x: Tensor) -> Tensor:
             return dense(self.outputs(net, replace(batch, inputs=x)).logits)
@@ -104,61 +119,5 @@ class Classification(Task):
                 return (answer(inputs).argmax(-1) == classes) & (answer(x).argmax(-1) == classes)
 
 
-class ClassMeasures:
-    """What one pass over a split says of a student, and of its agreement with a teacher.
-
-    ``acc`` and ``acc5`` (where there are more than five classes) against the labels, ``ce`` in nats, ``ece`` the
-    expected calibration error over 15 bins (Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017); with a
-    teacher also ``kl`` (always at temperature 1, so that runs compare) and ``agreement``, the share of rows where both
-    name the same class.
-
-    Rows are kept, and measured once at the end: no synchronisation on the way, and no metric object to build and to
-    update, which on a small split would cost more than its forward pass. A row takes 4 bytes a class.
-    """
-
-    def __init__(self, num_classes: int) -> None:
-        self.num_classes = num_classes
-        self.rows = 0
-        self.compared = False
-        self._logits: list[Tensor] = []
-        self._targets: list[Tensor] = []
-        self._against_labels: list[Tensor] = []
-        self._against_teacher: list[Tensor] = []
-
-    @torch.no_grad()
-    def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
-        """Count one batch; rows without a label count for the agreement with the teacher alone."""
-        logits = student.logits.float()
-        classes = _classes(batch.targets).masked_fill(~batch.labelled, NO_LABEL)
-        self.rows += len(classes)
-        self._logits.append(logits)
-        self._targets.append(classes)
-        self._against_labels.append(cross_entropy(logits, classes))
-        if teacher is not None:
-            self.compared = True
-            same = logits.argmax(-1) == teacher.logits.argmax(-1)
-            self._against_teacher.append(torch.stack([same.float(), kl(logits, teacher.logits)], 1))
-
-    def compute(self) -> dict[str, float]:
-        """The measures over everything counted."""
-        targets = torch.cat(self._targets)
-        labelled = targets != NO_LABEL
-        targets, logits = targets[labelled], torch.cat(self._logits)[labelled]
-        found = {"ce": torch.cat(self._against_labels)[labelled].double().mean()}
-        options: dict[str, Any] = {"num_classes": self.num_classes, "validate_args": False}
-        if len(targets):
-            found["acc"] = multiclass_accuracy(logits, targets, average="micro", **options)
-            found["ece"] = multiclass_calibration_error(logits.softmax(-1), targets, **options)
-            if self.num_classes > 5:
-                found["acc5"] = multiclass_accuracy(logits, targets, average="micro", top_k=5, **options)
-        if self.compared:
-            found["agreement"], found["kl"] = torch.cat(self._against_teacher).double().mean(0)
-        return {name: float(value) for name, value in found.items()}
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _classes(targets: Tensor) -> Tensor:
-    return targets if targets.ndim == 1 else targets.argmax(-1)

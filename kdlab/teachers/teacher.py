@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -99,7 +99,53 @@ def confidence_weights(doubt: Tensor) -> Tensor:
     return (1 - doubt.softmax(0)) / many if many else torch.ones_like(doubt)
 
 
-class EnsembleTeacher(Teacher):
+class Several(Teacher):
+    """Teachers that answer together; the members move, and keep what a resumed run needs, as they would alone."""
+
+    def __init__(self, members: Sequence[Teacher]) -> None:
+        self.members = list(members)
+
+    def to(self, device: torch.device) -> Several:
+        for member in self.members:
+            member.to(device)
+        return self
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {str(i): state for i, member in enumerate(self.members) if (state := member.state_dict())}
+        return {"members": states} if states else {}
+
+    def restore(self, state: dict[str, Any], student: nn.Module) -> None:
+        for i, mine in state.get("members", {}).items():
+            self.members[int(i)].restore(mine, student)
+
+    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+        for member in self.members:
+            member.follow(student, epoch, epochs, step_done)
+
+
+class TasksTeacher(Several):
+    """A teacher for each of several tasks: together they answer as one network with a head a task.
+
+    Args:
+        members: name of the task → who knows it; ``logits`` are the first's.
+    """
+
+    def __init__(self, members: Mapping[str, Teacher]) -> None:
+        super().__init__(list(members.values()))
+        self.tasks = tuple(members)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
+        answers = [member(batch, split) for member in self.members]
+        said = {name: one.logits for name, one in zip(self.tasks, answers, strict=True) if one is not None}
+        return Outputs(next(iter(said.values())), heads=said) if said else None
+
+    def describe(self) -> str:
+        each = zip(self.tasks, self.members, strict=True)
+        return "a teacher a task: " + "; ".join(f"{name}: {member.describe()}" for name, member in each)
+
+
+class EnsembleTeacher(Several):
     r"""The weighted mean of several teachers' probabilities, given as dense logits (their logarithm).
 
     .. math:: p_{ic} = \sum_k w_{ik}\, p^k_{ic}, \qquad \sum_k w_{ik} = 1
@@ -136,7 +182,7 @@ class EnsembleTeacher(Teacher):
             raise UserError(f"teacher.weights: {list(weights)}; accepted: {len(members)} numbers of at least 0")
         if weights is not None and weighing == "confidence":
             raise UserError(f"teacher.weights: {list(weights)}, and confidence decides; accepted: none")
-        self.members = list(members)
+        super().__init__(members)
         share = list(weights) if weights is not None else [1.0] * len(members)
         self.weights = [w / sum(share) for w in share]
         self.weighing, self.show = weighing, show
@@ -194,23 +240,6 @@ class EnsembleTeacher(Teacher):
             own = log_probabilities(dense(logits[at])) + log_weight
             mean[at] = own if first else torch.logaddexp(mean[at], own)
         return mean
-
-    def to(self, device: torch.device) -> EnsembleTeacher:
-        for member in self.members:
-            member.to(device)
-        return self
-
-    def state_dict(self) -> dict[str, Any]:
-        states = {str(i): state for i, member in enumerate(self.members) if (state := member.state_dict())}
-        return {"members": states} if states else {}
-
-    def restore(self, state: dict[str, Any], student: nn.Module) -> None:
-        for i, mine in state.get("members", {}).items():
-            self.members[int(i)].restore(mine, student)
-
-    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
-        for member in self.members:
-            member.follow(student, epoch, epochs, step_done)
 
     def describe(self) -> str:
         how = "weighed by confidence" if self.weighing == "confidence" else "the mean"

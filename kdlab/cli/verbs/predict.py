@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
     for found in predict(args.run, paths, trust=args.trust):
         best = sorted(found.probabilities.items(), key=lambda pair: -pair[1])[: args.top or 3]
-        print(f"{found.source}: " + ", ".join(f"{name} {share:.1%}" for name, share in best))
+        task = f"{found.task}: " if found.task else ""
+        print(f"{found.source}: {task}" + ", ".join(f"{name} {share:.1%}" for name, share in best))
     return 0
 
 

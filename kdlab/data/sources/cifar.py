@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Unpack
@@ -12,9 +13,10 @@ from torch import Tensor
 
 from kdlab.data import safe_pickle
 from kdlab.data.download import Remote, fetch, unpack
+from kdlab.data.labels import Label, asked, joint
 from kdlab.data.module import Common, ImageData, published
 from kdlab.data.source import Rows, Source
-from kdlab.errors import UserError, unknown
+from kdlab.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -63,37 +65,44 @@ def cifar10(root: str = "data/cifar10", download: bool = False, **common: Unpack
 
     The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
-    return published(source=_read(CIFAR10, root, download, "labels", "label_names"), **common)
+    return published(source=_read(CIFAR10, root, download, {"class": ("labels", "label_names")}), **common)
 
 
 def cifar100(
-    root: str = "data/cifar100", label: str = "fine", download: bool = False, **common: Unpack[Common]
+    root: str = "data/cifar100", label: Label = "fine", download: bool = False, **common: Unpack[Common]
 ) -> ImageData:
     """CIFAR-100: 50,000 training and 10,000 test pictures, 3 x 32 x 32 (Krizhevsky, 2009).
 
     Args:
         root: the folder that holds ``cifar-100-python`` or ``cifar-100-python.tar.gz``, or is the former.
-        label: ``fine`` (100 classes) or ``coarse`` (20).
+        label: ``fine`` (100 classes), ``coarse`` (20), or a list of both for two tasks at once.
         download: fetch the archive from the publisher (169 MB) if it is not there.
         val: the 5,000 rows by default are for choosing the best epoch; 0 trains on all 50,000, as published results do.
 
     The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
-    if label not in ("fine", "coarse"):
-        raise unknown("data.label", label, ["fine", "coarse"])
-    return published(source=_read(CIFAR100, root, download, f"{label}_labels", f"{label}_label_names"), **common)
+    names = {name: (f"{name}_labels", f"{name}_label_names") for name in ("fine", "coarse")}
+    return published(source=_read(CIFAR100, root, download, names, label), **common)
 
 
-def _read(layout: Layout, root: str, download: bool, label: str, names: str) -> Source:
+def _read(
+    layout: Layout, root: str, download: bool, labels: Mapping[str, tuple[str, str]], label: Label | None = None
+) -> Source:
+    """A source of the publisher's labels: what to call each → its key, and that of its classes' names."""
     folder = _locate(layout, Path(root).expanduser(), download)
-    class_names = _content(folder / layout.meta, (names,))[names]
-    train = [_rows(folder / file, label, layout.train_rows // len(layout.train)) for file in layout.train]
-    return Source(
-        layout.name if len(class_names) != 20 else f"{layout.name} (coarse)",
-        Rows(torch.cat([pictures for pictures, _ in train]), torch.cat([ids for _, ids in train])),
-        [str(name) for name in class_names],
-        test=Rows(*_rows(folder / layout.test, label, layout.test_rows)),
-    )
+    meta = _content(folder / layout.meta, tuple(names for _, names in labels.values()))
+    keys = [key for key, _ in labels.values()]
+    train = [_rows(folder / file, keys, layout.train_rows // len(layout.train)) for file in layout.train]
+    pictures, *ids = (torch.cat(parts) for parts in zip(*train, strict=True))
+    test, *test_ids = _rows(folder / layout.test, keys, layout.test_rows)
+    named = {name: [str(one) for one in meta[names]] for name, (_, names) in labels.items()}
+    columns = {n: ([ids[k], test_ids[k]], named[n]) for k, n in enumerate(labels)}
+    if len(columns) == 1:  # as they are: a class without a row keeps its number
+        (kinds, class_names) = next(iter(columns.values()))
+        return Source(layout.name, Rows(pictures, kinds[0]), class_names, test=Rows(test, kinds[1]))
+    kinds, class_names, known = joint(columns, "data.root")
+    source = Source(layout.name, Rows(pictures, kinds[0]), class_names, test=Rows(test, kinds[1]))
+    return asked(source, known, label)
 
 
 def _locate(layout: Layout, root: Path, download: bool) -> Path:
@@ -126,15 +135,18 @@ def _content(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
     return content
 
 
-def _rows(path: Path, label: str, expected: int) -> tuple[Tensor, Tensor]:
-    content = _content(path, ("data", label))
-    data, labels = np.asarray(content["data"]), np.asarray(content[label])
-    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or labels.dtype.kind not in "iu":
+def _rows(path: Path, keys: Sequence[str], expected: int) -> tuple[Tensor, ...]:
+    """Pictures, and the ids of each label."""
+    content = _content(path, ("data", *keys))
+    data, labels = np.asarray(content["data"]), [np.asarray(content[key]) for key in keys]
+    whole = all(ids.dtype.kind in "iu" for ids in labels)
+    if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or not whole:
         raise UserError(
             f"data.root: {path} holds {data.dtype} {data.shape}; accepted: uint8 rows of 3072 = 3 x 32 x 32"
         )
-    if len(data) != expected or len(labels) != expected:
-        raise UserError(
-            f"data.root: {path} has {len(data)} pictures and {len(labels)} labels; the publisher's has {expected}"
-        )
-    return torch.from_numpy(data.reshape(-1, 3, 32, 32)), torch.from_numpy(labels.astype(np.int64))
+    for ids in labels:
+        if len(data) != expected or len(ids) != expected:
+            raise UserError(
+                f"data.root: {path} has {len(data)} pictures and {len(ids)} labels; the publisher's has {expected}"
+            )
+    return torch.from_numpy(data.reshape(-1, 3, 32, 32)), *(torch.from_numpy(i.astype(np.int64)) for i in labels)

@@ -8,18 +8,26 @@ from typing import Unpack
 import numpy as np
 import torch
 
+from kdlab.data.labels import Label, asked
 from kdlab.data.module import Common, ImageData
-from kdlab.data.source import Rows, Source
+from kdlab.data.source import Labels, Rows, Source
 
 _FILE = Path(__file__).parent.parent / "digits.npz"
 _TRAIN, _VAL, _TEST = range(3)
+_LABELS = {
+    "digit": Labels([str(digit) for digit in range(10)], torch.arange(10)),
+    "parity": Labels(["even", "odd"], torch.arange(10) % 2),
+}
 
 
-def digits(**common: Unpack[Common]) -> ImageData:
+def digits(label: Label | None = None, **common: Unpack[Common]) -> ImageData:
     """1,797 handwritten digits, grey, 8 x 8 (Alpaydin and Kaynak, UCI Machine Learning Repository, 1998; CC BY 4.0).
 
     A fixed stratified split ships along: 1,200 training, 237 validation and 360 test rows. Another ``val`` divides the
     same 1,437 rows anew; the test rows stay. See :class:`ImageData` for the arguments.
+
+    Args:
+        label: ``digit``, ``parity`` (even or odd), or a list of both for two tasks at once; None is ``digit``.
     """
     with np.load(_FILE) as file:
         images, targets = torch.from_numpy(file["images"])[:, None], torch.from_numpy(file["targets"]).long()
@@ -36,4 +44,4 @@ def digits(**common: Unpack[Common]) -> ImageData:
         white=16.0,
         key="data",
     )
-    return ImageData(source, **common)
+    return ImageData(asked(source, _LABELS, label), **common)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdlab.data.labels import asked, joint
 from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
@@ -124,7 +125,7 @@ def _class_ids(value: Any, key: str) -> Tensor:
 
 def csv(
     path: str | None = None,
-    target: str = "target",
+    target: str | Sequence[str] = "target",
     columns: Sequence[str] | None = None,
     test_path: str | None = None,
     test: int | float | None = None,
@@ -138,7 +139,7 @@ def csv(
 
     Args:
         path: the file.
-        target: the column of the class.
+        target: the column of the class; a list of columns for several tasks at once.
         columns: the columns to read; None is all others.
         test_path: another file with the same columns, for the test split.
         test: rows (a number, or a fraction) taken for the test split where there is no such file; None is a tenth.
@@ -151,23 +152,32 @@ def csv(
     """
     if path is None:
         raise UserError("data.path: null; accepted: a CSV file with a header line")
-    wanted, inputs, written = _table(path, "data.path", target, columns, delimiter)
-    class_names = _sorted_names(written)
-    if len(class_names) < 2 or len(class_names) > max(20, len(written) // 2):
-        raise UserError(
-            f"data.target: column {target!r} of {path} holds {len(class_names)} different values in {len(written)}"
-            " rows; accepted: a column of classes"
-        )
-    rows = Rows(inputs, torch.tensor([class_names.index(label) for label in written]))
-    held_out: Rows | int | float = 0.1 if test is None else test
+    targets = [target] if isinstance(target, str) else list(target)
+    if not targets or len(set(targets)) < len(targets):
+        raise UserError(f"data.target: {targets}; accepted: different columns, at least one")
+    wanted, features, written = _table(path, "data.path", targets, columns, delimiter)
+    inputs, labels = [features], [written]
     if test_path is not None:
-        _, test_inputs, test_labels = _table(test_path, "data.test_path", target, wanted, delimiter)
-        for label in test_labels:
+        _, features, test_written = _table(test_path, "data.test_path", targets, wanted, delimiter)
+        inputs, labels = [*inputs, features], [*labels, test_written]
+    columns_of = {}
+    for name in targets:
+        class_names = _sorted_names(written[name])
+        if len(class_names) < 2 or len(class_names) > max(20, len(written[name]) // 2):
+            raise UserError(
+                f"data.target: column {name!r} of {path} holds {len(class_names)} different values in "
+                f"{len(written[name])} rows; accepted: a column of classes"
+            )
+        for label in labels[-1][name]:
             if label not in class_names:
                 raise unknown(f"data.test_path: {test_path}", label, class_names, "class")
-        held_out = Rows(test_inputs, torch.tensor([class_names.index(label) for label in test_labels]))
-    source = Source(Path(path).stem, rows, class_names, test=held_out, key="data.path")
-    return ImageData(source, **common)
+        ids = [torch.tensor([class_names.index(one) for one in part[name]]) for part in labels]
+        columns_of[name] = ids, class_names
+    kinds, names, found = joint(columns_of)
+    parts = [Rows(features, ids) for features, ids in zip(inputs, kinds, strict=True)]
+    held_out: Rows | int | float = parts[1] if len(parts) > 1 else 0.1 if test is None else test
+    source = Source(Path(path).stem, parts[0], names, test=held_out, key="data.path")
+    return ImageData(asked(source, found, targets), **common)
 
 
 def _sorted_names(labels: list[str]) -> list[str]:
@@ -179,9 +189,9 @@ def _sorted_names(labels: list[str]) -> list[str]:
 
 
 def _table(
-    path: str, key: str, target: str, columns: Sequence[str] | None, delimiter: str
-) -> tuple[list[str], Tensor, list[str]]:
-    """Names of the feature columns, features (N, F) float32, and labels as written."""
+    path: str, key: str, targets: Sequence[str], columns: Sequence[str] | None, delimiter: str
+) -> tuple[list[str], Tensor, dict[str, list[str]]]:
+    """Names of the feature columns, features (N, F) float32, and the labels of each target as written."""
     try:
         with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
             lines = [line for line in csv_format.reader(file, delimiter=delimiter) if line]
@@ -192,12 +202,14 @@ def _table(
     if len(lines) < 2:
         raise UserError(f"{key}: {path} has no rows below its header")
     header = [name.strip() for name in lines[0]]
-    if target not in header:
-        raise unknown("data.target", target, header, "column")
-    wanted = [name for name in header if name != target] if columns is None else list(columns)
+    for target in targets:
+        if target not in header:
+            raise unknown("data.target", target, header, "column")
+    rest = [name for name in header if name not in targets]
+    wanted = rest if columns is None else list(columns)
     for name in wanted:
-        if name not in header or name == target:
-            raise unknown("data.columns", name, [h for h in header if h != target], "column")
+        if name not in rest:
+            raise unknown("data.columns", name, rest, "column")
     places = [header.index(name) for name in wanted]
     features = np.empty((len(lines) - 1, len(wanted)), dtype=np.float32)
     for number, line in enumerate(lines[1:]):
@@ -207,7 +219,8 @@ def _table(
             features[number, place] = _number(
                 line[column], f"{key}: {path}, row {number + 1}, column {header[column]!r}"
             )
-    return wanted, torch.from_numpy(features), [line[header.index(target)].strip() for line in lines[1:]]
+    labels = {target: [line[header.index(target)].strip() for line in lines[1:]] for target in targets}
+    return wanted, torch.from_numpy(features), labels
 
 
 def _number(text: str, where: str) -> float:

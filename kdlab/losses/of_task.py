@@ -1,0 +1,66 @@
+"""One of several tasks: a term that sees the head, the teacher's answer and the labels of that task alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from kdlab.errors import unknown
+from kdlab.functional import Batch, Outputs
+from kdlab.losses.term import Term
+
+
+class OfTask(Term):
+    """A term on the outputs of one of several tasks, which a network gives as ``heads`` by name.
+
+    It has the role, the rows and the state of the term inside it.
+
+    Args:
+        term: what is compared.
+        task: whose outputs and labels.
+        share: how much the task counts beside the others.
+    """
+
+    def __init__(self, term: Term, task: str, share: float = 1.0) -> None:
+        super().__init__()
+        self.term, self.task = term, task
+        self.role, self.rows, self.needs_teacher = term.role, term.rows, term.needs_teacher
+        self.companion, self.arrange = term.companion, term.arrange
+        self.weight = term.weight.times(share)
+
+    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+        self.term.meet(student, teacher, examples)
+
+    def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
+        self.term.prepare(self._own(student), None if teacher is None else self._own(teacher))
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
+        told = None if teacher is None else self._own(teacher)
+        return self.term(self._own(student), told, batch.of_task(self.task))
+
+    def _own(self, outputs: Outputs) -> Outputs:
+        if self.task not in outputs.heads:
+            raise unknown("task", self.task, outputs.heads, "head of the network")
+        return Outputs(outputs.heads[self.task])
+
+
+def for_each_task(terms: dict[str, Term], tasks: dict[str, float], again: Callable[[Any], Any]) -> dict[str, Term]:
+    """Terms on outputs once for each task, named ``kl_digit``, ``kl_parity``; terms on layers, which all tasks share,
+    as they are.
+
+    Args:
+        terms: name → term.
+        tasks: name → how much it counts; they are brought to a mean of 1, so that a weight means what it means for one.
+        again: makes another of a term, whose state is its own.
+    """
+    mean = sum(tasks.values()) / len(tasks)
+    found: dict[str, Term] = {}
+    for name, term in terms.items():
+        if term.student_layers or term.teacher_layers:
+            found[name] = term
+            continue
+        for task, weight in tasks.items():
+            found[f"{name}_{task}"] = OfTask(again(term), task, weight / mean)
+    return found
