@@ -60,6 +60,40 @@ def test_what_is_suggested_can_be_typed(capsys):
             assert main(["check", "experiment=kd_resnet", "loss=fitnets", *line.split()]) == 0
 
 
+def test_a_projector_goes_with_the_map_that_the_teachers_classifier_reads(capsys):
+    lines = listed(capsys, "experiment=simkd")
+    assert pairs(lines) == (
+        "pairs of feature maps by resolution: student, teacher\n"
+        "1/1 net.layer1 4 x 8 x 8 layer1 16 x 8 x 8\n"
+        "1/2 net.layer2 8 x 4 x 4 layer2 32 x 4 x 4\n"
+        "1/4 net.layer3 16 x 2 x 2 layer3 64 x 2 x 2\n"
+        "(no term of the loss takes these)\n"
+        "pairs of last feature maps: student, teacher\n"
+        "connector 64 x 2 x 2 layer3 64 x 2 x 2\n"
+        "loss.terms.simkd.student_layer=[connector] loss.terms.simkd.teacher_layer=[layer3]\n"
+        "pairs of penultimate vectors: student, teacher\n"
+        "pool 64 pool 64\n"
+        "(no term of the loss takes these)"
+    )
+    assert main(["check", "experiment=simkd", *lines[-4].split()]) == 0
+    named = typed(listed(capsys, "student=simkd", "teacher=resnet20"))
+    assert (["connector"], ["layer3"]) in named
+
+
+@pytest.mark.parametrize(
+    ("loss", "term", "expected"),
+    [
+        ("srrl", "srrl", [(["pool"], ["pool"])]),
+        ("crd", "crd", [(["pool"], ["pool"])]),
+        ("attention", "at", [(["layer1", "layer2", "layer3"],) * 2]),
+        ("[hinton,ofd]", "ofd", []),
+    ],
+)
+def test_a_term_is_offered_the_pairs_that_it_takes(capsys, loss, term, expected):
+    lines = listed(capsys, f"loss={loss}")
+    assert typed(lines, term) == expected and any("no term of the loss" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("student", "teacher", "maps"),
     [

@@ -314,6 +314,9 @@ CLASH = {
     ("init=teacher",): "init: teacher, and teacher.members are several",
     ("teacher=previous",): "teacher.members[0].net: none; accepted: a network",
     ("teacher.top_k=3",): "teacher.top_k: 3, and teacher.members are several",
+    ("source=dafl",): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
+    ("source=zskt",): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
+    ("source=inversion",): "source: InvertedRows makes rows after one network, and teacher.members are several",
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -38,6 +38,8 @@ class Traced(NamedTuple):
     """What gives the classifier its input, if that is a vector."""
     side: int | None
     """Height of the picture that went in."""
+    last: Layer | None = None
+    """The feature map that comes last before that vector."""
 
 
 class Pairs(NamedTuple):
@@ -80,30 +82,66 @@ def trace(net: Any, example: Any) -> Traced:
         handle.remove()
     vectors = [layers[p] for p, y in outputs.items() if any(y is x for x in given) and y.ndim == 2]
     side = example.shape[2] if isinstance(example, torch.Tensor) and example.ndim == 4 else None
-    return Traced(list(layers.values()), vectors[-1] if vectors else None, side)
+    last = _last_map(layers.values(), vectors[-1]) if vectors else None
+    return Traced(list(layers.values()), vectors[-1] if vectors else None, side, last)
+
+
+def _last_map(layers: Iterable[Layer], vector: Layer) -> Layer | None:
+    """The feature map that came last before a vector, and not inside of what made that."""
+    inside = f"{vector.path}."
+    maps = [layer for layer in layers if layer.shape is not None and len(layer.shape) == 3]
+    before = [layer for layer in maps if layer.order < vector.order and not layer.path.startswith(inside)]
+    return max(before, key=lambda layer: layer.order, default=None)
 
 
 def suggest(student: Traced, teacher: Traced) -> list[Pairs]:
-    """Pairs by resolution (stages of feature maps), by depth (blocks of hidden states), and the penultimate vectors."""
+    """Pairs by resolution (stages of feature maps), by depth (blocks of hidden states), the last maps where no stage
+    gives them and they are equally wide (SimKD's projector), and the penultimate vectors."""
     found = [_by_resolution(student, teacher), *_by_depth(student, teacher)]
+    ours, theirs = student.last, teacher.last
+    stages = [layer.path for _, layer, _ in found[0].each]
+    if ours is not None and theirs is not None and ours.path not in stages and _width(ours) == _width(theirs):
+        found.append(Pairs("last feature maps", [("", ours, theirs)]))
     if student.penultimate is not None and teacher.penultimate is not None:
         found.append(Pairs("penultimate vectors", [("", student.penultimate, teacher.penultimate)]))
     return [pairs for pairs in found if pairs.each]
 
 
-def overrides(pairs: Pairs, terms: Mapping[str, Any]) -> list[str]:
-    """What to type for these pairs: for every term of the loss that takes some, or for one called NAME."""
+def _width(layer: Layer) -> int:
+    assert layer.shape is not None
+    return layer.shape[0]
+
+
+def overrides(
+    pairs: Pairs, terms: Mapping[str, Any], fits: Callable[[str, Mapping[str, Any]], bool] = lambda name, term: True
+) -> list[str]:
+    """What to type for these pairs: for every term of the loss that takes some, or for one called NAME.
+
+    Args:
+        pairs: of layers.
+        terms: name → configuration.
+        fits: whether a term, configured for these layers, takes them.
+    """
     ours, theirs = ([layer.path for layer in side] for side in list(zip(*pairs.each, strict=True))[1:])
-    keys = {"student_layer": _typed(ours), "teacher_layer": _typed(theirs)}
+    layers: dict[str, Any] = {"student_layer": ours, "teacher_layer": theirs}
     takers = {name: term for name, term in terms.items() if isinstance(term, Mapping) and "student_layer" in term}
+    if not takers:
+        return [_line("NAME", layers)]
     lines = []
-    for name, term in (takers or {"NAME": keys}).items():
-        lines.append(" ".join(f"loss.terms.{name}.{key}={value}" for key, value in keys.items() if key in term))
+    for name, term in takers.items():
+        given = {key: paths for key, paths in layers.items() if key in term}
+        # some terms take one layer, and no list
+        forms = [given, {key: paths[0] for key, paths in given.items()}] if len(ours) == 1 else [given]
+        lines += [_line(name, form) for form in forms if fits(name, {**term, **form})][:1]
     return lines
 
 
-def _typed(paths: Sequence[str]) -> str:
-    return f"[{','.join(paths)}]"
+def _line(name: str, given: Mapping[str, Any]) -> str:
+    return " ".join(f"loss.terms.{name}.{key}={_typed(paths)}" for key, paths in given.items())
+
+
+def _typed(paths: str | Sequence[str]) -> str:
+    return paths if isinstance(paths, str) else f"[{','.join(paths)}]"
 
 
 # ---- feature maps ----------------------------------------------------------------------------------------------------

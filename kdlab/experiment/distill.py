@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from kdlab import spec
 from kdlab.cli.options import shipped
 from kdlab.errors import UserError, unknown
+from kdlab.experiment.store import LABELS
 from kdlab.functional import Batch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD, Training, evaluate, fit
+from kdlab.models.companions import Companion
 from kdlab.runs.folder import read_yaml
 from kdlab.tasks import Classification, LanguageModeling, Task
 from kdlab.teachers import FrozenTeacher
@@ -55,13 +57,15 @@ def distill(
     seed: int = 0,
     folder: str | Path | None = None,
     trainer: Mapping[str, Any] | None = None,
+    companion: Companion | None = None,
 ) -> Distilled:
     """Train ``student`` to imitate ``teacher``, in place.
 
     Args:
         student: takes a batch of inputs, returns logits (B, C); for sequences, see :class:`~kdlab.functional.Batch`,
             takes the inputs as keywords and returns logits of all positions.
-        teacher: likewise, trained; it stays in eval mode and without gradients. None trains on labels alone.
+        teacher: likewise, trained; it stays in eval mode and without gradients. None trains by ``loss`` if no term of
+            it needs one (``"mutual"``, ``"label_smoothing"``), else on labels alone.
         train_loader: anything that can be iterated again and has a length, of ``(inputs, targets)`` pairs or
             :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
         val_loader: likewise; None keeps the last epoch.
@@ -75,6 +79,9 @@ def distill(
         seed: of dropout and of projectors' first weights. The order of examples is the loader's.
         folder: where checkpoints go; a fit that finds one there goes on from it. None keeps nothing.
         trainer: arguments of :class:`~kdlab.methods.Training`, such as ``{"accelerator": "cpu"}``.
+        companion: what trains beside the student, for a loss that looks at it, such as
+            ``kdlab.models.companions.Peers(student, [another_network])`` for ``loss="mutual"`` or
+            ``Exits(student, ["layer1", "layer2"], inputs)`` for ``loss="byot"``.
 
     Raises:
         UserError: if something does not fit together, in one line.
@@ -88,7 +95,10 @@ def distill(
         raise UserError("teacher: is the student itself; accepted: another network, such as a copy of it")
     if teacher is None and alpha is not None:
         raise UserError(f"alpha: {alpha}, and there is no teacher to distil from; accepted: None")
-    objective = _objective(loss if teacher is not None else {}, temperature, alpha)
+    objective = _objective(loss, temperature, alpha)
+    if teacher is None and objective.needs_teacher:
+        objective = _objective({}, temperature, alpha)
+    _beside(companion, student, objective)
     try:
         training = Training(**(trainer or {}))
     except TypeError as error:
@@ -104,6 +114,7 @@ def distill(
         "optimizer": optimizer or _sgd,
         "scheduler": scheduler or LearningRate("cosine"),
         "seed": seed,
+        "companion": companion,
     }
     method = FineTune(**parts) if taught is None else OfflineKD(**parts, teacher=taught)
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
@@ -153,9 +164,33 @@ def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
         if alpha is not None and "alpha" not in config:
             raise UserError(f"alpha: {alpha}, and the recipe {loss!r} has none; accepted: None")
         alpha = config.get("alpha") if alpha is None else alpha
-        built = {name: spec.build(term, f"loss.terms.{name}") for name, term in config["terms"].items()}
+        built = {
+            name: spec.build({**LABELS.get(name, {}), **term}, f"loss.terms.{name}")  # some change how labels count
+            for name, term in config["terms"].items()
+        }
         terms.update(built)
     return Objective(terms, 4.0 if temperature is None else temperature, alpha)
+
+
+def _beside(companion: Companion | None, student: nn.Module, objective: Objective) -> None:
+    """Refuse a companion that does not belong to the student or to the loss, and a loss that lacks its own.
+
+    Raises:
+        UserError: naming the term.
+    """
+    there = "" if companion is None else companion.kind
+    if companion is not None and companion.student is not student:
+        raise UserError("companion: stands beside another network; accepted: one that was made for this student")
+    wanted = {str(term.companion): name for name, term in objective.terms.items() if term.companion}
+    for kind, name in wanted.items():
+        if kind != there:
+            made = "Peers(student, [network])" if kind == "peers" else "Exits(student, layers, inputs)"
+            raise UserError(
+                f"companion: {there or None}, and loss.terms.{name} looks at {kind}; accepted: "
+                f"kdlab.models.companions.{made}, or another loss"
+            )
+    if there and there not in wanted:
+        raise UserError(f"companion: {there}, and no term of the loss looks at it; accepted: None, or another loss")
 
 
 def _sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kdlab.cli import layers, options
@@ -54,21 +55,51 @@ def _layers(chosen: Sequence[str]) -> int:
         data = parts.data(config["data"], config["seed"])
         example = next(iter(data.sequential("train", batch_size=1))).to("cpu").inputs
         networks = {"student": config["student"], "teacher.net": (config.get("teacher") or {}).get("net")}
-        traced = {}
+        traced, nets = {}, []
         for role, mapping in networks.items():
             if mapping is None:
                 continue
-            traced[role] = layers.trace(parts.network(mapping, data, 0, role), example)
+            nets.append(parts.network(mapping, data, 0, role))
+            traced[role] = layers.trace(nets[-1], example)
             width = max(len(layer.path) for layer in traced[role].layers) + 2
             print(f"{role}: {mapping['_target_']}")
             for layer in traced[role].layers:
                 print(f"  {layer.path:<{width}}{layer.kind:<20}{layer.said}".rstrip())
         if len(traced) == 2:
-            _show_pairs(layers.suggest(*traced.values()), config["loss"].get("terms") or {})
+            fits = _fitting(nets[0], nets[1], data, parts.task(config["task"], data))
+            _show_pairs(layers.suggest(*traced.values()), config["loss"].get("terms") or {}, fits)
     return 0
 
 
-def _show_pairs(suggested: Sequence[layers.Pairs], terms: Mapping[str, Any]) -> None:
+Fits = Callable[[str, Mapping[str, Any]], bool]
+
+
+def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
+    """A function that says whether a term takes the layers that it is configured for."""
+    import torch
+
+    from kdlab import spec
+    from kdlab.models import reuse_classifier
+
+    with suppress(UserError):  # a term may want it (SimKD), and to others a classifier is as good as another
+        reuse_classifier(student, teacher)
+    rows = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+
+    def fits(name: str, config: Mapping[str, Any]) -> bool:
+        try:
+            term = spec.build(config, f"loss.terms.{name}")
+            term.meet(student, teacher, data.counts["train"])
+            with torch.no_grad():
+                ours = task.outputs(student.eval(), rows, term.student_layers)
+                term.prepare(ours, task.outputs(teacher.eval(), rows, term.teacher_layers))
+        except UserError:
+            return False
+        return True
+
+    return fits
+
+
+def _show_pairs(suggested: Sequence[layers.Pairs], terms: Mapping[str, Any], fits: Fits) -> None:
     """Pairs of layers, a table each, and the overrides that name them to the loss."""
     for pairs in suggested:
         print(f"pairs of {pairs.what}: student, teacher")
@@ -77,7 +108,7 @@ def _show_pairs(suggested: Sequence[layers.Pairs], terms: Mapping[str, Any]) -> 
         for row in rows:
             cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width]
             print(f"  {'  '.join(cells)}".rstrip())
-        for line in layers.overrides(pairs, terms):
+        for line in layers.overrides(pairs, terms, fits) or ["(no term of the loss takes these)"]:
             print(f"  {line}")
     if not suggested:
         print("pairs: none that are alike; a term on the student's layers alone takes any teacher (loss=ofa)")
