@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SCRIPTS = ("startup", "steps", "loop", "throughput", "precision", "resources", "vocabulary", "language")
+SCRIPTS = ("startup", "steps", "loop", "throughput", "precision", "resources", "vocabulary", "language", "methods")
 
 path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 statuses = [
