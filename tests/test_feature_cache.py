@@ -80,6 +80,15 @@ def test_a_student_of_cached_layers_is_that_of_a_live_teacher(place, forwards, v
         assert told[0][split] == pytest.approx(told[1][split], rel=1e-4)
 
 
+def test_a_teacher_that_no_term_looks_at_is_not_asked_in_training(place, forwards):
+    counts, steps = forwards
+    run = train(
+        place, "labels", *MLP, "loss=ce", "epochs=1", "baseline=false", "data.fraction=0.2", "teacher.cache=off"
+    )
+    assert steps == [0] * result(run)["steps"] and counts["fit"] > 0, "agreement is measured all the same"
+    assert result(run)["models"]["student"]["test"]["agreement"] > 0
+
+
 @pytest.mark.parametrize("loss", ["attention", "srrl", "crd", "ab"])
 def test_terms_of_pictures_by_a_cached_teacher(place, forwards, loss):
     """SRRL uses the teacher's own classifier, AB looks at its modules, CRD remembers every example."""

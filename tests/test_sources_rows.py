@@ -207,6 +207,10 @@ def test_what_learns_from_more_than_labels_has_a_baseline(place):
             "source: GeneratedRows asks a teacher, and no network teaches; accepted: teacher=",
         ),
         (("loss=ce", "source=attack_teacher"), "source: AttackedRows asks a teacher"),
+        (
+            ("method=snapshot", "teacher=resnet20", "loss=balanced", "source=dafl"),
+            "source: GeneratedRows asks a teacher, and no network teaches",
+        ),
         (("loss=ce", "data=synthetic", "source=dafl"), "source: makes pictures, and data is no set of them"),
     ],
 )

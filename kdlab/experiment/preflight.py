@@ -291,7 +291,7 @@ def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.
     name = _name(experiment.source)
     if data.gives != "rows":
         raise UserError(f"source: {name} gives rows, and data ({data.name}) is text; accepted: source=none")
-    if teacher is not None or _previous(experiment):
+    if (teacher is not None or _previous(experiment)) and not experiment.teaches_itself:
         return
     members = getattr(experiment.teacher, "members", None)
     if source.needs_net and members and not experiment.teaches_itself:

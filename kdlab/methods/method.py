@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any, Protocol
 
 import lightning.pytorch as pl
@@ -106,7 +107,7 @@ class Method(pl.LightningModule):
             seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.objective.progress = self._progress()
         batch, told = self._sequences(self._layout(batch), batch_idx)
-        teacher = self.teacher(batch.clean_view()) if self.teacher is not None else None
+        teacher = self.teacher(batch.clean_view()) if self.teacher is not None and self._asks else None
         batch, extra = self.relabel(batch, teacher)
         student = self.answers(batch)
         losses = self.objective(student, teacher, batch)
@@ -114,6 +115,12 @@ class Method(pl.LightningModule):
         assert self._curves is not None
         self._curves.add(losses.total.detach(), losses.values, losses.counted, parts, {**told, **extra})
         return losses.total
+
+    @cached_property
+    def _asks(self) -> bool:
+        """Whether training looks at a teacher's answers; with labels alone it is there to be measured against."""
+        relabels = type(self).relabel is not Method.relabel
+        return self.objective.needs_teacher or self.objective.alpha is not None or relabels
 
     def answers(self, batch: Batch) -> Outputs:
         """What the student says, with the layers that terms look at and, while it trains, what its companion adds."""
