@@ -1,6 +1,7 @@
 """What every method costs per training step, against plain cross-entropy on the same student.
 
     python benchmarks/methods.py [--data digits|pictures] [--rows hinton,fitnets] [--rounds 10] [--steps 10]
+    python benchmarks/methods.py --write outputs/leaderboard/digits/times.json     (the step times of that board)
 
 The methods are the rows of a leaderboard (conf/leaderboard/digits.yaml), one setting each; where a row has stages, each
 is a line. ``--data digits``: ResNet-20 teaches a ResNet-8 of width 4, 8x8, batch 64. ``--data pictures``: ResNet-56
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -312,6 +314,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="of a turn")
     parser.add_argument("--board", default="digits", help="whose rows are the methods")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--write", type=Path, help="a file for each row's ratio, as `kdlab leaderboard --time` writes it"
+    )
     return parser.parse_args()
 
 
@@ -339,6 +344,19 @@ def main() -> None:
     print("|---|---|---|---|---|")
     for case in cases:
         print(case.line())
+    if args.write is not None:
+        args.write.write_text(json.dumps(of_rows(cases), indent=1))
+
+
+def of_rows(cases: Sequence[Case]) -> dict[str, float]:
+    """Each row's ratio, with its teacher as it is; the mean of its fits, where it has several."""
+    usual: dict[str, float] = {}
+    for case in cases:
+        usual.setdefault(case.row, ratio(case.times, case.beside).median)
+    rows: dict[str, list[float]] = {}
+    for label, found in usual.items():
+        rows.setdefault(label.split("/")[0], []).append(found)
+    return {row: statistics.fmean(each) for row, each in rows.items()}
 
 
 if __name__ == "__main__":
