@@ -10,14 +10,18 @@ from pathlib import Path
 
 import pytest
 from fabricate import model, result
-from tiny import mistake, place
+from tiny import mistake, place, write_cifar
 
 from kdlab.cli.main import main
+from kdlab.cli.start import preflight
+from kdlab.cli.verbs.leaderboard import composed
 from kdlab.errors import UserError
 from kdlab.runs.leaderboard import Board, Entry, Results, paired, t_quantile
 from kdlab.runs.read import Run
 
 __all__ = ["place"]  # a fixture
+
+BOARDS = Path(__file__).parents[1] / "conf" / "leaderboard"
 
 
 @pytest.mark.parametrize(
@@ -178,6 +182,20 @@ def test_a_small_board_from_its_file_to_its_table(place, tmp_path, monkeypatch, 
     assert main(words) == 0  # nothing is run twice
     again = capsys.readouterr().out
     assert again.count("done already") == 6 and "step time" in again
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in BOARDS.glob("*.yaml")))
+def test_every_row_of_every_board_can_run(name, tmp_path, monkeypatch):
+    """Composed, bound and built as it would be before its first step; nothing is trained."""
+    found = Board.read(BOARDS / f"{name}.yaml")
+    more = [f"data.root={write_cifar(tmp_path, monkeypatch)}", "data.val=20"] if name.startswith("cifar") else []
+    if name.startswith("cifar"):
+        more.append("data.fraction=null")
+    rows = Board(name, found.rows, found.reference, found.relative_to, found.shared, [0], found.each)
+    with composed(rows, [*more, f"output={tmp_path}"]) as (points, _):
+        assert {entry.row for entry, _ in points} == set(found.rows)
+        for point in points.values():
+            preflight([point])
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     board = _board(args, found)
     if args.jobs < 1:
         raise UserError(f"--jobs: {args.jobs}; accepted: at least 1")
-    with _composed(board, args.overrides) as (points, composer):
+    with composed(board, args.overrides) as (points, composer):
         folder = _folder(board, args.overrides, points)
         if not args.show:
             with _helpers(args.jobs - 1, argv):
@@ -75,7 +75,7 @@ Points = dict[tuple["Entry", int], "Composition"]
 
 
 @contextmanager
-def _composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Composer]]:
+def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Composer]]:
     """Every run of a board, composed, validated and looked at before anything is written."""
     from kdlab import spec
     from kdlab.cli.compose import composer
