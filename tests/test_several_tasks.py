@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import curve, mistake, place, result, train, weights
+from tiny import curve, mistake, place, result, stop_and_go, train, weights, write_cifar
 from torch import nn
 from torch.nn import functional as F
 
@@ -17,10 +17,10 @@ from kdlab.data import cifar100, csv, digits
 from kdlab.data.labels import joint
 from kdlab.errors import UserError
 from kdlab.functional import NO_LABEL, Batch, Outputs
-from kdlab.losses import KL, CrossEntropy, Hint, Objective
-from kdlab.models import MLP, CifarResNet, Heads
+from kdlab.losses import KL, OFA, SRRL, USKD, CrossEntropy, Hint, Objective
+from kdlab.models import MLP, CifarResNet, Heads, freeze, load_weights, save_weights
 from kdlab.tasks import Classification
-from kdlab.teachers import FrozenTeacher, TasksTeacher
+from kdlab.teachers import EnsembleTeacher, FrozenTeacher, TasksTeacher
 
 __all__ = ["place"]  # a fixture
 
@@ -62,6 +62,32 @@ def test_one_label_of_several_is_an_ordinary_task():
         plain.like(both)
 
 
+def test_the_splits_are_those_of_the_rows_whatever_is_asked_of_them():
+    """Else a teacher of one task would have learned from the student's validation rows."""
+    both, parity = digits(label=BOTH, val=200, fraction=0.3), digits(label="parity", val=200, fraction=0.3)
+    for split in ("train", "val", "test"):
+        ours, theirs = (torch.cat([batch.inputs for batch in data.sequential(split)]) for data in (both, parity))
+        assert torch.equal(ours, theirs)
+
+
+def test_every_class_of_every_task_keeps_a_label():
+    with pytest.raises(UserError, match=r"data\.labels: 4; accepted: 0 .*at least one for each of the 10 classes"):
+        digits(label=["parity", "digit"], labels=4)
+    for batch in digits(label=["parity", "digit"], labels=10).sequential("train", batch_size=1200):
+        assert batch.tasks["digit"][batch.labelled].bincount().tolist() == [1] * 10
+
+
+def test_the_fingerprint_knows_what_the_tasks_say(tmp_path):
+    found = []
+    for number, sides in enumerate(("xyy", "xxy")):
+        path = tmp_path / f"{number}" / "people.csv"
+        path.parent.mkdir()
+        rows = [f"{i},{'abc'[i % 3]},{sides[i % 3]}" for i in range(60)]
+        path.write_text("\n".join(["one,kind,side", *rows]))
+        found.append(csv(path=str(path), target=["kind", "side"], test=10, val=10).fingerprint)
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(
     ("label", "message"),
     [
@@ -84,8 +110,6 @@ def test_what_several_tasks_do_not_go_with(options):
 
 
 def test_both_labels_of_cifar100(tmp_path, monkeypatch):
-    from tiny import write_cifar
-
     root = write_cifar(tmp_path, monkeypatch)
     data = cifar100(str(root), label=["fine", "coarse"], val=0)
     fine, coarse = cifar100(str(root), val=0), cifar100(str(root), label="coarse", val=0)
@@ -104,6 +128,11 @@ def test_two_columns_of_a_table(tmp_path):
     for batch in data.sequential("train"):
         first = batch.inputs[:, 0].long()
         assert torch.equal(batch.tasks["kind"], first % 3) and torch.equal(batch.tasks["side"], first % 2)
+    side = csv(path=str(path), target=["kind", "side"], label="side", test=10, val=10)
+    assert side.class_names == ["x", "y"] and side.input_shape == (2,), "the other label is nothing to learn from"
+    assert torch.equal(next(iter(side.sequential("val"))).inputs, next(iter(data.sequential("val"))).inputs)
+    weighed = csv(path=str(path), target=["kind", "side"], label={"kind": 1.0, "side": 0.5}, test=10, val=10)
+    assert [one.weight for one in weighed.tasks.values()] == [1.0, 0.5]
     with pytest.raises(UserError, match=r"data\.target: unknown column 'sides'"):
         csv(path=str(path), target=["kind", "sides"])
 
@@ -134,13 +163,31 @@ def test_heads_share_a_trunk():
         (lambda: MLP([4, 3, 2]), {"a": 2}, "tasks: .*accepted: two or more"),
         (lambda: MLP([4, 3, 2]), None, "tasks: .*accepted: two or more"),
         (lambda: nn.Linear(4, 2), {"a": 2, "b": 2}, "net: Linear does not end"),
-        (lambda: MLP([4, 3, 2]), {"logits": 2, "b": 2}, "tasks: 'logits'; accepted: a name"),
-        (lambda: MLP([4, 3, 2]), {"a.b": 2, "b": 2}, r"tasks: 'a\.b'; accepted: a name"),
+        (lambda: MLP([4, 3, 2]), {"logits": 2, "b": 2}, "tasks: 'logits'; accepted: letters"),
+        (lambda: MLP([4, 3, 2]), {"a.b": 2, "b": 2}, r"tasks: 'a\.b'; accepted: letters"),
+        (lambda: MLP([4, 3, 2]), {"type": 2, "b": 2}, r"tasks: 'type'; accepted: letters"),
     ],
 )
 def test_networks_that_cannot_have_heads(net, tasks, message):
     with pytest.raises(UserError, match=message):
         Heads(net(), tasks)
+
+
+def test_all_heads_are_no_backbone():
+    net = Heads(MLP([4, 3, 2]), {"a": 2, "b": 3})
+    freeze(net, "backbone")
+    assert [name for name, p in net.named_parameters() if p.requires_grad] == [
+        f"heads.{task}.{part}" for task in "ab" for part in ("weight", "bias")
+    ]
+
+
+def test_all_heads_are_left_as_they_are(tmp_path):
+    old, new = (Heads(MLP([4, 3, 2]), {"a": 2, "b": 3}) for _ in range(2))
+    save_weights(old, tmp_path / "old.pt")
+    before = {name: value.clone() for name, value in new.state_dict().items()}
+    load_weights(new, tmp_path / "old.pt", head=False)
+    for name, value in new.state_dict().items():
+        assert torch.equal(value, before[name] if name.startswith("heads.") else old.state_dict()[name]), name
 
 
 # ---- the objective ---------------------------------------------------------------------------------------------------
@@ -193,6 +240,33 @@ def test_terms_on_layers_are_of_all_tasks_together():
     assert objective.names == ["ce_a", "ce_b", "hint"] and objective.teacher_layers == ["y"]
 
 
+@pytest.mark.parametrize("term", [OFA(["x"]), USKD(student_layer="x"), SRRL("x", "y")], ids=["ofa", "uskd", "srrl"])
+def test_terms_on_layers_and_an_output_are_refused(term):
+    with pytest.raises(UserError, match=r"loss\.terms\.it: looks at an output beside layers"):
+        Objective({"it": term}, tasks={"a": 1.0, "b": 1.0})
+
+
+def test_tasks_of_equally_many_classes_keep_to_their_own():
+    own, told = (
+        {
+            name: torch.randn(4, 3, generator=torch.Generator().manual_seed(s + n)).double()
+            for n, name in enumerate("ab")
+        }
+        for s in (0, 10)
+    )
+    tasks = {name: torch.tensor([0, 1, 2, NO_LABEL]) for name in "ab"}
+    objective = Objective({"kl": KL()}, 1.0, tasks={"a": 1.0, "b": 1.0})
+    batch = Batch(torch.zeros(4, 1), tasks["a"], tasks=tasks)
+    values = objective(Outputs(own["a"], heads=own), Outputs(told["b"], heads=told), batch).values
+    for value, name in zip(values, "ab", strict=True):
+        p = told[name].softmax(-1)
+        wanted = (p * (p.log() - own[name].log_softmax(-1))).sum(-1).mean()
+        torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-7)
+    with pytest.raises(UserError, match=r"heads of b of shape \(4, 3\) and \(4, 2\)"):
+        told["b"] = told["b"][:, :2]
+        objective(Outputs(own["a"], heads=own), Outputs(told["a"], heads=told), batch)
+
+
 def test_a_head_that_is_missing_is_named():
     objective = Objective({"ce": CrossEntropy()}, tasks={"a": 1.0, "c": 1.0})
     own = answers(0)
@@ -217,6 +291,16 @@ def test_a_teacher_a_task():
     for name, net in nets.items():
         torch.testing.assert_close(said.heads[name], net(batch.inputs))
     assert said.logits is said.heads["a"] and not said.logits.requires_grad and "a: live" in teacher.describe()
+
+
+def test_several_networks_of_all_tasks_are_averaged_head_by_head():
+    nets = [Heads(MLP([4], in_features=5), {"a": 4, "b": 3}).eval() for _ in range(2)]
+    task = Classification(4, tasks={"a": 4, "b": 3})
+    batch = Batch(torch.rand(2, 5), torch.zeros(2).long())
+    said = EnsembleTeacher([FrozenTeacher(net, task) for net in nets])(batch)
+    for name in "ab":
+        mean = torch.stack([net(batch.inputs)[name].softmax(-1) for net in nets]).mean(0)
+        torch.testing.assert_close(said.heads[name].softmax(-1), mean)
 
 
 def test_measures_of_each_task_and_their_mean():
@@ -255,6 +339,9 @@ def test_an_experiment_with_two_tasks(place, capsys):
     assert main(["predict", str(run), str(place / "row.npy")]) == 0
     said = capsys.readouterr().out.splitlines()
     assert "digit: " in said[0] and "parity: " in said[1] and ("even" in said[1] and "odd" in said[1])
+    assert "has several tasks (digit, parity); accepted: the run of a classifier with one" in mistake(
+        capsys, ["diagnose", str(run)]
+    )
     described = json.loads((run / "model.json").read_text())
     assert described["tasks"]["parity"] == ["even", "odd"]
 
@@ -269,6 +356,7 @@ def test_training_lowers_every_term(place):
 @pytest.mark.parametrize(
     "words",
     [
+        ["data.label=[parity,digit]"],
         ["method=ema", "loss=balanced", "teacher=none"],
         ["method=born_again", "method.generations=2", "teacher=none"],
         ["method=semi_supervised_kd", "data.labels=60"],
@@ -281,7 +369,32 @@ def test_training_lowers_every_term(place):
 )
 def test_methods_with_two_tasks(place, words):
     run = train(place, "method", *(WORDS if "teacher=none" in words else TAUGHT), "baseline=false", *words)
-    assert {"acc_digit", "acc_parity"} <= result(run)["models"]["student"]["test"].keys()
+    for role, model in result(run)["models"].items():
+        assert model is None or role.startswith("teacher_") or {"acc_digit", "acc_parity"} <= model["test"].keys(), role
+
+
+def test_teachers_of_one_task_from_checkpoints(tmp_path, capsys):
+    first = train(tmp_path, "two", *TAUGHT, "baseline=false")
+    known = {}
+    for folder in (tmp_path / "teachers").glob("resnet20-*/"):
+        if folder.is_dir():
+            classes = json.loads((folder / "model.json").read_text())["classes"]
+            known["parity" if classes == ["even", "odd"] else "digit"] = folder / "model_finetuned.pt"
+    members = ", ".join(f"{{checkpoint: {file}, data: {{label: {name}}}}}" for name, file in known.items())
+    words = [*WORDS, "baseline=false", f"teacher.members=[{members}]"]
+    again = train(tmp_path, "files", *words)
+    for split in ("val", "test"):
+        ours, theirs = (result(run)["models"]["teacher"][split] for run in (again, first))
+        assert ours["acc_parity"] == theirs["acc_parity"] and ours["acc_digit"] == theirs["acc_digit"]
+    capsys.readouterr()
+    status = main(["check", *words, f"output={tmp_path}"])  # after one epoch they may know no more than chance
+    said = capsys.readouterr()
+    assert status in (0, 2) and "on the val split (chance is" in said.out + said.err
+
+
+def test_a_run_of_two_tasks_resumes_to_the_same_bits(place, monkeypatch):
+    words = [*TAUGHT, "baseline=false", "temperature=learned", "trainer.save_minutes=0.00001"]
+    stop_and_go(place, monkeypatch, "resumed", words, at=5)
 
 
 @pytest.mark.parametrize(
@@ -291,7 +404,15 @@ def test_methods_with_two_tasks(place, words):
         (["loss=mutual", "companion=peers", "method=self_distillation", "teacher=none"], "companion: peers, and data"),
         (["method=pseudo_labels", "data.labels=60"], "method.labels: hard, and data.label names several tasks"),
         (["student=resnet8_w4"], "unknown head of the network 'digit'"),
-        (["data=digits", "student=resnet8_w4"], "teacher.members: know digit, parity, and data.label names no tasks"),
+        (["data=digits", "student=resnet8_w4"], "teacher.weighing: tasks, and data.label is None; accepted: mean"),
+        (["method=finetune", "loss=ce", "teacher=none", "student=resnet8_w4"], "unknown head of the network 'digit'"),
+        (
+            ["method=semi_supervised_kd", "method.threshold=0.9", "data.labels=60"],
+            "method.threshold: 0.9 of one answer",
+        ),
+        (["teacher=heads", "teacher.weighing=learned", "loss=several"], "teacher.weighing: learned, and data.label"),
+        (["init=classifier"], "init: classifier, and data.label"),
+        ([f"teacher.members=[{KNOWS_DIGITS}]"], "teacher.members: know digit, and data.label names digit, parity"),
         (
             ["teacher.members=[{data: {label: digit}}, {data: {label: digit}}]"],
             "teacher.members[1].data.label: 'digit'",

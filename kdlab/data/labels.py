@@ -2,58 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from kdlab.data.source import Labels, Rows, Source
+from kdlab.data.source import Labels, Source
 from kdlab.errors import UserError, unknown
 
 Label = str | list | dict
 """The name of a label; several, each a task; or several with how much each counts."""
 
 
+def names_of(label: Label | None, known: Iterable[str]) -> list[str]:
+    """The labels that are asked for, by name; None is the first.
+
+    Raises:
+        UserError: for a label that is not there, or one named twice.
+    """
+    known = list(known)
+    names = known[:1] if label is None else [label] if isinstance(label, str) else [str(name) for name in label]
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"data.label: {names}; accepted: different labels, at least one of {', '.join(known)}")
+    for name in names:
+        if name not in known:
+            raise unknown("data.label", name, known, "label")
+    return names
+
+
 def asked(source: Source, known: Mapping[str, Labels], label: Label | None) -> Source:
     """A source that is asked for one of its labels, or for several at once.
 
     Args:
-        source: its classes are kinds of rows.
+        source: its classes are kinds of rows, which decide its splits, whatever is asked.
         known: what each label says of a kind, by name; the first is what is asked for by default.
         label: a name, several, or several with their weights; None is the first.
 
     Raises:
         UserError: for a label that is not there, one named twice, or a weight that is no number above 0.
     """
-    names = [next(iter(known))] if label is None else [label] if isinstance(label, str) else list(label)
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"data.label: {names}; accepted: different labels, at least one of {', '.join(known)}")
     chosen = {}
-    for name in names:
-        if name not in known:
-            raise unknown("data.label", str(name), known, "label")
+    for name in names_of(label, known):
         weight = label[name] if isinstance(label, dict) else 1.0
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
             raise UserError(f"data.label.{name}: {weight!r}; accepted: a finite number above 0")
         chosen[name] = replace(known[name], weight=float(weight))
-    if len(chosen) > 1:
-        return replace(source, tasks=chosen)
-    (name, one) = next(iter(chosen.items()))
+    other = len(chosen) == 1 and next(iter(chosen)) != next(iter(known))
+    return replace(source, name=f"{source.name} ({next(iter(chosen))})" if other else source.name, asked=chosen)
 
-    def again(rows: Any) -> Any:
-        return Rows(rows.inputs, one.of[rows.targets]) if isinstance(rows, Rows) else rows
 
-    return replace(
-        source,
-        name=source.name if name == next(iter(known)) else f"{source.name} ({name})",
-        train=again(source.train),
-        val=again(source.val),
-        test=again(source.test),
-        class_names=list(one.class_names),
-        label=name,
-    )
+def told_apart(source: Source) -> Source:
+    """A source of one label, whose classes are those of the label; its splits are then by them.
+
+    Raises:
+        UserError: if several are asked for.
+    """
+    if len(source.asked) > 1:
+        raise UserError(f"data.label: {', '.join(source.asked)}, and data.classes chooses some; accepted: one label")
+    for one in source.asked.values():
+        found = {split: one.rows(getattr(source, split)) for split in ("train", "val", "test")}
+        return replace(source, **found, class_names=list(one.class_names), asked={})
+    return source
 
 
 def joint(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,9 +14,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from kdlab.data.augment import Augmentation
+from kdlab.data.labels import told_apart
 from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
 from kdlab.data.order import Arrange, Order, Views
-from kdlab.data.source import Files, Rows, Source, fingerprint, statistics
+from kdlab.data.source import Files, Labels, Rows, Source, fingerprint, statistics
 from kdlab.data.splits import check_labels, choose_classes, divide, stratified
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
@@ -109,22 +111,25 @@ class ImageData(LightningDataModule):
         self._white = source.white
 
         source = source.check()
-        self.tasks, self.label = dict(source.tasks), source.label
-        if self.tasks and classes is not None:
-            raise UserError(f"data.classes: {list(classes)}, and data.label names several tasks; accepted: null")
+        names = list(source.asked)
+        self.label = names[0] if len(names) == 1 else None
+        self.tasks = dict(source.asked) if len(names) > 1 else {}
         self._chosen = classes is not None
         if classes is not None:
-            source = choose_classes(source, classes)
+            source = choose_classes(told_apart(source), classes)
         rows = divide(source, val, fraction, split_seed)
-        self._rows: dict[str, Rows | None] = rows
         train = rows["train"]
         assert train is not None
-        first = next(iter(self.tasks.values()), None)
-        self.class_names = list(source.class_names if first is None else first.class_names)
-        self.num_classes = len(self.class_names)
         self.input_shape = tuple(train.inputs.shape[1:])
-        self._check_classes(train)
-        self._targets = self._keep_labels(train.targets, labels)
+        whole_classes = Labels(source.class_names, torch.arange(len(source.class_names)))
+        labels_of = list(source.asked.values()) or [whole_classes]
+        self.class_names = list(labels_of[0].class_names)
+        self.num_classes = len(self.class_names)
+        self._check_classes(train.targets, labels_of, len(train))
+        kept = self._keep_labels(train.targets, labels, labels_of)
+        # of one label nobody needs to know any more what kind of row it was
+        self._rows: dict[str, Rows | None] = rows if self.tasks else {k: labels_of[0].rows(v) for k, v in rows.items()}
+        self._targets = kept if self.tasks else labels_of[0](kept)
         self.counts = {
             "train": len(train),
             "labelled": int((self._targets != NO_LABEL).sum()),
@@ -188,24 +193,27 @@ class ImageData(LightningDataModule):
 
     # ---- what is in the splits
 
-    def _check_classes(self, train: Rows) -> None:
-        asked = {name: (one.class_names, one(train.targets)) for name, one in self.tasks.items()}
-        for names, targets in asked.values() or [(self.class_names, train.targets)]:
-            present = targets.bincount(minlength=len(names))
-            if not (empty := (present == 0).nonzero()[:, 0]).numel():
-                continue
-            raise UserError(
-                f"data: class {names[int(empty[0])]!r} of {self.name} has no training row left of"
-                f" {len(train)}; take fewer for data.val or data.test, a larger data.fraction, or other data.classes"
-            )
+    def _check_classes(self, kinds: Tensor, asked: Sequence[Labels], rows: int) -> None:
+        for one in asked:
+            if (name := one.missing(kinds)) is not None:
+                raise UserError(
+                    f"data: class {name!r} of {self.name} has no training row left of {rows}; take fewer for data.val "
+                    "or data.test, a larger data.fraction, or other data.classes"
+                )
 
-    def _keep_labels(self, truth: Tensor, labels: int | None) -> Tensor:
+    def _keep_labels(self, truth: Tensor, labels: int | None, asked: Sequence[Labels]) -> Tensor:
         """Training targets with all but ``labels`` of them withheld."""
         if labels is None:
             return truth
-        count = check_labels(labels, len(truth), self.num_classes)
+        count = check_labels(labels, len(truth), max(len(one.class_names) for one in asked))
         kept = stratified(truth, count, self.split_seed, "labels")
-        return torch.full_like(truth, NO_LABEL).index_copy(0, kept, truth[kept])
+        found = torch.full_like(truth, NO_LABEL).index_copy(0, kept, truth[kept])
+        for one in asked if count else ():
+            if (name := one.missing(truth[kept])) is not None:
+                raise UserError(
+                    f"data.labels: {count}, which leave class {name!r} without one; accepted: more, or null"
+                )
+        return found
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:
@@ -226,7 +234,11 @@ class ImageData(LightningDataModule):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content of all splits and of the classes; the same in every process."""
-        return fingerprint(self._rows, self.class_names, self._white)
+        found = fingerprint(self._rows, self.class_names, self._white)
+        if self.tasks:  # rows alike may be of other classes in another task
+            said = [(name, one.class_names, one.of.tolist()) for name, one in self.tasks.items()]
+            found = hashlib.sha256(f"{found} {said}".encode()).hexdigest()
+        return found
 
     def describe(self) -> str:
         """One line: how many rows of what training sees.

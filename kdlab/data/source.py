@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -108,6 +109,16 @@ class Labels:
         """(N,) class ids of rows of these kinds; -100 stays."""
         return torch.where(kinds == NO_LABEL, NO_LABEL, self.of[kinds.clamp(min=0)])
 
+    def missing(self, kinds: Tensor) -> str | None:
+        """A class without any row of these kinds; None if there is none."""
+        present = self(kinds).bincount(minlength=len(self.class_names))
+        empty = (present == 0).nonzero()[:, 0].tolist()
+        return self.class_names[empty[0]] if empty else None
+
+    def rows(self, rows: Any) -> Any:
+        """Rows with these labels; what is no rows stays as it is."""
+        return Rows(rows.inputs, self(rows.targets)) if isinstance(rows, Rows) else rows
+
 
 @dataclass
 class Source:
@@ -121,8 +132,8 @@ class Source:
         test: test rows; or how many to take from train (a number, or a fraction); or None.
         white: the uint8 level that means 1.
         key: the config key to name when the content is wrong.
-        label: which of several labels the classes are.
-        tasks: several labels of the same rows, each a task; a row has all of them.
+        asked: which labels of the rows are asked for, by name; several are as many tasks. None asks for the classes as
+            they are.
     """
 
     name: str
@@ -132,8 +143,7 @@ class Source:
     test: Rows | int | float | None = None
     white: float = 255.0
     key: str = "data.root"
-    label: str | None = None
-    tasks: Mapping[str, Labels] = field(default_factory=dict)
+    asked: Mapping[str, Labels] = field(default_factory=dict)
 
     def check(self) -> Source:
         """This source, if its rows make sense.

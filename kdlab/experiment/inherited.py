@@ -23,8 +23,8 @@ log = logging.getLogger("kdlab")
 Keep = Callable[[str, Measures], None]
 """Gets a split, and the measures that have counted it."""
 
-LARGEST = 2**26
-"""Numbers of one network's logits that are held for pictures (256 MiB); where there are more, ``diagnose`` draws."""
+LARGEST = 2**24
+"""Numbers of one network's logits that are held for pictures (64 MiB); where there are more, ``diagnose`` draws."""
 
 
 class Heard:
@@ -89,7 +89,7 @@ def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -
         stage: the last one.
         overrides: what the user typed.
     """
-    if not heard.taught:
+    if not heard.taught or (heard.targets == NO_LABEL).any():  # a row without a label is neither right nor wrong
         return
     again = f"python -m kdlab diagnose {shlex.quote(str(shorten(folder)))}"
     if "student" not in heard.logits or heard.targets is None:

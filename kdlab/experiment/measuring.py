@@ -197,7 +197,7 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     source = find_teacher(experiment, data, training, None, {})
     assert source is not None
     if source.members:
-        teacher = ensemble(experiment, [FrozenTeacher(one.net, task) for one in source.members if one.net is not None])
+        teacher = ensemble(experiment, [FrozenTeacher(one.net, task) for one in source.members if one.net], data)
         found = _several(data, task, training, source, teacher)["teacher"]
     else:
         assert source.net is not None

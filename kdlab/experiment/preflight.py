@@ -32,7 +32,7 @@ from kdlab.methods import Method, evaluate
 from kdlab.models import load_weights, measure
 from kdlab.models.companions import Companion
 from kdlab.tasks import Task
-from kdlab.teachers import FrozenTeacher, Teacher
+from kdlab.teachers import FrozenTeacher, TasksTeacher, Teacher
 
 CHECKPOINT_ROOM = 8
 """Sizes of the student that a run folder may take: weights, two optimizer states, best, last, one being written."""
@@ -122,7 +122,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
     shown: Teacher | None = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
     if members:
-        shown = ensemble(experiment, [FrozenTeacher(net, task) for net in members])
+        shown = ensemble(experiment, [FrozenTeacher(net, task) for net in members], data)
     method = parts.method(experiment, student, objective, task, shown, companion=companion)
     if teacher is not None:
         yield "teacher", f"{measure.parameters(teacher):,} parameters, {_origin(experiment)}"
@@ -134,9 +134,10 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         assert shown is not None
         _probe(method, shown, told, data)
         yield "layers and classes", "teacher and student fit together"
-    elif companion is not None and not objective.needs_teacher:
+    elif data.gives == "rows" and not objective.needs_teacher:
         _probe(method, None, None, data)
-        yield "companion", f"{measure.parameters(companion):,} parameters beside the student"
+        if companion is not None:
+            yield "companion", f"{measure.parameters(companion):,} parameters beside the student"
     if deep:
         yield from _deep(experiment, data, task, teacher, members)
     _room(experiment, *filter(None, (student, companion)))
@@ -230,6 +231,13 @@ def _tasks(experiment: Experiment, data: Any) -> None:
         raise UserError(f"companion: {_name(experiment.companion)}, {several}; accepted: companion=none")
     if experiment.method.get("labels") == "hard":
         raise UserError(f"method.labels: hard, {several}; accepted: soft")
+    if threshold := experiment.method.get("threshold"):
+        raise UserError(f"method.threshold: {threshold} of one answer, {several}; accepted: 0")
+    if experiment.init in ("classifier", "cut"):
+        raise UserError(f"init: {experiment.init}, {several}; accepted: fresh, previous, teacher or pretrained")
+    weighing = experiment.teacher.weighing if experiment.teacher is not None else "mean"
+    if weighing in ("confidence", "learned"):
+        raise UserError(f"teacher.weighing: {weighing}, {several}; accepted: mean, or tasks")
 
 
 def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -394,8 +402,10 @@ def _beats_chance(
         return
     split = "val" if data.counts["val"] else "test"
     loader = getattr(data, f"{split}_dataloader")()
-    teacher.eval()
-    found = evaluate(task, lambda batch, _: task.outputs(teacher, batch), loader, split=split)
+    known: Teacher = FrozenTeacher(teacher, task)
+    if getattr(data, "tasks", None) and isinstance(label := wanted.data.get("label"), str):
+        known = TasksTeacher({label: known})
+    found = evaluate(task, known, loader, split=split)
     score, chance = found[task.score], task.chance
     form = ".1%" if task.greater else ".4g"
     said = f"{task.score} {score:{form}} on the {split} split (chance is {chance:{form}})"

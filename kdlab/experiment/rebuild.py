@@ -108,6 +108,10 @@ def rebuild(
     with _trusted(run, trust):
         data = parts.data(experiment.data, experiment.seed)
         task = parts.task(experiment.task, data)
+    if data.tasks:
+        raise UserError(
+            f"diagnose: {run} has several tasks ({', '.join(data.tasks)}); accepted: the run of a classifier with one"
+        )
     if list(data.class_names) != list(described["classes"]):
         raise UserError(
             f"diagnose: {run}: its data have other classes now than its model; accepted: the data it learned"

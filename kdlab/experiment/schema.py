@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from kdlab.errors import UserError, unknown
@@ -40,12 +40,12 @@ class TeacherSpec(PretrainedSpec):
     draws: int | None = None
     """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
     feature_mib: float = 1024
-    """Where the loss looks at its layers: cache these too if the whole cache is no larger; 0 never does."""
+    """Where the loss looks at its layers: cache what these say of training rows if it takes no more; 0 never does."""
     members: list[dict] | None = None
     """Several teachers instead of one: what each differs in from the keys above, such as ``[{seed: 1}, {seed: 2}]``."""
     weighing: Literal["mean", "confidence", "learned", "tasks"] = "mean"
     """Of the members: all alike, by how well each knows a row's label, by weights that the loss trains; or each for the
-    task that its ``data.label`` names."""
+    task that its ``data.label`` names (without members, one for each of the data's tasks)."""
 
     @property
     def written(self) -> bool:
@@ -165,4 +165,21 @@ class Experiment:
         for name, spec in (("teacher", TeacherSpec), ("pretrained", PretrainedSpec)):
             if isinstance(values.get(name), Mapping):
                 values[name] = spec(**values[name])
-        return cls(**values)
+        found = cls(**values)
+        if found.teacher is not None and found.teacher.weighing == "tasks" and found.teacher.members is None:
+            found.teacher = replace(found.teacher, members=[{"data": {"label": name}} for name in found.labels])
+        return found
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels that the data are asked for, each of which is to have a teacher of its own.
+
+        Raises:
+            UserError: if they are not several.
+        """
+        label = self.data.get("label") or self.data.get("target")
+        if not isinstance(label, list | tuple | Mapping) or len(label) < 2:
+            raise UserError(
+                f"teacher.weighing: tasks, and data.label is {label!r}; accepted: mean, or data with several labels"
+            )
+        return [str(name) for name in label]

@@ -60,7 +60,8 @@ class Recipe:
     def key(self, fingerprint: str) -> str:
         """A short name: equal recipes on equal data have equal keys."""
         computed = {k: v for k, v in self.trainer.items() if k not in HOW}
-        what = [self.network, self.data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
+        data = {k: v for k, v in self.data.items() if k != "label" or v is not None}  # what there was before labels
+        what = [self.network, data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
         # how answers are generated and measured is no matter of the weights
         task = {k: v for k, v in self.task.items() if k in ("_target_", "num_classes", "vocab_size", "score")}
         what += [self.terms, task, self.adapter, self.begin]

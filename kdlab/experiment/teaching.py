@@ -128,12 +128,12 @@ def of_member(number: int) -> Iterator[None]:
         raise UserError(str(error) if rest == str(error) else f"teacher.members[{number}].{rest}") from None
 
 
-def ensemble(experiment: Experiment, members: Sequence[Teacher]) -> Several:
+def ensemble(experiment: Experiment, members: Sequence[Teacher], data: Any) -> Several:
     """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
     assert experiment.teacher is not None
     weighing = experiment.teacher.weighing
     if weighing == "tasks":
-        return TasksTeacher(dict(zip(tasks_of(experiment), members, strict=True)))
+        return TasksTeacher(dict(zip(tasks_of(experiment), members, strict=True)), next(iter(data.tasks)))
     by_confidence: Any = "confidence" if weighing == "confidence" else "mean"
     return EnsembleTeacher(members, weighing=by_confidence, show=weighing == "learned")
 
@@ -170,6 +170,10 @@ def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> 
     """
     spec = experiment.teacher
     assert spec is not None and spec.net is not None
+    if getattr(data, "tasks", None) and isinstance(spec.data.get("label"), str):  # it knows one of several tasks
+        own = own_data(experiment, "teacher")
+        data.like(own)
+        data = own
     net = parts.network(spec.net, data, spec.seed, "teacher.net")
     tokenizer = None
     if data.gives != "rows" and getattr(net, "tokenizer_name", None) is not None:
@@ -260,7 +264,7 @@ def _give_members(
             members.append(live if why_not else cached(live, one, data, training))
         if why_not:
             log.info("teacher.members[%d]: no cache, %s", n, why_not)
-    teacher = ensemble(experiment, members)
+    teacher = ensemble(experiment, members, data)
     log.info(teacher.describe())
     return Lesson(teacher, source, time.monotonic() - started)
 

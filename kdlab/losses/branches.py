@@ -120,6 +120,8 @@ class OFA(Term):
     role: Role = "other"
     rows: Literal["labelled", "all"] = "labelled"
 
+    one_task = True
+
     def __init__(
         self,
         student_layer: Layers,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from kdlab.errors import unknown
+from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs
 from kdlab.losses.term import Term
 
@@ -15,7 +15,8 @@ from kdlab.losses.term import Term
 class OfTask(Term):
     """A term on the outputs of one of several tasks, which a network gives as ``heads`` by name.
 
-    It has the role, the rows and the state of the term inside it.
+    It has the role, the rows and the state of the term inside it; it is never asked by chunks of rows, since heads are
+    no :class:`~kdlab.functional.Projected` logits.
 
     Args:
         term: what is compared.
@@ -37,8 +38,13 @@ class OfTask(Term):
         self.term.prepare(self._own(student), None if teacher is None else self._own(teacher))
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        told = None if teacher is None else self._own(teacher)
-        return self.term(self._own(student), told, batch.of_task(self.task))
+        own, told = self._own(student), None if teacher is None else self._own(teacher)
+        if told is not None and self.needs_teacher and own.logits.shape != told.logits.shape:
+            raise UserError(
+                f"student, teacher: heads of {self.task} of shape {tuple(own.logits.shape)} and "
+                f"{tuple(told.logits.shape)}; accepted: the same classes"
+            )
+        return self.term(own, told, batch.of_task(self.task))
 
     def _own(self, outputs: Outputs) -> Outputs:
         if self.task not in outputs.heads:
@@ -54,10 +60,18 @@ def for_each_task(terms: dict[str, Term], tasks: dict[str, float], again: Callab
         terms: name → term.
         tasks: name → how much it counts; they are brought to a mean of 1, so that a weight means what it means for one.
         again: makes another of a term, whose state is its own.
+
+    Raises:
+        UserError: for a term that looks at layers and at an output.
     """
     mean = sum(tasks.values()) / len(tasks)
     found: dict[str, Term] = {}
     for name, term in terms.items():
+        if term.one_task and (term.student_layers or term.teacher_layers):
+            raise UserError(
+                f"loss.terms.{name}: looks at an output beside layers, and there are several tasks "
+                f"({', '.join(tasks)}); accepted: terms on outputs, or on layers alone"
+            )
         if term.student_layers or term.teacher_layers:
             found[name] = term
             continue

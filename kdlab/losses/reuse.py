@@ -40,6 +40,8 @@ class SRRL(LayerTerm):
         weight: see :class:`~kdlab.losses.Term`.
     """
 
+    one_task = True
+
     def __init__(
         self,
         student_layer: Layers,
@@ -115,6 +117,8 @@ class SimKD(LayerTerm):
         relu: whether a ReLU without a module of its own stands between that layer and the average.
         weight: see :class:`~kdlab.losses.Term`.
     """
+
+    one_task = True
 
     def __init__(
         self,

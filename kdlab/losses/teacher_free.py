@@ -126,6 +126,8 @@ class USKD(Term):
     rows: Literal["labelled", "all"] = "labelled"
     needs_teacher = False
 
+    one_task = True
+
     def __init__(
         self,
         student_layer: str | None = None,

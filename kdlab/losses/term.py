@@ -33,6 +33,8 @@ class Term(nn.Module):
     """Whether each value depends on nothing but that row's logits, heads, target, weight and segment. Such a term is
     called on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, or are many, and needs no code
     for it."""
+    one_task: bool = False
+    """Whether it looks at layers and at an output, of which several tasks have several."""
     any_vocabulary: bool = False
     """Whether it can be asked of a teacher with other classes than the student's."""
     companion: str = ""

@@ -122,7 +122,8 @@ def fit(
     method.student.load_state_dict(best)
     method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.no_grad():  # without validation nobody has looked at what the last step made
-        if not finite(method.task.outputs(method.student, example).logits):
+        said = method.task.outputs(method.student, example)
+        if not all(finite(one) for one in (said.logits, *said.heads.values())):
             raise RunFailed(f"{name}: its outputs are not finite after step {steps}; {CURE}")
     weights = folder / method.weights_file
     write_or_fail(best, weights)

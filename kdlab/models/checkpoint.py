@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from kdlab.errors import UserError, nearest
 from kdlab.files import atomic_write
 from kdlab.models.keys import State, fit, read_rules
-from kdlab.models.surgery import head_of
+from kdlab.models.surgery import classifiers_of, head_of
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "student", "weights")
 """Keys under which training scripts keep the weights, in the order in which they are looked for."""
@@ -65,9 +65,9 @@ def load_weights(
     state, notes = fit(net, read_state(path, key), rules, f"{key}: {path}")
     target = net.state_dict()
     if not head:
-        name = head_of(net)[0]
-        state = {k: target[k] if k.startswith(f"{name}.") else v for k, v in state.items()}
-        notes.append(f"{name} left as it is")
+        heads = classifiers_of(net)
+        state = {k: target[k] if k.startswith(tuple(f"{name}." for name in heads)) else v for k, v in state.items()}
+        notes.append(f"{', '.join(heads)} left as it is")
     _check_shapes(net, state, target, path, key)
     net.load_state_dict(state)
     return "; ".join([f"{len(state)} tensors from {path}", *notes])

@@ -37,11 +37,19 @@ class Heads(nn.Module):
         name, head = head_of(net)
         if not name or not isinstance(head, nn.Linear):
             raise UserError(f"net: {type(net).__name__} does not end with a linear classifier; accepted: one that does")
-        if bad := [task for task in tasks if not str(task).isidentifier() or task == "logits"]:
-            raise UserError(f"tasks: {bad[0]!r}; accepted: a name of letters, digits and underscores, but logits")
+        taken = {"logits", *dir(nn.ModuleDict())}
+        if bad := [task for task in tasks if not str(task).isidentifier() or task in taken]:
+            raise UserError(
+                f"tasks: {bad[0]!r}; accepted: letters, digits and underscores, and no name that a module has already"
+            )
         net.set_submodule(name, nn.Identity())
         self.net = net
         self.heads = nn.ModuleDict({task: nn.Linear(head.in_features, classes) for task, classes in tasks.items()})
+
+    @property
+    def classifiers(self) -> list[str]:
+        """The dotted names of all its classifiers."""
+        return [f"heads.{task}" for task in self.heads]
 
     def forward(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
         feature = self.net(*inputs, **named)

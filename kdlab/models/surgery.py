@@ -32,6 +32,15 @@ def head_of(net: nn.Module) -> tuple[str, Head]:
     return found[-1]
 
 
+def classifiers_of(net: nn.Module) -> list[str]:
+    """The dotted names of its classifiers: those that it says it has, or its head.
+
+    Raises:
+        UserError: as :func:`head_of`.
+    """
+    return list(getattr(net, "classifiers", ())) or [head_of(net)[0]]
+
+
 def replace_head(net: nn.Module, num_classes: int) -> Head:
     """Give ``net`` a fresh classifier for ``num_classes`` classes, in place, with the old one's input width.
 
@@ -82,7 +91,8 @@ def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:
         if inside(name):
             setattr(module, _FROZEN, True)
     # a language model's output matrix may be its embedding too: it trains, whichever of its names comes first
-    kept = {id(p) for p in head_of(net)[1].parameters()} if spec == "backbone" else set()
+    heads = classifiers_of(net) if spec == "backbone" else []
+    kept = {id(p) for head in heads for p in net.get_submodule(head).parameters()}
     frozen = [name for name, p in net.named_parameters() if inside(name) and id(p) not in kept]
     for name in frozen:
         net.get_parameter(name).requires_grad_(False)
@@ -117,9 +127,9 @@ def _selector(net: nn.Module, spec: str | Sequence[str]) -> Callable[[str], bool
     if spec == "all":
         return lambda name: True
     if spec == "backbone":
-        head = head_of(net)[0]
-        # A container of the head cannot be frozen as a whole, but what else it holds is.
-        return lambda name: not _within(name, [head]) and not _within(head, [name]) and name != ""
+        heads = classifiers_of(net)
+        # A container of a head cannot be frozen as a whole, but what else it holds is.
+        return lambda name: not _within(name, heads) and not any(_within(h, [name]) for h in heads) and name != ""
     names = [spec] if isinstance(spec, str) else list(spec)
     known = layer_names(net)
     for name in names:

@@ -127,18 +127,20 @@ class TasksTeacher(Several):
     """A teacher for each of several tasks: together they answer as one network with a head a task.
 
     Args:
-        members: name of the task → who knows it; ``logits`` are the first's.
+        members: name of the task → who knows it.
+        first: whose answers are ``logits``; None is the first member's.
     """
 
-    def __init__(self, members: Mapping[str, Teacher]) -> None:
+    def __init__(self, members: Mapping[str, Teacher], first: str | None = None) -> None:
         super().__init__(list(members.values()))
         self.tasks = tuple(members)
+        self.first = first
 
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         answers = [member(batch, split) for member in self.members]
         said = {name: one.logits for name, one in zip(self.tasks, answers, strict=True) if one is not None}
-        return Outputs(next(iter(said.values())), heads=said) if said else None
+        return Outputs(said.get(self.first or "", next(iter(said.values()))), heads=said) if said else None
 
     def describe(self) -> str:
         each = zip(self.tasks, self.members, strict=True)
@@ -156,7 +158,7 @@ class EnsembleTeacher(Several):
 
     Of constant weights, members answer one after the other, and some rows of each are made at a time: beside the mean
     there are never the logits (rows, C) of a member that brings them as :class:`~kdlab.functional.Projected`, nor those
-    of two.
+    of two. Heads that all have, those of several tasks, are averaged likewise.
 
     Args:
         members: at least one teacher.
@@ -191,11 +193,14 @@ class EnsembleTeacher(Several):
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         if self.weighing == "mean" and not self.show:
             mean: Tensor | None = None
+            heads: dict[str, Tensor] = {}
             for member, weight in zip(self.members, self.weights, strict=True):
                 answer = member(batch, split) if weight > 0 else None
                 if answer is not None:
+                    shared = answer.heads if mean is None else [name for name in heads if name in answer.heads]
+                    heads = {n: self._plus(heads.get(n), answer.heads[n], math.log(weight)) for n in shared}
                     mean = self._plus(mean, answer.logits, math.log(weight))
-            return None if mean is None else Outputs(mean)
+            return None if mean is None else Outputs(mean, heads=heads)
         answers = [member(batch, split) for member in self.members]
         said = {n: answer.logits for n, answer in enumerate(answers) if answer is not None}
         if not said:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kdlab.data import safe_pickle
 from kdlab.data.download import Remote, fetch, unpack
-from kdlab.data.labels import Label, asked, joint
+from kdlab.data.labels import Label, asked, joint, names_of
 from kdlab.data.module import Common, ImageData, published
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError
@@ -81,6 +81,7 @@ def cifar100(
 
     The other arguments are :class:`ImageData`'s, with ``batch_size`` 128 and ``val`` 5,000 unless given.
     """
+    names_of(label, ("fine", "coarse"))
     names = {name: (f"{name}_labels", f"{name}_label_names") for name in ("fine", "coarse")}
     return published(source=_read(CIFAR100, root, download, names, label), **common)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.data.labels import asked, joint
+from kdlab.data.labels import Label, asked, joint
 from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
@@ -126,6 +126,7 @@ def _class_ids(value: Any, key: str) -> Tensor:
 def csv(
     path: str | None = None,
     target: str | Sequence[str] = "target",
+    label: Label | None = None,
     columns: Sequence[str] | None = None,
     test_path: str | None = None,
     test: int | float | None = None,
@@ -140,6 +141,7 @@ def csv(
     Args:
         path: the file.
         target: the column of the class; a list of columns for several tasks at once.
+        label: which of several targets are asked for; a name, a list, or a mapping name → weight. None is all.
         columns: the columns to read; None is all others.
         test_path: another file with the same columns, for the test split.
         test: rows (a number, or a fraction) taken for the test split where there is no such file; None is a tenth.
@@ -168,16 +170,16 @@ def csv(
                 f"data.target: column {name!r} of {path} holds {len(class_names)} different values in "
                 f"{len(written[name])} rows; accepted: a column of classes"
             )
-        for label in labels[-1][name]:
-            if label not in class_names:
-                raise unknown(f"data.test_path: {test_path}", label, class_names, "class")
+        for found_there in labels[-1][name]:
+            if found_there not in class_names:
+                raise unknown(f"data.test_path: {test_path}", found_there, class_names, "class")
         ids = [torch.tensor([class_names.index(one) for one in part[name]]) for part in labels]
         columns_of[name] = ids, class_names
     kinds, names, found = joint(columns_of)
     parts = [Rows(features, ids) for features, ids in zip(inputs, kinds, strict=True)]
     held_out: Rows | int | float = parts[1] if len(parts) > 1 else 0.1 if test is None else test
     source = Source(Path(path).stem, parts[0], names, test=held_out, key="data.path")
-    return ImageData(asked(source, found, targets), **common)
+    return ImageData(asked(source, found, targets if label is None else label), **common)
 
 
 def _sorted_names(labels: list[str]) -> list[str]:
