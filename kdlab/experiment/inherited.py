@@ -89,10 +89,11 @@ def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -
         stage: the last one.
         overrides: what the user typed.
     """
-    if not heard.taught or (heard.targets == NO_LABEL).any():  # a row without a label is neither right nor wrong
+    # a row without a label is neither right nor wrong
+    if not heard.taught or heard.targets is None or bool(torch.eq(heard.targets, NO_LABEL).any()):
         return
     again = f"python -m kdlab diagnose {shlex.quote(str(shorten(folder)))}"
-    if "student" not in heard.logits or heard.targets is None:
+    if "student" not in heard.logits:
         log.info("diagnosis: not drawn, since logits of so many rows and classes were not held; %s draws it", again)
         return
     try:

@@ -21,6 +21,8 @@ def draw(results: Results, path: Path) -> None:
         figure = canvas(9.0, 1.6 + 0.27 * len(known))
         ax = figure.subplots()
         scale = 100 if results.score.fraction else 1
+        low, high = _range([gap for _, gap in known if gap is not None], scale)
+        ax.set_xlim(low, high)
         for place, (one, gap) in enumerate(known):
             _line(ax, place, one, gap, scale, results)
         ax.axvline(0, color=INK, linewidth=0.9, zorder=1)
@@ -44,6 +46,16 @@ def draw(results: Results, path: Path) -> None:
         file.write(buffer.getvalue())
 
 
+def _range(gaps: list[Interval], scale: float) -> tuple[float, float]:
+    """What the axis spans: nine tenths of the intervals; one that failed would press all others together."""
+    ends = [sorted(scale * (gap.mean + sign * (gap.half or 0)) for gap in gaps) for sign in (-1, 1)]
+    if not gaps:
+        return -1.0, 1.0
+    low, high = min(ends[0][len(gaps) // 10], 0.0), max(ends[1][-1 - len(gaps) // 10], 0.0)
+    room = 0.08 * (high - low) or 1.0
+    return low - room, high + room
+
+
 def _line(ax, place: int, one: Standing, gap: Interval | None, scale: float, results: Results) -> None:  # type: ignore[no-untyped-def]
     if gap is None:
         ax.plot([0], [place], "D", color=INK, markersize=5)
@@ -55,4 +67,19 @@ def _line(ax, place: int, one: Standing, gap: Interval | None, scale: float, res
         ax.plot(ends, [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.8)
     each = results.pairs(one)
     ax.plot([value * scale for value in each], [place] * len(each), ".", color=BLUE, markersize=4, alpha=0.45)
-    ax.plot([gap.mean * scale], [place], "o", color=colour, markersize=5.5)
+    low, high = ax.get_xlim()
+    if low <= gap.mean * scale <= high:
+        ax.plot([gap.mean * scale], [place], "o", color=colour, markersize=5.5)
+        return
+    left = gap.mean * scale < low
+    text = results.score.difference(gap.mean) or ""
+    ax.text(
+        low if left else high,
+        place,
+        f" ◂ {text}" if left else f"{text} ▸ ",
+        color=colour,
+        va="center",
+        ha="left" if left else "right",
+        fontsize="small",
+        backgroundcolor="white",
+    )
