@@ -18,7 +18,7 @@ from kdlab.data.labels import told_apart
 from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
 from kdlab.data.order import Arrange, Order, Views
 from kdlab.data.source import Files, Labels, Rows, Source, fingerprint, statistics
-from kdlab.data.splits import check_labels, choose_classes, divide, stratified
+from kdlab.data.splits import check_classes, choose_classes, divide, keep_labels
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
 
@@ -125,8 +125,8 @@ class ImageData(LightningDataModule):
         labels_of = list(source.asked.values()) or [whole_classes]
         self.class_names = list(labels_of[0].class_names)
         self.num_classes = len(self.class_names)
-        self._check_classes(train.targets, labels_of, len(train))
-        kept = self._keep_labels(train.targets, labels, labels_of)
+        check_classes(train.targets, labels_of, self.name)
+        kept = keep_labels(train.targets, labels, labels_of, split_seed)
         # of one label nobody needs to know any more what kind of row it was
         self._rows: dict[str, Rows | None] = rows if self.tasks else {k: labels_of[0].rows(v) for k, v in rows.items()}
         self._targets = kept if self.tasks else labels_of[0](kept)
@@ -192,28 +192,6 @@ class ImageData(LightningDataModule):
         return None
 
     # ---- what is in the splits
-
-    def _check_classes(self, kinds: Tensor, asked: Sequence[Labels], rows: int) -> None:
-        for one in asked:
-            if (name := one.missing(kinds)) is not None:
-                raise UserError(
-                    f"data: class {name!r} of {self.name} has no training row left of {rows}; take fewer for data.val "
-                    "or data.test, a larger data.fraction, or other data.classes"
-                )
-
-    def _keep_labels(self, truth: Tensor, labels: int | None, asked: Sequence[Labels]) -> Tensor:
-        """Training targets with all but ``labels`` of them withheld."""
-        if labels is None:
-            return truth
-        count = check_labels(labels, len(truth), max(len(one.class_names) for one in asked))
-        kept = stratified(truth, count, self.split_seed, "labels")
-        found = torch.full_like(truth, NO_LABEL).index_copy(0, kept, truth[kept])
-        for one in asked if count else ():
-            if (name := one.missing(truth[kept])) is not None:
-                raise UserError(
-                    f"data.labels: {count}, which leave class {name!r} without one; accepted: more, or null"
-                )
-        return found
 
     @cached_property
     def _statistics(self) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kdlab.data.rng import permutation
-from kdlab.data.source import Rows, Source
+from kdlab.data.source import Labels, Rows, Source
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
 
@@ -98,6 +98,36 @@ def check_labels(labels: int, total: int, classes: int) -> int:
     if labels < 0 or 0 < labels < classes:
         raise UserError(f"data.labels: {labels}; {accepted}")
     return labels
+
+
+def check_classes(kinds: Tensor, asked: Sequence[Labels], name: str) -> None:
+    """Refuse training rows (N,) of such kinds that a class has none of.
+
+    Raises:
+        UserError: naming the class, and the data set ``name``.
+    """
+    for one in asked:
+        if (lost := one.missing(kinds)) is not None:
+            raise UserError(
+                f"data: class {lost!r} of {name} has no training row left of {len(kinds)}; take fewer for data.val or "
+                "data.test, a larger data.fraction, or other data.classes"
+            )
+
+
+def keep_labels(kinds: Tensor, labels: int | None, asked: Sequence[Labels], seed: int) -> Tensor:
+    """(N,) kinds of the training rows, -100 for all but ``labels`` of them, stratified; None keeps all.
+
+    Raises:
+        UserError: for a number that leaves a class of what is asked without a label.
+    """
+    if labels is None:
+        return kinds
+    count = check_labels(labels, len(kinds), max(len(one.class_names) for one in asked))
+    kept = stratified(kinds, count, seed, "labels")
+    for one in asked if count else ():
+        if (lost := one.missing(kinds[kept])) is not None:
+            raise UserError(f"data.labels: {count}, which leave class {lost!r} without one; accepted: more, or null")
+    return torch.full_like(kinds, NO_LABEL).index_copy(0, kept, kinds[kept])
 
 
 def choose_classes(source: Source, classes: Sequence[int | str]) -> Source:

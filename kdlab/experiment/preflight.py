@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from kdlab import spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
+from kdlab.experiment.belonging import check_beside, check_source, check_tasks, previous
 from kdlab.experiment.caching import why_not_cached, written
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teaching import (
@@ -24,13 +24,11 @@ from kdlab.experiment.teaching import (
     of_member,
     own_data,
     tasks_of,
-    tokens_of_teacher,
 )
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import Method, evaluate
 from kdlab.models import load_weights, measure
-from kdlab.models.companions import Companion
 from kdlab.tasks import Task
 from kdlab.teachers import FrozenTeacher, TasksTeacher, Teacher
 
@@ -80,7 +78,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         raise UserError("data: the test split is empty; accepted: at least one row")
     data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
     objective = parts.objective(experiment.loss, data)
-    _tasks(experiment, data)
+    check_tasks(experiment, data)
     task = parts.task(experiment.task, data)
     student = parts.network(experiment.student, data, experiment.seed, "student")
     yield "student", f"{measure.parameters(student):,} parameters, {task.num_classes} classes"
@@ -104,7 +102,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     if (
         objective.needs_teacher
         and teacher is None
-        and not (itself or members or known is not None or _previous(experiment))
+        and not (itself or members or known is not None or previous(experiment))
     ):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
     if experiment.method_name == "SemiSupervisedKD" and data.gives != "rows":
@@ -114,11 +112,11 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         )
     _start(experiment, data, student, teacher)
     _adapter(experiment, student)
-    _source(experiment, data, teacher, objective)
+    check_source(experiment, data, teacher, objective)
     companion = parts.companion(experiment, student, data)
-    _beside(experiment, companion, objective)
+    check_beside(experiment, companion, objective)
     # the student's own past, or the stage before: a network like the student stands in for it
-    stands_in = teacher is None and (itself or _previous(experiment))
+    stands_in = teacher is None and (itself or previous(experiment))
     told = parts.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
     shown: Teacher | None = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
     if members:
@@ -130,7 +128,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     if members:
         size = sum(measure.parameters(net) for net in members)
         yield "teacher", f"{len(members)} of {size:,} parameters together, {_origin(experiment)}"
-    if members or (told is not None and not _previous(experiment) and not objective.any_vocabulary):
+    if members or (told is not None and not previous(experiment) and not objective.any_vocabulary):
         assert shown is not None
         _probe(method, shown, told, data)
         yield "layers and classes", "teacher and student fit together"
@@ -142,10 +140,6 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         yield from _deep(experiment, data, task, teacher, members)
     _room(experiment, *filter(None, (student, companion)))
     yield "disk", "enough room"
-
-
-def _previous(experiment: Experiment) -> bool:
-    return experiment.teacher is not None and experiment.teacher.previous
 
 
 def _origin(experiment: Experiment) -> str:
@@ -220,29 +214,9 @@ def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[i
     return [len(data.tasks[name].class_names) for name in named]
 
 
-def _tasks(experiment: Experiment, data: Any) -> None:
-    """Whether the experiment can have several tasks at once, where the data have."""
-    if not getattr(data, "tasks", None):
-        return
-    several = f"and data.label names several tasks ({', '.join(data.tasks)})"
-    if experiment.source is not None:
-        raise UserError(f"source: {_name(experiment.source)} makes rows of one task, {several}; accepted: source=none")
-    if experiment.companion is not None:
-        raise UserError(f"companion: {_name(experiment.companion)}, {several}; accepted: companion=none")
-    if experiment.method.get("labels") == "hard":
-        raise UserError(f"method.labels: hard, {several}; accepted: soft")
-    if threshold := experiment.method.get("threshold"):
-        raise UserError(f"method.threshold: {threshold} of one answer, {several}; accepted: 0")
-    if experiment.init in ("classifier", "cut"):
-        raise UserError(f"init: {experiment.init}, {several}; accepted: fresh, previous, teacher or pretrained")
-    weighing = experiment.teacher.weighing if experiment.teacher is not None else "mean"
-    if weighing in ("confidence", "learned"):
-        raise UserError(f"teacher.weighing: {weighing}, {several}; accepted: mean, or tasks")
-
-
 def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
     """Whether the student can start from what ``init`` names."""
-    if experiment.init in ("teacher", "cut", "classifier") and not _previous(experiment):
+    if experiment.init in ("teacher", "cut", "classifier") and not previous(experiment):
         parts.start(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
     if experiment.init != "pretrained":
         return
@@ -264,93 +238,6 @@ def _adapter(experiment: Experiment, student: nn.Module) -> None:
             f"adapter: trains beside the student's own weights, which are random with init={experiment.init}; "
             "accepted: init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"
         )
-
-
-def _source(experiment: Experiment, data: Any, teacher: nn.Module | None, objective: Objective) -> None:
-    """Whether rows or sequences can come from where ``source`` says, and with the partners that terms ask for."""
-    wanted, source = experiment.source, None
-    if wanted is not None:
-        takes = spec.signature(str(wanted.get("_target_"))).parameters
-        if data.gives == "rows" and "vocab_size" in takes:
-            raise UserError(f"source: {_name(wanted)}, and data ({data.name}) is no text; accepted: source=none")
-        source = parts.source(wanted, data)
-    _partners(experiment, objective, source)
-    if wanted is None or source is None:
-        return
-    if getattr(source, "reads", "sequences") == "rows":
-        _source_of_rows(experiment, source, data, teacher)
-        return
-    if source.writer == "teacher" and teacher is None and not _previous(experiment):
-        raise UserError("source: the teacher's text, and there is no teacher; accepted: teacher=NAME, or source=none")
-    if source.writer == "teacher" and teacher is not None and objective.any_vocabulary:
-        theirs = tokens_of_teacher(experiment).tokenizer
-        if theirs.fingerprint != data.tokenizer.fingerprint:
-            raise UserError(
-                "source: the teacher's text, and it writes tokens of its own; accepted: its text as traces (kdlab "
-                "generate, then data=traces), or source=on_policy"
-            )
-    if experiment.data.get("pack"):
-        raise UserError("source: needs a sequence a row, and data.pack joins several; accepted: data.pack=false")
-
-
-def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.Module | None) -> None:
-    """Whether what changes or makes rows has rows, and the teacher that it asks."""
-    assert experiment.source is not None
-    name = _name(experiment.source)
-    if data.gives != "rows":
-        raise UserError(f"source: {name} gives rows, and data ({data.name}) is text; accepted: source=none")
-    if (teacher is not None or _previous(experiment)) and not experiment.teaches_itself:
-        return
-    members = getattr(experiment.teacher, "members", None)
-    if source.needs_net and members and not experiment.teaches_itself:
-        raise UserError(
-            f"source: {name} makes rows after one network, and teacher.members are several; accepted: "
-            "teacher.members=null, or source=none"
-        )
-    other = experiment.method.get("source") is not None or members
-    if source.needs_net or (source.needs_teacher and not other):
-        raise UserError(
-            f"source: {name} asks a teacher, and no network teaches; accepted: teacher=NAME, or source=none"
-        )
-
-
-def _partners(experiment: Experiment, objective: Objective, source: Any) -> None:
-    """Whether rows have partners where a term compares each with its own."""
-    for name, term in objective.terms.items():
-        if term.arrange:  # partners that data gives
-            continue
-        if term.rows == "partnered" and experiment.source is None:
-            raise UserError(f"loss.terms.{name}: compares two views of a row; accepted: with source=strong_view")
-        if term.rows == "partnered" and not getattr(source, "pairs", True):
-            raise UserError(
-                f"loss.terms.{name}: compares two views of a row, and source shows one; accepted: source=strong_view"
-            )
-
-
-def _beside(experiment: Experiment, companion: Companion | None, objective: Objective) -> None:
-    """Whether companion, terms and the arrangement of rows belong together."""
-    there = "" if companion is None else companion.kind
-    for name, term in zip(objective.names, objective.terms.values(), strict=True):
-        if term.companion and term.companion != there:
-            raise UserError(
-                f"companion: {there or 'none'}, and loss.terms.{name} looks at {term.companion}; "
-                f"accepted: companion={term.companion}, or another loss"
-            )
-        arranged = experiment.data.get("arrange")
-        if term.arrange and term.arrange != arranged and "arrange" in experiment.data:
-            raise UserError(
-                f"data.arrange: {arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise; "
-                f"accepted: data.arrange={term.arrange}, or another loss"
-            )
-    if there and not any(term.companion == there for term in objective.terms.values()):
-        fitting = {"peers": "loss=mutual", "exits": "loss=byot"}.get(there, "a loss with such a term")
-        raise UserError(
-            f"companion: {there}, and no term of the loss looks at it; accepted: {fitting}, or companion=none"
-        )
-
-
-def _name(mapping: Mapping[str, Any]) -> str:
-    return str(mapping.get("_target_", "")).rpartition(".")[2]
 
 
 def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: Any) -> None:
