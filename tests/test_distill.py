@@ -93,6 +93,12 @@ def test_a_companion_that_does_not_belong_is_one_line(name, taught):
     assert weights_hash(student) == before
 
 
+def test_beside_peers_a_teacher_that_is_missing_is_named():
+    student = resnet()
+    with pytest.raises(UserError, match="^teacher: None, and the loss has terms that need one; accepted: a teacher"):
+        distilled(student, None, loss=["hinton", "mutual"], companion=Peers(student, [resnet(1)]))
+
+
 def test_every_recipe_can_be_named():
     for path in sorted((shipped() / "loss").glob("*.yaml")):
         assert _objective(path.stem, None, None).names, path.stem

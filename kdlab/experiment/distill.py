@@ -96,11 +96,11 @@ def distill(
     if teacher is None and alpha is not None:
         raise UserError(f"alpha: {alpha}, and there is no teacher to distil from; accepted: None")
     objective = _objective(loss, temperature, alpha)
+    _beside(companion, student, objective)
     if teacher is None and objective.needs_teacher and companion is not None:
         raise UserError("teacher: None, and the loss has terms that need one; accepted: a teacher, or a loss without")
     if teacher is None and objective.needs_teacher:
         objective = _objective({}, temperature, alpha)
-    _beside(companion, student, objective)
     try:
         training = Training(**(trainer or {}))
     except TypeError as error:
