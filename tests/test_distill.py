@@ -95,7 +95,7 @@ def test_a_companion_that_does_not_belong_is_one_line(name, taught):
 
 def test_beside_peers_a_teacher_that_is_missing_is_named():
     student = resnet()
-    with pytest.raises(UserError, match="^teacher: None, and the loss has terms that need one; accepted: a teacher"):
+    with pytest.raises(UserError, match=r"^teacher: None, and the loss has terms that need one; accepted: a teacher"):
         distilled(student, None, loss=["hinton", "mutual"], companion=Peers(student, [resnet(1)]))
 
 
