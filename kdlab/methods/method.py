@@ -107,7 +107,7 @@ class Method(pl.LightningModule):
             seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.objective.progress = self._progress()
         batch, told = self._sequences(self._layout(batch), batch_idx)
-        teacher = self.teacher(batch.clean_view()) if self.teacher is not None and self._asks else None
+        teacher = self.teacher(batch.clean_view()) if self.teacher is not None and self.asks else None
         batch, extra = self.relabel(batch, teacher)
         student = self.answers(batch)
         losses = self.objective(student, teacher, batch)
@@ -117,7 +117,7 @@ class Method(pl.LightningModule):
         return losses.total
 
     @cached_property
-    def _asks(self) -> bool:
+    def asks(self) -> bool:
         """Whether training looks at a teacher's answers; with labels alone it is there to be measured against."""
         relabels = type(self).relabel is not Method.relabel
         return self.objective.needs_teacher or self.objective.alpha is not None or relabels
