@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -77,7 +76,7 @@ class Objective(nn.Module):
             if not isinstance(term, Term):
                 raise UserError(f"loss.terms.{name}: {type(term).__name__}; accepted: a kdlab.losses.Term")
         if tasks:
-            terms = for_each_task(dict(terms), dict(tasks), copy.deepcopy)
+            terms = for_each_task(terms, tasks)
         self.terms = nn.ModuleDict()
         for name, term in terms.items():
             try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import copy
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -52,14 +52,13 @@ class OfTask(Term):
         return Outputs(outputs.heads[self.task])
 
 
-def for_each_task(terms: dict[str, Term], tasks: dict[str, float], again: Callable[[Any], Any]) -> dict[str, Term]:
+def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict[str, Term]:
     """Terms on outputs once for each task, named ``kl_digit``, ``kl_parity``; terms on layers, which all tasks share,
     as they are.
 
     Args:
         terms: name → term.
         tasks: name → how much it counts; they are brought to a mean of 1, so that a weight means what it means for one.
-        again: makes another of a term, whose state is its own.
 
     Raises:
         UserError: for a term that looks at layers and at an output.
@@ -76,5 +75,5 @@ def for_each_task(terms: dict[str, Term], tasks: dict[str, float], again: Callab
             found[name] = term
             continue
         for task, weight in tasks.items():
-            found[f"{name}_{task}"] = OfTask(again(term), task, weight / mean)
+            found[f"{name}_{task}"] = OfTask(copy.deepcopy(term), task, weight / mean)
     return found
