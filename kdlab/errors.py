@@ -9,12 +9,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from kdlab.terminal import one_line
+
 
 class UserError(ValueError):
     """A mistake of the user's: one line that names the key, the value and what is accepted."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        super().__init__(one_line(message))
 
 
 class Busy(UserError):

@@ -173,7 +173,6 @@ def test_numbers_stand_right_and_only_text_is_shortened() -> None:
 
 def test_control_characters_never_reach_the_terminal() -> None:
     assert table.render([{"a": "x\x1b[31m\ny\u202ez\x07"}], [table.Column("a", "a")]).count("\x1b") == 0
-    assert read.clean("x\x1b[31m\ny\u202ez\x07") == "x[31m yz"
 
 
 def test_a_poor_encoding_spells_signs_out() -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kdlab.errors import RunFailed, UserError, unknown
+from kdlab.terminal import one_line
 
 if TYPE_CHECKING:
     from kdlab.cli.plan import Flags
@@ -54,7 +55,7 @@ def entry() -> NoReturn:
 
 
 def _say(message: object, status: int) -> int:
-    print(f"kdlab: error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"kdlab: error: {one_line(message)}", file=sys.stderr)
     return status
 
 

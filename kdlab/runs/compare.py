@@ -18,7 +18,8 @@ from kdlab.errors import UserError
 from kdlab.runs import page, pictures, table
 from kdlab.runs.comparison import Comparison, columns_of, footer, head, ordered, row
 from kdlab.runs.measures import WIDE
-from kdlab.runs.read import Found, Group, Run, clean, scan
+from kdlab.runs.read import Found, Group, Run, scan
+from kdlab.terminal import one_line
 
 EPILOG = """\
 columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), and
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     found = scan(args.paths)
     for warning in found.warnings:
-        print(f"kdlab: warning: {clean(warning)}", file=sys.stderr)
+        print(f"kdlab: warning: {one_line(warning)}", file=sys.stderr)
     comparison = Comparison.of(found, each=args.each)
     columns, order = columns_of(comparison, args.columns), ordered(comparison, args.sort)
     bold = table.emphasis()
@@ -188,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 def _others(what: str, entries: Sequence[tuple[Path, str]]) -> list[str]:
     if not entries:
         return []
-    lines = ["  " + clean(f"{folder}: {error}" if error else folder) for folder, error in entries]
+    lines = ["  " + one_line(f"{folder}: {error}" if error else folder) for folder, error in entries]
     return ["", f"{len(entries)} {what}:", *lines]
 
 

@@ -19,7 +19,6 @@ from kdlab.runs.read import (
     Found,
     Group,
     Run,
-    clean,
     differing,
     finite,
     group,
@@ -27,6 +26,7 @@ from kdlab.runs.read import (
     setting,
     short,
 )
+from kdlab.terminal import one_line
 
 _MOST_SETTINGS = 6
 """Differing settings that a table shows if no columns are asked for; the rest are in the CSV."""
@@ -287,7 +287,7 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
         lines.append(f"The same in all rows: {'; '.join(constants)}.")
     hidden = [key for key in comparison.differs if key not in columns]
     if hidden:
-        shown = ", ".join(map(clean, hidden[:4])) + (", ..." if len(hidden) > 4 else "")
+        shown = ", ".join(map(one_line, hidden[:4])) + (", ..." if len(hidden) > 4 else "")
         lines.append(f"{len(hidden)} more settings differ ({shown}): see the CSV, or --columns.")
     if comparison.repeats:
         lines.append(f"{len(comparison.repeats)} repeated runs left out (same config, same seed: the latest counts).")
@@ -296,7 +296,7 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
 
 def _why_not(comparison: Comparison) -> str:
     """Why the score ranks nothing, and what does instead."""
-    what = ", ".join(map(clean, comparison.unlike[:4])) + (", ..." if len(comparison.unlike) > 4 else "")
+    what = ", ".join(map(one_line, comparison.unlike[:4])) + (", ..." if len(comparison.unlike) > 4 else "")
     why = f"{comparison.score.short} is of different data or tokens ({what}) and does not compare across these rows"
     if comparison.ranks is None:
         return f"Not ranked: {why}, and not every run has exact match; compare runs of the same data."

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kdlab.runs.numbers import count, decimal, number, percent, seconds, size
-from kdlab.runs.read import Run, Stat, clean, finite, mapping
+from kdlab.runs.read import Run, Stat, finite, mapping
+from kdlab.terminal import one_line
 
 SPLITS = ("val", "test", "outside")
 """Splits that a model is measured on; ``outside`` is text from beyond the domain that a student was taught."""
@@ -77,9 +78,9 @@ def score_named(key: str, higher: bool | None = None) -> Score | None:
     if re.fullmatch(r"pass@\d{1,6}", key):
         return Score(key, key, f"solved in {key.removeprefix('pass@')} attempts", True, higher is not False)
     if key.startswith("acc_"):  # of one of several tasks
-        task = clean(key.removeprefix("acc_"))
+        task = one_line(key.removeprefix("acc_"))
         return Score(key, task, f"accuracy of {task}", True, higher is not False)
-    return None if higher is None else Score(key, clean(key), clean(key), False, higher)
+    return None if higher is None else Score(key, one_line(key), one_line(key), False, higher)
 
 
 def score_of(runs: Sequence[Run]) -> Score:

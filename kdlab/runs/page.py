@@ -20,7 +20,8 @@ from kdlab.runs import table
 from kdlab.runs.comparison import Comparison, footer, head, row
 from kdlab.runs.numbers import plural
 from kdlab.runs.pictures import Picture
-from kdlab.runs.read import DIAGNOSIS, Group, Run, clean, mapping, setting
+from kdlab.runs.read import DIAGNOSIS, Group, Run, mapping, setting
+from kdlab.terminal import one_line
 
 _SCRIPT = """
 document.querySelectorAll('table.sortable').forEach(function (table) {
@@ -235,7 +236,7 @@ def _side(column: table.Column) -> str:
 
 def escaped(value: object) -> str:
     """Text as HTML that can only be read."""
-    return escape(clean(value), quote=True)
+    return escape(one_line(value), quote=True)
 
 
 def _distinct(values: object) -> str:

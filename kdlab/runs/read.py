@@ -11,7 +11,6 @@ import json
 import math
 import os
 import statistics
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdlab.errors import UserError, nearest
+from kdlab.terminal import one_line
 
 RESULT, CONFIG, CURVES, SWEEP = "result.json", "config.yaml", "curves.jsonl", "sweep.yaml"
 
@@ -197,12 +197,6 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def clean(value: object) -> str:
-    """One line of printable text: no line breaks, no terminal escapes, no invisible direction marks."""
-    text = " ".join(str(value).split())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
-
-
 def setting(value: object) -> str:
     """A setting as a person would write it.
 
@@ -216,11 +210,11 @@ def setting(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(setting, value))}]"
     if not isinstance(value, Mapping):
-        return clean(value)
+        return one_line(value)
     if {"start", "end"} <= set(value) <= {"start", "end", "shape"}:
-        return f"{setting(value['start'])}→{setting(value['end'])} {clean(value.get('shape', ''))}".strip()
-    rest = ", ".join(f"{clean(k)}: {setting(v)}" for k, v in value.items() if k != "_target_")
-    target = clean(value.get("_target_", "")).rpartition(".")[2]
+        return f"{setting(value['start'])}→{setting(value['end'])} {one_line(value.get('shape', ''))}".strip()
+    rest = ", ".join(f"{one_line(k)}: {setting(v)}" for k, v in value.items() if k != "_target_")
+    target = one_line(value.get("_target_", "")).rpartition(".")[2]
     return f"{target}({rest})" if target else f"{{{rest}}}"
 
 

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from kdlab.runs.measures import Score, beside, gap_closed, headline, score_of
 from kdlab.runs.numbers import count, number, percent, seconds, size
-from kdlab.runs.read import DIAGNOSIS, Run, clean, mapping
+from kdlab.runs.read import DIAGNOSIS, Run, mapping
+from kdlab.terminal import one_line
 
 ABSENT = "–"
 _GAP = "  "
@@ -50,8 +51,8 @@ def render(
         width: characters a line may take; text columns are shortened to fit, numbers never. None: no limit.
         bold: the rows to emphasise (the caller asks :func:`emphasis` whether the terminal shows it).
     """
-    cells = [[ABSENT if row.get(c.key) is None else clean(row[c.key]) for c in columns] for row in rows]
-    titles = [clean(c.title) for c in columns]
+    cells = [[ABSENT if row.get(c.key) is None else one_line(row[c.key]) for c in columns] for row in rows]
+    titles = [one_line(c.title) for c in columns]
     wide = [max(map(_cells_wide, column)) for column in zip(titles, *cells, strict=True)]
     if width is not None:
         wide = _fit(wide, [c.right for c in columns], width)
@@ -148,7 +149,7 @@ def _model_row(run: Run, role: str, split: str, score: Score, more: Sequence[Sco
 def _remarks(
     run: Run, split: str, folder: str | os.PathLike[str] | None, score: Score, more: Sequence[Score]
 ) -> list[str]:
-    lines = [f"failed: {clean(run.error)}"] if run.failed else []
+    lines = [f"failed: {one_line(run.error)}"] if run.failed else []
     inside = split if run.number(run.subject, "outside", score.key) is None else f"{split}, inside the domain"
     for one in (score, *more):
         if (said := _gain(run, split, one)) is not None:
@@ -165,7 +166,7 @@ def _remarks(
     if any(ratios):
         lines.append(f"{run.subject} against teacher: {', '.join(filter(None, ratios))}")
     if run.result.get("teacher_trained_on"):
-        lines.append(f"teacher trained on: {clean(run.result['teacher_trained_on'])}")
+        lines.append(f"teacher trained on: {one_line(run.result['teacher_trained_on'])}")
     if any(run.number(role, "latency_ms") is not None for role in run.models):
         lines.append("latency: one example, one thread")
     if folder is not None:
@@ -184,7 +185,7 @@ def _errors(run: Run) -> str | None:
     if len(counts) < len(kinds):
         return None
     examples, inherited, own, other, corrected = counts
-    split = clean(mapping(run.models[run.subject]["errors"]).get("split"))
+    split = one_line(mapping(run.models[run.subject]["errors"]).get("split"))
     said = f"errors of the {run.subject} on {split}: {inherited + own + other} of {examples}"
     said += f"; {inherited} inherited from the teacher (the same wrong class), {own} its own, {other} other"
     said += f"; {corrected} corrected"

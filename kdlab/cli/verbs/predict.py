@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError
 from kdlab.runs.folder import read_model
+from kdlab.terminal import printable
 
 
 def main(argv: Sequence[str]) -> int:
@@ -87,11 +87,6 @@ def _text(args: argparse.Namespace) -> None:
     for place, one in enumerate(found):
         if len(found) > 1:
             number = f" ({one.sample + 1})" if args.samples > 1 else ""
-            print(f"{chr(10) * (place > 0)}{_printable(one.source)}{number}:")
-        print(_printable(one.prompt + one.text))
+            print(f"{chr(10) * (place > 0)}{printable(one.source)}{number}:")
+        print(printable(one.prompt + one.text))
         sys.stdout.flush()
-
-
-def _printable(text: str) -> str:
-    """Text for a terminal: lines and tabs stay, escapes and invisible direction marks do not."""
-    return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co"))
