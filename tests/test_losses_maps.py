@@ -25,6 +25,7 @@ from kdlab.functional import (
 )
 from kdlab.losses import FSP, NST, OFD, VID, ActivationBoundary, CrossEntropy, FactorTransfer, LayerTerm, Objective
 from kdlab.models import CifarResNet
+from kdlab.models.parts import BatchNorm
 
 __all__ = ["place"]  # a fixture
 torch.set_num_threads(1)
@@ -107,7 +108,7 @@ def through(x, layers):
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             x = conv(x, layer)
-        elif isinstance(layer, nn.BatchNorm2d):
+        elif isinstance(layer, BatchNorm):
             mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
             x = (x - mean) / np.sqrt(var + layer.eps) * array(layer.weight)[:, None, None]
             x = x + array(layer.bias)[:, None, None]

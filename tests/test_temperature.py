@@ -114,7 +114,7 @@ def numeric_slope(temperature, s, t):
 @pytest.mark.parametrize("strength", [1.0, 0.3])
 def test_learned_temperature_gets_the_reversed_gradient(progress, strength):
     s, t = logits(6, 5), logits(6, 5, seed=1)
-    learned = LearnedTemperature(start=4.0, strength=strength)
+    learned = LearnedTemperature(start=4.0, strength=strength, until=1.0)
     learned.progress = progress
     loss_of(learned, s, t).sum().backward()
     now = strength * (1 - math.cos(math.pi * progress)) / 2  # 0 at first, all at the end
@@ -191,7 +191,7 @@ def test_learned_temperature_is_one_parameter_of_the_objective():
         (lambda: Temperature(math.inf), "loss.temperature: inf"),
         (lambda: Temperature({"start": 4, "end": 0}), "loss.temperature: 0"),
         (lambda: StandardizedTemperature(0), "loss.temperature: 0"),
-        (lambda: LearnedTemperature(start=30.0), "start 30.0, low 1.0, high 20.0"),
+        (lambda: LearnedTemperature(start=30.0), "start 30.0, low 1.0, high 21.0"),
         (lambda: LearnedTemperature(start=1.0), "start 1.0, low 1.0"),
         (lambda: LearnedTemperature(low=0.0), "low 0.0"),
         (lambda: LearnedTemperature(high=math.inf), "high inf"),
@@ -199,6 +199,7 @@ def test_learned_temperature_is_one_parameter_of_the_objective():
         (lambda: LearnedTemperature(start={"start": 4, "end": 1}), "loss.temperature: start {"),
         (lambda: LearnedTemperature(strength=-1.0), "loss.temperature.strength: -1"),
         (lambda: LearnedTemperature(strength=math.inf), "loss.temperature.strength.end: inf"),
+        (lambda: LearnedTemperature(until=0.0), "loss.temperature.strength.begin, until: 0.0, 0.0"),
     ],
 )
 def test_wrong_temperatures_are_refused(make, says):

@@ -15,6 +15,8 @@ from kdlab.functional.divergence import (
     jsd,
     kl,
     log_probabilities,
+    logit_squared_error,
+    masked_classes,
     reverse_kl,
     skew_kl,
     skew_reverse_kl,
@@ -56,7 +58,7 @@ from kdlab.functional.relations import (
 )
 from kdlab.functional.schedule import Schedule, schedule
 from kdlab.functional.seeds import mix, seed_all, seed_torch
-from kdlab.functional.singular import aligned, radial_relation, right_singular_vectors
+from kdlab.functional.singular import aligned, radial_relation, right_singular_vectors, turned_positive
 from kdlab.functional.taps import Taps
 from kdlab.functional.target import enhanced_target
 from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, Window, soft
@@ -99,6 +101,8 @@ __all__ = [
     "jsd",
     "kl",
     "log_probabilities",
+    "logit_squared_error",
+    "masked_classes",
     "mix",
     "negative_mean",
     "noise_contrast",
@@ -127,6 +131,7 @@ __all__ = [
     "symmetric_kl",
     "target_cross_entropy",
     "total_variation",
+    "turned_positive",
     "virtual_teacher",
     "without_target",
     "zipf_kl",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.functional.divergence import cross_entropy, kl, log_probabilities, same_shape
+from kdlab.functional.divergence import cross_entropy, kl, log_probabilities, masked_classes, same_shape
 
 
 def target_cross_entropy(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
@@ -57,10 +57,12 @@ def virtual_teacher(targets: Tensor, classes: int, correct: float, temperature: 
 
     Args:
         targets: (B,) class ids, each in [0, C).
-        classes: C, at least 2.
+        classes: C, at least 1.
         correct: a, in (0, 1).
         temperature: T, above 0.
     """
+    if classes == 1:  # nothing to be wrong about
+        return torch.zeros(len(targets), 1, device=targets.device)
     right, wrong = math.log(correct) / temperature, math.log((1 - correct) / (classes - 1)) / temperature
     return wrong + (right - wrong) * F.one_hot(targets, classes).float()
 
@@ -71,15 +73,20 @@ def entropy(logits: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def custom_target_weight(student: Tensor, targets: Tensor, labelled: Tensor) -> Tensor:
+def custom_target_weight(student: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
     r"""A soft label of the target class from the student's own belief in it: (B, C) logits -> (B,), in (0, 2).
 
     .. math:: 1 + p_{it}^2 - \tfrac1B \sum_j p_{jt}^2
 
-    The mean goes over the labelled rows. No gradient is taken through it. Yang et al., ICCV 2023 (USKD).
+    No gradient is taken through it. Yang et al., ICCV 2023 (USKD).
+
+    Args:
+        student: logits (B, C).
+        targets: (B,) class ids, each in [0, C).
+        counted: (B,) bool, the rows that the mean goes over.
     """
     squared = log_probabilities(student.detach()).gather(-1, targets[:, None]).squeeze(-1).exp().square()
-    mean = torch.where(labelled, squared, 0.0).sum() / labelled.sum().clamp(min=1)
+    mean = torch.where(counted, squared, 0.0).sum() / counted.sum().clamp(min=1)
     return 1 + squared - mean
 
 
@@ -104,4 +111,5 @@ def zipf_kl(logits: Tensor, *, by: list[Tensor]) -> Tensor:
     belief = torch.stack([log_probabilities(each.detach()).exp() for each in by]).sum(0)
     order = belief.argsort(dim=-1, descending=True, stable=True)
     ranks = order.argsort(dim=-1) + 1
-    return kl(logits, -ranks.to(belief.dtype).log())
+    told = -ranks.to(belief.dtype).log()
+    return kl(logits, told.masked_fill(masked_classes(logits), -math.inf))

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kdlab.functional.relations import unit
+
 
 def _wide(feature: Tensor) -> Tensor:
     return feature.to(torch.promote_types(feature.dtype, torch.float32))
@@ -142,7 +144,7 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Kim et al., *Paraphrasing Complex Network: Network Compression via Factor Transfer*, NeurIPS 2018 (p = 1). The mean
     over the n elements is that of the authors' code. (Tian et al.'s benchmark, ICLR 2020, takes other factors: the mean
-    of the squares over the channels.)
+    of the squares over the channels.) A factor of zeros stays zero, and gets no gradient.
 
     Args:
         student: (B, ...).
@@ -151,7 +153,7 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    s, t = (F.normalize(_wide(x).flatten(1), dim=1) for x in (student, teacher))
+    s, t = (unit(_wide(x).flatten(1)) for x in (student, teacher))
     return (s - t).abs().mean(1)
 
 

@@ -63,6 +63,16 @@ def right_singular_vectors(x: Tensor, count: int, broadening: float = BROADENING
     return _RightSingular.apply(x, count, broadening)
 
 
+def turned_positive(vectors: Tensor) -> Tensor:
+    """Vectors (..., C, k), each turned so that its greatest component by magnitude is positive.
+
+    A singular vector is as right with the other sign, and which one a decomposition gives depends on library, device
+    and precision.
+    """
+    greatest = vectors.detach().abs().argmax(-2, keepdim=True)
+    return vectors * torch.where(vectors.detach().gather(-2, greatest) < 0, -1.0, 1.0).to(vectors.dtype)
+
+
 def aligned(student: Tensor, teacher: Tensor) -> Tensor:
     """For each of the teacher's vectors, the student's of the most similar direction, turned to the same side.
 

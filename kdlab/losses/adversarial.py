@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, dense, reverse_gradient
+from kdlab.functional import Batch, Outputs, Schedule, dense, masked_classes, reverse_gradient
 from kdlab.losses.term import Term
 
 
@@ -87,9 +87,10 @@ class Discriminator(Term):
 
     @staticmethod
     def _said(outputs: Outputs, layers: tuple[str, ...]) -> Tensor:
-        """(rows, width): the logits, or a layer's output averaged over its positions."""
+        """(rows, width): the logits, 0 where a class is masked, or a layer's output averaged over its positions."""
         if not layers:
-            return dense(outputs.logits)
+            logits = dense(outputs.logits)
+            return logits.masked_fill(masked_classes(logits), 0.0)
         if layers[0] not in outputs.features:
             raise UserError(f"layer: no output of {layers[0]!r} was captured; accepted: a layer's module path")
         feature = outputs.features[layers[0]]

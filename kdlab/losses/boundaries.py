@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, Schedule, boundary_distance, negative_mean, partial_l2
 from kdlab.losses.features import Layers, LayerTerm, maps_only, project
+from kdlab.models.parts import BatchNorm
 
 Margin = Literal["norm", "batch"]
 
@@ -51,7 +52,7 @@ class _Connected(LayerTerm):
 
 def _connector(student: Tensor, teacher: Tensor) -> nn.Module:
     ours, theirs = student.shape[1], teacher.shape[1]
-    return nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), nn.BatchNorm2d(theirs)).to(student.device)
+    return nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), BatchNorm(theirs)).to(student.device)
 
 
 class ActivationBoundary(_Connected):

@@ -8,31 +8,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, enhanced_target
 from kdlab.losses.features import Layers, layer_of, paths, project
 from kdlab.losses.term import Role, Term
+from kdlab.models.parts import BatchNorm
 
 COARSE = 4
 """Side of the grid that a branch brings maps to, where the student's last layer has none."""
-
-
-class Norm(_BatchNorm):
-    """BatchNorm of vectors (B, C) or maps (B, C, H, W).
-
-    A batch of one value a channel (the last one of an epoch may be) has no variance; it takes the running statistics.
-    """
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and x.numel() == x.shape[1]:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
-        return super().forward(x)
 
 
 class Tokens(nn.Module):
@@ -51,7 +35,7 @@ def separable(inputs: int, outputs: int) -> nn.Sequential:
 
     def one(before: int, after: int, stride: int) -> list[nn.Module]:
         depthwise = nn.Conv2d(before, before, 3, stride, padding=1, groups=before, bias=False)
-        return [depthwise, nn.Conv2d(before, after, 1, bias=False), Norm(after), nn.ReLU()]
+        return [depthwise, nn.Conv2d(before, after, 1, bias=False), BatchNorm(after), nn.ReLU()]
 
     return nn.Sequential(*one(inputs, inputs, 2), *one(inputs, outputs, 1))
 

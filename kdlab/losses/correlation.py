@@ -41,7 +41,9 @@ class DISTInter(SoftTerm):
 
     The student may be more or less sure than the teacher, as long as its preferences are alike. A correlation is blind
     to scale, so that neither it nor its gradient shrinks as T grows: there is no factor T². (The authors' code
-    multiplies by T²; a weight of 32 at T = 4 is their 2.)
+    multiplies by T²; a weight of 32 at T = 4 is their 2. It also adds 1e-8 to the product of the norms, which silences
+    classes of probabilities below 1e-4 in the whole batch, and batches of two rows in which the true gradient is 0: of
+    33 rows of confident logits the value here differs by 1e-4 and the gradient by 3 %, of two rows by up to 11 %.)
 
     Huang et al., *Knowledge Distillation from A Stronger Teacher*, NeurIPS 2022.
     """

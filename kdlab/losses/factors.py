@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, factor_distance, gaussian_nll, squared_error
 from kdlab.losses.features import Layers, LayerTerm, maps_only, project
+from kdlab.models.parts import BatchNorm
 
 
 class FactorTransfer(LayerTerm):
@@ -95,7 +96,7 @@ def _convolutions(*widths: int) -> nn.Sequential:
     for inputs, outputs in pairwise(widths):
         layers += [
             nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
+            BatchNorm(outputs),
             nn.LeakyReLU(0.1),
         ]
     return nn.Sequential(*layers)

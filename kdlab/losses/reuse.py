@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, dense, squared_error
-from kdlab.losses.branches import Norm
+from kdlab.functional import Batch, Outputs, Schedule, dense, logit_squared_error, squared_error
 from kdlab.losses.features import Layers, LayerTerm, maps_only, project
+from kdlab.models.parts import BatchNorm
 from kdlab.models.surgery import head_of
 
 
@@ -81,7 +81,7 @@ class SRRL(LayerTerm):
             )
         if self.connector is None:
             last = [nn.ReLU()] if self.relu else []
-            made = nn.Sequential(nn.Linear(s.shape[1], t.shape[1], bias=False), Norm(t.shape[1]), *last)
+            made = nn.Sequential(nn.Linear(s.shape[1], t.shape[1], bias=False), BatchNorm(t.shape[1]), *last)
             self.connector = made.to(s.device)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -92,7 +92,7 @@ class SRRL(LayerTerm):
         made = project(s, with_=self.connector)
         weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
         read = F.linear(made.to(weight.dtype), weight, bias)
-        return squared_error(made, t) + self.regression * squared_error(read, dense(teacher.logits))
+        return squared_error(made, t) + self.regression * logit_squared_error(read, dense(teacher.logits))
 
     def _head(self) -> nn.Linear:
         if not self._classifier:

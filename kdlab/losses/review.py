@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, hierarchical_context
-from kdlab.losses.branches import Norm
 from kdlab.losses.features import Layers, LayerTerm
+from kdlab.models.parts import BatchNorm
 
 WIDEST = 512
 """Most channels in which features of several layers are fused."""
@@ -35,9 +35,9 @@ class Fusion(nn.Module):
 
     def __init__(self, inputs: int, middle: int, outputs: int, deepest: bool) -> None:
         super().__init__()
-        self.narrow = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), Norm(middle))
+        self.narrow = nn.Sequential(nn.Conv2d(inputs, middle, 1, bias=False), BatchNorm(middle))
         self.attention = None if deepest else nn.Conv2d(2 * middle, 2, 1)
-        self.widen = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), Norm(outputs))
+        self.widen = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), BatchNorm(outputs))
 
     def forward(self, feature: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
         """Maps (B, inputs, H, W) and the deeper layer's fused ones to maps to compare, and fused ones to hand on."""

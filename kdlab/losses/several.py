@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, kl, log_probabilities
+from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, kl, log_probabilities, masked_classes
 from kdlab.losses.soft import SoftTerm
 from kdlab.losses.temperature import Temperature
 
@@ -82,6 +82,7 @@ class MultiTeacherKL(SoftTerm):
         scores = self.bias.to(wide).expand(len(logits), -1)
         if self.matrix is not None:
             given = logits.detach().to(wide)
+            given = given.masked_fill(masked_classes(given), 0.0)
             # of a row alone, so that it may be a chunk's; eps for rows that say nothing yet
             given = nn.functional.layer_norm(given, given.shape[-1:])
             scores = scores + (given[:, None, :] * self.matrix.to(wide)).sum(-1)

@@ -17,11 +17,11 @@ from kdlab.functional import (
     dense,
     jsd,
     kl,
+    logit_squared_error,
     reverse_kl,
     skew_kl,
     skew_reverse_kl,
     soft_label_weight,
-    squared_error,
     symmetric_kl,
     total_variation,
 )
@@ -85,12 +85,31 @@ class KL(Divergence):
 
     Hinton, Vinyals & Dean, *Distilling the Knowledge in a Neural Network*, NIPS 2014 workshop. Against
     :class:`~kdlab.functional.Sampled` targets it is estimated without bias, at temperature 1.
+
+    Args:
+        weight: see :class:`~kdlab.losses.Term`.
+        temperature: see :class:`SoftTerm`.
+        class_mean: divide by the number of classes C, as ``torch.nn.KLDivLoss()`` does by default. Some published code
+            does so (ARD, RSLAD); their learning rates and weight decays go with a loss that is C times smaller.
     """
+
+    def __init__(
+        self,
+        weight: float | Mapping | Schedule = 1.0,
+        temperature: float | Mapping | Schedule | Temperature | None = None,
+        class_mean: bool = False,
+    ) -> None:
+        super().__init__(weight, temperature)
+        self.class_mean = class_mean
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return kl(student, teacher)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        value = self._summed(student, teacher, batch)
+        return value / student.logits.shape[-1] if self.class_mean else value
+
+    def _summed(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not isinstance(teacher.logits, Sampled):
             return super().forward(student, teacher, batch)
         if self.temperature.now != 1 or self.temperature.all_classes:
@@ -105,7 +124,7 @@ class ReverseKL(Divergence):
     .. math:: T^2 \sum_c p^S_c(T)\,\big(\log p^S_c(T) - \log p^T_c(T)\big)
 
     Gu et al., *MiniLLM: Knowledge Distillation of Large Language Models*, ICLR 2024 (token by token; their policy
-    gradient is not part of it).
+    gradient is not part of it). Finite but of about 1e31 where the teacher's probability is exactly 0.
     """
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -218,14 +237,14 @@ class LogitMSE(SoftTerm):
     r"""Mean squared difference of the logits, :math:`\tfrac{1}{C}\|z^S - z^T\|^2`; takes no temperature.
 
     Ba & Caruana, *Do Deep Nets Really Need to be Deep?*, NIPS 2014. It is the limit of T²·KL for T → ∞ (times 2, and
-    without the mean of the logits).
+    without the mean of the logits). Classes that either masks (``-inf``) are left out.
     """
 
     def __init__(self, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight, temperature=1.0)
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        return squared_error(dense(student.logits), dense(teacher.logits))
+        return logit_squared_error(dense(student.logits), dense(teacher.logits))
 
 
 class WSLD(SoftTerm):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, aligned, radial_relation, right_singular_vectors
+from kdlab.functional import Batch, Outputs, Schedule, aligned, radial_relation, right_singular_vectors, turned_positive
 from kdlab.losses.features import Layers, LayerTerm, maps_only, project, projector
 
 SPARE = 3
@@ -25,7 +25,9 @@ class KDSVD(LayerTerm):
 
     with :math:`v_{lk}` the k-th of the first right singular vectors of layer l's feature, as a matrix of positions by
     channels, and :math:`\sigma^T_{lk}` the teacher's singular values. Of the student's ``components + 3`` first
-    vectors, the one nearest to each of the teacher's is taken, and turned to its side.
+    vectors, the one nearest to each of the teacher's is taken, and turned to its side. The teacher's are turned so that
+    their greatest component is positive: the relation of two layers changes when one of them is turned, so that the
+    authors' code, which takes the signs as they come, depends on the decomposition's library and precision.
 
     Where the widths differ, a 1x1 convolution, which trains and is no part of the student, brings the student's maps to
     the teacher's width (the paper's networks are as wide). Gradients stay finite where singular values meet or vanish,
@@ -84,6 +86,7 @@ def _directions(student: Tensor, teacher: Tensor, components: int) -> tuple[Tens
     most = min(theirs.shape[1:])
     count = min(components, most)
     v_t, s_t = right_singular_vectors(theirs, count)
+    v_t = turned_positive(v_t)
     v_s, _ = right_singular_vectors(ours, min(components + SPARE, most))
     share = nn.functional.normalize(s_t, dim=1).unsqueeze(1)
     # the decomposition of what is not finite fails; whoever trains wants to hear which term it was

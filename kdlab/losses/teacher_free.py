@@ -20,6 +20,7 @@ from kdlab.functional import (
     entropy,
     kl,
     log_probabilities,
+    masked_classes,
     virtual_teacher,
     without_target,
     zipf_kl,
@@ -38,7 +39,7 @@ class ConfidencePenalty(Term):
     Distributions*, ICLR 2017 workshop; their beta is the weight.
 
     Args:
-        threshold: Γ, in nats, above 0; None for log C.
+        threshold: Γ, in nats, above 0; None for log C, of the classes that are not masked.
         weight: see :class:`~kdlab.losses.Term`.
     """
 
@@ -54,7 +55,7 @@ class ConfidencePenalty(Term):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits = dense(student.logits)
         if self.threshold is None:
-            return math.log(logits.shape[-1]) - entropy(logits)
+            return (~masked_classes(logits)).sum(-1).log() - entropy(logits)
         return (self.threshold - entropy(logits)).clamp(min=0)
 
 
@@ -66,8 +67,10 @@ class TfKD(Term):
         p^d_c = a \ \text{if}\ c = y,\ \text{else}\ \tfrac{1 - a}{C - 1}
 
     Yuan et al., *Revisiting Knowledge Distillation via Label Smoothing Regularization*, CVPR 2020 (Tf-KD with
-    regularisation). As in the authors' code the temperature softens the virtual teacher alone, so there is no T²; their
-    code softens it by a softmax of its probabilities over T, here it is one of its logarithms over T.
+    regularisation). As in the authors' code the temperature softens the virtual teacher alone, so there is no T². Their
+    code softens it by a softmax of its probabilities over T, here it is one of its logarithms over T: at T = 20 the
+    label's share is 0.0157 here and 0.0105 there of 100 classes, 0.135 and 0.105 of 10, and the gradient is the same to
+    0.3 %.
 
     Args:
         correct: a, the virtual teacher's probability of the label, in (0, 1); 0.99 in the paper.
@@ -92,7 +95,7 @@ class TfKD(Term):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits = dense(student.logits)
         told = virtual_teacher(named_classes(batch.targets), logits.shape[-1], self.correct, self.temperature)
-        return kl(logits, told)
+        return kl(logits, told.masked_fill(masked_classes(logits), -math.inf))
 
 
 class USKD(Term):
@@ -111,8 +114,10 @@ class USKD(Term):
     Yang et al., *From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss
     and Customized Soft Labels*, ICCV 2023, whose alpha, beta and mu are the three weights. They write cross-entropy for
     KL, which adds a constant; their code ranks the target among the others before it leaves it out, so that ranks begin
-    at 2 where it is first. Their form for mixed pictures (two target classes a row) is left out: soft targets name the
-    class that they favour. One value per row, though rows interact through the mean over the micro-batch.
+    at 2 where it is first, and ranks by the student's log-probabilities beside the weak output's probabilities, here by
+    probabilities both; the two change the gradient by at most 5 %. Their form for mixed pictures (two target classes a
+    row) is left out: soft targets name the class that they favour. One value per row, though rows interact through the
+    mean over the micro-batch, in which rows of weight 0 take no part.
 
     Args:
         student_layer: the middle layer, feature maps (B, C, H, W) or vectors; None leaves the weak output out, and
@@ -164,7 +169,8 @@ class USKD(Term):
         wide = torch.promote_types(logits.dtype, torch.float32)
         ours = without_target(logits.to(wide), classes)
         log_p = log_probabilities(logits).gather(-1, classes[:, None]).squeeze(-1)
-        value = -self.target_weight * custom_target_weight(logits, classes, batch.labelled) * log_p
+        counted = batch.labelled if batch.weight is None else batch.labelled & (batch.weight > 0)
+        value = -self.target_weight * custom_target_weight(logits, classes, counted) * log_p
         if not self.student_layers:
             return value + self.other_weight * zipf_kl(ours, by=[ours])
         weak = self._weak_logits(student)

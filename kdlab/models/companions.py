@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Outputs, Taps
-from kdlab.models.parts import conv1x1, conv3x3, global_pool
+from kdlab.models.parts import BatchNorm, conv1x1, conv3x3, global_pool
 from kdlab.models.surgery import head_of
 
 
@@ -158,5 +158,5 @@ def _to_width(name: str, feature: Tensor, width: int) -> nn.Module:
         raise UserError(f"layers: {name} gives {tuple(feature.shape)}; accepted: maps (B, C, H, W) or vectors (B, F)")
     inner = max(inputs, width // 4)
     convolutions = ((conv1x1(inputs, inner), inner), (conv3x3(inner, inner, 2), inner), (conv1x1(inner, width), width))
-    blocks = [part for conv, outputs in convolutions for part in (conv, nn.BatchNorm2d(outputs), nn.ReLU())]
+    blocks = [part for conv, outputs in convolutions for part in (conv, BatchNorm(outputs), nn.ReLU())]
     return nn.Sequential(*blocks, global_pool())

@@ -9,11 +9,27 @@ from collections.abc import Callable, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdlab.models.normalize import Normalize, Statistic
 
 Block = Callable[[int, int, int], nn.Module]
 """Makes one block from the channels that go in, those that come out, and a stride."""
+
+
+class BatchNorm(_BatchNorm):
+    """BatchNorm of vectors (B, C) or maps (B, C, H, W).
+
+    A batch of one value a channel (the last one of an epoch may be) has no variance; it takes the running statistics.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.numel() == x.shape[1]:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+        return super().forward(x)
 
 
 class Staged(nn.Module):
