@@ -50,6 +50,7 @@ IRRELEVANT = (
     "name",
     "output",
     "resume",
+    "continued_from.run",
     "logger",
     "trainer.progress",
     "trainer.log_every",

@@ -171,12 +171,17 @@ def test_what_cannot_be_rebuilt_is_said_and_may_be_named(run, place, capsys):
     config = yaml.safe_load((run / "config.yaml").read_text())
     (run / "config.yaml").write_text(yaml.safe_dump({**config, "output": "elsewhere"}))
     found, said = diagnosed(run, capsys)
-    assert list(found["networks"]) == ["student"]
-    assert [note.split(":")[0] for note in found["notes"]] == ["teacher", "baseline"]
-    assert said.count("note: ") == 2 and "--teacher FOLDER" in said
+    assert list(found["networks"]) == ["student", "baseline"]  # the baseline's folder stands in result.json
+    assert [note.split(":")[0] for note in found["notes"]] == ["teacher"]
+    assert said.count("note: ") == 1 and "--teacher FOLDER" in said
     named = next(path for path in teachers.iterdir() if path.is_dir() and path.name.startswith("resnet20-"))
     found, _ = diagnosed(run, capsys, "--teacher", str(named))
-    assert list(found["networks"]) == ["teacher", "student"] and len(found["notes"]) == 1
+    assert list(found["networks"]) == ["teacher", "student", "baseline"] and not found["notes"]
+    told = json.loads((run / "result.json").read_text())
+    told["models"]["baseline"]["folder"] = "elsewhere/baselines/none"
+    (run / "result.json").write_text(json.dumps(told))
+    found, _ = diagnosed(run, capsys, "--teacher", str(named))
+    assert [note.split(":")[0] for note in found["notes"]] == ["baseline"]
 
 
 def test_a_teacher_from_a_checkpoint_and_no_baseline(place, capsys):
@@ -193,7 +198,7 @@ STAGES = "stages={a: ['teacher.epochs=1'], b: ['init=previous', 'teacher=previou
 CASES = {
     "labels": (("experiment=kd_resnet", "student=mlp", "teacher=none", "method=finetune", "loss=ce"), ["student"]),
     "from_teacher": ((*MLP, "init=teacher"), ["teacher", "student", "baseline"]),
-    "stages": (("experiment=kd_resnet", "student=mlp", "teacher=mlp", STAGES), ["teacher", "student"]),
+    "stages": (("experiment=kd_resnet", "student=mlp", "teacher=mlp", STAGES), ["teacher", "student", "baseline"]),
 }
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from torch import nn
 
 from kdlab.experiment import parts
+from kdlab.experiment.continuing import LAST, MAY_DIFFER, before
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
-from kdlab.experiment.store import LABELS, Kept, Recipe, obtain
+from kdlab.experiment.store import LABELS, STORES, Kept, Recipe, obtain
 from kdlab.models import weights_hash
+from kdlab.runs import folder as folders
 
 log = logging.getLogger("kdlab")
 
@@ -65,8 +67,24 @@ def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list
                 net.load_state_dict(given)
 
         output, logger = Path(stage.experiment.output), stage.experiment.logger
-        kept.append(obtain("baseline", recipe, output, stage.training, name, logger, begin=begin))
+        recipe, shorter = _going_on(recipe, stage.experiment, stage.data, name)
+        kept.append(obtain("baseline", recipe, output, stage.training, name, logger, begin=begin, shorter=shorter))
     return kept
+
+
+def _going_on(recipe: Recipe, experiment: Experiment, data: Any, name: str) -> tuple[Recipe, Path | None]:
+    """The recipe of a baseline that is trained in the same parts as its student, and the folder of its first part."""
+    old = before(experiment)
+    if old is None:
+        return recipe, None
+    own = {key: getattr(old, key) for key in MAY_DIFFER}
+    earlier, _ = _going_on(replace(recipe, **own), old, data, name)
+    key = earlier.key(data.fingerprint)
+    folder = Path(old.output) / STORES["baseline"] / f"{name}-{key}"
+    if folders.read_result(folder) is None or not (folder / LAST).is_file():
+        log.info("baseline: trained in one go, since that of the run before (%s) is not there", folder)
+        return recipe, None
+    return replace(recipe, begin=f"{recipe.begin} after {key}".strip()), folder
 
 
 @dataclass

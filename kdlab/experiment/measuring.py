@@ -68,6 +68,7 @@ def measure_all(
         elif kept := obtain_baseline(stages, choices):
             seconds_alone = sum(fit.seconds for fit in kept)
             models["baseline"] = _model(last, kept[-1].net, seconds_alone, heard.of("baseline"))
+            models["baseline"]["folder"] = str(kept[-1].folder)
             seconds["baseline"] = sum(fit.seconds for fit in kept if fit.fresh)
     for role, errors in heard.errors().items():
         models[role] = {**models[role], "errors": errors}

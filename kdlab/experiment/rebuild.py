@@ -201,8 +201,11 @@ def _baseline(
         NotThere: if it is not there any more, or it was trained in several fits.
     """
     first, experiment = fits[0][1], fits[-1][1]
-    if not experiment.baseline or ((folders.read_result(run) or {}).get("models") or {}).get("baseline", 0) is None:
+    recorded = ((folders.read_result(run) or {}).get("models") or {}).get("baseline", 0)
+    if not experiment.baseline or recorded is None:
         return None
+    if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
+        return [load_model(_found(Path(recorded["folder"]), run), trust)[0]]
     if len(fits) > 1:
         keys = ("student", "data", "epochs", "optimizer", "scheduler")
         alike = all(getattr(first, key) == getattr(experiment, key) for key in keys) and experiment.init == "fresh"
@@ -249,6 +252,19 @@ def _first_weights(run: Path, experiment: Experiment, data: Any, teacher: Nets |
         source = teacher[0]
         parts.start(student, experiment.init, previous=None, teacher=source, pretrained=None)
     return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+
+
+def _found(folder: Path, run: Path) -> Path:
+    """A folder of the store that a run has recorded, where the run was started or anywhere above it.
+
+    Raises:
+        NotThere: if there is none.
+    """
+    for place in (Path(), *list(run.resolve().parents)[:5]):
+        for found in (place / folder, place / Path(*folder.parts[-2:])):
+            if folders.read_result(found) is not None:
+                return found
+    raise NotThere(f"there is no {folder}")
 
 
 def _kept(kind: str, key: str, experiment: Experiment, run: Path) -> Path:

@@ -19,6 +19,7 @@ import kdlab
 from kdlab import spec
 from kdlab.errors import RunFailed, UserError
 from kdlab.experiment.caching import MEASURED
+from kdlab.experiment.continuing import copy_state, first_part, with_start
 from kdlab.experiment.inherited import Heard, report
 from kdlab.experiment.measuring import measure_all
 from kdlab.experiment.preflight import preflight
@@ -62,6 +63,7 @@ def run(
     Raises:
         UserError: before anything is written, if the configuration cannot run.
     """
+    config = with_start(config)
     plan = {name: Experiment.of(stage) for name, stage in (stages or {}).items()} or {"": Experiment.of(config)}
     for stage in (stages or {"": config}).values():
         preflight(stage)
@@ -78,6 +80,7 @@ def run(
         if said:
             log.info(said)
         folders.write_config(folder, config, overrides)
+        copy_state(experiment, folder)
         started, clock = folders.now(), time.monotonic()
         try:
             done = _fit_stages(plan, folder, choices or {})
@@ -122,11 +125,19 @@ def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> tuple[Path
     """The folder to run in, and what the log should say about it."""
     output = Path(experiment.output)
     if experiment.resume is not None:
-        found = folders.to_resume(experiment.resume, output, experiment.name, config)
+        # a run that starts from another one's state is found by its own configuration
+        started_elsewhere = experiment.continued_from is not None
+        resume = "auto" if started_elsewhere and not _is_run_of(config) else experiment.resume
+        found = folders.to_resume(resume, output, experiment.name, config)
         if found is not None:
             return found, f"going on in {found}"
-    said = "" if experiment.resume is None else "resume=auto: no run of this configuration; a new one"
+    said = "" if experiment.resume != "auto" else "resume=auto: no run of this configuration; a new one"
     return folders.claim(output, experiment.name, config), said
+
+
+def _is_run_of(config: Mapping[str, Any]) -> bool:
+    """Whether ``resume`` names a run of this very configuration."""
+    return spec.config_hash(folders.read_yaml(Path(config["resume"]) / "config.yaml")) == spec.config_hash(config)
 
 
 def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
@@ -186,6 +197,7 @@ def _result(
         "hardware": last.fitted.hardware,
         "versions": versions(),
         "commit": _commit(),
+        "continued_from": first_part(config),
     }
 
 

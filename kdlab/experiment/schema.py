@@ -147,6 +147,9 @@ class Experiment:
     resume: str | None = None
     """A run folder to go on in, or ``auto`` for the newest one of this configuration, if there is any."""
     output: str = "outputs"
+    continued_from: dict | None = None
+    """The run whose last state this one starts from: its folder (``run``), its ``epochs``, and the hash of that
+    ``state``. Set by ``resume=RUN`` with more epochs, and never typed."""
 
     @property
     def method_name(self) -> str:

@@ -87,7 +87,8 @@ def fit_stage(
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = parts.loggers(experiment.logger, folder, experiment.name)
     log.info("%s: training %s on %s", name, plural(experiment.epochs, "epoch"), data.describe())
-    fitted = fit(method, data, training, folder, experiment.epochs, loggers, name)
+    continued = experiment.continued_from is not None
+    fitted = fit(method, data, training, folder, experiment.epochs, loggers, name, continued)
     adapted(fitted.weights)
     return Stage(experiment, data, task, training, student, lesson, fitted, given)
 

@@ -20,6 +20,7 @@ from torch import nn
 from kdlab import spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
+from kdlab.experiment.continuing import LAST, copy_training_state
 from kdlab.methods import FineTune, Training, fit
 from kdlab.models import load_weights
 from kdlab.runs import folder as folders
@@ -91,6 +92,7 @@ def obtain(
     logger: Mapping[str, Any] | None = None,
     data: Any = None,
     begin: Callable[[nn.Module], Any] = lambda net: None,
+    shorter: Path | None = None,
 ) -> Kept:
     """The network of ``recipe``: from the store, or trained now and kept.
 
@@ -103,6 +105,7 @@ def obtain(
         logger: mapping of the logger.
         data: a data module of ``recipe.data``, if there is one already.
         begin: gives the network its first weights, where ``recipe.begin`` says that they are not random.
+        shorter: the folder of a shorter training, from whose last state this one starts; None starts from the weights.
 
     Raises:
         UserError: what data or network refuse.
@@ -121,7 +124,10 @@ def obtain(
         known = folders.read_result(folder)
         if known is None:
             begin(net)
-            _train(kind, recipe, folder, training, net, data, logger)
+            if shorter is not None and not (folder / LAST).exists():
+                log.info("%s: goes on from the last state of %s", kind, shorter)
+                copy_training_state(shorter, folder)
+            _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
             known = folders.read_result(folder)
             assert known is not None
             return Kept(net, folder, known["trained_on"], known["seconds"], fresh=True)
@@ -140,6 +146,7 @@ def _train(
     net: nn.Module,
     data: Any,
     logger: Mapping[str, Any] | None,
+    continued: bool = False,
 ) -> None:
     if data.counts["labelled"] == 0:
         raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
@@ -156,7 +163,8 @@ def _train(
         scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler"),
         seed=recipe.seed,
     )
-    fitted = fit(method, data, training, folder, recipe.epochs, parts.loggers(logger, folder, kind), kind)
+    made = parts.loggers(logger, folder, kind)
+    fitted = fit(method, data, training, folder, recipe.epochs, made, kind, continued)
     adapted(fitted.weights)
     write_model(folder, recipe.network, data, fitted.weights.name)
     folders.write_result(

@@ -56,6 +56,7 @@ def fit(
     epochs: int,
     loggers: list | None = None,
     name: str = "student",
+    continued: bool = False,
 ) -> Fitted:
     """Train ``method.student``, and leave it holding the weights of its best epoch.
 
@@ -70,6 +71,7 @@ def fit(
         epochs: at least 1.
         loggers: Lightning loggers for the curves.
         name: what is being trained, for the progress bar.
+        continued: the checkpoint may be of a fit with other settings of optimizer and scheduler; this one's count.
 
     Raises:
         UserError: if the training split is empty, or the checkpoint is damaged or of another network.
@@ -109,6 +111,8 @@ def fit(
     if resume is not None:
         log.info("%s: going on from %s", name, resume)
         callbacks.append(_SkipDone(loader))  # only then: each callback costs every step six calls
+        if continued:
+            callbacks.append(_OwnSettings())
     with _quiet_lightning():
         trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
     if resume is None or not _finished(resume, saver, epochs):
@@ -179,6 +183,33 @@ class _SkipDone(pl.Callback):
         # `completed` is one behind in a checkpoint saved at a step; `processed` is right
         done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
         self.loader.skip = done if done < trainer.num_training_batches else 0
+
+
+class _OwnSettings(pl.Callback):
+    """Puts the configured settings of the optimizer in the place of those that its checkpoint was saved with."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._groups: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # made already, and not yet overwritten by the checkpoint
+        self._groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+        ]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group, own in zip(groups, self._groups, strict=True):
+            group.update(own)
+            group["initial_lr"] = own.get("initial_lr", own["lr"])
+        for config in trainer.lr_scheduler_configs:
+            course: Any = config.scheduler
+            course.last_epoch = trainer.global_step
+            course.base_lrs = [group["initial_lr"] for group in course.optimizer.param_groups]
+            for group, base, factor in zip(groups, course.base_lrs, course.lr_lambdas, strict=True):
+                group["lr"] = base * factor(course.last_epoch)
 
 
 @contextmanager

@@ -70,16 +70,23 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
         raise UserError(f"resume: {resume} is not a run folder (no config.yaml); accepted: a run folder, or auto")
     theirs = read_yaml(folder / "config.yaml")
     if config_hash(theirs) != wanted:
-        raise UserError(f"resume: {resume} has another configuration: {_first_difference(theirs, config)}")
+        keys = differing_keys(theirs, config)
+        said = difference(keys[0], theirs, config) if keys else "its keys differ"
+        raise UserError(f"resume: {resume} has another configuration: {said}")
     return folder
 
 
-def _first_difference(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two configurations differ, of those that can change a result."""
     a, b = flatten(theirs), flatten(ours)
-    for key in sorted({*a, *b}):
-        if a.get(key) != b.get(key) and not any(key == k or key.startswith(f"{k}.") for k in IRRELEVANT):
-            return f"{key} is {a.get(key)!r} there and {b.get(key)!r} here"
-    return "its keys differ"
+    keys = sorted({*a, *b})
+    relevant = [key for key in keys if not any(key == k or key.startswith(f"{k}.") for k in IRRELEVANT)]
+    return [key for key in relevant if a.get(key) != b.get(key)]
+
+
+def difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """The values of a dotted key in two configurations, in words."""
+    return f"{key} is {flatten(theirs).get(key)!r} there and {flatten(ours).get(key)!r} here"
 
 
 @contextmanager
@@ -164,7 +171,8 @@ def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What describes a run in a table: every plain value of its configuration, flat."""
-    flat = {k: v for k, v in flatten(config).items() if not k.endswith("_target_") and not k.startswith("stages")}
+    hidden = ("stages", "continued_from.state")
+    flat = {k: v for k, v in flatten(config).items() if not k.endswith("_target_") and not k.startswith(hidden)}
     for key in ("loss.temperature", "loss.alpha"):
         value = config.get("loss", {}).get(key.split(".")[1])
         if isinstance(value, Mapping):

@@ -167,6 +167,9 @@ def _remarks(
         lines.append(f"{run.subject} against teacher: {', '.join(filter(None, ratios))}")
     if run.result.get("teacher_trained_on"):
         lines.append(f"teacher trained on: {one_line(run.result['teacher_trained_on'])}")
+    start = mapping(run.result.get("continued_from"))
+    if start:
+        lines.append(f"goes on from {one_line(start.get('run'))}, after {one_line(start.get('epochs'))} epochs there")
     if any(run.number(role, "latency_ms") is not None for role in run.models):
         lines.append("latency: one example, one thread")
     if folder is not None:
