@@ -50,9 +50,10 @@ def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
         return config | {key: old[key] for key in ("continued_from",) if key in old}
     foreign = [key for key in differing if not key.startswith(MAY_DIFFER)]
     if foreign:
+        said = folders.difference(foreign[0], old, config)
         raise UserError(
-            f"resume: {run} has another configuration: {folders.difference(foreign[0], old, config)}; accepted: the "
-            f"same, or a run that differs in nothing but {', '.join(MAY_DIFFER)}, to be trained longer from its last state"
+            f"resume: {run} has another configuration: {said}; accepted: the same, or one that differs in nothing but "
+            f"{', '.join(MAY_DIFFER)}, to be trained longer from its last state"
         )
     return config | {"continued_from": _start(run, old, config)}
 
