@@ -546,7 +546,7 @@ def test_mistakes_in_image_folders(tmp_path):
     with pytest.raises(UserError, match="has no sub-folders"):
         image_folder(str(tmp_path / "empty"))
     (tmp_path / "empty" / "a").mkdir()
-    with pytest.raises(UserError, match=r"empty/a has no pictures; accepted: files that end in \.bmp"):
+    with pytest.raises(UserError, match=r"empty/a has no pictures; accepted: files that end in \.png"):
         image_folder(str(tmp_path / "empty"))
     root = write_pictures(tmp_path / "set", {"train/cat": 9, "train/dog": 9, "test/cta": 2})
     with pytest.raises(UserError, match=r"unknown class folder 'cta'; nearest: cat"):

@@ -135,7 +135,7 @@ def test_on_the_command_line(run, rows, capsys, tmp_path):
     [
         (np.zeros((3, 9, 9), np.float32), "has shape (3, 9, 9); accepted: (1, 8, 8), or (N, 1, 8, 8)"),
         (np.zeros((64,), np.float32), "has shape (64,); accepted: "),
-        (np.full((8, 8), np.nan, np.float32), "holds values that are not finite"),
+        (np.full((8, 8), np.nan, np.float32), "row 0 has an input that is not finite"),
         (np.array([["a"] * 8] * 8), "accepted: numbers"),
         (np.array([{}]), "cannot be read as an array"),
     ],

@@ -77,7 +77,8 @@ class ImageData(LightningDataModule):
         name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
         counts ({train, labelled, val, test}),
         views (number of views of an example, 1 if it is always shown the same way, None if there is no end to them),
-        unlimited (why there is no end, else None), transform (how training rows are shown, as a stable text).
+        unlimited (why there is no end, else None), transform (how training rows are shown, as a stable text),
+        notes (lines that the log should have on how the data were read).
 
     Raises:
         UserError: for any argument that does not fit the data.
@@ -102,6 +103,7 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.name = source.name
+        self.notes = tuple(source.notes)
         self.seed, self.split_seed = seed or 0, split_seed
         self.batch_size = whole("data.batch_size", batch_size, 2)
         self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)

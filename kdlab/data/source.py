@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdlab.data import pictures
+from kdlab.data.pictures import Look
 from kdlab.data.rng import permutation
 from kdlab.errors import UserError
+from kdlab.files import Unreadable
 from kdlab.functional.types import NO_LABEL
 
 _SAMPLE = 512
-"""How many pictures on disk are decoded to estimate their mean and deviation."""
+"""How many pictures on disk are looked at to estimate what they are like."""
+
+
+def sample_of(total: int) -> list[int]:
+    """Rows of a fixed sample of pictures on disk, for their mean and deviation."""
+    return permutation(total, 0, "statistics")[:_SAMPLE].tolist()
 
 
 @dataclass
@@ -29,6 +37,7 @@ class Files:
         size: height and width that every picture is brought to.
         channels: 3, or 1 for grey.
         workers: processes that decode; None is one less than there are CPU cores, up to 8.
+        deep: some have more than 8 bits a channel; enters the fingerprint, since such files were read as white once.
     """
 
     root: Path
@@ -36,6 +45,7 @@ class Files:
     size: int
     channels: int = 3
     workers: int | None = None
+    deep: bool = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,32 +58,26 @@ class Files:
     def take(self, rows: Tensor) -> Files:
         return replace(self, names=[self.names[i] for i in rows.tolist()])
 
+    def picture(self, row: int) -> tuple[Tensor, Look]:
+        """(C, H, W) uint8, and what is worth saying of how the file is read.
+
+        Raises:
+            UserError: naming the file that is no picture.
+        """
+        path = self.root / self.names[row]
+        try:
+            pixels, look = pictures.decode(path, self.size, self.size, self.channels)
+        except Unreadable as error:
+            raise UserError(f"data.root: {path} is no picture that can be decoded ({error})") from None
+        return torch.from_numpy(pixels), look
+
     def read(self, rows: list[int]) -> Tensor:
         """(len(rows), C, H, W) uint8.
 
         Raises:
             UserError: naming the file that is no picture.
         """
-        return torch.stack([read_picture(self.root / self.names[i], self.size, self.channels) for i in rows])
-
-
-def read_picture(path: Path, size: int, channels: int = 3) -> Tensor:
-    """(C, size, size) uint8: the shorter side brought to ``size``, then the middle cut out.
-
-    Raises:
-        UserError: if Pillow cannot decode it.
-    """
-    import numpy as np
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGB" if channels == 3 else "L")
-            fitted = ImageOps.fit(upright, (size, size), Image.Resampling.BILINEAR)
-            pixels = np.array(fitted, dtype=np.uint8)
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise UserError(f"data.root: {path} is no picture that can be decoded ({error})") from None
-    return torch.from_numpy(pixels).reshape(size, size, channels).permute(2, 0, 1).contiguous()
+        return torch.stack([self.picture(row)[0] for row in rows])
 
 
 @dataclass
@@ -132,6 +136,7 @@ class Source:
         test: test rows; or how many to take from train (a number, or a fraction); or None.
         white: the uint8 level that means 1.
         key: the config key to name when the content is wrong.
+        notes: lines that the log should have on how it was read.
         asked: which labels of the rows are asked for, by name; several are as many tasks. None asks for the classes as
             they are.
     """
@@ -143,6 +148,7 @@ class Source:
     test: Rows | int | float | None = None
     white: float = 255.0
     key: str = "data.root"
+    notes: Sequence[str] = ()
     asked: Mapping[str, Labels] = field(default_factory=dict)
 
     def check(self) -> Source:
@@ -180,8 +186,7 @@ def statistics(inputs: Tensor | Files, white: float) -> tuple[list[float], list[
     Exact for tensors; files are estimated from a fixed sample of 512 pictures.
     """
     if isinstance(inputs, Files):
-        sample = permutation(len(inputs), 0, "statistics")[:_SAMPLE].tolist()
-        inputs = inputs.read(sample)
+        inputs = inputs.read(sample_of(len(inputs)))
     if inputs.dtype == torch.uint8:
         # by histogram: exact, and without a float copy of the set
         levels = torch.arange(256, dtype=torch.float64) / white
@@ -210,8 +215,11 @@ def fingerprint(splits: dict[str, Rows | None], class_names: list[str], white: f
             continue
         total.update(f"{name} {tuple(rows.inputs.shape)} ".encode())
         if isinstance(rows.inputs, Files):
+            if rows.inputs.deep:
+                total.update(b"more than 8 bits a channel\n")
             for file in rows.inputs.names:
-                total.update(f"{file} {(rows.inputs.root / file).stat().st_size}\n".encode())
+                # a name that is no UTF-8 enters by its bytes
+                total.update(f"{file} {(rows.inputs.root / file).stat().st_size}\n".encode(errors="surrogateescape"))
         else:
             total.update(str(rows.inputs.dtype).encode())
             total.update(rows.inputs.contiguous().numpy().data)

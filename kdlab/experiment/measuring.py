@@ -203,4 +203,4 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     else:
         assert source.net is not None
         found = describe_network(data, task, training, source.net, source.seconds)
-    return {**found, "trained_on": source.trained_on, "counts": data.counts}
+    return {**found, "trained_on": source.trained_on, "counts": data.counts, "notes": list(data.notes)}

@@ -74,6 +74,8 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     yield "values", "in range"
     data = parts.data(experiment.data, experiment.seed)
     yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"
+    for note in data.notes:
+        yield "data", note
     if data.counts["test"] == 0 and deep:
         raise UserError("data: the test split is empty; accepted: at least one row")
     data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()

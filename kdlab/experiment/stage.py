@@ -87,6 +87,8 @@ def fit_stage(
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = parts.loggers(experiment.logger, folder, experiment.name)
     log.info("%s: training %s on %s", name, plural(experiment.epochs, "epoch"), data.describe())
+    for note in data.notes:
+        log.info("data: %s", note)
     continued = experiment.continued_from is not None
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name, continued)
     adapted(fitted.weights)

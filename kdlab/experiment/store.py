@@ -151,6 +151,8 @@ def _train(
     if data.counts["labelled"] == 0:
         raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
     log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
+    for note in data.notes:
+        log.info("%s's data: %s", kind, note)
     folder.mkdir(parents=True, exist_ok=True)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])

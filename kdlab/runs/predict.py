@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import spec
+from kdlab.data import arrays, pictures
+from kdlab.data.pictures import Look
 from kdlab.errors import UserError
+from kdlab.files import Unreadable
 from kdlab.functional import Outputs
 from kdlab.models import load_weights
 from kdlab.runs.folder import is_mine, read_model
+from kdlab.terminal import one_line
 
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+log = logging.getLogger("kdlab")
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,8 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
 
     Args:
         run: a run folder.
-        inputs: image files; or ``.npy`` arrays of one row or many, uint8 or floats in [0, 1], channels first
-            (C, H, W), or (H, W) for one channel, or (F,) for vectors.
+        inputs: image files; or ``.npy`` arrays of one row or many, uint8 or floats in [0, 1], with channels first
+            (C, H, W) or last (H, W, C), or (H, W) for one channel, or (F,) for vectors.
         trust: see :func:`load_model`.
 
     Raises:
@@ -73,9 +78,11 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
     if "classes" not in described:
         raise UserError(f"{run}/model.json: names no classes; accepted: the run folder of a classifier")
     shape = tuple(described["input_shape"])
-    found = []
+    found: list[Prediction] = []
+    looks = []
     for path in inputs:
-        rows = read_input(path, shape)
+        rows, look = _read(path, shape)
+        looks += [] if look is None else [look]
         with torch.no_grad():
             said = Outputs.of(net(rows))
         tasks = described.get("tasks") or {"": described["classes"]}
@@ -86,6 +93,8 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
                 row = answers[task][i]
                 named = {names[c]: float(row[c]) for c in row.argsort(descending=True).tolist()}
                 found.append(Prediction(source, next(iter(named)), named, task))
+    for line in pictures.summary(looks):
+        log.warning(line)
     return found
 
 
@@ -104,14 +113,23 @@ def _shares(said: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor
 
 
 def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A file as a batch (N, \\*shape) of floats."""
+    """A file as a batch (N, \\*shape) of floats, read as training data are.
+
+    Raises:
+        UserError: if it is of another kind or shape, or cannot be read.
+    """
+    return _read(path, shape)[0]
+
+
+def _read(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look | None]:
+    """:func:`read_input`, and what is worth saying of a picture."""
+    accepted = f"an image ({pictures.listed()}) or a .npy array" if len(shape) == 3 else "a .npy array"
     if not path.exists():
-        raise UserError(f"{path}: does not exist; accepted: an image ({', '.join(IMAGES)}) or a .npy array")
+        raise UserError(f"{path}: does not exist; accepted: {accepted}")
     if path.suffix.lower() == ".npy":
-        return _from_array(path, shape)
-    if path.suffix.lower() in IMAGES and len(shape) == 3:
+        return _from_array(path, shape), None
+    if path.suffix.lower() in pictures.endings() and len(shape) == 3:
         return _from_image(path, shape)
-    accepted = "a .npy array" if len(shape) != 3 else f"an image ({', '.join(IMAGES)}) or a .npy array"
     raise UserError(f"{path}: cannot be read as input of shape {shape}; accepted: {accepted}")
 
 
@@ -120,35 +138,26 @@ def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as an array ({error})") from None
-    if array.dtype.kind not in "uif":
-        raise UserError(f"{path}: holds {array.dtype}; accepted: numbers")
-    scale = 255.0 if array.dtype == np.uint8 and len(shape) == 3 else 1.0
-    rows = torch.from_numpy(np.ascontiguousarray(array)).float() / scale
-    if len(shape) == 3 and shape[0] == 1 and tuple(rows.shape[-2:]) == shape[1:] and rows.ndim in (2, 3):
-        rows = rows.reshape(-1, *shape)  # grey pictures without their channel
-    rows = rows[None] if rows.ndim == len(shape) else rows
-    if tuple(rows.shape[1:]) != shape:
-        raise UserError(f"{path}: has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
-    if not torch.isfinite(rows).all():
-        raise UserError(f"{path}: holds values that are not finite")
-    if len(shape) == 3 and (rows.min() < 0 or rows.max() > 1):
-        raise UserError(
-            f"{path}: holds values from {float(rows.min()):g} to {float(rows.max()):g}; accepted: uint8, or floats in "
-            "[0, 1]"
-        )
-    return rows
-
-
-def _from_image(path: Path, shape: tuple[int, ...]) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
-        with Image.open(path) as image:
-            # as image folders are read for training
-            upright = ImageOps.exif_transpose(image).convert("L" if shape[0] == 1 else "RGB")
-            fitted = ImageOps.fit(upright, (shape[2], shape[1]), Image.Resampling.BILINEAR)
-            array = np.array(fitted, dtype=np.float32) / 255
-    except (OSError, UnidentifiedImageError) as error:
+        rows, turned = arrays.to_tensor(array), False
+        if len(shape) == 3:
+            rows, turned = arrays.fit_channels(rows, shape)
+        elif rows.ndim == len(shape):
+            rows = rows[None]
+        if tuple(rows.shape[1:]) != shape:
+            raise Unreadable(f"has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
+        rows = arrays.as_pictures(rows) if len(shape) == 3 else arrays.as_table(rows)
+    except Unreadable as error:
+        raise UserError(f"{path}: {error}") from None
+    if turned:
+        log.warning("%s: shape %s is read with the channels last", one_line(path), tuple(array.shape))
+    return rows / 255 if rows.dtype == torch.uint8 else rows
+
+
+def _from_image(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look]:
+    channels, height, width = shape
+    try:
+        pixels, look = pictures.decode(path, height, width, channels)
+    except Unreadable as error:
         raise UserError(f"{path}: cannot be read as an image ({error})") from None
-    rows = torch.from_numpy(array)
-    return (rows[None] if rows.ndim == 2 else rows.permute(2, 0, 1))[None]
+    return torch.from_numpy(pixels)[None] / 255, look

@@ -25,6 +25,8 @@ def main(argv: Sequence[str]) -> int:
 
         found = evaluate_teacher(plan.points[0].config)
     print(f"teacher: {found['parameters']:,} parameters, trained on {found['trained_on']}")
+    for note in found["notes"]:
+        print(f"data: {note}")
     for split in ("val", "test", "outside"):
         if split in found:
             said = "  ".join(f"{name} {value:.4f}" for name, value in sorted(found[split].items()))

@@ -10,12 +10,12 @@ from typing import Unpack
 
 import torch
 
+from kdlab.data import pictures
 from kdlab.data.module import Common, ImageData, whole
-from kdlab.data.source import Files, Rows, Source
+from kdlab.data.pictures import Look
+from kdlab.data.source import Files, Rows, Source, sample_of
+from kdlab.data.sources.layout import Leftovers, alike, class_pictures, folders, pictures_beside, split_folders
 from kdlab.errors import UserError, unknown
-
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def image_folder(
@@ -30,6 +30,10 @@ def image_folder(
     """Pictures in class folders: ``root/train/<class>/*``, with ``val`` and ``test`` beside ``train`` or not; or all in
     ``root/<class>/*``, divided here.
 
+    The split folders may have any usual spelling (``Training``, ``valid``, ``Dev``, ``test_set``); they stand beside no
+    others with pictures. A class folder may hold folders. Hidden files and folders are passed over, and files that are
+    no pictures are counted in the log. :mod:`kdlab.data.pictures` says how each kind of picture is read.
+
     Args:
         root: the folder.
         size: every picture's shorter side is brought to so many pixels, and the middle square cut out.
@@ -43,7 +47,8 @@ def image_folder(
     The other arguments are :class:`ImageData`'s. Classes are numbered in the order of their folders' names.
 
     Raises:
-        UserError: for a missing or empty folder, a class that only val or test has, a picture that cannot be decoded.
+        UserError: for a missing or empty folder, folders of which it is not clear whether they are splits or classes,
+            a class that only val or test has, a picture that cannot be decoded.
     """
     for name, value, accepted in (("size", size, range(1, 4097)), ("channels", channels, (1, 3))):
         if value not in accepted:
@@ -54,52 +59,70 @@ def image_folder(
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.root: there is no folder {folder}; accepted: a folder with a sub-folder for each class")
-    places = {
-        split: next((folder / name for name in names if (folder / name).is_dir()), None)
-        for split, names in _SPLITS.items()
-    }
-    train = places["train"]
-    if train is None:
-        train, places = folder, {"train": folder, "val": None, "test": None}
-    elif places["test"] is not None and test not in (None, 0):
+    places, notes = split_folders(folder)
+    if "test" in places and test not in (None, 0):
         raise UserError(f"data.test: {test}; {places['test']} is there; accepted: null (use it) or 0 (none)")
-    class_names = sorted(p.name for p in train.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not class_names:
-        raise UserError(f"data.root: {train} has no sub-folders; accepted: one for each class")
-    wanted = {split: place for split, place in places.items() if place and not (split == "test" and test == 0)}
-    none = Files(folder, [], size, channels, workers)
-    rows = {split: _files(none, place, class_names) for split, place in wanted.items()}
+    if test == 0:
+        places.pop("test", None)
+    left = Leftovers(outside=pictures_beside(folder) if places else 0)
+    places = places or {"train": folder}
+    class_names = [path.name for path in folders(places["train"])]
+    empty = Files(folder, [], size, channels, workers)
+    rows = {split: _files(empty, split, place, class_names, left) for split, place in places.items()}
+    if len(class_names) < 2:
+        raise UserError(
+            f"data.root: {places['train']} has one sub-folder, {class_names[0]}; accepted: two or more classes"
+        )
     if sum(math.prod(r.inputs.shape) for r in rows.values()) <= memory:
-        rows = {split: _decode(r) for split, r in rows.items()}
+        decoded = {split: _decode(r) for split, r in rows.items()}
+        rows = {split: part for split, (part, _) in decoded.items()}
+        notes += pictures.summary(look for _, looks in decoded.values() for look in looks)
+    else:
+        notes += _sample(rows)
     source = Source(
         folder.name,
         rows["train"],
         class_names,
         val=rows.get("val"),
         test=rows.get("test", 0.1 if test is None else test),
+        notes=[*notes, *alike(class_names), *left.lines()],
     )
     return ImageData(source, **common)
 
 
-def _files(none: Files, place: Path, class_names: list[str]) -> Rows:
-    """The pictures of one split, in the order of their names; ``none`` says how they are read."""
+def _files(empty: Files, split: str, place: Path, class_names: list[str], left: Leftovers) -> Rows:
+    """The pictures of one split, in the order of their names; ``empty`` says how they are read."""
     names, targets = [], []
-    for folder in sorted(p for p in place.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    class_folders = folders(place)
+    if not class_folders:
+        without = ", or data.test=0" if split == "test" else ""
+        raise UserError(f"data.root: {place} has no sub-folders; accepted: one for each class{without}")
+    left.outside += pictures_beside(place)
+    for folder in class_folders:
         if folder.name not in class_names:
             raise unknown(f"data.root: {place}", folder.name, class_names, "class folder")
-        found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS and p.is_file())
-        if not found:
-            endings = ", ".join(sorted(_ENDINGS))
-            raise UserError(f"data.root: {folder} has no pictures; accepted: files that end in {endings}")
-        names += [str(p.relative_to(none.root)) for p in found]
+        found = class_pictures(folder, left)
+        names += [str(p.relative_to(empty.root)) for p in found]
         targets += [class_names.index(folder.name)] * len(found)
-    return Rows(replace(none, names=names), torch.tensor(targets, dtype=torch.long))
+    return Rows(replace(empty, names=names), torch.tensor(targets, dtype=torch.long))
 
 
-def _decode(rows: Rows) -> Rows:
-    """The same rows with their pictures in memory."""
+def _decode(rows: Rows) -> tuple[Rows, list[Look]]:
+    """The same rows with their pictures in memory, and what is worth saying of each picture."""
     files = rows.inputs
     assert isinstance(files, Files)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-        pictures = list(pool.map(lambda row: files.read([row])[0], range(len(files))))
-    return Rows(torch.stack(pictures), rows.targets)
+        found = list(pool.map(files.picture, range(len(files))))
+    return Rows(torch.stack([pixels for pixels, _ in found]), rows.targets), [look for _, look in found]
+
+
+def _sample(rows: dict[str, Rows]) -> list[str]:
+    """Lines on how pictures that stay on disk are read, from a sample's headers; marks what was read otherwise once."""
+    seen = []
+    for part in rows.values():
+        files = part.inputs
+        assert isinstance(files, Files)
+        looks = [pictures.look(files.root / files.names[i]) for i in sample_of(len(files))]
+        files.deep = any(look.remarks & {"deep", "float"} for look in looks)
+        seen += looks
+    return pictures.summary(seen, "looked at")

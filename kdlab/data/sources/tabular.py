@@ -1,11 +1,11 @@
-"""Tensors, tables and a generated problem."""
+"""Tables and a generated problem."""
 
 from __future__ import annotations
 
 import csv as csv_format
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -16,111 +16,7 @@ from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
 
-_KEYS = ("inputs", "targets", "val_inputs", "val_targets", "test_inputs", "test_targets", "class_names")
 _STEPS = 4
-
-
-def tensors(
-    inputs: Any = None,
-    targets: Any = None,
-    test: int | float | None = None,
-    class_names: Sequence[str] | None = None,
-    **common: Unpack[Common],
-) -> ImageData:
-    """Inputs and class ids from files or from Python.
-
-    Args:
-        inputs: a tensor or array, a ``.npy`` file, or a ``.pt`` or ``.npz`` file that holds ``inputs`` and ``targets``
-            (and perhaps ``val_inputs``, ``val_targets``, ``test_inputs``, ``test_targets``, ``class_names``). Pictures
-            (N, C, H, W), or grey (N, H, W): uint8, or float in [0, 1]. Tables (N, F).
-        targets: class ids (N,), as a tensor, array or ``.npy`` file, where ``inputs`` does not hold them.
-        test: rows (a number, or a fraction) taken from train where no test rows are given; None is a tenth.
-        class_names: in the order of the ids; None numbers them.
-
-    The other arguments are :class:`ImageData`'s.
-
-    Raises:
-        UserError: for files that are missing, damaged or hold something else, and rows that make no sense.
-    """
-    if inputs is None:
-        raise UserError("data.inputs: null; accepted: a .pt, .npz or .npy file (or, in Python, a tensor)")
-    held = _load(inputs, "data.inputs")
-    if targets is not None:
-        held["targets"] = _load(targets, "data.targets")["inputs"]
-    names = class_names if class_names is not None else held.get("class_names")
-    splits: dict[str, Rows] = {}
-    for split in ("", "val_", "test_"):
-        if f"{split}inputs" in held and f"{split}targets" in held:
-            ids = _class_ids(held[f"{split}targets"], f"data.targets: {split}targets")
-            splits[split] = Rows(_pictures(held[f"{split}inputs"]), ids)
-    if "" not in splits:
-        missing = "inputs" if "inputs" not in held else "targets"
-        raise UserError(f"data.{missing}: there are no {missing}; {inputs} holds {', '.join(held) or 'nothing'}")
-    highest = max((int(rows.targets.max()) for rows in splits.values() if len(rows)), default=1)
-    source = Source(
-        Path(inputs).stem if isinstance(inputs, (str, Path)) else "tensors",
-        splits[""],
-        [str(name) for name in (range(max(highest + 1, 2)) if names is None else names)],
-        val=splits.get("val_"),
-        test=splits.get("test_", 0.1 if test is None else test),
-        key="data.inputs",
-    )
-    return ImageData(source, **common)
-
-
-def _load(value: Any, key: str) -> dict[str, Any]:
-    """What a file holds, by name; a bare tensor is called ``inputs``."""
-    if not isinstance(value, (str, Path)):
-        return dict(value) if isinstance(value, dict) else {"inputs": value}
-    path = Path(value).expanduser()
-    if not path.is_file():
-        raise UserError(f"{key}: there is no file {path}; accepted: a .pt, .npz or .npy file")
-    try:
-        if path.suffix in (".npz", ".npy"):
-            content = np.load(path, allow_pickle=False)
-            content = dict(content) if path.suffix == ".npz" else content
-        elif path.suffix in (".pt", ".pth"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            raise UserError(f"{key}: {path} is of no known kind; accepted: .pt, .npz and .npy files")
-    except UserError:
-        raise
-    except Exception as error:  # damaged files raise almost anything
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{key}: {path} is truncated, damaged or holds more than plain tensors ({first})") from None
-    if not isinstance(content, dict):
-        return {"inputs": content}
-    if strange := [name for name in content if name not in _KEYS]:
-        raise unknown(f"{key}: {path}", strange[0], _KEYS, "array")
-    return content
-
-
-def _tensor(value: Any, key: str) -> Tensor:
-    try:
-        return value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
-    except TypeError:
-        raise UserError(f"{key}: a {type(value).__name__} of something; accepted: numbers") from None
-
-
-def _pictures(value: Any) -> Tensor:
-    """Inputs as uint8 pictures (N, C, H, W), or float ones, or a float table."""
-    inputs = _tensor(value, "data.inputs")
-    if inputs.ndim == 3:
-        inputs = inputs[:, None]
-    if inputs.ndim not in (2, 4):
-        raise UserError(
-            f"data.inputs: shape {tuple(inputs.shape)}; accepted: (N, C, H, W), (N, H, W), or (N, F) for a table"
-        )
-    if inputs.ndim == 4 and inputs.dtype != torch.uint8 and not inputs.is_floating_point():
-        raise UserError(f"data.inputs: pictures of {inputs.dtype}; accepted: uint8, or float in [0, 1]")
-    return inputs.contiguous() if inputs.ndim == 4 and inputs.dtype == torch.uint8 else inputs.float().contiguous()
-
-
-def _class_ids(value: Any, key: str) -> Tensor:
-    ids = _tensor(value, key)
-    if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise UserError(f"{key} of {ids.dtype} and shape {tuple(ids.shape)}; accepted: whole class ids (N,)")
-    return ids.long()
 
 
 def csv(

@@ -72,6 +72,9 @@ class TextData(LightningDataModule):
     transform = "none"
     kind = "text"
 
+    notes: tuple[str, ...] = ()
+    """Lines that the log should have on how the data were read."""
+
     def __init__(
         self,
         source: TextSource,
