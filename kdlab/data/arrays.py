@@ -82,9 +82,9 @@ def check_finite(inputs: Tensor) -> None:
     Raises:
         Unreadable: naming the first such row.
     """
-    bad = (~inputs.isfinite().flatten(1).all(1)).nonzero()[:, 0] if len(inputs) else ()
-    if len(bad):
-        raise Unreadable(f"row {int(bad[0])} has an input that is not finite")
+    bad = (~inputs.isfinite().flatten(1).all(1)).nonzero().flatten().tolist() if len(inputs) else []
+    if bad:
+        raise Unreadable(f"row {bad[0]} has an input that is not finite")
 
 
 def _range(inputs: Tensor) -> tuple[float, float]:

@@ -165,7 +165,7 @@ def _open(file: Any, path: Path) -> Any:
     except UnidentifiedImageError:
         if not path.stat().st_size:
             raise Unreadable("the file is empty") from None
-        raise Unreadable(f"cannot identify image file; accepted: {', '.join(formats)}") from None
+        raise Unreadable(f"damaged, or of no kind that is read; accepted: {', '.join(formats)}") from None
 
 
 def _header_remarks(image: Any) -> set[str]:
@@ -219,6 +219,6 @@ def _scaled(image: Any, full: float, inverted: bool) -> tuple[Any, float]:
     values = np.asarray(image).astype(np.float64) / full
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also of NaN
-        raise Unreadable(f"values from {low * full:g} to {high * full:g}; accepted: up to {full:g} from 0 on")
+        raise Unreadable(f"values from {low * full:g} to {high * full:g}; accepted: 8 or 16 bits, or floats in [0, 1]")
     values = 1 - values if inverted else values
     return _pillow().fromarray(np.rint(values * 255).astype(np.uint8)), high

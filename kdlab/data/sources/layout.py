@@ -125,6 +125,7 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     if not found:
         _check_no_splits_inside(root, there)
         return {}, []
+    found = {split: found[split] for split in SPLITS if split in found}
     names = ", ".join(path.name for path in found.values())
     others = [path.name for path in there if path not in found.values() and has_pictures(path)]
     advice = f"where a class has the name of a split, put all class folders into {root / 'train'}"
