@@ -15,8 +15,10 @@ What a picture is read as:
 from __future__ import annotations
 
 import functools
+import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,9 @@ FORMATS = (
     "WEBP",
 )
 """Raster formats, by Pillow's names, that it decodes without another program (as EPS and WMF would need)."""
+
+MOST_PIXELS = 64 * 2**20
+"""Largest picture that is decoded, in pixels: some bytes can announce more of them than there is memory."""
 
 _USUAL = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -72,6 +77,8 @@ def _pillow() -> Any:
     from PIL import Image
 
     Image.init()
+    # what it warns of is refused: the limit here is lower
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     return Image
 
 
@@ -103,14 +110,11 @@ def decode(path: Path, height: int, width: int, channels: int = 3) -> tuple[np.n
     from PIL import ImageOps
 
     try:
-        with open_regular(path) as file, _open(file, path) as image:
-            scale = _full_scale(image)
-            inverted = _white_is_zero(image)
-            remarks = _header_remarks(image)
+        with open_picture(path) as image:
+            scale, inverted, remarks, highest = _full_scale(image), _white_is_zero(image), _header_remarks(image), 0
             upright = ImageOps.exif_transpose(image)
             if "alpha" in remarks and not _transparent(upright):
                 remarks -= {"alpha"}
-            highest = 0
             if scale is not None:
                 upright, top = _scaled(upright, scale, inverted)
                 highest = round(top * 65535) if "deep" in remarks else 0
@@ -118,19 +122,17 @@ def decode(path: Path, height: int, width: int, channels: int = 3) -> tuple[np.n
                 upright.convert("RGB" if channels == 3 else "L"), (width, height), _pillow().Resampling.BILINEAR
             )
             pixels = np.array(fitted, dtype=np.uint8).reshape(height, width, channels)
-    except Unreadable:
-        raise
-    except Exception as error:  # Pillow's decoders raise many kinds
-        raise Unreadable(str(error) or type(error).__name__) from None
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from None
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), Look(frozenset(remarks), highest)
 
 
 def look(path: Path) -> Look:
     """What the header alone says of a picture; nothing of one that cannot be opened, which reading it will name."""
     try:
-        with open_regular(path) as file, _open(file, path) as image:
+        with open_picture(path) as image:
             return Look(frozenset(_header_remarks(image)))
-    except Exception:  # Pillow's decoders raise many kinds
+    except (OSError, Unreadable):
         return Look()
 
 
@@ -152,20 +154,43 @@ def summary(looks: Iterable[Look], which: str = "") -> list[str]:
     return lines
 
 
-def _open(file: Any, path: Path) -> Any:
-    """The picture in an open file, its pixels not decoded yet."""
+@contextmanager
+def open_picture(path: str | Path) -> Iterator[Any]:
+    """A picture file, opened with Pillow and not yet decoded.
+
+    Whatever decoding it inside of the context raises is raised as ``Unreadable``.
+
+    Raises:
+        OSError: if the file cannot be opened.
+        Unreadable: if it is no regular file, no picture, damaged, or of more than ``MOST_PIXELS``.
+    """
     from PIL import UnidentifiedImageError
 
-    pillow = _pillow()
+    pillow, path = _pillow(), Path(path)
     # A TGA file has no signature: damaged files of other kinds would pass for one.
     named_tga = pillow.registered_extensions().get(path.suffix.lower()) == "TGA"
     formats = [name for name in FORMATS if name in pillow.OPEN and (name != "TGA" or named_tga)]
-    try:
-        return pillow.open(file, formats=formats)
-    except UnidentifiedImageError:
-        if not path.stat().st_size:
-            raise Unreadable("the file is empty") from None
-        raise Unreadable(f"damaged, or of no kind that is read; accepted: {', '.join(formats)}") from None
+    with open_regular(path) as file:
+        try:
+            with pillow.open(file, formats=formats) as picture:
+                width, height = picture.size
+                if width * height > MOST_PIXELS:
+                    raise _too_large(f"{width} x {height}")
+                yield picture
+        except Unreadable:
+            raise
+        except pillow.DecompressionBombError:
+            raise _too_large("a picture") from None
+        except UnidentifiedImageError:
+            if not path.stat().st_size:
+                raise Unreadable("the file is empty") from None
+            raise Unreadable(f"damaged, or of no kind that is read; accepted: {', '.join(formats)}") from None
+        except Exception as error:  # Pillow's decoders raise many kinds on damaged bytes
+            raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _too_large(what: str) -> Unreadable:
+    return Unreadable(f"{what}, more than {MOST_PIXELS / 2**20:.0f} Mi pixels")
 
 
 def _header_remarks(image: Any) -> set[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import spec
-from kdlab.data import arrays, pictures
+from kdlab.data import array_inputs, pictures
 from kdlab.data.pictures import Look
 from kdlab.errors import UserError
 from kdlab.files import Unreadable
@@ -139,14 +139,14 @@ def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as an array ({error})") from None
     try:
-        rows, turned = arrays.to_tensor(array), False
+        rows, turned = array_inputs.to_tensor(array), False
         if len(shape) == 3:
-            rows, turned = arrays.fit_channels(rows, shape)
+            rows, turned = array_inputs.fit_channels(rows, shape)
         elif rows.ndim == len(shape):
             rows = rows[None]
         if tuple(rows.shape[1:]) != shape:
             raise Unreadable(f"has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
-        rows = arrays.as_pictures(rows) if len(shape) == 3 else arrays.as_table(rows)
+        rows = array_inputs.as_pictures(rows) if len(shape) == 3 else array_inputs.as_table(rows)
     except Unreadable as error:
         raise UserError(f"{path}: {error}") from None
     if turned:

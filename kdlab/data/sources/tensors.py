@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.data import arrays
+from kdlab.data import array_inputs
 from kdlab.data.module import Common, ImageData
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
@@ -33,8 +33,8 @@ def tensors(
     Args:
         inputs: a tensor or array, a ``.npy`` file, or a ``.pt`` or ``.npz`` file that holds ``inputs`` and ``targets``
             (and perhaps ``val_inputs``, ``val_targets``, ``test_inputs``, ``test_targets``, ``class_names``). Pictures
-            (N, C, H, W), (N, H, W, C) as :func:`~kdlab.data.arrays.channels_first` tells it, or grey (N, H, W): uint8,
-            or float in [0, 1]. Tables (N, F).
+            (N, C, H, W), (N, H, W, C) as :func:`~kdlab.data.array_inputs.channels_first` tells them apart, or grey
+            (N, H, W): uint8, or float in [0, 1]. Tables (N, F).
         targets: class ids (N,) from 0 on without gaps, a column (N, 1) of them, or one-hot (N, C); as a tensor, array
             or ``.npy`` file, where ``inputs`` does not hold them. Other ids are chosen and renumbered by ``classes``.
         test: rows (a number, or a fraction) taken from train where no test rows are given; None is a tenth.
@@ -123,12 +123,12 @@ def _known(content: dict[str, Any], where: str) -> dict[str, Any]:
 def _rows(held: dict[str, Any], inputs: str, targets: str) -> tuple[Rows, int, list[str]]:
     """Inputs and class ids of one split, how many classes its targets tell of, and lines on how they are read."""
     try:
-        values, said = _inputs(arrays.to_tensor(held[inputs]))
+        values, said = _inputs(array_inputs.to_tensor(held[inputs]))
     except Unreadable as error:
         which = "" if inputs == "inputs" else f"{inputs}: "
         raise UserError(f"data.inputs: {which}{error}") from None
     try:
-        ids, classes, of_ids = arrays.as_class_ids(held[targets])
+        ids, classes, of_ids = array_inputs.as_class_ids(held[targets])
     except (Unreadable, ValueError) as error:
         raise UserError(f"data.targets: {targets} {error}") from None
     return Rows(values, ids), classes, [line for line in (said, of_ids) if line]
@@ -142,12 +142,13 @@ def _inputs(inputs: Tensor) -> tuple[Tensor, str]:
     """
     if inputs.ndim not in (2, 3, 4) or 0 in inputs.shape[1:]:
         raise Unreadable(
-            f"shape {arrays.shape(inputs)}; accepted: (N, C, H, W), (N, H, W, C), (N, H, W), or (N, F) for a table"
+            f"shape {array_inputs.shape(inputs)}; accepted: (N, C, H, W), (N, H, W, C), (N, H, W), or (N, F) for a "
+            "table"
         )
     if inputs.ndim == 2:
-        return arrays.as_table(inputs), ""
-    inputs, said = (inputs[:, None], "") if inputs.ndim == 3 else arrays.channels_first(inputs)
-    return arrays.as_pictures(inputs), said
+        return array_inputs.as_table(inputs), ""
+    inputs, said = (inputs[:, None], "") if inputs.ndim == 3 else array_inputs.channels_first(inputs)
+    return array_inputs.as_pictures(inputs), said
 
 
 def _names(given: Any, splits: dict[str, Rows], least: int) -> list[str]:
