@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -50,6 +51,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("xb") as file:
+            _claim(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -63,6 +65,46 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+"""Names that :func:`atomic_write` gives to what it has not finished."""
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove the temporary files that killed processes left in ``folder`` and the folders below it, at once.
+
+    Those that a process still writes to stay, as do the files of folders that cannot be written to. Links are not
+    followed.
+    """
+    for place, _, names in os.walk(folder):
+        for name in filter(_TEMPORARY.fullmatch, names):
+            with contextlib.suppress(OSError):
+                _remove_if_dead(Path(place, name))
+
+
+def _remove_if_dead(path: Path) -> None:
+    if not stat.S_ISREG(os.lstat(path).st_mode):
+        return
+    with path.open("r+b") as file:
+        if _claim(file):
+            path.unlink()
+
+
+def _claim(file: IO[bytes]) -> bool:
+    """Lock an open file until it is closed or its process ends; whether nobody else has locked it.
+
+    Where there are no such locks (Windows), a file that is open cannot be removed anyway.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def open_to_append(path: str | Path) -> int:
@@ -121,7 +163,7 @@ def read_json(path: str | Path, limit: int = TEXT_BYTES) -> Any:
         raise Unreadable("nested too deeply") from None
     except UnicodeDecodeError:
         raise Unreadable("no text in UTF-8") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # also of a number of too many digits
         raise Unreadable(f"no JSON: {error}") from None
 
 

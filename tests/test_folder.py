@@ -121,7 +121,9 @@ def test_only_a_finished_run_has_a_result(tmp_path):
         (tmp_path / "result.json").write_text(text)
         assert folders.read_result(tmp_path) is None
     folders.write_result(tmp_path, {"status": "finished", "seconds": 1.5})
-    assert folders.read_result(tmp_path) == {"status": "finished", "seconds": 1.5}
+    found = folders.read_result(tmp_path)
+    assert found is not None and found.pop("checksum").startswith("sha256:")
+    assert found == {"status": "finished", "seconds": 1.5, "files": {}}
 
 
 def test_a_failure_is_recorded_beside_what_was_written(tmp_path):

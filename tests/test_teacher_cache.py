@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -14,7 +15,9 @@ import pytest
 import torch
 from torch import nn
 
+from kdlab import integrity
 from kdlab.errors import UserError
+from kdlab.files import file_hash
 from kdlab.functional import Batch, Outputs
 from kdlab.losses import KL, SRRL, AttentionTransfer, CrossEntropy, Hint, Objective
 from kdlab.tasks import Classification
@@ -346,6 +349,78 @@ def test_damaged_arrays(tmp_path):
             assert "\n" not in str(caught.value)
 
 
+def answers(folder, manifest=MANIFEST):
+    return CachedTeacher(Arrays(folder, manifest))(shown([0, 1, 2, 3, 4, 5], [0, 1] * 3)).logits
+
+
+def test_every_flipped_byte_of_an_array_is_found(tmp_path, monkeypatch):
+    made(tmp_path / "c")
+    before = answers(tmp_path / "c")
+    for path in sorted((tmp_path / "c").glob("*.npy")):
+        whole = path.read_bytes()
+        for at in [*range(0, 128, 5), *range(128, len(whole))]:  # the header, and every number
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+            with pytest.raises(UserError, match=rf"{path.name} is damaged, or of another cache") as caught:
+                Arrays(tmp_path / "c", MANIFEST)
+            assert f"remove the folder {tmp_path / 'c'}: it is made again" in str(caught.value)
+        path.write_bytes(whole)
+    assert torch.equal(answers(tmp_path / "c"), before)
+    path.write_bytes(whole)
+    path = tmp_path / "c" / "train.npy"
+    path.write_bytes(path.read_bytes()[:-2] + b"\x20" + path.read_bytes()[-1:])
+    monkeypatch.setattr("kdlab.teachers.cache.check_manifest_files", lambda *_: None)
+    assert not torch.equal(answers(tmp_path / "c"), before)  # what the check is for
+
+
+def test_a_whole_array_of_another_teacher_is_found(tmp_path):
+    for name in ("train", "val"):
+        made(tmp_path / name)
+        made(tmp_path / f"{name}_other", teacher=live(seed=1))
+        shutil.copy(tmp_path / f"{name}_other" / f"{name}.npy", tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name}\.npy is damaged, or of another cache"):
+            Arrays(tmp_path / name, MANIFEST)
+
+
+def test_features_have_hashes_too(tmp_path):
+    with_features(tmp_path)
+    said = [json.loads(path.read_text()) for path in tmp_path.rglob("manifest.json")]
+    layers = [one for one in said if "layers" in one]
+    assert len(layers) == 1 and set(layers[0]["files"]) == {f"train-{name}.npy" for name in layers[0]["layers"]}
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_told_of(tmp_path, caplog):
+    made(tmp_path / "c")
+    before = answers(tmp_path / "c")
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(MANIFEST.plain()))
+    with caplog.at_level("INFO", logger="kdlab"):
+        assert torch.equal(answers(tmp_path / "c"), before)
+    assert f"{tmp_path / 'c'} carries no hashes" in caplog.text
+    path = tmp_path / "c" / "train.npy"
+    whole = path.read_bytes()
+    for at in range(128):  # whatever numpy's parser makes of a header, it is one line
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x08]) + whole[at + 1 :])
+        try:
+            Arrays(tmp_path / "c", MANIFEST)
+        except UserError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_a_hash_is_computed_once_a_process(tmp_path, monkeypatch):
+    made(tmp_path / "c")
+    read = []
+    monkeypatch.setattr(integrity, "file_hash", lambda path: read.append(path.name) or file_hash(path))
+    for _ in range(3):
+        Arrays(tmp_path / "c", MANIFEST)
+    assert read == []  # known since it was written
+    monkeypatch.setattr(integrity, "_KNOWN", {})
+    for _ in range(3):
+        Arrays(tmp_path / "c", MANIFEST)
+    assert sorted(read) == ["train.npy", "val.npy"]
+    os.utime(tmp_path / "c" / "val.npy")
+    Arrays(tmp_path / "c", MANIFEST)
+    assert sorted(read) == ["train.npy", "val.npy", "val.npy"]
+
+
 @pytest.mark.parametrize("text", [None, "", "{", "[1]", "\xff"])
 def test_a_damaged_manifest(tmp_path, text):
     made(tmp_path / "c")
@@ -360,7 +435,9 @@ def test_a_damaged_manifest(tmp_path, text):
 
 def test_the_manifest_survives_json_and_gives_a_key_of_all_it_says(tmp_path):
     made(tmp_path / "c")
-    assert json.loads((tmp_path / "c" / "manifest.json").read_text()) == MANIFEST.plain()
+    said = json.loads((tmp_path / "c" / "manifest.json").read_text())
+    files = {name: file_hash(tmp_path / "c" / name) for name in ("train.npy", "val.npy")}
+    assert said == {**MANIFEST.plain(), "files": files} and "files" not in MANIFEST.plain()
     assert MANIFEST.bytes == (6 * 2 + 5) * C * 4 and replace(MANIFEST, dtype="float16").bytes == 17 * C * 2
     others = [
         replace(MANIFEST, **{k: v})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -448,10 +450,82 @@ def test_a_damaged_cache_is_refused(tmp_path):
         del cache
         file = tmp_path / name / name
         file.write_bytes(file.read_bytes()[:-1])
+        with pytest.raises(UserError, match=rf"{name} is damaged, or of another cache"):
+            TokenCache(tmp_path / name, MANIFEST)
+        (tmp_path / name / "manifest.json").write_text(json.dumps(MANIFEST.plain()))  # of an earlier version
         with pytest.raises(UserError, match="damaged; accepted: remove it"):
             TokenCache(tmp_path / name, MANIFEST)
     with pytest.raises(UserError, match=r"no readable manifest\.json"):
         TokenCache(tmp_path / "none", MANIFEST)
+
+
+@pytest.mark.parametrize("k", [4, VOCAB], ids=["top 4", "all"])
+def test_flipped_bytes_are_found(tmp_path, k, monkeypatch):
+    manifest = replace(MANIFEST, k=k)
+    before = made(tmp_path / "c", manifest)(padded(ALL)).logits
+    for name in ("rows.bin", "index.bin"):
+        file = tmp_path / "c" / name
+        whole = file.read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 50)):
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+            with pytest.raises(UserError, match=rf"{name} is damaged, or of another cache"):
+                TokenCache(tmp_path / "c", manifest)
+            with pytest.raises(UserError, match=rf"{name} is damaged, or of another cache"):  # and not grown
+                TokenWriter(tmp_path / "c", manifest)
+        file.write_bytes(whole)
+    again = TokenCache(tmp_path / "c", manifest)(padded(ALL)).logits
+    values = [getattr(one, "log_probs", one) for one in (before, again)]
+    assert torch.equal(*values)
+    file = tmp_path / "c" / "rows.bin"
+    content = bytearray(file.read_bytes())
+    content[manifest.record.itemsize - 9] ^= 0x10
+    file.write_bytes(content)
+    monkeypatch.setattr("kdlab.teachers.tokens.check_files", lambda *_: None)
+    blind = TokenCache(tmp_path / "c", manifest)(padded(ALL)).logits
+    assert not torch.equal(values[0], getattr(blind, "log_probs", blind))  # what the check is for
+
+
+@pytest.mark.parametrize("names", [["rows.bin"], ["index.bin"], ["rows.bin", "index.bin"]], ids=" and ".join)
+def test_whole_files_of_another_teacher_are_found(tmp_path, names):
+    made(tmp_path / "c")
+    made(tmp_path / "other", batches=in_pairs(ALL[::-1]), teacher=Said(scale=2.0))
+    for name in names:
+        shutil.copy(tmp_path / "other" / name, tmp_path / "c" / name)
+    with pytest.raises(UserError, match=rf"{names[0]} is damaged, or of another cache"):
+        TokenCache(tmp_path / "c", MANIFEST)
+
+
+def test_what_was_damaged_before_a_cache_is_complete_is_not_gone_on_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "FLUSH_BYTES", 1)
+
+    def broken(split):
+        yield from list(in_pairs()(split))[:3]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_tokens(tmp_path / "c", MANIFEST, Said(), broken)
+    rows = tmp_path / "c" / "rows.bin"
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:50] + bytes([whole[50] ^ 1]) + whole[51:])
+    with pytest.raises(UserError, match=r"rows\.bin is damaged in its sequence 0; accepted: .*remove the folder"):
+        TokenWriter(tmp_path / "c", MANIFEST)
+    rows.write_bytes(whole)
+    with TokenWriter(tmp_path / "c", MANIFEST) as writer:
+        assert len(writer) == 6
+
+
+def test_a_cache_of_an_earlier_version_is_read_and_grown(tmp_path):
+    expected = made(tmp_path / "whole")(padded(ALL)).logits
+    made(tmp_path / "c", batches=in_pairs(ALL[:4]))
+    (tmp_path / "c" / "checks.bin").unlink()
+    (tmp_path / "c" / "manifest.json").write_text(json.dumps(MANIFEST.plain()))
+    assert len(TokenCache(tmp_path / "c", MANIFEST)._index) == 4
+    assert TokenManifest.read(tmp_path / "c") == MANIFEST
+    (tmp_path / "c" / "manifest.json").rename(tmp_path / "c" / "writing.json")
+    found = made(tmp_path / "c")(padded(ALL)).logits
+    assert torch.equal(found.log_probs, expected.log_probs) and not (tmp_path / "c" / "checks.bin").exists()
+    assert set(json.loads((tmp_path / "c" / "manifest.json").read_text())["files"]) == {"rows.bin", "index.bin"}
+    assert TokenManifest.read(tmp_path / "c") == MANIFEST
 
 
 # ---- the writer ------------------------------------------------------------------------------------------------------

@@ -39,14 +39,16 @@ def place(tmp_path_factory, monkeypatch) -> Iterator[Path]:
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(folder))
     # what every run draws at its end would cost the tests more than their training
-    monkeypatch.setattr(import_module("kdlab.experiment.run"), "report", lambda *_: None)
+    for draws in ("report", "redraw"):
+        monkeypatch.setattr(import_module("kdlab.experiment.run"), draws, lambda *_: None)
     yield folder
 
 
 @pytest.fixture
 def drawing(place, monkeypatch) -> Path:
     """As ``place``, where runs draw what their students inherited."""
-    monkeypatch.setattr(import_module("kdlab.experiment.run"), "report", inherited.report)
+    for draws in ("report", "redraw"):
+        monkeypatch.setattr(import_module("kdlab.experiment.run"), draws, getattr(inherited, draws))
     return place
 
 

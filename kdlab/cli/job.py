@@ -17,7 +17,7 @@ from kdlab import spec
 from kdlab.cli.compose import Composer, Composition, as_typed, composition
 from kdlab.cli.sweep import job_folder, objective, read_any, remaining
 from kdlab.errors import Busy
-from kdlab.runs.folder import record_failure
+from kdlab.runs.folder import record_failure, tidy
 
 
 @dataclass
@@ -93,6 +93,7 @@ def settle(found: Composition, composer: Composer, folder: Path, line: str) -> d
     """
     done = read_any(folder)
     if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
+        tidy(folder)
         _say(f"{line}: done already")
         return done
     _say(line)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from kdlab import spec
+from kdlab import integrity, spec
 
 LONGEST = 90
 """Characters of a job folder's name before its hash."""
@@ -51,7 +51,7 @@ def read_any(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and not integrity.damage(found) else {}
 
 
 def objective(result: Mapping[str, Any]) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdlab.errors import RunFailed
 from kdlab.experiment.stage import Stage
 from kdlab.functional import NO_LABEL
 from kdlab.runs.diagnosis import kinds
@@ -78,6 +79,16 @@ class Heard:
         return found
 
 
+def drawable(heard: Heard) -> bool:
+    """Whether there is a diagnosis to draw: somebody taught, every row has a label (else it is neither right nor
+    wrong), and the logits were held."""
+    return _compared(heard) and "student" in heard.logits
+
+
+def _compared(heard: Heard) -> bool:
+    return heard.taught and heard.targets is not None and not bool(torch.eq(heard.targets, NO_LABEL).any())
+
+
 def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -> None:
     """Write what ``diagnose`` would into a finished run's folder, from what was heard already.
 
@@ -89,13 +100,14 @@ def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -
         stage: the last one.
         overrides: what the user typed.
     """
-    # a row without a label is neither right nor wrong
-    if not heard.taught or heard.targets is None or bool(torch.eq(heard.targets, NO_LABEL).any()):
+    if not _compared(heard):
         return
-    again = f"python -m kdlab diagnose {shlex.quote(str(shorten(folder)))}"
-    if "student" not in heard.logits:
-        log.info("diagnosis: not drawn, since logits of so many rows and classes were not held; %s draws it", again)
+    if not drawable(heard):
+        log.info(
+            "diagnosis: not drawn, since logits of so many rows and classes were not held; %s draws it", _again(folder)
+        )
         return
+    assert heard.targets is not None
     try:
         from kdlab.runs.diagnosis_case import Case  # draws, and with it comes what only drawing needs
 
@@ -104,4 +116,33 @@ def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -
         case = Case(folder, experiment.name, stage.data, experiment.data, heard.split, logits, targets)
         case.write(case.count(), folder, shlex.join(["python", "-m", "kdlab", *overrides]))
     except Exception as error:
-        log.warning("diagnosis: not drawn (%s: %s); %s draws it", type(error).__name__, error, again)
+        log.warning("diagnosis: not drawn (%s: %s); %s draws it", type(error).__name__, error, _again(folder))
+
+
+def redraw(folder: Path, stages: Mapping[str, Mapping[str, Any]] | None, overrides: Sequence[str]) -> None:
+    """As :func:`report`, for a run that was killed between its result and its diagnosis: its networks are asked again.
+
+    Args:
+        folder: of the finished run.
+        stages: the composed configuration of each stage, if it has some.
+        overrides: what the user typed.
+    """
+    log.info("diagnosis: the run ended before it was drawn; drawing it")
+    try:
+        from kdlab.experiment.rebuild import rebuild  # which knows how experiments run, and so builds on this module
+        from kdlab.runs.diagnosis_case import Case
+
+        found = rebuild(folder, stages=stages or None, trust=True)
+        split = "test" if found.data.counts.get("test") else "val"
+        logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
+        if "teacher" not in logits:
+            raise RunFailed("; ".join(found.notes))
+        case = Case(folder, found.experiment.name, found.data, found.experiment.data, split, logits, targets)
+        counted = case.count() | {"notes": found.notes}
+        case.write(counted, folder, shlex.join(["python", "-m", "kdlab", *overrides]))
+    except Exception as error:
+        log.warning("diagnosis: not drawn (%s: %s); %s draws it", type(error).__name__, error, _again(folder))
+
+
+def _again(folder: Path) -> str:
+    return f"python -m kdlab diagnose {shlex.quote(str(shorten(folder)))}"

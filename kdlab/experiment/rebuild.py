@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab import spec
+from kdlab import integrity, spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.baseline import without_teacher
@@ -100,7 +100,7 @@ def rebuild(
     described = folders.read_model(run)
     if "tokenizer" in described or "classes" not in described:
         raise UserError(f"diagnose: {run} holds a language model; accepted: the run folder of a classifier")
-    config = folders.read_yaml(run / "config.yaml")
+    config = _config(run)
     plan = {name: Experiment.of(one) for name, one in (stages or {}).items()} or {"": _experiment(run, config)}
     fits = list(with_generations(plan))
     experiment = fits[-1][1]
@@ -137,6 +137,22 @@ def rebuild(
         if nets:
             found.nets[role] = nets
     return found
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """The configuration of a run, as it ran.
+
+    Raises:
+        UserError: if it cannot be read, or another one stands there now.
+    """
+    config = folders.read_yaml(run / "config.yaml")
+    known = folders.read_result(run) or {}
+    if integrity.CHECKSUM in known and known.get("config_hash") != spec.config_hash(config):
+        raise UserError(
+            f"{run / 'config.yaml'} is not what ran: its hash is not the one in {run / integrity.RESULT} (it is "
+            f"damaged, edited, or of another run); accepted: the file as it was, {integrity.ON_PURPOSE}"
+        )
+    return config
 
 
 def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:

@@ -16,11 +16,11 @@ import lightning
 import torch
 
 import kdlab
-from kdlab import spec
-from kdlab.errors import RunFailed, UserError
+from kdlab import integrity, spec
+from kdlab.errors import Busy, RunFailed, UserError
 from kdlab.experiment.caching import MEASURED
 from kdlab.experiment.continuing import copy_state, first_part, with_start
-from kdlab.experiment.inherited import Heard, report
+from kdlab.experiment.inherited import Heard, drawable, redraw, report
 from kdlab.experiment.measuring import measure_all
 from kdlab.experiment.preflight import preflight
 from kdlab.experiment.schema import Experiment
@@ -33,6 +33,7 @@ from kdlab.files import atomic_write
 from kdlab.methods.checkpoints import exit_on_sigterm
 from kdlab.runs import folder as folders
 from kdlab.runs import table
+from kdlab.runs.read import DIAGNOSIS, RESULT
 
 log = logging.getLogger("kdlab")
 
@@ -74,11 +75,14 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     known = folders.read_result(folder)
     if known is not None and known["config_hash"] == spec.config_hash(config):
+        if not in_sweep:
+            _complete(known, folder, stages, overrides)
         _show(known, folder, in_sweep)
         return known
     with folders.held(folder), _logging(folder, quiet=in_sweep), exit_on_sigterm():
         if said:
             log.info(said)
+        (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
         folders.write_config(folder, config, overrides)
         copy_state(experiment, folder)
         started, clock = folders.now(), time.monotonic()
@@ -92,8 +96,9 @@ def run(
         result = _result(config, overrides, choices or {}, done, models)
         result["seconds"] = {"total": time.monotonic() - clock, **seconds}
         result["started"], result["finished"] = started, folders.now()
+        result["diagnosis"] = DIAGNOSIS if not in_sweep and drawable(heard) else None
         _log_hparams(folder, result)
-        folders.write_result(folder, result)
+        result = folders.write_result(folder, result)
         if not in_sweep:
             report(folder, heard, last, overrides)
     _show(result, folder, in_sweep)
@@ -107,6 +112,31 @@ def _check_first(experiment: Experiment) -> None:
         )
     if experiment.teacher is not None and experiment.teacher.previous:
         raise UserError("teacher: previous, and no stage comes before; accepted: teacher=NAME, or a stage before this")
+
+
+def _complete(
+    known: Mapping[str, Any],
+    folder: Path,
+    stages: Mapping[str, Mapping[str, Any]] | None,
+    overrides: Sequence[str],
+) -> None:
+    """What a process that was killed after its result left undone: temporary files are removed, the diagnosis is drawn.
+
+    A file that is no more what the run wrote is told of.
+    """
+    for path in integrity.changed(folder, known):
+        log.warning(
+            "%s is not the file that this run wrote (it is damaged, edited, or of another run); without %s, the same "
+            "command writes it again from the run's checkpoints",
+            *(path, folder / RESULT),
+        )
+    try:
+        with folders.held(folder):
+            if known.get("diagnosis") and not (folder / DIAGNOSIS).exists():
+                with _logging(folder, quiet=False), exit_on_sigterm():
+                    redraw(folder, stages, overrides)
+    except (Busy, OSError):
+        pass  # another process is at it, or the folder can only be read
 
 
 def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:

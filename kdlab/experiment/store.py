@@ -17,10 +17,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import nn
 
-from kdlab import spec
+from kdlab import integrity, spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.continuing import LAST, copy_training_state
+from kdlab.files import remove_leftovers
 from kdlab.methods import FineTune, Training, fit
 from kdlab.models import load_weights
 from kdlab.runs import folder as folders
@@ -108,7 +109,7 @@ def obtain(
         shorter: the folder of a shorter training, from whose last state this one starts; None starts from the weights.
 
     Raises:
-        UserError: what data or network refuse.
+        UserError: what data or network refuse, or if the weights that were kept are not those that were trained.
     """
     data = data if data is not None else parts.data(recipe.data, recipe.seed)
     net = parts.network(recipe.network, data, recipe.seed, kind)
@@ -121,19 +122,20 @@ def obtain(
         log.info("%s: another run is training it; waiting", kind)
         lock.acquire()
     try:
+        remove_leftovers(folder)
         known = folders.read_result(folder)
         if known is None:
             begin(net)
             if shorter is not None and not (folder / LAST).exists():
                 log.info("%s: goes on from the last state of %s", kind, shorter)
                 copy_training_state(shorter, folder)
-            _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
-            known = folders.read_result(folder)
-            assert known is not None
+            known = _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
             return Kept(net, folder, known["trained_on"], known["seconds"], fresh=True)
     finally:
         lock.release()
-    load_weights(net, folder / FineTune.weights_file, key=kind)
+    weights = folder / FineTune.weights_file
+    integrity.check(weights, kind, cure=f"the folder {folder} removed (it is trained again)")
+    load_weights(net, weights, key=kind)
     log.info("%s: %s, trained before (%s)", kind, name, folder)
     return Kept(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False)
 
@@ -147,7 +149,8 @@ def _train(
     data: Any,
     logger: Mapping[str, Any] | None,
     continued: bool = False,
-) -> None:
+) -> dict[str, Any]:
+    """Train a network into its folder; returns what ``result.json`` says of it."""
     if data.counts["labelled"] == 0:
         raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
     log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
@@ -169,7 +172,7 @@ def _train(
     fitted = fit(method, data, training, folder, recipe.epochs, made, kind, continued)
     adapted(fitted.weights)
     write_model(folder, recipe.network, data, fitted.weights.name)
-    folders.write_result(
+    return folders.write_result(
         folder,
         {
             "format": folders.FORMAT,

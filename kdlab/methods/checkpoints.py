@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from kdlab.errors import RunFailed, UserError
+from kdlab.files import file_hash
 from kdlab.models.checkpoint import atomic_write, save_weights
 
 TERMINATED = 143
@@ -86,17 +87,27 @@ class Saver(Checkpoint):
         minutes: between checkpoints inside an epoch.
         patience: epochs without a better score after which training stops; None never stops early.
         greater: whether a greater score is better: yes for accuracy, no for perplexity.
+        seed: of the method; a checkpoint of another seed is not gone on from. None asks nothing.
     """
 
     def __init__(
-        self, folder: Path, score: str, minutes: float = 10.0, patience: int | None = None, greater: bool = True
+        self,
+        folder: Path,
+        score: str,
+        minutes: float = 10.0,
+        patience: int | None = None,
+        greater: bool = True,
+        seed: int | None = None,
     ) -> None:
+        self.seed = seed
         self.folder, self.score, self.minutes, self.patience = folder, score, minutes, patience
         self.greater = greater
         self.best: tuple[float, float] | None = None
         """Score and cross-entropy of the best epoch, each with the sign that makes greater better."""
         self.best_epoch = -1
         self.best_measures: dict[str, float] = {}
+        self.best_hash: str | None = None
+        """Of ``best.pt``; None before there is one, and in checkpoints of earlier versions."""
         self.epochs = 0
         """Trained so far."""
         self.seconds = 0.0
@@ -113,6 +124,8 @@ class Saver(Checkpoint):
             "best": list(self.best) if self.best else None,
             "best_epoch": self.best_epoch,
             "best_measures": self.best_measures,
+            "best_hash": self.best_hash,
+            "seed": self.seed,
             "epochs": self.epochs,
             "seconds": self._resumed_seconds + time.monotonic() - self._started,
             "stopped": self.stopped,
@@ -122,6 +135,33 @@ class Saver(Checkpoint):
         self.best = tuple(state["best"]) if state["best"] else None
         self.best_epoch, self.best_measures = state["best_epoch"], dict(state["best_measures"])
         self._resumed_seconds, self.stopped, self.epochs = state["seconds"], state["stopped"], state["epochs"]
+        self.best_hash = state.get("best_hash")
+
+    def check_seed(self, state: dict[str, Any]) -> None:
+        """Refuse to go on from the checkpoint of another run.
+
+        Raises:
+            UserError: if its state is of another seed.
+        """
+        theirs = state.get("seed")
+        if None not in (theirs, self.seed) and theirs != self.seed:
+            raise UserError(
+                f"resume: {self.folder / 'last.ckpt'} is of seed {theirs}, and this fit of seed {self.seed}; accepted: "
+                "its own checkpoint (without it, training begins anew)"
+            )
+
+    def check_best(self) -> None:
+        """Hold ``best.pt`` against what was written.
+
+        Raises:
+            UserError: if it is damaged, or of another run.
+        """
+        best = self.folder / "best.pt"
+        if self.best_hash is not None and best.is_file() and file_hash(best) != self.best_hash:
+            raise UserError(
+                f"resume: {best} is not the file that was written: its SHA-256 is not the one in last.ckpt; accepted: "
+                f"the file as it was (without {self.folder}, training begins anew)"
+            )
 
     # ---- hooks --------------------------------------------------------------------------------------------------
 
@@ -191,6 +231,7 @@ class Saver(Checkpoint):
         self.best_epoch, self.best_measures = trainer.current_epoch, measures
         if trainer.is_global_zero:
             write_or_fail({k: v.detach() for k, v in module.student.state_dict().items()}, self.folder / "best.pt")
+            self.best_hash = file_hash(self.folder / "best.pt")
 
     def _save(self, trainer: pl.Trainer, module: Any) -> None:
         # a checkpoint after a step that was not finite would be resumed from

@@ -99,7 +99,7 @@ def fit(
         "s" * (hardware["threads"] != 1),
     )
     patience, task = getattr(method, "patience", None), method.task
-    saver = Saver(folder / "checkpoints", task.score, training.save_minutes, patience, task.greater)
+    saver = Saver(folder / "checkpoints", task.score, training.save_minutes, patience, task.greater, method.seed)
     callbacks: list[pl.Callback] = [saver]
     if training.progress != "none":
         callbacks.append(Progress(name, training.progress, training.log_every))
@@ -122,6 +122,7 @@ def fit(
     steps = int(trainer.global_step) or _steps_of(resume)
     if not steps:
         raise RunFailed(f"{name}: no optimizer step was made; look at data.batch_size and epochs")
+    saver.check_best()
     best = read_state(folder / "checkpoints" / "best.pt")
     method.student.load_state_dict(best)
     method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
@@ -158,6 +159,7 @@ def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
     mine = state["callbacks"].get(saver.state_key)
     if mine is None:
         raise UserError(f"resume: {checkpoint} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+    saver.check_seed(mine)
     progress = state["loops"]["fit_loop"]["epoch_progress"]["current"]
     if not (mine["stopped"] or progress["processed"] >= epochs):
         return False

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlab import integrity
 from kdlab.errors import UserError, nearest
 from kdlab.files import atomic_write
 from kdlab.models.keys import State, fit, read_rules
@@ -42,7 +43,8 @@ def load_weights(
 
     Takes ``torch.save`` files (zip or legacy form) and safetensors, whatever their suffix; weights at the top
     or under one of ``WRAPPERS``; keys with the usual prefixes, of published layouts, or with another
-    classifier name. Other layouts need a mapping. Nothing in ``net`` changes unless all of it fits.
+    classifier name. Other layouts need a mapping. Nothing in ``net`` changes unless all of it fits. A file of a run
+    folder is first held against the hash that its run wrote.
 
     Args:
         net: the network.
@@ -57,9 +59,10 @@ def load_weights(
         What was loaded, in one line for the log.
 
     Raises:
-        UserError: the file is missing, damaged, foreign or unsafe, does not fit, or holds weights that are
-            not finite.
+        UserError: the file is missing, damaged, foreign or unsafe, does not fit, holds weights that are not
+            finite, or is not what its run wrote.
     """
+    integrity.check(path, key)
     parent, _, _ = key.rpartition(".")
     rules = read_rules(mapping, f"{parent}.mapping" if parent else "mapping")
     state, notes = fit(net, read_state(path, key), rules, f"{key}: {path}")

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from kdlab import integrity
 from kdlab.errors import UserError
 from kdlab.runs import page, pictures, table
 from kdlab.runs.comparison import Comparison, columns_of, footer, head, ordered, row
@@ -157,8 +158,9 @@ def flat(run: Run) -> dict[str, Any]:
             value = "" if value is None else value
             cells[prefix] = json.dumps(value) if isinstance(value, (dict, list)) else value
 
-    # A setting's value stays in one cell: a schedule is one choice, not three.
-    add("", {key: value for key, value in run.result.items() if key != "settings"}, 4)
+    # A setting's value stays in one cell: a schedule is one choice, not three. What only the folder needs is no cell.
+    left_out = ("settings", "diagnosis", integrity.FILES, integrity.CHECKSUM)
+    add("", {key: value for key, value in run.result.items() if key not in left_out}, 4)
     add("settings", run.settings, 1)
     return cells
 

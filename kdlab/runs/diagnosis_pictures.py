@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.runs.drawing import (
     BLUE,
-    DPI,
     GREEN,
     GRID,
     INK,
@@ -24,6 +23,7 @@ from kdlab.runs.drawing import (
     canvas,
     cut,
     heading,
+    save,
 )
 from kdlab.runs.numbers import plural
 from kdlab.runs.pictures import Picture
@@ -93,7 +93,7 @@ def draw(found: Mapping[str, Any], kinds: Sequence[Shown], title: str, out: Path
             path = out / f"{name}.png"
             path.unlink(missing_ok=True)  # one of an earlier diagnosis would be taken for one of this
             if (drawing := make()) is not None:
-                drawing.figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
+                save(drawing.figure, path)
                 pictures.append(Picture(path, drawing.title, drawing.caption))
     return pictures
 

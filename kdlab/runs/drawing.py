@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from kdlab.files import atomic_write
 from kdlab.runs.numbers import plural
 from kdlab.runs.read import Group, differing, setting, short
 
@@ -54,6 +56,12 @@ class Drawing(NamedTuple):
     figure: Figure
     title: str
     caption: str
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
 
 
 def canvas(width: float, height: float) -> Figure:

@@ -17,8 +17,9 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
+from kdlab import integrity
 from kdlab.errors import Busy, RunFailed, UserError
-from kdlab.files import atomic_write
+from kdlab.files import atomic_write, remove_leftovers
 from kdlab.spec import IRRELEVANT, config_hash, flatten
 
 log = logging.getLogger("kdlab")
@@ -91,7 +92,7 @@ def difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep a run folder for this process alone.
+    """Keep a run folder for this process alone; what killed ones left unfinished in it is removed.
 
     Raises:
         Busy: if another process is running in it.
@@ -102,9 +103,16 @@ def held(folder: Path) -> Iterator[None]:
     except Timeout:
         raise Busy(f"resume: {folder} is in use by another process; accepted: wait for it, or a new run") from None
     try:
+        remove_leftovers(folder)
         yield
     finally:
         lock.release()  # the file stays: unlinking it would let two processes lock two files of one name
+
+
+def tidy(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a run's folder, unless it is in use or can only be read."""
+    with suppress(Busy, OSError), held(folder):
+        pass
 
 
 def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
@@ -113,18 +121,32 @@ def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[st
     write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Write ``result.json`` last: a folder that has one is finished."""
-    write_text(folder / "result.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+def write_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``result.json`` last: a folder that has one is finished. Returns its content.
+
+    It gets the hashes of the weights and descriptions that are there, and a checksum of its own.
+    """
+    sealed = integrity.sealed(folder, result)
+    write_text(folder / "result.json", json.dumps(sealed, indent=1, ensure_ascii=False, allow_nan=True) + "\n")
+    return sealed
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None if it is unfinished or failed."""
+    """The result of a finished run, or None if it is unfinished, failed or damaged: then it can be made again."""
+    path = folder / "result.json"
     try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return None
-    return found if isinstance(found, dict) and found.get("status") == "finished" else None
+    except (OSError, ValueError) as error:
+        log.warning("%s is damaged, and counts as not there (%s)", path, error)
+        return None
+    if not isinstance(found, dict) or found.get("status") != "finished":
+        return None
+    if why := integrity.damage(found):
+        log.warning("%s is damaged, and counts as not there (%s)", path, why)
+        return None
+    return found
 
 
 def read_model(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from kdlab.runs.comparison import Comparison
 from kdlab.runs.curve_pictures import kl_and_ce
 from kdlab.runs.drawing import (
     BLUE,
-    DPI,
     GREEN,
     INK,
     ORANGE,
@@ -26,6 +25,7 @@ from kdlab.runs.drawing import (
     heading,
     labels,
     sample,
+    save,
 )
 from kdlab.runs.measures import Measure
 from kdlab.runs.numbers import plural
@@ -69,7 +69,7 @@ def draw(comparison: Comparison, out: Path) -> list[Picture]:
             # A picture of an earlier comparison would be taken for one of this.
             path.unlink(missing_ok=True)
             if (drawing := make(comparison)) is not None:
-                drawing.figure.savefig(path, dpi=DPI, facecolor="white", metadata={"Software": None})
+                save(drawing.figure, path)
                 pictures.append(Picture(path, drawing.title, drawing.caption))
     return pictures
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdlab import spec
+from kdlab import integrity, spec
 from kdlab.data import array_inputs, pictures
 from kdlab.data.pictures import Look
 from kdlab.errors import UserError
@@ -48,10 +48,12 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
         The network in eval mode, and the content of ``model.json``.
 
     Raises:
-        UserError: if it is no run folder, its weights are damaged, or it asks for code that is not trusted.
+        UserError: if it is no run folder, its weights or ``model.json`` are not as they were written, or it asks for
+            code that is not trusted.
     """
     described = read_model(run)
     network, weights = described["network"], run / Path(described["weights"]).name
+    integrity.check(run / "model.json")
     try:
         with spec.trust(user_modules=trust or is_mine(run)):
             net = spec.build(network, "network", offer=described.get("arguments", {}))

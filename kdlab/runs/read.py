@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from kdlab import integrity
 from kdlab.errors import UserError, nearest
 from kdlab.terminal import one_line
 
@@ -333,6 +334,9 @@ def _read(folder: Path, found: Found) -> None:
         return
     if not isinstance(result, dict) or "status" not in result:
         found.warnings.append(f"{path}: not the result of a run, left out (no 'status' in it)")
+        return
+    if why := integrity.damage(result):
+        found.warnings.append(f"{path}: damaged, left out ({why})")
         return
     found.runs.append(Run(folder, result))
 

@@ -23,7 +23,9 @@ from filelock import FileLock
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
+from kdlab.files import Unreadable, open_regular, read_json
 from kdlab.functional import Batch, Outputs
+from kdlab.integrity import FILES, check_manifest_files, hashes
 from kdlab.teachers.teacher import FrozenTeacher, Teacher
 
 FLOAT32_UP_TO = 256 * 2**20
@@ -87,7 +89,7 @@ class HasPlain(Protocol):
         """As it stands in ``manifest.json``."""
 
 
-def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") -> None:
+def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") -> dict:
     """Hold the manifest in ``folder`` against ``wanted``.
 
     Args:
@@ -95,12 +97,15 @@ def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") 
         wanted: what is asked for.
         name: of the file that says what the folder holds.
 
+    Returns:
+        All that the manifest says: with what is wanted, the hashes of the cache's files.
+
     Raises:
         UserError: if it is missing or damaged, or names the first entry that differs and both values.
     """
     try:
-        found = json.loads((folder / name).read_text())
-    except (OSError, ValueError) as error:
+        found = read_json(folder / name)
+    except (OSError, Unreadable) as error:
         raise UserError(f"teacher.cache: {folder} holds no readable {name} ({error})") from None
     if not isinstance(found, dict):
         raise UserError(f"teacher.cache: {folder} holds no readable {name} (a {type(found).__name__})")
@@ -110,6 +115,7 @@ def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") 
                 f"teacher.cache: {folder} does not fit: {entry} is {found.get(entry)!r} in the cache and {value!r} "
                 "here; accepted: a cache of the same, or teacher.cache=auto"
             )
+    return found
 
 
 def write_cache(
@@ -149,7 +155,8 @@ def write_cache(
         try:
             _fill(partial, manifest, teacher, batches, report)
             with open(partial / "manifest.json", "w") as file:
-                json.dump(manifest.plain(), file, indent=1)
+                files = hashes(partial, [f"{name}.npy" for name in manifest.arrays()])
+                json.dump({**manifest.plain(), FILES: files}, file, indent=1)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, folder)
@@ -212,11 +219,12 @@ class Arrays:
         on_device: bytes up to which they live on the compute device; larger ones stay memory-mapped.
 
     Raises:
-        UserError: if the manifest differs, or an array is missing or of another shape.
+        UserError: if the manifest differs, or an array is missing, damaged or of another shape.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, on_device: int = 2**30) -> None:
-        check_manifest(folder, manifest)
+        said = check_manifest(folder, manifest)
+        check_manifest_files(folder, said, [f"{name}.npy" for name in manifest.arrays()], "teacher.cache")
         self.folder, self.manifest = folder, manifest
         self.held: dict[str, Tensor] = {}
         self._mapped: dict[str, np.ndarray] = {}
@@ -224,9 +232,13 @@ class Arrays:
         for name, shape in manifest.arrays().items():
             file = folder / f"{name}.npy"
             try:
+                open_regular(file).close()
                 array = np.load(file, mmap_mode="r")
-            except (OSError, ValueError, EOFError) as error:
-                raise UserError(f"teacher.cache: {file} cannot be read ({error})") from None
+            except Exception as error:  # whatever a damaged header makes numpy's parser do
+                raise UserError(
+                    f"teacher.cache: {file} cannot be read ({error}); accepted: a whole cache; remove the folder "
+                    f"{folder}: it is made again"
+                ) from None
             if array.shape != shape or array.dtype != manifest.dtype:
                 raise UserError(
                     f"teacher.cache: {file} has shape {array.shape} of {array.dtype}; accepted: {shape} of "

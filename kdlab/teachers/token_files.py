@@ -1,8 +1,9 @@
 """The files of a cache of tokens: what a row takes on the disk, and a writer that can be killed at any point.
 
 ``rows.bin`` holds records of one size, ``index.bin`` says which of them belong to which sequence. Both only grow. Rows
-reach the disk before the index names them, so that whatever the index names is whole; the rest is cut off. The manifest
-stands in ``writing.json``, which is called ``manifest.json`` once the cache is complete.
+reach the disk before the index names them, so that whatever the index names is whole; the rest is cut off.
+``checks.bin`` holds a checksum of each sequence's records, for a writer that goes on. The manifest stands in
+``writing.json``, which gets the hashes of both files and is called ``manifest.json`` once the cache is complete.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from filelock import FileLock
 from torch import Tensor
 
 from kdlab.errors import UserError
-from kdlab.files import atomic_write
+from kdlab.files import Unreadable, atomic_write, read_json, remove_leftovers
+from kdlab.integrity import FILES, check_manifest_files, hashes
 from kdlab.teachers.cache import check_manifest
 from kdlab.teachers.sequences import positions_check, sequence_key
 
@@ -35,6 +37,8 @@ LEAST = float(np.finfo(np.float16).min)
 """Logarithms are stored no smaller: as probabilities these are 0, in any precision."""
 
 WRITING, COMPLETE = "writing.json", "manifest.json"
+
+ROWS, INDEXED, CHECKS = "rows.bin", "index.bin", "checks.bin"
 
 FLUSH_BYTES = 4 * 2**20
 SPARE_BYTES = 16 * 2**20
@@ -104,9 +108,12 @@ class TokenManifest:
         """
         path = folder / COMPLETE
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = dict(read_json(path))
+            found.pop(FILES, None)
             return cls(**{**found, "splits": tuple(found["splits"])})
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except UserError:
+            raise
+        except (OSError, Unreadable, ValueError, TypeError, KeyError) as error:
             raise UserError(
                 f"teacher.cache: {path} is no manifest of a cache of tokens ({error}); accepted: a finished one"
             ) from None
@@ -119,8 +126,8 @@ class TokenManifest:
 def read_index(folder: Path, record: np.dtype) -> np.ndarray:
     """The entries of ``index.bin`` whose rows are all there, up to the first that is damaged."""
     try:
-        raw = (folder / "index.bin").read_bytes()
-        stored = (folder / "rows.bin").stat().st_size // record.itemsize
+        raw = (folder / INDEXED).read_bytes()
+        stored = (folder / ROWS).stat().st_size // record.itemsize
     except OSError:
         return np.zeros(0, INDEX)
     index = np.frombuffer(raw[: len(raw) // INDEX.itemsize * INDEX.itemsize], INDEX)
@@ -128,6 +135,15 @@ def read_index(folder: Path, record: np.dtype) -> np.ndarray:
     whole = (index["start"] == ends - index["rows"]) & (index["rows"] > 0) & (ends <= stored)
     whole &= index["seal"] == [_seal(entry) for entry in index]
     return index if whole.all() else index[: int(whole.argmin())]
+
+
+def check_files(folder: Path, said: dict) -> None:
+    """Hold the files of a complete cache against its manifest.
+
+    Raises:
+        UserError: if one is not what was written.
+    """
+    check_manifest_files(folder, said, (ROWS, INDEXED), "teacher.cache")
 
 
 def _seal(entry: np.ndarray) -> int:
@@ -169,23 +185,57 @@ class TokenWriter:
 
     def _open(self) -> None:
         self.folder.mkdir(exist_ok=True)
+        remove_leftovers(self.folder)
         name = next((n for n in (COMPLETE, WRITING) if (self.folder / n).exists()), None)
         if name is not None:
-            check_manifest(self.folder, self.manifest, name)
+            said = check_manifest(self.folder, self.manifest, name)
+            if name == COMPLETE:
+                check_files(self.folder, said)
         else:  # rows without a manifest may be of anything
-            for left in ("rows.bin", "index.bin"):
+            for left in (ROWS, INDEXED, CHECKS):
                 (self.folder / left).unlink(missing_ok=True)
-            with atomic_write(self.folder / WRITING) as manifest:
-                manifest.write(json.dumps(self.manifest.plain(), indent=1).encode())
+            self._write_manifest({})
         index = read_index(self.folder, self.manifest.record)
         self.rows = int(index["rows"].sum(dtype=np.int64))
         """Rows written so far, or waiting to be."""
         self._known = {key.tobytes() for key in index["key"]}
         self._waiting: list[tuple[bytes, np.ndarray]] = []
         self._waiting_bytes = 0
-        self._files = [open(self.folder / name, "ab") for name in ("rows.bin", "index.bin")]  # noqa: SIM115
-        for file, size in zip(self._files, (self.rows * self.manifest.record.itemsize, index.nbytes), strict=True):
-            file.truncate(size)
+        sizes = {ROWS: self.rows * self.manifest.record.itemsize, CHECKS: 4 * len(index), INDEXED: index.nbytes}
+        if not self._verify(index):
+            del sizes[CHECKS]
+        self._files = {name: open(self.folder / name, "ab") for name in sizes}  # noqa: SIM115
+        for name, size in sizes.items():
+            self._files[name].truncate(size)
+
+    def _write_manifest(self, files: dict[str, str]) -> None:
+        said = self.manifest.plain() | ({FILES: files} if files else {})
+        with atomic_write(self.folder / WRITING) as manifest:
+            manifest.write(json.dumps(said, indent=1).encode())
+
+    def _verify(self, index: np.ndarray) -> bool:
+        """Hold the rows that are there against ``checks.bin``; False where an earlier version wrote none.
+
+        Raises:
+            UserError: if they are not what was written.
+        """
+        try:
+            checks = np.frombuffer((self.folder / CHECKS).read_bytes()[: 4 * len(index)], "<u4")
+        except FileNotFoundError:
+            return not len(index)
+        except ValueError:  # cut in the middle of one
+            return False
+        if len(checks) < len(index):
+            return False
+        size = self.manifest.record.itemsize
+        with open(self.folder / ROWS, "rb") as rows:
+            for number, (entry, check) in enumerate(zip(index, checks, strict=True)):
+                if zlib.crc32(rows.read(int(entry["rows"]) * size)) != check:
+                    raise UserError(
+                        f"teacher.cache: {self.folder / ROWS} is damaged in its sequence {number}; accepted: the file "
+                        f"as it was; remove the folder {self.folder}: it is made again"
+                    )
+        return True
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._known
@@ -282,9 +332,14 @@ class TokenWriter:
             return
         self.require(self._waiting_bytes)
         self._rename(COMPLETE, WRITING)
-        rows, index = self._files
-        for file, parts in ((rows, [r.tobytes() for _, r in self._waiting]), (index, [e for e, _ in self._waiting])):
-            file.write(b"".join(parts))
+        records = [record.tobytes() for _, record in self._waiting]
+        parts = {
+            ROWS: records,
+            CHECKS: [zlib.crc32(one).to_bytes(4, "little") for one in records],
+            INDEXED: [entry for entry, _ in self._waiting],
+        }
+        for name, file in self._files.items():  # the index last
+            file.write(b"".join(parts[name]))
             file.flush()
             os.fsync(file.fileno())
         self._waiting, self._waiting_bytes = [], 0
@@ -307,9 +362,11 @@ class TokenWriter:
         try:
             if kind is None:
                 self.flush()
-                self._rename(WRITING, COMPLETE)
+                if not self.complete:
+                    self._write_manifest(hashes(self.folder, (ROWS, INDEXED)))
+                    self._rename(WRITING, COMPLETE)
         finally:
-            for file in self._files:
+            for file in self._files.values():
                 file.close()
             self._lock.release()
 

@@ -22,7 +22,7 @@ from kdlab.functional import Batch, Outputs, Projected, Sampled, Sparse, mix
 from kdlab.teachers.cache import check_manifest
 from kdlab.teachers.sequences import Stretch, positions_check, sequences
 from kdlab.teachers.teacher import Teacher
-from kdlab.teachers.token_files import COMPLETE, WRITING, TokenManifest, TokenWriter, read_index
+from kdlab.teachers.token_files import COMPLETE, WRITING, TokenManifest, TokenWriter, check_files, read_index
 
 CHUNK_ROWS = 128
 """Rows whose logits of all classes exist at once."""
@@ -128,7 +128,7 @@ class TokenCache(Teacher):
         self.folder, self.manifest = Path(folder), manifest
         if not (self.folder / COMPLETE).exists() and (self.folder / WRITING).exists():
             raise UserError(f"teacher.cache: {folder} is not complete; accepted: write it to its end, it goes on")
-        check_manifest(self.folder, manifest)
+        check_files(self.folder, check_manifest(self.folder, manifest))
         index = read_index(self.folder, manifest.record)
         try:
             damaged = len(index) * index.itemsize != (self.folder / "index.bin").stat().st_size

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from kdlab.cli import options
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError, unknown
+from kdlab.integrity import RESULT
+from kdlab.terminal import one_line
 
 if TYPE_CHECKING:
     from kdlab.cli.compose import Composer, Composition
@@ -198,6 +200,8 @@ def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -
     for (entry, seed), point in points.items():
         place = _place(folder, entry, seed, point)
         result = read_any(place)
+        if not result and (place / RESULT).exists():
+            print(f"kdlab: warning: {one_line(place / RESULT)}: damaged, left out", file=sys.stderr)
         if result and result.get("config_hash", spec.config_hash(point.config)) == spec.config_hash(point.config):
             runs[entry, seed] = Run(place, result)
     if not any(not run.failed for run in runs.values()):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kdlab import integrity
 from kdlab.errors import UserError
 from kdlab.files import atomic_write
 
@@ -171,6 +172,8 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"{key}: {path} is no tokenizer that can be read ({error})") from None
         config = path.with_name("tokenizer_config.json")
+        for file in (path, config):
+            integrity.check(file, key)
         settings = _mapping(config, key) if config.is_file() else {}
         return cls(inner, _token(settings.get("eos_token")), _token(settings.get("pad_token")), key)
 
