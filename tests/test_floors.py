@@ -12,15 +12,18 @@ import kdlab
 ROOT = Path(kdlab.__file__).parent
 
 FLOORS = {
-    "errors": 0, "files": 0, "integrity": 0, "terminal": 0, "signatures": 0, "annotations": 0, "spec": 0,
-    "functional": 0,
+    "errors": 0, "files": 0, "integrity": 0, "terminal": 0, "termination": 0,
+    "signatures": 0, "annotations": 0, "spec": 0, "functional": 0,
     "losses": 1, "models": 1, "compress": 1,
     "teachers": 2, "tasks": 2, "data": 2,
     "methods": 3, "runs": 3, "export": 3, "generate": 3,
     "experiment": 4, "cli": 4, "__main__": 4,
 }  # fmt: skip
 
-LIGHT = ("errors", "files", "integrity", "terminal", "signatures", "annotations", "spec", "cli", "__init__", "__main__")
+LIGHT = (
+    "errors", "files", "integrity", "terminal", "termination", "signatures", "annotations", "spec", "cli",
+    "__init__", "__main__",
+)  # fmt: skip
 """Parts that must not import torch or lightning at the top of any module."""
 
 HEAVY = {"torch", "lightning", "torchmetrics", "matplotlib", "numpy", "scipy", "optuna", "tensorboard"}

@@ -16,6 +16,7 @@ import kdlab.models.checkpoint as weights_file
 from kdlab.cli.main import main
 from kdlab.experiment import run as experiment_run
 from kdlab.methods import checkpoints
+from kdlab.termination import TERMINATED
 
 __all__ = ["place"]  # a fixture
 
@@ -110,7 +111,7 @@ def test_sigterm_saves_and_exits_with_143(place):
     whole = train(place, "augmented_whole", *words, *OFTEN, "resume=auto")
     rare = "trainer.save_minutes=10"
     run, status = interrupted(place, "terminated", 0, signal.SIGTERM, *words, rare, "resume=auto")
-    assert status == checkpoints.TERMINATED == 143
+    assert status == TERMINATED == 143
     assert 0 < steps(run) < result(whole)["steps"] and not (run / "result.json").exists()
     again = train(place, "terminated", *words, *OFTEN, f"resume={run}")
     assert again == run and same(weights(again), weights(whole))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import threading
-import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -16,8 +14,13 @@ from omegaconf import DictConfig
 from kdlab import spec
 from kdlab.cli.compose import Composer, Composition, as_typed, composition
 from kdlab.cli.sweep import job_folder, objective, read_any, remaining
+from kdlab.cli.workers import Crash, Outcome
 from kdlab.errors import Busy
 from kdlab.runs.folder import record_failure, tidy
+from kdlab.termination import Terminated, exit_as_failure
+
+if TYPE_CHECKING:
+    from kdlab.cli.launcher import PoolLauncher
 
 
 @dataclass
@@ -62,21 +65,45 @@ class Job:
     """The keys that differ between jobs."""
     total: int
     parallel: int = 1
-    main_pid: int = field(default_factory=os.getpid)
-    """The process of the command, on whatever machine that is."""
+    last: frozenset[int] = frozenset()
+    """The numbers of jobs that failed before: they run after the others, which they might keep from running."""
+    launcher: PoolLauncher | None = None
+    """What runs the jobs; None for a launcher that Hydra finds by its name."""
 
     def __call__(self, tree: DictConfig) -> float | None:
+        found, folder, line = self._which(tree)
+        rest = remaining(self.folder, self.total, self.parallel)
+        settled = settle(found, self.composer, folder, f"{line} ({rest})" if rest else line)
+        return None if settled is None else objective(settled)
+
+    def failed(self, given: Callable[[], DictConfig], number: int, outcome: Outcome) -> float | None:
+        """Record the failure of a job that could not do so itself, as its process has died.
+
+        Args:
+            given: what the job was called with, to be composed; that may be what fails.
+            number: of the job, from 0.
+            outcome: says why.
+
+        Returns:
+            What the job would have returned, if it had written its result by then; else None.
+        """
+        try:
+            found, folder, line = self._which(given())
+        except Exception:
+            _say(f"[{number + 1}/{self.total}] failed: {outcome.error}")
+            return None
+        settled = note_end(found, folder, line, outcome)
+        return None if settled is None else objective(settled)
+
+    def _which(self, tree: DictConfig) -> tuple[Composition, Path, str]:
+        """What a job runs, where, and the line that says which job it is."""
         job: Any = HydraConfig.get()
-        if "joblib" in str(job.launcher.get("_target_")) and os.getpid() != self.main_pid:
-            follow(self.main_pid)
         texts = list(job.overrides.task)
         found = composition(tree, texts, job)
         folder = job_folder(self.folder, texts, self.swept, found.config)
         words = [text for text in as_typed(texts) if text.split("=")[0] in self.swept]
         line = " ".join([f"[{job.job.num + 1}/{self.total}]", *(words or [str(found.config.get("name"))])])
-        rest = remaining(self.folder, self.total, self.parallel)
-        settled = settle(found, self.composer, folder, f"{line} ({rest})" if rest else line)
-        return None if settled is None else objective(settled)
+        return found, folder, line
 
 
 def settle(found: Composition, composer: Composer, folder: Path, line: str) -> dict[str, Any] | None:
@@ -91,8 +118,7 @@ def settle(found: Composition, composer: Composer, folder: Path, line: str) -> d
     Returns:
         Its result; None if it failed, or is another process's.
     """
-    done = read_any(folder)
-    if done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config):
+    if (done := finished(found, folder)) is not None:
         tidy(folder)
         _say(f"{line}: done already")
         return done
@@ -102,30 +128,41 @@ def settle(found: Composition, composer: Composer, folder: Path, line: str) -> d
             return run(composer.with_stages(found), composer, folder)
         except Busy:
             _say("  running in another process; left to it")
-        except Exception as error:
-            record_failure(folder, found.config, as_typed(found.overrides), error)
-            _say(f"{line} failed: {type(error).__name__}: {error}")
+        except (KeyboardInterrupt, Terminated):
+            raise
+        except SystemExit as end:
+            _failed(found, folder, line, exit_as_failure(end))
+        except BaseException as error:  # others' code may raise anything
+            _failed(found, folder, line, error)
     return None
 
 
-_FOLLOWED = set[int]()
+def note_end(found: Composition, folder: Path, line: str, outcome: Outcome) -> dict[str, Any] | None:
+    """Record the failure of a run whose process has died; returns its result, if it had been written by then."""
+    if (done := finished(found, folder)) is not None:
+        return done
+    assert outcome.error is not None
+    if outcome.again:
+        _say(f"{line} stopped: {outcome.error}; it runs again, alone, after the others")
+    else:
+        _failed(found, folder, line, outcome.error)
+    return None
 
 
-def follow(pid: int) -> None:
-    """End this process once process ``pid`` of this machine is gone: a killed sweep leaves no orphans."""
-    if os.name != "posix" or pid in _FOLLOWED:  # elsewhere, signal 0 is no question
-        return
-    _FOLLOWED.add(pid)
-    threading.Thread(target=_wait_for_end, args=(pid,), name="kdlab-follow", daemon=True).start()
+def finished(found: Composition, folder: Path) -> dict[str, Any] | None:
+    """The result of a run that is done, with this very configuration; else None."""
+    done = read_any(folder)
+    same = done.get("status") == "finished" and done.get("config_hash") == spec.config_hash(found.config)
+    return done if same else None
 
 
-def _wait_for_end(pid: int) -> None:
-    while True:
-        try:
-            os.kill(pid, 0)
-        except OSError:  # gone, or its number is somebody else's by now
-            os._exit(1)
-        time.sleep(1)
+def _failed(found: Composition, folder: Path, line: str, error: BaseException) -> None:
+    said = str(error) if isinstance(error, Crash) else f"{type(error).__name__}: {error}"
+    _say(f"{line} failed: {said}")
+    try:
+        record_failure(folder, found.config, as_typed(found.overrides), error)
+    except OSError as why:  # a full disk, say
+        _say(f"  that could not be recorded in {folder}: {why}")
 
 
 def _say(text: str) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kdlab.errors import RunFailed, UserError, unknown
 from kdlab.terminal import one_line
+from kdlab.termination import TERMINATED, Terminated, exit_as_failure
 
 if TYPE_CHECKING:
     from kdlab.cli.plan import Flags
@@ -35,11 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunFailed as error:
         return _say(error, 1)
     except KeyboardInterrupt:
-        print(
-            "kdlab: interrupted; the same command with resume=auto goes on (a sweep: without)",
-            file=sys.stderr,
-        )
-        return 130
+        return _stopped("interrupted", 130)
+    except Terminated:
+        return _stopped("terminated", TERMINATED)
+    except SystemExit as end:
+        if _is_of_argparse(end):  # after --help
+            raise
+        if os.environ.get("KDLAB_TRACEBACK"):
+            traceback.print_exc()
+        return _say(exit_as_failure(end), 1)
     except BrokenPipeError:  # as in ``kdlab list | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -51,7 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
+    from kdlab.cli.workers import allow_forks
+
+    allow_forks()
     sys.exit(main())
+
+
+def _stopped(how: str, status: int) -> int:
+    print(f"kdlab: {how}; the same command with resume=auto goes on (a sweep: without)", file=sys.stderr)
+    return status
+
+
+def _is_of_argparse(end: SystemExit) -> bool:
+    *_, (frame, _) = traceback.walk_tb(end.__traceback__)
+    return frame.f_globals.get("__name__") == argparse.__name__
 
 
 def _say(message: object, status: int) -> int:

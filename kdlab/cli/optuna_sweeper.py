@@ -44,6 +44,7 @@ class OptunaSweeper(LaunchingSweeper):
 
     def sweep(self, arguments: list[str]) -> optuna.Study:
         """Run the search; returns the study."""
+        self.open()  # before Optuna's modules are here, whose threads a worker would not have
         import optuna
 
         parsed = self.parse(arguments)
@@ -57,7 +58,7 @@ class OptunaSweeper(LaunchingSweeper):
             trials = [again.pop(0) if again else study.ask(space) for _ in range(batch)]
             jobs = [[*fixed, *(f"{key}={_said(trial.params[key])}" for key in space)] for trial in trials]
             numbers = [trial.number for trial in trials]
-            ended = self.launcher.launch(jobs, initial_job_idx=done)
+            ended = self.launch(jobs, done)
             study = self._turned(study, folder)
             for number, job in zip(numbers, ended, strict=True):
                 value = _objective(job)

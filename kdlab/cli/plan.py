@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kdlab.cli.compose import Composer, Composition
 from kdlab.cli.grid_sweeper import grid
+from kdlab.cli.sweepers import check_settings
 from kdlab.cli.validate import validate
 from kdlab.errors import UserError
 
@@ -26,6 +27,9 @@ QUIET = {
     "hydra/sweeper": "grid",
 }
 """Hydra writes and prints nothing of its own: run folders, logs and tables are kdlab's."""
+
+OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher")
+"""What the keys of sweeps' settings begin with."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ def make_plan(flags: Flags, composer: Composer) -> Plan:
     quiet = [f"{key}={value}" for key, value in QUIET.items() if key not in given]
     if not flags.multirun:
         refuse_sweeps(parsed)
+        _refuse_unused(override.get_key_element() for override in parsed)
         found = Plan(composer, texts, [composer.compose([*quiet, *texts])])
     else:
         found = _plan_sweep(composer, parsed, texts, quiet)
@@ -99,29 +104,30 @@ def refuse_sweeps(parsed: Iterable[Override]) -> None:
             )
 
 
+def _refuse_unused(given: Iterable[str]) -> None:
+    """Refuse settings of sweeps where one run is meant."""
+    for key in given:
+        if key.lstrip("+~").startswith(OF_SWEEPS):
+            raise UserError(f"{key}: a setting of sweeps, and this is one run; accepted: with -m before it")
+
+
 def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], quiet: list[str]) -> Plan:
     """Every point of the sweep; params that a file sweeps over (``hydra.sweeper.params``) included."""
     plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
     params = composer.compose([*quiet, *plain])
+    check_settings(params.hydra)
     own = OmegaConf.to_container(params.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     given = {o.get_key_element() for o in parsed}
     parsed = [*composer.parse(f"{k}={v}" for k, v in own.items() if k not in given), *parsed]
     searched = "optuna" in str(params.hydra.runtime.choices.get("hydra/sweeper"))
     if searched and importlib.util.find_spec("optuna") is None:
         raise UserError("hydra/sweeper: 'optuna' needs a package that is not installed: pip install optuna")
-    if searched:
-        _check_trials(params.hydra.sweeper.get("n_trials"))
     swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
     points = _ends(parsed) if searched else _grid(parsed)
     found = Plan(composer, texts, [composer.compose([*quiet, *p]) for p in points], swept, searched)
     if any(point.config.get("resume") not in (None, "auto") for point in found.points):
         raise UserError("resume: a sweep goes on by itself; accepted: leave it out")
     return found
-
-
-def _check_trials(trials: Any) -> None:
-    if isinstance(trials, bool) or not isinstance(trials, int) or trials < 1:
-        raise UserError(f"hydra.sweeper.n_trials: {trials!r}; accepted: an integer of at least 1")
 
 
 def _grid(parsed: list[Override]) -> list[list[str]]:

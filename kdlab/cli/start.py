@@ -6,9 +6,11 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +20,9 @@ from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
 from kdlab.cli.plan import QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
 from kdlab.cli.validate import validate
 from kdlab.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from kdlab.cli.workers import InProcess
 
 
 @contextmanager
@@ -49,8 +54,10 @@ def start(flags: Flags) -> int:
             return _show(flags, found)
         made = make_plan(flags, found)
         gc.enable()
+        if flags.multirun:
+            return _sweep(made)
         preflight(made.points)
-        return _sweep(made) if flags.multirun else _single(made)
+        return _single(made)
 
 
 def _show(flags: Flags, composer: Composer) -> int:
@@ -101,39 +108,78 @@ def _single(made: Plan) -> int:
 
 def _sweep(made: Plan) -> int:
     from kdlab.cli import sweep
-    from kdlab.cli.job import Job
-    from kdlab.runs import table
-    from kdlab.runs.compare import sweep_table
+    from kdlab.cli.workers import pool
 
     own = as_typed(made.texts)
     folder = sweep.sweep_folder(made.points[0].config, own, made.searched)
-    total = made.jobs
     jobs = [] if made.searched else [_folder(folder, made, point) for point in made.points]
-    sweep.write_record(folder, own, [job.name for job in jobs])
-    parallel = _share_cores(made.hydra, total)
-    how = f", {parallel} at a time" if parallel > 1 else ""
-    print(f"sweep of {total} job{'s' * (total > 1)} in {folder}{how}", flush=True)
+    parallel = _share_cores(made.hydra, made.jobs)
+    begun = False
+
+    def begin() -> None:
+        nonlocal begun
+        sweep.write_record(folder, own, [job.name for job in jobs])
+        begun = True
+        how = f", {parallel} at a time" if parallel > 1 else ""
+        print(f"sweep of {made.jobs} job{'s' * (made.jobs > 1)} in {folder}{how}", flush=True)
+
+    stopped: BaseException | None = None
+    try:
+        with pool(parallel) as workers:
+            _launch(made, folder, jobs, parallel, workers, begin)
+    except BaseException as error:  # of the launcher or the search, or a signal: jobs never raise
+        if not begun:
+            raise
+        stopped = error
+    if made.searched:
+        jobs = sweep.jobs_in(folder)
+        sweep.write_record(folder, own, [job.name for job in jobs])
+    return _end(made, folder, jobs, stopped)
+
+
+def _launch(
+    made: Plan, folder: Path, jobs: list[Path], parallel: int, workers: InProcess, begin: Callable[[], None]
+) -> None:
+    """Run the jobs of a sweep, by kdlab's own launcher or by one that Hydra finds."""
+    from kdlab.cli.job import Job
+    from kdlab.cli.launcher import PoolLauncher
+    from kdlab.cli.sweep import read_any
+
+    launcher = None
+    if runs_in_pool(made.hydra):
+        launcher = PoolLauncher(workers, partial(preflight, made.points), begin)
+    else:
+        preflight(made.points)
+        begin()
+    last = frozenset(n for n, job in enumerate(jobs) if read_any(job).get("status") == "failed")
+    task = Job(folder, made.composer, made.swept, made.jobs, parallel, last, launcher)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
-    broken: Exception | None = None
-    try:
-        task = Job(folder, made.composer, made.swept, total, parallel)
-        hydra.multirun(CONFIG, task, _for_hydra(made, folder, parallel))
-    except Exception as error:  # the launcher's, such as a worker killed for memory; jobs never raise
-        broken = error
-    if made.searched:
-        jobs = sorted(path for path in folder.iterdir() if path.is_dir() and path.name != "compare")
-        sweep.write_record(folder, own, [job.name for job in jobs])
-    table.show(f"\n{sweep_table(folder)}")
-    if broken is not None:
+    hydra.multirun(CONFIG, task, _for_hydra(made, folder, parallel))
+
+
+def _end(made: Plan, folder: Path, jobs: list[Path], stopped: BaseException | None) -> int:
+    """Show what a sweep came to; returns the exit status.
+
+    Raises:
+        BaseException: what stopped it.
+    """
+    from kdlab.cli.sweep import read_any
+    from kdlab.runs import table
+    from kdlab.runs.compare import sweep_table
+
+    table.show(f"\n{sweep_table(folder, jobs)}")
+    if isinstance(stopped, Exception):
         raise RunFailed(
-            f"the sweep stopped: {type(broken).__name__}: {broken}; the same command goes on in {folder}"
-        ) from broken
-    failed = [job for job in jobs if sweep.read_any(job).get("status") != "finished"]
+            f"the sweep stopped: {type(stopped).__name__}: {stopped}; the same command goes on in {folder}"
+        ) from stopped
+    if stopped is not None:
+        raise stopped
+    failed = [job for job in jobs if read_any(job).get("status") != "finished"]
     if failed:
         said = f"{len(failed)} of {len(jobs)} jobs did not finish; the same command runs them"
         if made.searched:  # a trial that failed is told to the study, and counts
-            more = max(total, len(jobs)) + len(failed)
+            more = max(made.jobs, len(jobs)) + len(failed)
             said = f"{len(failed)} of {len(jobs)} jobs failed; more trials: hydra.sweeper.n_trials={more}"
         print(f"kdlab: error: {said}", file=sys.stderr)
     return 1 if failed else 0
@@ -156,9 +202,17 @@ def _for_hydra(made: Plan, folder: Path | None = None, parallel: int = 1) -> lis
     return [*(f"{key}={value}" for key, value in extra.items() if key not in given), *made.texts]
 
 
+def runs_in_pool(hydra: DictConfig) -> bool:
+    """Whether kdlab's own launcher runs the jobs: unless another is chosen, or it has to be a process each."""
+    target = str(hydra.launcher.get("_target_"))
+    return "Basic" in target or ("Joblib" in target and hasattr(os, "fork"))
+
+
 def _share_cores(hydra: DictConfig, total: int) -> int:
     """How many jobs run at a time; their share of the cores goes into the environment of the workers."""
-    if "joblib" not in str(hydra.launcher.get("_target_")):
+    from kdlab.cli.workers import may_fork
+
+    if "Joblib" not in str(hydra.launcher.get("_target_")) or (runs_in_pool(hydra) and not may_fork()):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = int(hydra.launcher.get("n_jobs") or 1)

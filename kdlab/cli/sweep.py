@@ -12,6 +12,8 @@ from typing import Any
 import yaml
 
 from kdlab import integrity, spec
+from kdlab.errors import UserError
+from kdlab.runs.folder import write_text
 
 LONGEST = 90
 """Characters of a job folder's name before its hash."""
@@ -39,10 +41,23 @@ def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: 
 
 
 def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None:
-    """``sweep.yaml``: what was asked, and the folders that answer it."""
-    sweep.mkdir(parents=True, exist_ok=True)
+    """Write ``sweep.yaml``: what was asked, and the folders that answer it.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
     text = yaml.safe_dump({"overrides": list(texts), "jobs": list(jobs)}, sort_keys=False)
-    (sweep / "sweep.yaml").write_text(text, encoding="utf-8")
+    try:
+        sweep.mkdir(parents=True, exist_ok=True)
+        write_text(sweep / "sweep.yaml", text)
+    except OSError as error:
+        raise UserError(f"output: {sweep}: {error.strerror}; accepted: a folder that can be written to") from None
+
+
+def jobs_in(sweep: Path) -> list[Path]:
+    """The folders of a sweep's jobs, begun or done: not what a launcher or a comparison keeps beside them."""
+    found = {path.parent for name in ("config.yaml", "result.json") for path in sweep.glob(f"*/{name}")}
+    return sorted(folder for folder in found if not folder.name.startswith("."))
 
 
 def read_any(folder: Path) -> dict[str, Any]:

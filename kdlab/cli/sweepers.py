@@ -12,9 +12,11 @@ from typing import Any
 from hydra._internal import core_plugins
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from omegaconf import DictConfig
 
 from kdlab.cli.grid_sweeper import GridSweeper
 from kdlab.cli.optuna_sweeper import OptunaSweeper
+from kdlab.errors import UserError
 
 __all__ = ["GridSweeper", "OptunaSweeper", "register"]
 
@@ -35,3 +37,39 @@ def register() -> None:
         target = f"{home}.{sweeper.__name__}"
         Plugins.instance().class_name_to_class[target] = sweeper
         ConfigStore.instance().store(group="hydra/sweeper", name=name, node={"_target_": target, **settings})
+
+
+def check_settings(hydra: DictConfig) -> None:
+    """Refuse settings of the sweeper and the launcher that they would stumble over, or not read.
+
+    Args:
+        hydra: Hydra's settings, composed.
+
+    Raises:
+        UserError: names the setting.
+    """
+    for key, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0), ("startup", 0)):
+        value = hydra.sweeper.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise UserError(f"hydra.sweeper.{key}: {value!r}; accepted: an integer of at least {least}")
+    params = hydra.sweeper.get("params")
+    if params is not None and not isinstance(params, DictConfig):
+        raise UserError(f"hydra.sweeper.params: {params!r}; accepted: a mapping such as {{loss.alpha: '0.1,0.9'}}")
+    if "Joblib" in str(hydra.launcher.get("_target_")):
+        _check_parallel(hydra.launcher)
+
+
+def _check_parallel(launcher: DictConfig) -> None:
+    """Of joblib's settings kdlab reads one: how many jobs run at a time."""
+    jobs = launcher.get("n_jobs")
+    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs == 0):
+        raise UserError(
+            f"hydra.launcher.n_jobs: {jobs!r}; accepted: an integer of at least 1, or below 0: -1 for a job a core"
+        )
+    default = ConfigStore.instance().load("hydra/launcher/joblib.yaml").node
+    for key in map(str, launcher):
+        value = launcher.get(key)
+        if key not in ("n_jobs", "_target_") and value != default.get(key):
+            raise UserError(
+                f"hydra.launcher.{key}: {value!r}, which kdlab does not read; accepted: hydra.launcher.n_jobs"
+            )

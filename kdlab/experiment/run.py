@@ -30,10 +30,10 @@ from kdlab.experiment.teaching import (
     Trained,
 )
 from kdlab.files import atomic_write
-from kdlab.methods.checkpoints import exit_on_sigterm
 from kdlab.runs import folder as folders
 from kdlab.runs import table
 from kdlab.runs.read import DIAGNOSIS, RESULT
+from kdlab.termination import Terminated, exit_on_sigterm
 
 log = logging.getLogger("kdlab")
 
@@ -282,12 +282,12 @@ def _logging(folder: Path, quiet: bool) -> Iterator[None]:
         log.addHandler(handler)
     try:
         yield
-    except SystemExit:
-        log.warning("stopped by a signal; the same command with resume=auto goes on")
-        raise
-    except Exception:
+    except BaseException as error:
         log.removeHandler(console)  # there the command line says it in one line
-        log.exception("the run failed")
+        if isinstance(error, Terminated):
+            log.warning("stopped by SIGTERM; the same command with resume=auto goes on")
+        elif not isinstance(error, KeyboardInterrupt):
+            log.exception("the run failed")
         raise
     finally:
         for handler in (file, console):

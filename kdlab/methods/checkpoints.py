@@ -8,8 +8,6 @@ import signal
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from kdlab.errors import RunFailed, UserError
 from kdlab.files import file_hash
 from kdlab.models.checkpoint import atomic_write, save_weights
-
-TERMINATED = 143
-"""Exit status after SIGTERM: 128 + 15."""
+from kdlab.termination import Terminated
 
 CURE = "try a smaller optimizer.lr, or trainer.clip=1, and look at the inputs"
 """What helps against a loss that is not finite."""
@@ -182,7 +178,7 @@ class Saver(Checkpoint):
             return
         if self._terminate:
             self._save(trainer, pl_module)
-            raise SystemExit(TERMINATED)
+            raise Terminated
         if time.monotonic() - self._saved > 60 * self.minutes:
             self._save(trainer, pl_module)
 
@@ -199,7 +195,7 @@ class Saver(Checkpoint):
             self._keep(trainer, pl_module, measures)
         self._save(trainer, pl_module)
         if self._terminate:
-            raise SystemExit(TERMINATED)
+            raise Terminated
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.seconds = self._resumed_seconds + time.monotonic() - self._started
@@ -252,20 +248,3 @@ def write_or_fail(state: dict[str, Any], path: Path) -> None:
         if error.errno != errno.ENOSPC:
             raise
         raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error
-
-
-@contextmanager
-def exit_on_sigterm() -> Iterator[None]:
-    """Outside of training (filling a cache, testing), SIGTERM ends the process at once with status 143."""
-
-    def leave(number: int, frame: Any) -> None:
-        raise SystemExit(TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

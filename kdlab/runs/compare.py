@@ -40,6 +40,9 @@ examples:
   python -m kdlab compare RUN_A RUN_B --columns val,test,latency --no-pictures
 """
 
+LISTED = 10
+"""Jobs that never began, of those that are named at the end of a sweep."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The ``compare`` verb. Returns the exit status; raises UserError for what a user got wrong."""
@@ -64,16 +67,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def sweep_table(folder: str | Path) -> str:
-    """The table that ends a sweep: every setting ranked on validation, then what failed or did not finish."""
+def sweep_table(folder: str | Path, jobs: Sequence[Path] = ()) -> str:
+    """The table that ends a sweep: every setting ranked on validation, then what failed or did not finish.
+
+    Args:
+        folder: of the sweep.
+        jobs: the folders of its jobs; those that are not there are named as never begun.
+    """
+    never = [job for job in jobs if not job.exists()]
     found = Found()
     try:
         found = scan([folder])
     except UserError as error:
-        return str(error)
+        return "\n".join([str(error), *_others("never began", [(job, "") for job in never], LISTED)])
     comparison = Comparison.of(found)
     columns, width = columns_of(comparison), table.terminal_width()
     text = report(comparison, columns, comparison.groups, width=width, bold=table.emphasis(), fit=width is not None)
+    text = "\n".join([text, *_others("never began", [(job, "") for job in never], LISTED)])
     path = table.shorten(Path(folder))
     return f"{text}\npictures and CSV: python -m kdlab compare {shlex.quote(str(path))}"
 
@@ -188,10 +198,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _others(what: str, entries: Sequence[tuple[Path, str]]) -> list[str]:
+def _others(what: str, entries: Sequence[tuple[Path, str]], most: int | None = None) -> list[str]:
     if not entries:
         return []
-    lines = ["  " + one_line(f"{folder}: {error}" if error else folder) for folder, error in entries]
+    lines = ["  " + one_line(f"{folder}: {error}" if error else folder) for folder, error in entries[:most]]
+    lines += [f"  and {len(entries) - most} more"] if most is not None and len(entries) > most else []
     return ["", f"{len(entries)} {what}:", *lines]
 
 

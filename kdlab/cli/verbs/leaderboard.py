@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +52,7 @@ def main(argv: Sequence[str]) -> int:
     with composed(board, args.overrides) as (points, composer):
         folder = _folder(board, args.overrides, points)
         if not args.show:
-            with _helpers(args.jobs - 1, argv):
-                _run_all(board, points, composer, folder)
+            _run_all(board, points, composer, folder, args.jobs)
         times = _times(board, points, composer, folder, args.time)
         return _show(board, points, folder, times)
 
@@ -115,8 +114,43 @@ def _place(folder: Path, entry: Entry, seed: int, point: Composition) -> Path:
     return folder / entry.row / f"seed-{seed}-{spec.config_hash(point.config)[:8]}"
 
 
-def _run_all(board: Board, points: Points, composer: Composer, folder: Path) -> None:
-    """Run what has not run, and leave to other processes what they are at."""
+def _run_all(board: Board, points: Points, composer: Composer, folder: Path, jobs: int) -> None:
+    """Run what has not run, ``jobs`` runs at a time, and leave to other processes what they are at."""
+    from kdlab.cli.job import note_end, settle
+    from kdlab.cli.sweep import read_any
+    from kdlab.cli.workers import pool
+
+    # seed by seed, so that a board that is cut short has all methods over fewer seeds
+    ordered = sorted(points.items(), key=lambda item: board.seeds.index(item[0][1]))
+    runs = []
+    for number, ((entry, seed), point) in enumerate(ordered, 1):
+        words = " ".join(filter(None, (f"[{number}/{len(points)}]", entry.row, entry.setting, f"seed={seed}")))
+        runs.append((point, _place(folder, entry, seed, point), words))
+    # what failed before runs last: it might keep others from running
+    runs.sort(key=lambda one: read_any(one[1]).get("status") == "failed")
+
+    def work(number: int | None) -> None:
+        if number is None:
+            return _check_all(board, points)
+        point, place, words = runs[number]
+        settle(point, composer, place, words)
+        return None
+
+    with pool(jobs, work) as workers:
+        workers.call(None)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output: {folder}: {error.strerror}; accepted: a folder that can be written to") from None
+        print(f"{len(points)} runs ({len(board.rows)} methods) in {folder}", flush=True)
+        for number, outcome in workers.run(range(len(runs))):
+            if outcome.error is not None:
+                point, place, words = runs[number]
+                note_end(point, place, words, outcome)
+
+
+def _check_all(board: Board, points: Points) -> None:
+    """Let the parts of every row refuse values, before anything is written."""
     from kdlab.cli.start import preflight
 
     for entry in board.entries():
@@ -124,34 +158,6 @@ def _run_all(board: Board, points: Points, composer: Composer, folder: Path) -> 
             preflight([points[entry, board.seeds[0]]])
         except UserError as error:
             raise UserError(f"{board.name}, {entry.row}: {error}") from None
-    print(f"{len(points)} runs ({len(board.rows)} methods) in {folder}", flush=True)
-    from kdlab.cli.job import settle
-
-    # seed by seed, so that a board that is cut short has all methods over fewer seeds
-    ordered = sorted(points.items(), key=lambda item: board.seeds.index(item[0][1]))
-    for number, ((entry, seed), point) in enumerate(ordered, 1):
-        words = " ".join(filter(None, (f"[{number}/{len(points)}]", entry.row, entry.setting, f"seed={seed}")))
-        settle(point, composer, _place(folder, entry, seed, point), words)
-
-
-@contextmanager
-def _helpers(count: int, argv: Sequence[str]) -> Iterator[None]:
-    """Processes that run the same board; each run is one process's, by its lock."""
-    words, skip = [], False
-    for word in argv:
-        if skip or word.startswith(("--jobs", "--time")):
-            skip = not skip and "=" not in word
-            continue
-        words.append(word)
-    command = [sys.executable, "-m", "kdlab", options.BOARDS, *words]
-    running = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
-    try:
-        yield
-        for helper in running:
-            helper.wait()
-    finally:
-        for helper in running:
-            helper.terminate()
 
 
 def _times(board: Board, points: Points, composer: Composer, folder: Path, rounds: int) -> dict[str, float]:
@@ -159,6 +165,7 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
 
     The methods take turns, and each is held against the other of its own round, since machines have moods.
     """
+    from kdlab.cli.workers import pool
     from kdlab.files import atomic_write
 
     path = folder / "times.json"
@@ -166,10 +173,10 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     chosen = {entry.row: points[entry, board.seeds[0]] for entry in reversed(list(board.entries()))}
     ratios: dict[str, list[float]] = {row: [] for row in board.rows}
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, pool(1, partial(_step, chosen, composer, Path(place))) as worker:
         for number in range(rounds):
             print(f"timing, round {number + 1} of {rounds}", flush=True)
-            spent = {row: _step(chosen[row], composer, Path(place) / f"{number}-{row}") for row in board.rows}
+            spent = {row: worker.call((number, row)) for row in board.rows}
             for row, seconds in spent.items():
                 ratios[row].append(seconds / spent[board.relative_to])
     found = {row: statistics.median(each) for row, each in ratios.items()}
@@ -178,12 +185,13 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
     return found
 
 
-def _step(point: Composition, composer: Composer, folder: Path) -> float:
-    """Seconds of one training step of a run without baseline and validation."""
+def _step(chosen: dict[str, Composition], composer: Composer, place: Path, asked: tuple[int, str]) -> float:
+    """Seconds of one training step of a row, in a run without baseline and validation."""
     from kdlab.cli.job import run
 
-    again = composer.compose([*point.overrides, "baseline=false", "data.val=0"])
-    result = run(again, composer, folder)
+    number, row = asked
+    again = composer.compose([*chosen[row].overrides, "baseline=false", "data.val=0"])
+    result = run(again, composer, place / f"{number}-{row}")
     return float(result["seconds"]["student"]) / float(result["steps"])
 
 

@@ -1,0 +1,73 @@
+"""How a process is asked to end, and how one has ended, in words. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from kdlab.errors import RunFailed
+
+TERMINATED = 143
+"""Exit status after SIGTERM: 128 + 15."""
+
+_HINTS = {"SIGKILL": " (out of memory?)", "SIGSEGV": " (a fault in compiled code)", "SIGBUS": " (a full disk?)"}
+
+
+class Terminated(SystemExit):
+    """The end that SIGTERM asks for; any other ``SystemExit`` is raised by code that gives up, and is a failure."""
+
+    def __init__(self) -> None:
+        super().__init__(TERMINATED)
+
+
+def terminate(number: int = signal.SIGTERM, frame: Any = None) -> NoReturn:
+    """Raise :class:`Terminated`; a handler of SIGTERM."""
+    raise Terminated
+
+
+@contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the process at once with status 143, for as long as this lasts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def exit_as_failure(end: SystemExit) -> RunFailed:
+    """The failure that a ``SystemExit`` of somebody's code is, whatever its status.
+
+    >>> str(exit_as_failure(SystemExit(0)))
+    'SystemExit(0): code that the run uses asked to end the process (sys.exit); that is a failure, whatever its status'
+    """
+    return RunFailed(
+        f"SystemExit({end.code!r}): code that the run uses asked to end the process (sys.exit); "
+        "that is a failure, whatever its status"
+    )
+
+
+def ending(status: int) -> str:
+    """How a process ended, in words.
+
+    Args:
+        status: as ``os.waitpid`` returns it.
+
+    >>> ending(9), ending(7 << 8)
+    ('was killed by SIGKILL (out of memory?)', 'ended by itself with status 7')
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended by itself with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-code}"
+    return f"was killed by {name}{_HINTS.get(name, '')}"
