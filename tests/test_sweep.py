@@ -5,84 +5,20 @@ The experiment is a stand-in that scores a config by arithmetic, so these tests 
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from standing_in import elsewhere, ran, the_sweep, workplace
 
 import kdlab.experiment
 from kdlab import spec
 from kdlab.cli.main import main
 from kdlab.cli.sweep import duration, job_folder, sweep_folder
 
-STAND_IN = '''
-"""Stands in for kdlab.experiment, in this process and in those of a launcher."""
-import json, os
-from pathlib import Path
+__all__ = ["elsewhere", "workplace"]  # fixtures
 
-def score(config):
-    temperature = config["loss"]["temperature"]
-    heat = temperature if isinstance(temperature, (int, float)) else temperature["start"]
-    return 0.9 - 0.01 * abs(heat - 4) - 0.1 * abs(config["loss"]["alpha"] - 0.5) + 0.001 * config["seed"]
-
-def preflight(config, deep=False):
-    return []
-
-def run(config, *, folder=None, overrides=(), stages=None, choices=None):
-    from kdlab import spec
-    from kdlab.errors import RunFailed
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open("log.jsonl", "a") as log:
-        line = {"folder": str(folder), "overrides": list(overrides), "stages": list(stages or {}),
-                "pid": os.getpid(), "threads": os.environ.get("KDLAB_THREADS")}
-        log.write(json.dumps(line) + "\\n")
-    if config["loss"]["temperature"] == 13 and not Path("mended").exists():
-        raise RunFailed("loss is not finite at step 3: kl")
-    if config["loss"]["temperature"] == 66:
-        raise KeyboardInterrupt
-    value = score(config)
-    measured = {"acc": value, "ce": 0.1, "kl": 0.1, "agreement": value}
-    model = {"parameters": 5, "bytes": 20, "flops": None, "latency_ms": None, "seconds": 1.0,
-             "val": measured, "test": {**measured, "acc": value - 0.01}}
-    result = {"format": 1, "status": "finished", "error": None, "name": config["name"], "method": "OfflineKD",
-              "config_hash": spec.config_hash(config), "seed": config["seed"], "overrides": list(overrides),
-              "settings": {**spec.flatten(config), **(choices or {})},
-              "models": {"student": model, "teacher": None, "baseline": None}, "objective": value,
-              "best_epoch": 1, "epochs": 1, "steps": 1, "seconds": {"total": 30.0},
-              "teacher_trained_on": None, "hardware": {}, "versions": {},
-              "commit": None,
-              "started": "2026-01-01T00:00:00", "finished": "2026-01-01T00:00:30"}
-    (folder / "result.json").write_text(json.dumps(result))
-    return result
-'''
-
-
-@pytest.fixture(autouse=True)
-def workplace(tmp_path, monkeypatch):
-    (tmp_path / "stand_in_for_runs.py").write_text(STAND_IN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.delitem(sys.modules, "stand_in_for_runs", raising=False)
-    import stand_in_for_runs
-
-    for name in ("run", "preflight"):
-        # into its namespace: asking for the old value first would import torch
-        monkeypatch.setitem(vars(kdlab.experiment), name, getattr(stand_in_for_runs, name))
-    return tmp_path
-
-
-def ran(workplace):
-    log = workplace / "log.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-
-
-def the_sweep(workplace, name="kd_resnet"):
-    (folder,) = (workplace / "outputs" / name).glob("sweep-*")
-    return folder
-
+pytestmark = pytest.mark.usefixtures("workplace")
 
 GRID = ["-m", "experiment=kd_resnet", "loss.temperature=1,2,4", "loss.alpha=0.1,0.5"]
 
@@ -148,19 +84,6 @@ def test_a_job_that_runs_elsewhere_is_no_failure(workplace, monkeypatch, capsys)
     assert main(["-m", "experiment=kd_resnet", "seed=0,1"]) == 1
     assert capsys.readouterr().out.count("\n  running in another process; left to it\n") == 2
     assert not list(the_sweep(workplace).glob("*/result.json"))
-
-
-def test_a_worker_ends_with_the_process_it_follows():
-    main_one = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    code = (
-        f"import time; from kdlab.cli.job import follow; follow({main_one.pid}); print(1, flush=True); time.sleep(60)"
-    )
-    root = str(Path(kdlab.__file__).parent.parent)
-    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE) as worker:
-        assert worker.stdout.readline().strip() == b"1" and worker.poll() is None
-        main_one.kill()
-        main_one.wait()
-        assert worker.wait(10) == 1
 
 
 def test_seeds_are_averaged(workplace, capsys):
@@ -231,26 +154,6 @@ def test_one_point_is_a_sweep_too(workplace):
 
 
 # ---- in parallel
-
-
-@pytest.fixture
-def elsewhere(workplace):
-    """Run the command line in a process whose children have the stand-in too."""
-    (workplace / "sitecustomize.py").write_text(
-        "import kdlab.experiment, stand_in_for_runs\n"
-        "kdlab.experiment.run = stand_in_for_runs.run\n"
-        "kdlab.experiment.preflight = stand_in_for_runs.preflight\n"
-    )
-    root = Path(kdlab.__file__).parent.parent
-
-    def run(*words):
-        env = {k: v for k, v in os.environ.items() if k not in ("KDLAB_THREADS", "OMP_NUM_THREADS")}
-        env["PYTHONPATH"] = os.pathsep.join([str(workplace), str(root)])
-        return subprocess.run(
-            [sys.executable, "-m", "kdlab", *words], cwd=workplace, env=env, capture_output=True, text=True
-        )
-
-    return run
 
 
 def test_joblib_runs_jobs_in_processes_of_their_own(workplace, elsewhere):

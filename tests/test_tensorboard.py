@@ -10,7 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -67,7 +67,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     logdir = tmp_path_factory.mktemp("outputs")
     for name, (temperature, alpha, status) in RUNS.items():
         writer = SummaryWriter(str(logdir / name))
-        helpers.add_layout(writer)
+        curves = {tag for line in fabricate.curves(temperature, alpha) for tag in line}
+        helpers.add_layout(writer, {*curves, "train/temperature"})
         for line in fabricate.curves(temperature, alpha):
             for tag, value in line.items():
                 writer.add_scalar(tag, value, line["step"])
@@ -90,7 +91,7 @@ def test_one_run_is_one_folder(server: Server) -> None:
 
 def test_kl_and_ce_share_a_chart(server: Server) -> None:
     categories = {one["title"]: one for one in server.ask("custom_scalars/layout")["category"]}
-    assert list(categories) == ["distillation", "language", "gradients"]
+    assert list(categories) == ["distillation"], "no section without a curve"
     category = categories["distillation"]
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
     # Three runs wrote the layout, and each chart is there once.
@@ -104,11 +105,39 @@ def test_kl_and_ce_share_a_chart(server: Server) -> None:
 def test_language_models_have_charts_of_their_own(tmp_path: Path) -> None:
     import re
 
-    layout = helpers.custom_scalars_layout()["language"]
-    tags = {tag for _, patterns in layout.values() for tag in patterns}
     logged = {name for line in fabricate.language_curves() for name in line}
+    layout = helpers.custom_scalars_layout(logged)["language"]
+    assert list(layout) == [
+        "perplexity, validation",
+        "own text: tokens",
+        "own text: shares that ended, and were cut off",
+    ]
+    tags = {tag for _, patterns in layout.values() for tag in patterns}
     shown = {name for name in logged for tag in tags if re.match(tag, name)}
     assert shown == {"val/ppl", "train/own_length", "train/own_ended"}
+
+
+def test_the_layout_waits_for_the_first_point_of_every_curve() -> None:
+    from kdlab.runs.tensorboard_layout import Layout
+
+    class Board:
+        experiment = property(lambda self: self)
+        layouts: ClassVar[list[Any]] = []
+
+        def add_custom_scalars(self, layout: Any) -> None:
+            self.layouts.append(layout)
+
+    layout = Layout(Board())  # type: ignore[arg-type]
+    layout.finalize("success")
+    assert not Board.layouts, "no curve, no layout"
+    layout.log_metrics({"train/loss": 1.0, "train/ce": 1.0}, 50)
+    layout.log_metrics({"val/acc": 0.5, "val/ce": 1.0}, 60)
+    assert not Board.layouts
+    layout.log_metrics({"train/loss": 1.0, "train/ce": 1.0, "grad/norm/ce": 1.0}, 60)
+    layout.log_metrics({"val/ppl": 1.0}, 120)
+    layout.finalize("success")
+    (written,) = Board.layouts
+    assert list(written) == ["distillation", "gradients"] and "temperature and alpha" not in written["distillation"]
 
 
 def test_final_metrics_of_language_models_say_what_they_are() -> None:

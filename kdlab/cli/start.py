@@ -20,6 +20,7 @@ from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
 from kdlab.cli.plan import QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
 from kdlab.cli.validate import validate
 from kdlab.errors import RunFailed, UserError
+from kdlab.termination import exit_on_sigterm
 
 if TYPE_CHECKING:
     from kdlab.cli.workers import InProcess
@@ -124,17 +125,18 @@ def _sweep(made: Plan) -> int:
         print(f"sweep of {made.jobs} job{'s' * (made.jobs > 1)} in {folder}{how}", flush=True)
 
     stopped: BaseException | None = None
-    try:
-        with pool(parallel) as workers:
-            _launch(made, folder, jobs, parallel, workers, begin)
-    except BaseException as error:  # of the launcher or the search, or a signal: jobs never raise
-        if not begun:
-            raise
-        stopped = error
-    if made.searched:
-        jobs = sweep.jobs_in(folder)
-        sweep.write_record(folder, own, [job.name for job in jobs])
-    return _end(made, folder, jobs, stopped)
+    with exit_on_sigterm():
+        try:
+            with pool(parallel) as workers:
+                _launch(made, folder, jobs, parallel, workers, begin)
+        except BaseException as error:  # of the launcher or the search, or a signal: jobs never raise
+            if not begun:
+                raise
+            stopped = error
+        if made.searched:
+            jobs = sweep.jobs_in(folder)
+            sweep.write_record(folder, own, [job.name for job in jobs])
+        return _end(made, folder, jobs, stopped)
 
 
 def _launch(

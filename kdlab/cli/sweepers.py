@@ -48,28 +48,40 @@ def check_settings(hydra: DictConfig) -> None:
     Raises:
         UserError: names the setting.
     """
+    for part in ("sweeper", "launcher"):
+        if not isinstance(hydra[part], DictConfig):
+            raise UserError(f"hydra.{part}: {hydra[part]!r}; accepted: an option, such as hydra/{part}={_USUAL[part]}")
     for key, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0), ("startup", 0)):
         value = hydra.sweeper.get(key, least)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        if not _is_whole(value) or value < least:
             raise UserError(f"hydra.sweeper.{key}: {value!r}; accepted: an integer of at least {least}")
     params = hydra.sweeper.get("params")
     if params is not None and not isinstance(params, DictConfig):
         raise UserError(f"hydra.sweeper.params: {params!r}; accepted: a mapping such as {{loss.alpha: '0.1,0.9'}}")
-    if "Joblib" in str(hydra.launcher.get("_target_")):
-        _check_parallel(hydra.launcher)
+    option = str(hydra.runtime.choices.get("hydra/launcher"))
+    if option in _READ:
+        _check_launcher(hydra.launcher, option)
 
 
-def _check_parallel(launcher: DictConfig) -> None:
-    """Of joblib's settings kdlab reads one: how many jobs run at a time."""
+_USUAL = {"sweeper": "grid", "launcher": "basic"}
+
+_READ = {"basic": (), "joblib": ("n_jobs",)}
+"""Launcher → the settings of it that kdlab reads, which runs the jobs itself."""
+
+
+def _check_launcher(launcher: DictConfig, option: str) -> None:
     jobs = launcher.get("n_jobs")
-    if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs == 0):
+    if jobs is not None and (not _is_whole(jobs) or jobs == 0):
         raise UserError(
             f"hydra.launcher.n_jobs: {jobs!r}; accepted: an integer of at least 1, or below 0: -1 for a job a core"
         )
-    default = ConfigStore.instance().load("hydra/launcher/joblib.yaml").node
+    default = ConfigStore.instance().load(f"hydra/launcher/{option}.yaml").node
     for key in map(str, launcher):
         value = launcher.get(key)
-        if key not in ("n_jobs", "_target_") and value != default.get(key):
-            raise UserError(
-                f"hydra.launcher.{key}: {value!r}, which kdlab does not read; accepted: hydra.launcher.n_jobs"
-            )
+        if key not in ("_target_", *_READ[option]) and value != default.get(key):
+            accepted = ", ".join(_READ[option]) or "none"
+            raise UserError(f"hydra.launcher.{key}: {value!r}, which kdlab does not read; accepted: {accepted}")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

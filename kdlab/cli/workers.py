@@ -318,6 +318,7 @@ def _serve(
     """Run jobs until there are no more, and end the process: nothing of the main process's stack runs here again."""
     status = 1
     try:
+        atexit._clear()  # the main process's
         for connection in foreign:
             connection.close()
         os.close(lifeline[1])

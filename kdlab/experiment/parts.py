@@ -27,7 +27,7 @@ from kdlab.models.adapters import merge, save_adapter
 from kdlab.models.companions import Companion
 from kdlab.models.cut import cut
 from kdlab.runs.curves import CurvesFile
-from kdlab.runs.tensorboard import add_layout
+from kdlab.runs.tensorboard_layout import Layout
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
@@ -335,8 +335,8 @@ def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:
     found: list = [CurvesFile(folder / "curves.jsonl", done)]
     if config is not None:
         built = spec.build(config, "logger", folder=folder, name=name)
+        if isinstance(built, TensorBoardLogger):
+            found.append(Layout(built))
         if built is not None:
             found.append(built)
-        if isinstance(built, TensorBoardLogger):
-            add_layout(built.experiment)
     return found

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
 
@@ -151,7 +152,13 @@ class Training:
     def trainer(
         self, folder: Path, epochs: int, precision: str, callbacks: list[pl.Callback], loggers: list
     ) -> pl.Trainer:
-        """Lightning's Trainer for one fit."""
+        """Lightning's Trainer for one fit: one process, whatever the environment says of a cluster.
+
+        Lightning would take a SLURM job for its own: save a checkpoint without what kdlab resumes from, put the job
+        into the queue again, and load that checkpoint where the job begins once more.
+        """
+        alone = LightningEnvironment()
+        alone.set_global_rank(0)  # the rank that logs; a cluster's variables may have said another
         return pl.Trainer(
             accelerator=self.accelerator,
             devices=1,
@@ -163,9 +170,10 @@ class Training:
             log_every_n_steps=self.log_every,
             callbacks=callbacks,
             logger=loggers or False,
-            plugins=[AtomicCheckpoints()],
+            plugins=[AtomicCheckpoints(), alone],
             profiler=NoProfiler(),
-            default_root_dir=folder,
+            # where Lightning looks for its own checkpoints of cluster jobs: none of kdlab's folders may hold one
+            default_root_dir=folder / "checkpoints",
             enable_progress_bar=False,
             enable_checkpointing=True,
             enable_model_summary=False,

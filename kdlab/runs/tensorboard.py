@@ -11,7 +11,8 @@ Without that record TensorBoard gathers the columns, and their types, from every
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,38 +45,52 @@ MAIN = (
 """The settings that the HParams tab always lists."""
 
 
-def custom_scalars_layout() -> dict[str, dict[str, list[Any]]]:
-    """Charts of the Custom Scalars tab, as ``SummaryWriter.add_custom_scalars`` takes them.
+CHARTS: dict[str, dict[str, list[str]]] = {
+    "distillation": {
+        "KL and CE, training": ["^train/kl$", "^train/ce$"],
+        "KL (T = 1) and CE, validation": ["^val/kl$", "^val/ce$"],
+        "accuracy and agreement, validation": ["^val/acc$", "^val/agreement$"],
+        "temperature and alpha": ["^train/temperature$", "^train/alpha$"],
+    },
+    "language": {
+        "perplexity, validation": ["^val/ppl$", "^val/ppl_word$"],
+        "exact match, validation": ["^val/em$", "^val/em/.*$"],
+        "own text: tokens": ["^train/own_length$"],
+        "own text: shares that ended, and were cut off": ["^train/own_ended$", "^train/own_truncated$"],
+    },
+    "gradients": {
+        "norm of each weighted term, and of all": ["^grad/norm/.*$"],
+        "cosine between terms": ["^grad/cosine/.*$"],
+    },
+}
+"""Section → chart → curves of the Custom Scalars tab. TensorBoard matches from the start only, hence the ``$``."""
 
-    It is the same for every run, whichever terms that run has: TensorBoard merges the layouts of all runs,
-    and equal charts become one. Tags are regular expressions matched from the start, hence the ``$``.
+
+def custom_scalars_layout(curves: Collection[str]) -> dict[str, dict[str, list[Any]]]:
+    """Charts of the Custom Scalars tab that show something, as ``SummaryWriter.add_custom_scalars`` takes them.
+
+    A chart is the same for every run that has it: TensorBoard merges the layouts of all runs, and equal charts become
+    one.
+
+    Args:
+        curves: the names of the run's curves.
     """
-    return {
-        "distillation": {
-            "KL and CE, training": ["Multiline", ["^train/kl$", "^train/ce$"]],
-            "KL (T = 1) and CE, validation": ["Multiline", ["^val/kl$", "^val/ce$"]],
-            "accuracy and agreement, validation": ["Multiline", ["^val/acc$", "^val/agreement$"]],
-            "temperature and alpha": ["Multiline", ["^train/temperature$", "^train/alpha$"]],
-        },
-        "language": {
-            "perplexity, validation": ["Multiline", ["^val/ppl$", "^val/ppl_word$"]],
-            "exact match, validation": ["Multiline", ["^val/em$", "^val/em/.*$"]],
-            "own text: tokens": ["Multiline", ["^train/own_length$"]],
-            "own text: shares that ended, and were cut off": [
-                "Multiline",
-                ["^train/own_ended$", "^train/own_truncated$"],
-            ],
-        },
-        "gradients": {
-            "norm of each weighted term, and of all": ["Multiline", ["^grad/norm/.*$"]],
-            "cosine between terms": ["Multiline", ["^grad/cosine/.*$"]],
-        },
-    }
+    layout = {}
+    for section, charts in CHARTS.items():
+        kept = {title: tags for title, tags in charts.items() if _match(tags, curves)}
+        if kept:
+            layout[section] = {title: ["Multiline", tags] for title, tags in kept.items()}
+    return layout
 
 
-def add_layout(writer: SummaryWriter) -> None:
-    """Write the layout into the run's event file; once for each writer, before or after training."""
-    writer.add_custom_scalars(custom_scalars_layout())
+def _match(tags: Iterable[str], curves: Iterable[str]) -> bool:
+    return any(re.match(tag, name) for tag in tags for name in curves)
+
+
+def add_layout(writer: SummaryWriter, curves: Collection[str]) -> None:
+    """Write the layout into the run's event file; TensorBoard reads the first that a folder's files hold."""
+    if layout := custom_scalars_layout(curves):
+        writer.add_custom_scalars(layout)
 
 
 def log_hparams(

@@ -1,0 +1,290 @@
+"""Jobs that take their process down: they have failed, the others finish, and nothing is left behind.
+
+The experiments are a stand-in; the processes are real.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from standing_in import elsewhere, ran, the_sweep, workplace
+
+import kdlab
+from kdlab.cli.main import main
+
+__all__ = ["elsewhere", "workplace"]  # fixtures
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="jobs run in the main process")
+
+ROOT = Path(kdlab.__file__).parent.parent
+
+HOW = {
+    77: "its process ended by itself with status 7",
+    78: "its process ended by itself with status 0",
+    79: "its process was killed by SIGSEGV (a fault in compiled code)",
+    80: "its process was killed by SIGKILL (out of memory?)",
+}
+"""Temperature at which the stand-in crashes → what is said of it."""
+
+PARALLEL = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+
+
+def results(workplace):
+    """Temperature → result of every job that has one."""
+    found = [json.loads(path.read_text()) for path in the_sweep(workplace).glob("*/result.json")]
+    return {result["settings"]["loss.temperature"]: result for result in found}
+
+
+def sweep(*temperatures):
+    return ["-m", "experiment=kd_resnet", "loss.temperature=" + ",".join(map(str, temperatures))]
+
+
+@pytest.mark.parametrize("launcher", [(), PARALLEL], ids=["serial", "joblib"])
+def test_a_crash_of_any_kind_is_one_failure(workplace, elsewhere, launcher):
+    done = elsewhere(*sweep(77, 1, 78, 2, 79, 3, 80), *launcher)
+    assert done.returncode == 1
+    assert done.stderr == "kdlab: error: 4 of 7 jobs did not finish; the same command runs them\n"
+    found = results(workplace)
+    assert {kind: found[kind]["error"] for kind in HOW} == HOW
+    assert all(found[t]["status"] == "finished" for t in (1, 2, 3))
+    table = done.stdout[done.stdout.index("failed:\n") :]
+    for said in HOW.values():
+        assert f"failed: {said}\n" in done.stdout and f": {said}\n" in table
+    pids = [call["pid"] for call in ran(workplace)]
+    assert len(set(pids)) <= 5 + len(launcher) // 2, "a worker runs more than one job"
+
+
+def test_what_failed_runs_last_the_next_time(workplace, elsewhere):
+    assert elsewhere(*sweep(77, 1)).returncode == 1
+    record = the_sweep(workplace)
+    (done,) = [path for path in record.glob("*/result.json") if "77" not in path.parent.name]
+    done.unlink()
+    before = len(ran(workplace))
+    assert elsewhere(*sweep(77, 1)).returncode == 1
+    assert [call["overrides"][-1] for call in ran(workplace)[before:]] == ["loss.temperature=1", "loss.temperature=77"]
+
+
+def test_a_job_killed_beside_others_runs_once_more_alone(workplace, elsewhere):
+    done = elsewhere(*sweep(81, 82), *PARALLEL)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "loss.temperature=81 stopped: its process was killed by SIGKILL (out of memory?); it runs again, alone" in (
+        done.stdout
+    )
+    assert [call["overrides"][-1] for call in ran(workplace)].count("loss.temperature=81") == 2
+
+
+def test_a_search_goes_on_after_a_crash(workplace, elsewhere):
+    optuna = pytest.importorskip("optuna")
+    words = ["-m", "experiment=kd_resnet", "hydra/sweeper=optuna", "loss.temperature=77,4", "seed=int(interval(0,50))"]
+    done = elsewhere(*words, "hydra.sweeper.n_trials=6", "hydra.sweeper.seed=1")
+    assert done.returncode == 1 and "more trials: hydra.sweeper.n_trials=" in done.stderr, done.stderr
+    backend = optuna.storages.journal.JournalFileBackend(str(the_sweep(workplace) / "study.log"))
+    study = optuna.load_study(study_name="kdlab", storage=optuna.storages.JournalStorage(backend))
+    assert {trial.params["loss.temperature"]: trial.state.name for trial in study.trials} == {77: "FAIL", 4: "COMPLETE"}
+    assert len(study.trials) == 6 == len(list(the_sweep(workplace).glob("*/result.json")))
+
+
+def test_a_result_written_before_the_crash_counts(workplace, elsewhere):
+    """A process that dies after its job is done, as in the teardown of a library, has not lost it."""
+    with (workplace / "stand_in_for_runs.py").open("a") as file:
+        file.write(
+            "whole = run\n"
+            "def run(config, **more):\n"
+            "    whole(config, **more)\n"
+            "    if config['loss']['temperature'] == 5: os._exit(3)\n"
+        )
+    done = elsewhere(*sweep(5, 1))
+    assert done.returncode == 0 and done.stderr == "", done.stdout
+    assert results(workplace)[5]["status"] == "finished"
+
+
+def test_a_board_goes_on_after_a_crash(workplace, elsewhere):
+    (workplace / "conf" / "leaderboard").mkdir(parents=True)
+    (workplace / "conf" / "leaderboard" / "mine.yaml").write_text(
+        "# a board\nreference: hinton\nrelative_to: hinton\nseeds: [0, 1]\nshared: [experiment=kd_resnet]\n"
+        "each: ['seed={seed}']\nrows:\n  crashing: [loss.temperature=77]\n  hinton: []\n"
+    )
+    for jobs in ("1", "2"):
+        done = elsewhere("leaderboard", "mine", "--jobs", jobs, f"output=out{jobs}")
+        assert done.returncode == 1, done.stderr
+        found = [json.loads(p.read_text()) for p in (workplace / f"out{jobs}" / "leaderboard" / "mine").glob("*/*/r*")]
+        assert sorted(one["status"] for one in found) == ["failed", "failed", "finished", "finished"]
+        assert all(f"crashing seed={seed} failed: {HOW[77]}\n" in done.stdout for seed in (0, 1))
+        assert "2 of 4 runs are missing" in done.stderr
+
+
+def test_a_crash_while_the_sweep_is_checked_is_said_before_anything_is_written(workplace, elsewhere):
+    with (workplace / "stand_in_for_runs.py").open("a") as file:
+        file.write("def preflight(config, deep=False): os._exit(9)\n")
+    done = elsewhere(*sweep(1, 2))
+    assert done.returncode == 1 and done.stderr == "kdlab: error: its process ended by itself with status 9\n"
+    assert not (workplace / "outputs").exists()
+
+
+# ---- code that raises what ends processes
+
+
+@pytest.mark.parametrize("forked", [True, False])
+def test_sys_exit_is_a_failure_of_its_job(workplace, elsewhere, capsys, forked):
+    if forked:
+        status, said = (done := elsewhere(*sweep(55, 1, 56))).returncode, done.stdout
+    else:
+        status, said = main(sweep(55, 1, 56)), capsys.readouterr().out
+    assert status == 1
+    found = results(workplace)
+    assert found[1]["status"] == "finished"
+    assert found[55]["error"].startswith("SystemExit(0): code that the run uses asked to end the process")
+    assert found[56]["error"] == "Odd: neither here nor there"
+    assert "loss.temperature=55 (" not in said and "loss.temperature=55 failed: RunFailed: SystemExit(0)" in said
+
+
+@pytest.mark.parametrize("code", ["0", "143", "None", "'out of luck'"])
+def test_sys_exit_is_a_failure_of_a_single_run(workplace, elsewhere, code):
+    with (workplace / "stand_in_for_runs.py").open("a") as file:
+        file.write(f"def run(config, **more): raise SystemExit({code})\n")
+    done = elsewhere("experiment=kd_resnet")
+    assert done.returncode == 1 and done.stderr.startswith(f"kdlab: error: SystemExit({code}): code that the run uses")
+
+
+def test_sys_exit_while_a_sweep_is_checked_is_a_failure(workplace, elsewhere):
+    with (workplace / "stand_in_for_runs.py").open("a") as file:
+        file.write("def preflight(config, deep=False): raise SystemExit(0)\n")
+    for words in (sweep(1, 2), ["experiment=kd_resnet"], ["check", "experiment=kd_resnet"]):
+        done = elsewhere(*words)
+        assert done.returncode == 1 and done.stderr.startswith("kdlab: error: SystemExit(0): "), (words, done.stderr)
+        assert not (workplace / "outputs").exists()
+
+
+# ---- signals
+
+
+def children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def gone(pid):
+    """Whether a process runs no more; it may be there as a zombie that nobody has asked for yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
+def begun(workplace, elsewhere, *words):
+    """A sweep that is at its second job, which takes its time, and its workers."""
+    process = elsewhere(*words, begin=True)
+    deadline = time.monotonic() + 60
+    while not (workplace / "waiting").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    return process, children(process.pid)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("launcher", [(), PARALLEL], ids=["serial", "joblib"])
+@pytest.mark.parametrize(
+    ("number", "status", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_workers_too_and_says_how_to_go_on(workplace, elsewhere, launcher, number, status, how):
+    process, workers = begun(workplace, elsewhere, *sweep(1, 44, "44.0", 2), *launcher)
+    assert len(workers) == 1 + len(launcher) // 2
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert err == f"kdlab: {how}; the same command with resume=auto goes on (a sweep: without)\n"
+    assert all(map(gone, workers))
+    assert "unfinished (running, or killed):\n" in out
+    assert out.index(" never began:\n") < out.rindex("loss.temperature=2-")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+def test_workers_end_with_a_main_process_that_nobody_asks_for(workplace, elsewhere):
+    process, workers = begun(workplace, elsewhere, *sweep(44, "44.0"), *PARALLEL)
+    process.kill()  # it stays as a zombie until communicate() asks
+    deadline = time.monotonic() + 10
+    while not all(map(gone, workers)):
+        assert time.monotonic() < deadline, "orphans"
+        time.sleep(0.01)
+    assert not gone(os.getpid()) and process.poll() is not None
+    process.communicate()
+
+
+# ---- the pool alone, in a process without threads
+
+
+def pool(code, **env):
+    """Run code with a pool in a process of its own; returns what it printed, line by line."""
+    head = "import os, signal, sys, time\nfrom kdlab.cli.workers import *\nfrom kdlab.cli.workers import Pool\n"
+    done = subprocess.run(
+        [sys.executable, "-c", head + code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_pool_that_loses_every_worker_holds_no_more_than_before():
+    said = pool(
+        "fds = lambda: len(os.listdir('/proc/self/fd')) if os.path.exists('/proc/self/fd') else 0\n"
+        "before = fds()\n"
+        "with Pool(3, lambda n: os._exit(n % 250)) as it:\n"
+        "    codes = sorted(outcome.error.status >> 8 for _, outcome in it.run(range(60)))\n"
+        "    print(codes == list(range(60)), len(it._workers), fds() - before)\n"
+        "print(fds() - before, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)\n"
+    )
+    assert said == ["True 0 2", "0 True"]
+
+
+def test_a_worker_that_is_lost_between_jobs_is_nobodys_failure():
+    said = pool(
+        "with Pool(1, lambda n: os.getpid()) as it:\n"
+        "    first = it.call(0); os.kill(first, signal.SIGKILL); it._workers[0].wait(5)\n"
+        "    print(it.call(1) != first)\n"
+    )
+    assert said == ["True"]
+
+
+def test_errors_come_back_as_they_are_or_as_text():
+    said = pool(
+        "from kdlab.errors import UserError\n"
+        "class Odd(Exception):\n"
+        "    def __init__(self, a, b): super().__init__(f'{a} {b}')\n"
+        "def work(n):\n"
+        "    raise [UserError('seed: x'), Odd(1, 2), KeyError('k')][n]\n"
+        "with Pool(1, work) as it:\n"
+        "    for n in range(3):\n"
+        "        try: it.call(n)\n"
+        "        except Exception as error: print(type(error).__name__, error)\n"
+    )
+    assert said == ["UserError seed: x", "RunFailed Odd: 1 2", "KeyError 'k'"]
+
+
+def test_what_a_worker_registers_for_its_end_is_run_and_what_it_prints_comes_whole():
+    said = pool(
+        "import atexit\n"
+        "atexit.register(lambda: print('main ends', flush=True))\n"
+        "sys.stdout.write('said before, ')\n"
+        "def work(n): atexit.register(print, 'worker ends'); print('works')\n"
+        "with Pool(1, work) as it: it.call(0)\n"
+    )
+    assert said == ["said before, works", "worker ends", "main ends"]
+
+
+def test_without_leave_to_fork_jobs_run_here(workplace):
+    from kdlab.cli import workers
+
+    with workers.pool(4, lambda n: os.getpid()) as it:
+        assert it.call(0) == os.getpid() and it.count == 1
+        assert [outcome.value for _, outcome in it.run([1, 2])] == [os.getpid()] * 2
+
+
+def test_the_command_line_can_be_told_to_run_jobs_in_its_own_process(workplace, elsewhere, monkeypatch):
+    assert elsewhere(*sweep(1, 2)).returncode == 0
+    monkeypatch.setenv("KDLAB_IN_PROCESS", "1")
+    code = "import os, sys; from kdlab.cli.workers import *; allow_forks(); print(may_fork())"
+    assert pool(code) == ["False"] and pool(code, KDLAB_IN_PROCESS="0") == ["True"]
+    assert len({call["pid"] for call in ran(workplace)}) == 1
