@@ -5,10 +5,10 @@ RUN    := $(VENV)/bin/python
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint smoke bench tensorboard clean
+.PHONY: help setup run test test-all lint smoke bench tensorboard clean
 
 help:  ## say what there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: $(VENV)/.done  ## make .venv and install everything into it, pinned by constraints.txt
 
@@ -23,9 +23,13 @@ $(VENV)/.done: pyproject.toml constraints.txt
 run: setup  ## the main job: ResNet-20 teaches a network 50 times smaller (make run ARGS="loss.temperature=2")
 	$(RUN) -m kdlab experiment=kd_resnet $(ARGS)
 
-test: setup  ## lint, types and every test
+test: setup  ## lint, types and every test but the slow ones
 	$(MAKE) lint
 	$(RUN) -m pytest -n auto $(ARGS)
+
+test-all: setup  ## lint, types and every test
+	$(MAKE) lint
+	$(RUN) -m pytest -n auto -m "" $(ARGS)
 
 lint: setup  ## style and types
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tiny import MLP, QUIET, checkpoint, curve, mistake, newest, place, result, same, train, weights
 
 import kdlab.models.checkpoint as weights_file
@@ -369,3 +370,31 @@ def test_a_loss_that_breaks_later_leaves_a_finite_best(place, capsys, monkeypatc
     best = weights(run / "checkpoints", "best.pt")
     assert all(bool(tensor.isfinite().all()) for tensor in best.values())
     assert checkpoint(run)["global_step"] == 19 and not (run / "result.json").exists()
+
+
+def test_a_cluster_gets_no_hand_in_checkpoints(place, monkeypatch):
+    """In a SLURM job Lightning would save one of its own on SIGUSR1, and load it where training begins anew."""
+    slurm = {
+        "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
+    }  # fmt: skip
+    words = (*MLP, "epochs=1", "baseline=false")
+    plain = train(place, "no_cluster", *words)
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # what Lightning makes of SLURM_PROCID when it is imported
+    handlers, started = [], checkpoints.Saver.on_train_start
+
+    def hook(self, trainer, module):
+        handlers.append(signal.getsignal(signal.SIGUSR1))
+        (self.folder.parent / "hpc_ckpt_1.ckpt").write_bytes(b"no checkpoint at all")
+        started(self, trainer, module)
+        if len(handlers) == 1:
+            raise RuntimeError("the machine is gone")
+
+    monkeypatch.setattr(checkpoints.Saver, "on_train_start", hook)
+    run = train(place, "cluster", *words, status=1)
+    assert not (run / "checkpoints" / "last.ckpt").exists() and (run / "hpc_ckpt_1.ckpt").exists()
+    assert train(place, "cluster", *words, f"resume={run}") == run
+    assert handlers == [signal.SIG_DFL] * 2
+    assert same(weights(run), weights(plain)) and curve(run, "train/loss") == curve(plain, "train/loss") != []

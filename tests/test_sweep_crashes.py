@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from standing_in import elsewhere, ran, the_sweep, workplace
+from tiny import mistake
 
 import kdlab
 from kdlab.cli.main import main
@@ -124,6 +126,54 @@ def test_a_crash_while_the_sweep_is_checked_is_said_before_anything_is_written(w
     done = elsewhere(*sweep(1, 2))
     assert done.returncode == 1 and done.stderr == "kdlab: error: its process ended by itself with status 9\n"
     assert not (workplace / "outputs").exists()
+
+
+TERM = """
+import os
+from kdlab.losses import Term
+
+class Crashing(Term):
+    needs_teacher = False
+
+    def __init__(self, how: str = "no", weight: float = 0.0):
+        super().__init__(weight)
+        self.how = how
+
+    def forward(self, student, teacher, batch):
+        if self.how == "exit" and student.logits.requires_grad:
+            os._exit(7)
+        return student.logits.float().mean(-1)
+"""
+
+
+@pytest.mark.slow
+def test_a_users_term_that_crashes_real_training(tmp_path):
+    (tmp_path / "conf" / "loss").mkdir(parents=True)
+    (tmp_path / "conf" / "loss" / "crashing.yaml").write_text(
+        "# @package loss\nterms:\n  crash: {_target_: crashing_term.Crashing, how: no}\n"
+    )
+    (tmp_path / "crashing_term.py").write_text(TERM)
+    words = [
+        "-m",
+        "experiment=kd_mlp",
+        "epochs=1",
+        "teacher.epochs=1",
+        "baseline=false",
+        "logger=none",
+        "loss=crashing",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "KDLAB_THREADS": "1"}
+    environment.pop("KDLAB_IN_PROCESS", None)
+    for launcher in ((), PARALLEL):
+        name = f"name=a{len(launcher)}"
+        done = subprocess.run(
+            [sys.executable, "-m", "kdlab", *words, "loss.terms.crash.how=no,exit,nor", name, *launcher],
+            cwd=tmp_path, env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 1, done.stderr
+        assert done.stderr == "kdlab: error: 1 of 3 jobs did not finish; the same command runs them\n"
+        found = [json.loads(path.read_text()) for path in tmp_path.glob(f"outputs/{name[5:]}/*/*/result.json")]
+        assert sorted(one["error"] or "" for one in found) == ["", "", HOW[77]]
 
 
 # ---- code that raises what ends processes
@@ -288,3 +338,145 @@ def test_the_command_line_can_be_told_to_run_jobs_in_its_own_process(workplace, 
     code = "import os, sys; from kdlab.cli.workers import *; allow_forks(); print(may_fork())"
     assert pool(code) == ["False"] and pool(code, KDLAB_IN_PROCESS="0") == ["True"]
     assert len({call["pid"] for call in ran(workplace)}) == 1
+
+
+# ---- launchers of others
+
+SUBMITIT = '''
+"""Stands in for submitit: a job's results are what its process sent, or an exception where it died."""
+import os, pickle
+
+class Job:
+    def __init__(self, folder, work):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.paths = type("Paths", (), {"stderr": folder / "log.err"})
+        self.file = folder / "result.pkl"
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self.file.write_bytes(pickle.dumps(work()))
+            finally:
+                os._exit(0)
+
+    def results(self):
+        os.waitpid(self.pid, 0)
+        if not self.file.exists():
+            raise RuntimeError("Job 7 has not produced any output (state: FAILED)\\nand more")
+        return [pickle.loads(self.file.read_bytes())]
+'''
+
+LAUNCHER = """
+from functools import partial
+from pathlib import Path
+from hydra.core.utils import run_job
+from hydra.plugins.launcher import Launcher
+
+class StandInLauncher(Launcher):
+    def setup(self, *, hydra_context, task_function, config):
+        self.context, self.task, self.config = hydra_context, task_function, config
+
+    def run(self, number, overrides):
+        from kdlab.cli.launcher import job_config
+        from types import SimpleNamespace
+        config = job_config(SimpleNamespace(hydra_context=self.context, config=self.config), number, overrides)
+        ended = run_job(self.task, config, "hydra.sweep.dir", "hydra.sweep.subdir", self.context)
+        ended.cfg = ended.hydra_cfg = None
+        return ended
+
+    def launch(self, job_overrides, initial_job_idx):
+        from submitit.core.core import Job
+        folder = Path(self.config.hydra.sweep.dir) / ".submitit"
+        given = enumerate(job_overrides, initial_job_idx)
+        jobs = [Job(folder / str(n), partial(self.run, n, list(one))) for n, one in given]
+        return [job.results()[0] for job in jobs]
+"""
+
+
+@pytest.fixture
+def cluster(workplace):
+    """The overrides that choose a launcher which works as submitit's do."""
+    package = workplace / "submitit" / "core"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "core.py").write_text(SUBMITIT)
+    plugin = workplace / "hydra_plugins" / "stand_in"
+    plugin.mkdir(parents=True)
+    (plugin / "__init__.py").write_text(LAUNCHER)
+    (workplace / "conf" / "hydra" / "launcher").mkdir(parents=True)
+    (workplace / "conf" / "hydra" / "launcher" / "cluster.yaml").write_text(
+        "_target_: hydra_plugins.stand_in.StandInLauncher\n"
+    )
+    return ["hydra/launcher=cluster"]
+
+
+def test_jobs_of_a_cluster_fail_one_by_one(workplace, elsewhere, cluster):
+    done = elsewhere(*sweep(77, 1, 2), *cluster)
+    assert done.returncode == 1 and "1 of 3 jobs did not finish" in done.stderr, done.stderr
+    found = results(workplace)
+    assert found[1]["status"] == found[2]["status"] == "finished"
+    said = "its process has died; Job 7 has not produced any output (state: FAILED) ("
+    assert found[77]["error"].startswith(said) and f"[1/3] loss.temperature=77 failed: RunFailed: {said}" in done.stdout
+
+
+def test_what_a_cluster_keeps_beside_the_jobs_of_a_search_is_no_job(workplace, elsewhere, cluster):
+    pytest.importorskip("optuna")
+    words = ["-m", "experiment=kd_resnet", "hydra/sweeper=optuna", "loss.alpha=interval(0,1)"]
+    done = elsewhere(*words, "hydra.sweeper.n_trials=2", *cluster)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    record = yaml.safe_load((the_sweep(workplace) / "sweep.yaml").read_text())
+    assert len(record["jobs"]) == 2 and (the_sweep(workplace) / ".submitit").is_dir()
+
+
+# ---- what is refused before anything is written
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["hydra.sweeper.params=3"], "hydra.sweeper.params: 3; accepted: a mapping such as "),
+        (["hydra.sweeper.params=[a]"], "hydra.sweeper.params: ['a']; accepted: a mapping such as "),
+        (["hydra.sweeper=3"], "hydra.sweeper: 3; accepted: an option, such as hydra/sweeper=grid"),
+        (["hydra.launcher=null"], "hydra.launcher: None; accepted: an option, such as hydra/launcher=basic"),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=0"], "hydra.launcher.n_jobs: 0; accepted: an integer of at "),
+        (
+            ["hydra/launcher=joblib", "hydra.launcher.timeout=3"],
+            "hydra.launcher.timeout: 3.0, which kdlab does not",
+        ),
+        (["+hydra.launcher.n_job=3"], "hydra.launcher.n_job: 3, which kdlab does not read; accepted: none"),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs: 0; accepted: an integer of at lea"),
+        (["hydra/sweeper=optuna", "hydra.sweeper.n_trials=x"], "hydra.sweeper.n_trials: 'x'; accepted: an integer of"),
+        (["hydra/sweeper=optuna", "hydra.sweeper.startup=-1"], "hydra.sweeper.startup: -1; accepted: an integer of at"),
+    ],
+)
+def test_settings_that_a_sweep_would_stumble_over(workplace, capsys, words, said):
+    for package in {"optuna", "hydra_plugins.hydra_joblib_launcher"}:
+        pytest.importorskip(package)
+    output = workplace / "out"
+    assert mistake(capsys, ["-m", "experiment=kd_resnet", "seed=0,1", *words], output).startswith(said)
+
+
+@pytest.mark.parametrize("word", ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.sweeper.params.seed='0,1'"])
+def test_settings_of_sweeps_are_refused_where_one_run_is_meant(workplace, capsys, word):
+    said = mistake(capsys, ["experiment=kd_resnet", word], workplace / "out")
+    assert said == f"{word.partition('=')[0]}: a setting of sweeps, and this is one run; accepted: with -m before it"
+
+
+@pytest.mark.parametrize("words", [["-m", "experiment=kd_resnet", "seed=0,1"], ["leaderboard", "digits"]])
+def test_a_place_that_cannot_be_written_to_is_said_at_once(workplace, capsys, words):
+    (workplace / "taken").touch()
+    assert mistake(capsys, [*words, "output=taken/out"]).endswith(
+        "taken is no folder; accepted: a folder that can be written to"
+    )
+    assert not ran(workplace)
+
+
+def test_a_place_that_fails_all_the_same_is_said_too(workplace, monkeypatch, capsys):
+    def mkdir(self, *args, **more):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert mistake(capsys, ["-m", "experiment=kd_resnet", "seed=0,1"]).endswith(
+        ": Read-only file system; accepted: a folder that can be written to"
+    )
+    assert not ran(workplace)

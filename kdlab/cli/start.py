@@ -113,6 +113,7 @@ def _sweep(made: Plan) -> int:
 
     own = as_typed(made.texts)
     folder = sweep.sweep_folder(made.points[0].config, own, made.searched)
+    sweep.check_writable(folder)
     jobs = [] if made.searched else [_folder(folder, made, point) for point in made.points]
     parallel = _share_cores(made.hydra, made.jobs)
     begun = False

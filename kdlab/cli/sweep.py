@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from kdlab.runs.folder import write_text
 
 LONGEST = 90
 """Characters of a job folder's name before its hash."""
+
+WRITABLE = "accepted: a folder that can be written to"
 
 
 def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool = False) -> Path:
@@ -40,6 +43,19 @@ def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: 
     return sweep / f"{words}-{spec.config_hash(config)[:6]}"
 
 
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made, before the time is spent that leads up to its first file; writes nothing.
+
+    Raises:
+        UserError: names the folder or file that is in the way.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"output: {folder}: {there} is no folder; {WRITABLE}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"output: {folder}: {there} cannot be written to; {WRITABLE}")
+
+
 def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None:
     """Write ``sweep.yaml``: what was asked, and the folders that answer it.
 
@@ -51,7 +67,7 @@ def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None
         sweep.mkdir(parents=True, exist_ok=True)
         write_text(sweep / "sweep.yaml", text)
     except OSError as error:
-        raise UserError(f"output: {sweep}: {error.strerror}; accepted: a folder that can be written to") from None
+        raise UserError(f"output: {sweep}: {error.strerror}; {WRITABLE}") from None
 
 
 def jobs_in(sweep: Path) -> list[Path]:

@@ -81,6 +81,7 @@ def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Compos
     from kdlab import spec
     from kdlab.cli.compose import composer
     from kdlab.cli.plan import QUIET, refuse_sweeps
+    from kdlab.cli.sweep import check_writable
     from kdlab.cli.validate import validate
 
     quiet = [f"{key}={value}" for key, value in QUIET.items()]
@@ -95,6 +96,8 @@ def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Compos
                     validate(points[entry, seed], made)
                 except UserError as error:
                     raise UserError(f"{board.name}, {entry.row}: {error}") from None
+                if len(points) == 1:  # composing the others takes a while
+                    check_writable(Path(str(points[entry, seed].config["output"])))
         yield points, made
 
 
@@ -117,7 +120,7 @@ def _place(folder: Path, entry: Entry, seed: int, point: Composition) -> Path:
 def _run_all(board: Board, points: Points, composer: Composer, folder: Path, jobs: int) -> None:
     """Run what has not run, ``jobs`` runs at a time, and leave to other processes what they are at."""
     from kdlab.cli.job import note_end, settle
-    from kdlab.cli.sweep import read_any
+    from kdlab.cli.sweep import WRITABLE, read_any
     from kdlab.cli.workers import pool
 
     # seed by seed, so that a board that is cut short has all methods over fewer seeds
@@ -141,7 +144,7 @@ def _run_all(board: Board, points: Points, composer: Composer, folder: Path, job
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output: {folder}: {error.strerror}; accepted: a folder that can be written to") from None
+            raise UserError(f"output: {folder}: {error.strerror}; {WRITABLE}") from None
         print(f"{len(points)} runs ({len(board.rows)} methods) in {folder}", flush=True)
         for number, outcome in workers.run(range(len(runs))):
             if outcome.error is not None:
