@@ -10,6 +10,7 @@ from kdlab.cli import options
 from kdlab.cli.main import main
 from kdlab.cli.verbs import doctor, names
 from kdlab.errors import RunFailed, UserError
+from kdlab.termination import Terminated
 
 
 @pytest.fixture(autouse=True)
@@ -337,6 +338,9 @@ def test_run_gets_a_plain_config_its_overrides_stages_and_choices(workplace, cal
         (RunFailed("loss is not finite at step 3: kl; resume=auto"), 1, "kdlab: error: loss is not finite"),
         (ZeroDivisionError("division by zero"), 1, "kdlab: error: ZeroDivisionError: division by zero"),
         (KeyboardInterrupt(), 130, "kdlab: interrupted"),
+        (Terminated(), 143, "kdlab: terminated; the same command with resume=auto goes on"),
+        (SystemExit(0), 1, "kdlab: error: SystemExit(0): code that the run uses asked to end the process"),
+        (SystemExit(143), 1, "kdlab: error: SystemExit(143): code that the run uses asked"),
     ],
 )
 def test_exit_statuses(monkeypatch, calls, capsys, error, status, line):
@@ -347,16 +351,6 @@ def test_exit_statuses(monkeypatch, calls, capsys, error, status, line):
     assert main(["experiment=kd_resnet"]) == status
     said = capsys.readouterr().err
     assert said.startswith(line) and said.count("\n") == 1
-
-
-def test_sigterm_passes(monkeypatch, calls):
-    def run(config, **more):
-        raise SystemExit(143)
-
-    monkeypatch.setitem(vars(kdlab.experiment), "run", run)
-    with pytest.raises(SystemExit) as stop:
-        main(["experiment=kd_resnet"])
-    assert stop.value.code == 143
 
 
 # ---- verbs

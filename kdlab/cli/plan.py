@@ -81,8 +81,8 @@ def make_plan(flags: Flags, composer: Composer) -> Plan:
     quiet = [f"{key}={value}" for key, value in QUIET.items() if key not in given]
     if not flags.multirun:
         refuse_sweeps(parsed)
-        _refuse_unused(override.get_key_element() for override in parsed)
         found = Plan(composer, texts, [composer.compose([*quiet, *texts])])
+        _refuse_unused(override.get_key_element() for override in parsed)
     else:
         found = _plan_sweep(composer, parsed, texts, quiet)
     for point in found.points:
