@@ -40,6 +40,8 @@ examples:
   python -m kdlab compare RUN_A RUN_B --columns val,test,latency --no-pictures
 """
 
+UNFINISHED = "unfinished (running, or killed)"
+
 LISTED = 10
 """Jobs that never began, of those that are named at the end of a sweep."""
 
@@ -79,7 +81,8 @@ def sweep_table(folder: str | Path, jobs: Sequence[Path] = ()) -> str:
     try:
         found = scan([folder])
     except UserError as error:
-        return "\n".join([str(error), *_others("never began", [(job, "") for job in never], LISTED)])
+        lines = _others(UNFINISHED, [(job, "") for job in jobs if job.exists()])
+        return "\n".join([*(lines or [str(error)]), *_others("never began", [(job, "") for job in never], LISTED)])
     comparison = Comparison.of(found)
     columns, width = columns_of(comparison), table.terminal_width()
     text = report(comparison, columns, comparison.groups, width=width, bold=table.emphasis(), fit=width is not None)
@@ -119,7 +122,7 @@ def report(
             names = ", ".join(comparison.measures[key].title for key in left_out)
             lines.append(f"The terminal is too narrow for: {names} (in the CSV and the page, and --columns).")
     lines += _others("failed", [(run.folder, run.error) for run in comparison.failed])
-    lines += _others("unfinished (running, or killed)", [(folder, "") for folder in comparison.unfinished])
+    lines += _others(UNFINISHED, [(folder, "") for folder in comparison.unfinished])
     return "\n".join(lines)
 
 
