@@ -60,6 +60,10 @@ IRRELEVANT = (
 """Keys that do not change a result, and so are left out of its hash."""
 
 
+ADDED = ("teacher.weights", "pretrained.weights")
+"""Keys that earlier versions did not have: left out of the hash where they are null, so that their runs go on."""
+
+
 @dataclass(frozen=True)
 class Trust:
     """What may be built now."""
@@ -316,6 +320,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
         key: _canonical(value)
         for key, value in flatten(config).items()
         if not any(key == dropped or key.startswith(f"{dropped}.") for dropped in IRRELEVANT)
+        and not (value is None and key in ADDED)
     }
     text = json.dumps(kept, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -33,6 +33,7 @@ from kdlab.cli import options as config_options
 from kdlab.cli import sweepers
 from kdlab.cli.options import NETWORKS, Options
 from kdlab.errors import UserError, unknown
+from kdlab.override_text import as_one_text, for_shell
 
 CONFIG = "config"
 VERSION_BASE = "1.3"
@@ -40,6 +41,7 @@ VERSION_BASE = "1.3"
 TAUGHT: dict[str, Any] = {
     "checkpoint": None,
     "mapping": None,
+    "weights": None,
     "data": {},
     "epochs": 30,
     "seed": 0,
@@ -221,8 +223,8 @@ class Composer:
             except OverrideParseException as error:
                 reason = str(error).splitlines()[0].removeprefix("Error parsing override ")
                 raise UserError(
-                    f"{text!r}: cannot be read ({reason}); accepted: key=value, group=option, +key=value, "
-                    "~key (quote brackets and spaces: 'loss=[a,b]', also inside of stages)"
+                    f"{text!r}: cannot be read ({reason}); {_as_text(parser, text)}accepted: key=value, group=option, "
+                    "+key=value, ~key (quote brackets and spaces: 'loss=[a,b]', also inside of stages)"
                 ) from None
         for override in parsed:
             if not override.key_or_group:
@@ -355,6 +357,20 @@ def composition(tree: DictConfig, texts: Sequence[str], hydra: DictConfig | None
             del tree["hydra"]
     config: Any = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     return Composition(config, list(texts), tree, hydra)
+
+
+def _as_text(parser: OverridesParser, text: str) -> str:
+    """What to type where the value is a text with characters of Hydra's, such as a file's name; empty otherwise."""
+    key, _, value = text.partition("=")
+    unfinished = value[:1] in ("[", "{") and any(value.count(a) != value.count(b) for a, b in ("[]", "{}"))
+    if not re.fullmatch(r"\+*[\w.@/-]+", key) or not value or value[0] in "'\"" or unfinished:
+        return ""
+    try:
+        parser.parse_overrides([as_one_text(text)])
+    except OverrideParseException:
+        return ""
+    special = "= in a value" if "=" in value else "a value with special characters"
+    return f"{special} must be quoted: {for_shell(as_one_text(text))}; "
 
 
 def _choices(override: Override) -> list[Any]:

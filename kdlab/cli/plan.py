@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from kdlab.cli.grid_sweeper import grid
 from kdlab.cli.sweepers import check_settings
 from kdlab.cli.validate import validate
 from kdlab.errors import UserError
+from kdlab.override_text import argument
 
 QUIET = {
     "hydra.run.dir": ".",
@@ -98,9 +100,13 @@ def refuse_sweeps(parsed: Iterable[Override]) -> None:
     """
     for override in parsed:
         if override.is_sweep_override():
+            key, value = override.get_key_element(), override.get_value_string()
+            # a comma may belong to the name of a file
+            file = re.search(r"\.[A-Za-z]\w*$", value) and not re.search(r"[\'\"(\[{]", value)
+            named = f", or {argument(key, value)} for one name with a comma" if file else ""
             raise UserError(
-                f"{override.get_key_element()}: {override.get_value_string()!r} is several values; "
-                "accepted: one value, a list [a,b], or -m before it to sweep over them"
+                f"{key}: {value!r} is several values; accepted: one value, a list [a,b], or -m before it to sweep over "
+                f"them{named}"
             )
 
 

@@ -73,7 +73,7 @@ class ImageData(LightningDataModule):
 
     Attributes:
         tasks (name → its labels, where there are several; class_names are then the first's),
-        label (which of several labels the classes are, else None),
+        label (which of several labels the classes are, else None), chosen (whether ``classes`` named some),
         name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
         counts ({train, labelled, val, test}),
         views (number of views of an example, 1 if it is always shown the same way, None if there is no end to them),
@@ -116,7 +116,7 @@ class ImageData(LightningDataModule):
         names = list(source.asked)
         self.label = names[0] if len(names) == 1 else None
         self.tasks = dict(source.asked) if len(names) > 1 else {}
-        self._chosen = classes is not None
+        self.chosen = classes is not None
         if classes is not None:
             source = choose_classes(told_apart(source), classes)
         rows = divide(source, val, fraction, split_seed)
@@ -228,7 +228,7 @@ class ImageData(LightningDataModule):
         """
         labelled, rest = self.counts["labelled"], self.counts["train"] - self.counts["labelled"]
         kinds = [f"{n} {kind}" for n, kind in ((labelled, "labelled"), (rest, "unlabelled")) if n]
-        chosen = f" (classes {', '.join(self.class_names)})" if self._chosen else ""
+        chosen = f" (classes {', '.join(self.class_names)})" if self.chosen else ""
         chosen = f" ({' and '.join(self.tasks)})" if self.tasks else chosen
         return f"{' and '.join(kinds)} rows of {self.name}{chosen}"
 

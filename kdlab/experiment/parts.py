@@ -64,13 +64,22 @@ def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str
     return {**whole, **over}
 
 
-def network(config: Mapping[str, Any], data: Any, seed: int, key: str) -> nn.Module:
+def network(
+    config: Mapping[str, Any], data: Any, seed: int, key: str, offers: Mapping[str, Any] | None = None
+) -> nn.Module:
     """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``.
+
+    Args:
+        config: the mapping of the network.
+        data: what it is for.
+        seed: of its first weights.
+        key: the config key of ``config``, for messages.
+        offers: what its constructor may want to know; None is what ``data`` offer.
 
     Raises:
         UserError: if it takes pictures and the data are a table, or what its constructor refuses.
     """
-    takes, offers = _arguments(config), data.offers
+    takes, offers = _arguments(config), data.offers if offers is None else offers
     if "vocab_size" in takes and "vocab_size" not in offers:
         raise _unlike(key, config, "sequences of tokens", data, "a network for pictures or tables")
     if "vocab_size" in offers and "vocab_size" not in takes and takes & {"num_classes", "in_channels"}:

@@ -15,6 +15,7 @@ from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.belonging import check_beside, check_source, check_tasks, previous
 from kdlab.experiment.caching import why_not_cached, written
+from kdlab.experiment.from_run import load_pretrained, normalised_as_started
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teaching import (
     came_with_weights,
@@ -28,7 +29,7 @@ from kdlab.experiment.teaching import (
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import Method, evaluate
-from kdlab.models import load_weights, measure
+from kdlab.models import measure
 from kdlab.tasks import Task
 from kdlab.teachers import FrozenTeacher, TasksTeacher, Teacher
 
@@ -82,6 +83,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     objective = parts.objective(experiment.loss, data)
     check_tasks(experiment, data)
     task = parts.task(experiment.task, data)
+    experiment = normalised_as_started(experiment, data)
     student = parts.network(experiment.student, data, experiment.seed, "student")
     yield "student", f"{measure.parameters(student):,} parameters, {task.num_classes} classes"
     teacher = _teacher(experiment, data, objective.any_vocabulary)
@@ -226,7 +228,7 @@ def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Mo
     if wanted is None:
         raise UserError("init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh")
     if wanted.checkpoint is not None:
-        load_weights(student, wanted.checkpoint, wanted.mapping, key="pretrained.checkpoint", head=False)
+        load_pretrained(student, wanted, experiment.student, data)
     else:
         own_data(experiment, "pretrained")
 

@@ -15,6 +15,7 @@ from kdlab import integrity, spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.baseline import without_teacher
+from kdlab.experiment.from_run import FromRun, load_pretrained, normalised_as_started
 from kdlab.experiment.run import with_generations
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.stage import is_taught, is_taught_by_previous
@@ -108,6 +109,8 @@ def rebuild(
     with _trusted(run, trust):
         data = parts.data(experiment.data, experiment.seed)
         task = parts.task(experiment.task, data)
+        experiment = normalised_as_started(experiment, data)
+        fits[-1] = (fits[-1][0], experiment)
     if data.tasks:
         raise UserError(
             f"diagnose: {run} has several tasks ({', '.join(data.tasks)}); accepted: the run of a classifier with one"
@@ -126,7 +129,7 @@ def rebuild(
     for role, (given, find) in wanted.items():
         try:
             with _trusted(run, trust):
-                nets = find() if given is None else [load_model(given, trust)[0]]
+                nets = find() if given is None else [_given(given, role, data, trust)]
         except (NotThere, UserError) as error:
             if given is not None:
                 raise
@@ -165,6 +168,15 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
 def _trusted(run: Path, trust: bool) -> Any:
     """Whose code may be built: config.yaml bears no signature, so that the user says so."""
     return spec.trust(user_modules=trust)
+
+
+def _given(folder: Path, role: str, data: Any, trust: bool) -> nn.Module:
+    """The network of a folder that the user names, its classes in the order of the data's."""
+    net = load_model(folder, trust)[0]
+    origin = FromRun(folder, f"--{role}")
+    origin.check_inputs(data)
+    origin.line_up(net, data, role)
+    return net
 
 
 # ---- the teacher --------------------------------------------------------------------------------------------------
@@ -254,7 +266,7 @@ def _first_weights(run: Path, experiment: Experiment, data: Any, teacher: Nets |
         if told is None:
             raise NotThere("nothing says what the student started from")
         if told.checkpoint is not None:
-            load_weights(student, told.checkpoint, told.mapping, key="pretrained.checkpoint", head=False)
+            load_pretrained(student, told, experiment.student, data)
         else:
             config = parts.teacher_data(experiment.data, told.data)
             own = parts.data(config, told.seed)

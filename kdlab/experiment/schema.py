@@ -17,9 +17,12 @@ class PretrainedSpec:
     """
 
     checkpoint: str | None = None
-    """A file with its weights; None trains it."""
+    """A file with its weights, or the folder of a run; None trains it."""
     mapping: dict | str | None = None
     """How the checkpoint's key names become the network's; None finds out."""
+    weights: str | None = None
+    """Of several in the checkpoint: ``plain``, ``ema`` (their average), or the name of one; None takes the plain ones,
+    or an average where there are no others."""
     data: dict = field(default_factory=dict)
     epochs: int = 30
     seed: int = 0

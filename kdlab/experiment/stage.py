@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdlab.experiment import parts
+from kdlab.experiment.from_run import normalised_as_started
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.store import write_model
 from kdlab.experiment.teaching import (
@@ -56,6 +57,7 @@ def fit_stage(
     data = parts.data(experiment.data, experiment.seed)
     task = parts.task(experiment.task, data)
     objective = parts.objective(experiment.loss, data)
+    experiment = normalised_as_started(experiment, data)
 
     from_before = previous if is_taught_by_previous(experiment) else None
     taught = is_taught(experiment, objective)

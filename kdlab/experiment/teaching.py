@@ -16,11 +16,13 @@ from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.caching import cached, why_not_cached, written
+from kdlab.experiment.from_run import FromRun, load_pretrained
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.store import Recipe, obtain
 from kdlab.losses import Objective
 from kdlab.methods import Training
 from kdlab.models import load_weights
+from kdlab.runs.origin import weights_path
 from kdlab.tasks import Task
 from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Several, TasksTeacher, Teacher, TokenCache, UnlikeTeacher
 
@@ -174,6 +176,8 @@ def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> 
         own = own_data(experiment, "teacher")
         data.like(own)
         data = own
+    if (origin := FromRun.of(spec.checkpoint, "teacher.checkpoint")) is not None:
+        return _teacher_from_run(origin, spec, data, any_vocabulary)
     net = parts.network(spec.net, data, spec.seed, "teacher.net")
     tokenizer = None
     if data.gives != "rows" and getattr(net, "tokenizer_name", None) is not None:
@@ -182,9 +186,40 @@ def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> 
             data.same_tokens(tokenizer, "teacher.net.name")
     if spec.checkpoint is None:
         return net, tokenizer, f"elsewhere ({spec.net['name']})"
-    said = load_weights(net, spec.checkpoint, spec.mapping, key="teacher.checkpoint")
-    log.info("teacher: %s", said)
-    return net, tokenizer, f"elsewhere (checkpoint {Path(spec.checkpoint).name})"
+    return net, tokenizer, _load(net, spec)
+
+
+def _teacher_from_run(
+    origin: FromRun, spec: TeacherSpec, data: Any, any_vocabulary: bool
+) -> tuple[nn.Module, Any, str]:
+    """A teacher whose weights are in a run folder: with its own normalisation, its classes in the order of the data's.
+
+    Raises:
+        UserError: if it is another network than ``teacher.net``, or reads other inputs, classes or tokens.
+    """
+    assert spec.net is not None
+    network = origin.network(spec.net, "teacher.net")
+    origin.check_inputs(data)
+    tokenizer = origin.tokenizer() if origin.reads_text else None
+    if tokenizer is not None and not any_vocabulary:
+        data.same_tokens(tokenizer, origin.key)
+    if tokenizer is None:
+        origin.check_classes(data)
+    net = parts.network(network, data, spec.seed, "teacher.net", origin.offers(data))
+    loaded = _load(net, spec)
+    if tokenizer is None:
+        origin.say_normalisation(data, "teacher")
+        origin.line_up(net, data, "teacher")
+    return net, tokenizer, loaded
+
+
+def _load(net: nn.Module, spec: TeacherSpec) -> str:
+    """Load a teacher's checkpoint; returns where it is from."""
+    assert spec.checkpoint is not None
+    key = "teacher.checkpoint"
+    path = weights_path(spec.checkpoint, key)
+    log.info("teacher: %s", load_weights(net, path, spec.mapping, key=key, weights=spec.weights))
+    return f"elsewhere (checkpoint {Path(spec.checkpoint).name})"
 
 
 def own_data(experiment: Experiment, owner: str) -> Any:
@@ -211,8 +246,10 @@ def tokens_of_teacher(experiment: Experiment) -> Any:
     assert spec is not None and spec.net is not None
     if not came_with_weights(spec):
         return own_data(experiment, "teacher")
+    origin = FromRun.of(spec.checkpoint, "teacher.checkpoint")
+    tokens = spec.net.get("name") if origin is None else str(origin.folder / "tokenizer.json")
     with parts.of("teacher"):
-        return parts.data({**parts.teacher_data(experiment.data, spec.data), "tokenizer": spec.net["name"]}, spec.seed)
+        return parts.data({**parts.teacher_data(experiment.data, spec.data), "tokenizer": tokens}, spec.seed)
 
 
 def give_lesson(
@@ -281,8 +318,7 @@ def pretrained_start(experiment: Experiment, data: Any, training: Training, name
 
     def give(student: nn.Module) -> None:
         if spec.checkpoint is not None:
-            said = load_weights(student, spec.checkpoint, spec.mapping, key="pretrained.checkpoint", head=keeps_head)
-            log.info("pretrained: %s", said)
+            log.info("pretrained: %s", load_pretrained(student, spec, experiment.student, data))
             return
         config = parts.teacher_data(experiment.data, spec.data)
         recipe = Recipe(

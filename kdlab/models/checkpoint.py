@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from kdlab import integrity
 from kdlab.errors import UserError, nearest
 from kdlab.files import atomic_write
-from kdlab.models.keys import State, fit, read_rules
+from kdlab.models.choice import Where, choose
+from kdlab.models.contents import WRAPPERS, Entry, State, entries_of, lists_average, of_training_alone
+from kdlab.models.keys import read_rules
+from kdlab.models.shards import shards_of, weights_in
 from kdlab.models.surgery import classifiers_of, head_of
-
-WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "student", "weights")
-"""Keys under which training scripts keep the weights, in the order in which they are looked for."""
 
 HASH_FIELD = "kdlab_sha256"
 FOLDER = 0x10
@@ -38,22 +38,26 @@ def load_weights(
     mapping: Mapping[str, str | None] | str | Path | None = None,
     key: str = "checkpoint",
     head: bool = True,
+    weights: str | None = None,
 ) -> str:
     """Load a checkpoint into ``net``, in place and strictly: each tensor has its place, each place a tensor.
 
-    Takes ``torch.save`` files (zip or legacy form) and safetensors, whatever their suffix; weights at the top
-    or under one of ``WRAPPERS``; keys with the usual prefixes, of published layouts, or with another
-    classifier name. Other layouts need a mapping. Nothing in ``net`` changes unless all of it fits. A file of a run
-    folder is first held against the hash that its run wrote.
+    Takes ``torch.save`` files (zip or legacy form) and safetensors, whatever their suffix, and those that an index
+    names; weights at the top or under entries such as ``WRAPPERS``; keys with the usual prefixes, of published
+    layouts, or with another classifier name. Other layouts need a mapping. What a file holds of losses and metrics
+    beside a network is left out, and said. Nothing in ``net`` changes unless all of it fits. A file of a run folder is first held
+    against the hash that its run wrote.
 
     Args:
         net: the network.
-        path: the file.
+        path: the file, or a folder that holds one.
         mapping: {pattern: replacement}, applied in order to the keys: a regular expression that matches the
             beginning of a key (a plain prefix is one), and what comes in its place; None drops the key. Or a
             YAML or JSON file that holds such a mapping.
         key: the config key that ``path`` came from, for messages.
         head: False leaves the network's own classifier, whatever number of classes the file has.
+        weights: of several in the file: ``plain``, ``ema`` (their average over training), or the name of an entry or
+            prefix. None takes the plain ones, or an average where there are no others.
 
     Returns:
         What was loaded, in one line for the log.
@@ -63,9 +67,10 @@ def load_weights(
             finite, or is not what its run wrote.
     """
     integrity.check(path, key)
-    parent, _, _ = key.rpartition(".")
-    rules = read_rules(mapping, f"{parent}.mapping" if parent else "mapping")
-    state, notes = fit(net, read_state(path, key), rules, f"{key}: {path}")
+    where = Where(str(path), key)
+    rules = read_rules(mapping, where.other("mapping"))
+    state, notes = choose(net, read_entries(path, key), rules, weights, where, head)
+    _check_finite(state, path, key)
     target = net.state_dict()
     if not head:
         heads = classifiers_of(net)
@@ -82,7 +87,32 @@ def read_state(path: str | Path, key: str = "checkpoint") -> State:
     Raises:
         UserError: the file is missing, damaged, foreign or unsafe, or holds weights that are not finite.
     """
-    path = Path(path).expanduser()
+    state = read_entries(path, key)[0].state
+    _check_finite(state, path, key)
+    return state
+
+
+def read_entries(path: str | Path, key: str = "checkpoint") -> list[Entry]:
+    """The state dicts in a checkpoint, on the CPU: at least one, the one that the file is about first.
+
+    Args:
+        path: a file, an index of several, or a folder that holds one of these.
+        key: the config key that ``path`` came from, for messages.
+
+    Raises:
+        UserError: the file is missing, damaged, foreign or unsafe, or holds no weights.
+    """
+    path = weights_in(Path(path).expanduser(), key)
+    parts = shards_of(path, key)
+    if not parts:
+        return _read_file(path, key)
+    together: State = {}
+    for part in parts:
+        together |= _read_file(part, key)[0].state
+    return [Entry("", together)]
+
+
+def _read_file(path: Path, key: str) -> list[Entry]:
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -93,17 +123,22 @@ def read_state(path: str | Path, key: str = "checkpoint") -> State:
     if not start:
         raise UserError(f"{key}: {path} is empty")
     if start[8:] == b"{":
-        state = _read_safetensors(path, key)
-    else:
-        if start[:2] == b"PK":
-            _check_zip(path, key)
-        elif start[:1] != pickle.PROTO:
-            raise UserError(f"{key}: {path} is not a checkpoint; accepted: torch.save files and safetensors")
-        state = _unwrap(_read_torch(path, key), path, key)
+        return [Entry("", _read_safetensors(path, key))]
+    if start[:2] == b"PK":
+        _check_zip(path, key)
+    elif start[:1] != pickle.PROTO:
+        raise UserError(f"{key}: {path} is not a checkpoint; accepted: torch.save files and safetensors")
+    content = _read_torch(path, key)
+    found = entries_of(content)
+    if not found:
+        raise _no_weights(content, path, key)
+    return found
+
+
+def _check_finite(state: Mapping[str, Tensor], path: str | Path, key: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise UserError(f"{key}: {path} holds weights that are not finite, first in {name}")
-    return state
 
 
 def save_weights(state: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
@@ -142,6 +177,11 @@ def weights_hash(state: nn.Module | Mapping[str, Tensor]) -> str:
 
 def _check_shapes(net: nn.Module, state: State, target: Mapping[str, Tensor], path: str | Path, key: str) -> None:
     wrong = [k for k in state if state[k].shape != target[k].shape]
+    if wrong and all(not state[k].numel() for k in wrong):
+        raise UserError(
+            f"{key}: {path} holds empty tensors, those of a network split between processes (DeepSpeed's ZeRO-3); "
+            "accepted: the file that zero_to_fp32.py makes of all parts"
+        )
     head = head_of(net)[0]
     if wrong and all(k.startswith(f"{head}.") and state[k].shape[1:] == target[k].shape[1:] for k in wrong):
         theirs, ours = state[wrong[0]].shape[0], target[wrong[0]].shape[0]
@@ -209,18 +249,19 @@ def _read_safetensors(path: Path, key: str) -> State:
     return state
 
 
-def _unwrap(content: Any, path: Path, key: str) -> State:
-    """The state dict in ``content``, under as many wrappers as there are."""
-    while isinstance(content, Mapping):
-        if content and all(isinstance(v, Tensor) for v in content.values()):
-            return {str(name): tensor for name, tensor in content.items()}
-        inner = next((content[w] for w in WRAPPERS if isinstance(content.get(w), Mapping)), None)
-        if inner is None:
-            break
-        content = inner
-    if isinstance(content, Mapping):
-        held = ", ".join(map(str, list(content)[:5])) or "nothing"
-        raise UserError(
-            f"{key}: {path} holds no weights: expected tensors, or one of {', '.join(WRAPPERS)}; found {held}"
+def _no_weights(content: Any, path: Path, key: str) -> UserError:
+    """What is in a file that holds no state dict."""
+    if not isinstance(content, Mapping):
+        return UserError(f"{key}: {path} holds no weights but a {type(content).__name__}")
+    held = ", ".join(map(str, list(content)[:5])) or "nothing"
+    if (listed := lists_average(content)) is not None:
+        return UserError(
+            f"{key}: {path} holds an average as a list without names ({listed}), of which nobody knows the layers; "
+            "accepted: a state dict"
         )
-    raise UserError(f"{key}: {path} holds no weights but a {type(content).__name__}")
+    if of_training_alone(content):
+        return UserError(
+            f"{key}: {path} holds the state of an optimizer and no weights (found {held}); accepted: the file with the "
+            "network's state dict"
+        )
+    return UserError(f"{key}: {path} holds no weights: expected tensors, or one of {', '.join(WRAPPERS)}; found {held}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from kdlab.errors import UserError, unknown
@@ -65,6 +66,28 @@ def replace_head(net: nn.Module, num_classes: int) -> Head:
     new.train(old.training)
     net.set_submodule(name, new)
     return new
+
+
+def reorder_classes(net: nn.Module, head: str, order: Sequence[int]) -> bool:
+    """Put the classes of a classifier into another order, in place: class i becomes what class ``order[i]`` was.
+
+    Args:
+        net: the network.
+        head: dotted name of its classifier.
+        order: a permutation of its classes.
+
+    Returns:
+        Whether there is such a layer with a tensor by class; nothing changes otherwise.
+    """
+    try:
+        module = net.get_submodule(head)
+    except AttributeError:
+        return False
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if t.ndim and t.shape[0] == len(order)]
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.copy_(tensor[list(order)])
+    return bool(tensors)
 
 
 def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:

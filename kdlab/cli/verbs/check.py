@@ -17,11 +17,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("-m", "--multirun", action="store_true", help="check every point of a sweep")
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment")
     args = parser.parse_intermixed_args(argv)
+    from kdlab.cli.console import log_shown
     from kdlab.cli.plan import Flags, distinct
     from kdlab.cli.start import planned
     from kdlab.cli.sweep import expected
 
-    with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan:
+    with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan, log_shown():
         print(f"ok    config: {plan.jobs} job(s), every key and value bound to its owner", flush=True)
         from kdlab import experiment
 

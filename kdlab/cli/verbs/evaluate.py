@@ -17,10 +17,11 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ...")
     args = parser.parse_args(argv)
+    from kdlab.cli.console import log_shown
     from kdlab.cli.plan import Flags
     from kdlab.cli.start import planned
 
-    with planned(Flags(tuple(args.overrides))) as plan:
+    with planned(Flags(tuple(args.overrides))) as plan, log_shown():
         from kdlab.experiment import evaluate_teacher
 
         found = evaluate_teacher(plan.points[0].config)

@@ -1,0 +1,429 @@
+"""What weights from a run folder bring along: their network, classes and their order, normalisation, and tokens."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlab import spec
+from kdlab.data.text.tokenizer import Tokenizer
+from kdlab.errors import UserError
+from kdlab.experiment.schema import Experiment, PretrainedSpec
+from kdlab.functional import Outputs
+from kdlab.models import load_weights
+from kdlab.models.normalize import KNOWN
+from kdlab.models.surgery import head_of, reorder_classes
+from kdlab.override_text import argument
+from kdlab.runs.folder import read_model
+from kdlab.runs.origin import run_of, weights_path
+
+log = logging.getLogger("kdlab")
+
+STATISTICS = ("mean", "std")
+"""Arguments of a network that say how it normalises its inputs."""
+
+OF_TEXT = ("vocab_size", "context", "eos_id", "pad_id", "frames")
+"""Arguments of a network that follow from the text that it learned."""
+
+SHOWN = 12
+"""Names of classes that a message shows."""
+
+
+class FromRun:
+    """What ``model.json`` says of the weights beside it.
+
+    Args:
+        folder: of the run.
+        key: the config key that names the weights, for messages.
+
+    Raises:
+        UserError: if the description is damaged.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self.described = read_model(folder)
+        given = self.described.get("arguments")
+        self.arguments: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+
+    @classmethod
+    def of(cls, checkpoint: str | Path | None, key: str) -> FromRun | None:
+        """Of the run that a checkpoint belongs to; None where it is no run's."""
+        folder = None if checkpoint is None else run_of(checkpoint)
+        return None if folder is None else cls(folder, key)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether its network reads sequences of tokens."""
+        return "tokenizer" in self.described
+
+    @property
+    def classes(self) -> list[str]:
+        """The names of its classes, in the order of its logits; those of the first of several tasks."""
+        return [str(name) for name in self.described.get("classes", ())]
+
+    @property
+    def tasks(self) -> dict[str, list[str]]:
+        """The names of the classes of each of its tasks; none where it has one."""
+        tasks = self.described.get("tasks")
+        if not isinstance(tasks, Mapping):
+            return {}
+        return {str(task): [str(name) for name in names] for task, names in tasks.items()}
+
+    def check_inputs(self, data: Any) -> None:
+        """Refuse data of another kind or shape than what it reads.
+
+        Raises:
+            UserError: naming both.
+        """
+        if self.reads_text != (data.gives != "rows"):
+            kinds = ("text", data.kind) if self.reads_text else ("pictures or a table", data.kind)
+            raise UserError(
+                f"{self.key}: {self.folder} reads {kinds[0]}, and data ({data.name}) is {kinds[1]}; accepted: the run "
+                "of a network for such data"
+            )
+        if self.reads_text:
+            if (mels := self.described.get("mels")) is not None and mels != data.offers.get("mels"):
+                raise UserError(
+                    f"{self.key}: {self.folder} reads sound of {mels} mels, and data ({data.name}) has "
+                    f"{data.offers.get('mels')}; accepted: the run of a network for such data"
+                )
+            return
+        theirs, ours = list(self.described["input_shape"]), list(data.input_shape)
+        if theirs != ours:
+            raise UserError(
+                f"{self.key}: {self.folder} reads inputs of shape {_shape(theirs)}, and data ({data.name}) has "
+                f"{_shape(ours)}; accepted: the run of a network for such inputs"
+            )
+
+    def network(self, given: Mapping[str, Any], key: str) -> dict[str, Any]:
+        """The mapping of a network as configured, with the run's input normalisation.
+
+        Raises:
+            UserError: if the run's network is another one, or told to normalise otherwise; names both.
+        """
+        return _merged(given, self.described["network"], key, self)
+
+    def statistic(self, name: str) -> Any:
+        """``mean`` or ``std`` of its training data, by which a network that is told none normalises."""
+        value = self.arguments.get(name)
+        numbers = value if isinstance(value, list) else [value]
+        if value is not None and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+            raise UserError(f"{self.folder}/model.json: damaged: {name} is {value!r}; accepted: numbers")
+        return value
+
+    def offers(self, data: Any) -> dict[str, Any]:
+        """What the constructor of its network gets to know: as at its training, not as of ``data``."""
+        known = dict(data.offers)
+        if self.reads_text:
+            return known | {name: self.described[name] for name in OF_TEXT if self.described.get(name) is not None}
+        return known | {name: self.statistic(name) for name in STATISTICS if name in self.arguments}
+
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer, from the run folder.
+
+        Raises:
+            UserError: if it is not there.
+        """
+        return Tokenizer.load(self.folder / Path(str(self.described["tokenizer"])).name, self.key)
+
+    def say_normalisation(self, data: Any, owner: str) -> None:
+        """Say that the network normalises otherwise than the data would have it, where it does."""
+        if self.reads_text:
+            return
+        network = self.described["network"]
+        theirs = [_known(name, _stated(network, name) or self.statistic(name)) for name in STATISTICS]
+        ours = [data.offers.get(name) for name in STATISTICS]
+        if not _close(theirs, ours):
+            log.info(
+                "%s: keeps the input normalisation of %s (mean %s, std %s; the data's mean is %s, std %s)",
+                *(owner, self.folder, *map(_few_numbers, (*theirs, *ours))),
+            )
+
+    def check_classes(self, data: Any) -> dict[str, tuple[list[str], list[str], list[int] | None]]:
+        """Hold its classes against the data's.
+
+        Returns:
+            Of each task (an empty name for the only one): its classes, the data's, and which of its classes each of the
+            data's is; None for the latter where they are in the same order.
+
+        Raises:
+            UserError: if the one has classes or tasks that the other has not.
+        """
+        theirs, ours = self.tasks, {name: list(one.class_names) for name, one in data.tasks.items()}
+        if set(theirs) != set(ours):
+            raise UserError(
+                f"{self.key}: {self.folder} knows {_tasks(theirs)}, and data ({data.name}) has {_tasks(ours)}; "
+                "accepted: the run of a network for the same"
+            )
+        pairs = {name: (theirs[name], ours[name]) for name in ours} or {"": (self.classes, list(data.class_names))}
+        return {task: (have, want, self._order(have, want, data, task)) for task, (have, want) in pairs.items()}
+
+    def line_up(self, net: nn.Module, data: Any, owner: str) -> None:
+        """Bring the classes of a loaded network into the order of the data's, in place, and say so.
+
+        Args:
+            net: the network.
+            data: whose classes the logits are to stand for.
+            owner: whose network it is, for the log.
+
+        Raises:
+            UserError: if the classes are others, or its classifier cannot be brought into their order.
+        """
+        for task, (have, want, order) in self.check_classes(data).items():
+            if order is None:
+                continue
+            if not _reordered(net, order, data, task):
+                raise UserError(
+                    f"{self.key}: {self.folder} has the classes {_names(have)}, data has {_names(want)}, and the "
+                    f"network's classifier cannot be put into that order; accepted: {argument('data.classes', have)}"
+                )
+            log.info(
+                "%s: its classes%s are brought from the order of %s (%s) into that of the data (%s)",
+                *(owner, f" of {task}" if task else "", self.folder, _names(have), _names(want)),
+            )
+
+    def _order(self, have: Sequence[str], want: Sequence[str], data: Any, task: str) -> list[int] | None:
+        """For each of the data's classes, which of the network's it is; None where they are the same already.
+
+        Raises:
+            UserError: if the one has classes that the other has not.
+        """
+        if list(have) == list(want):
+            return None
+        if set(have) == set(want) and len(set(have)) == len(have):
+            return [list(have).index(name) for name in want]
+        if len(have) == len(want) and (_numbered(have, want) or _numbered(want, have)):
+            log.info(
+                "teacher: the classes of %s are %s and the data's are %s: nothing tells that they are the same in this "
+                "order, which is taken for granted",
+                *(self.folder, _names(have), _names(want)),
+            )
+            return None
+        raise UserError(
+            f"{self.key}: {self.folder} knows {len(have)} classes{f' of {task}' if task else ''} ({_names(have)}), and "
+            f"data ({data.name}) has {len(want)} ({_names(want)}); accepted: {_same_classes(have, want, data, task)}"
+        )
+
+
+def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[str, Any], data: Any) -> str:
+    """Load what a student starts from out of ``pretrained.checkpoint``; returns a line for the log.
+
+    The classifier of a network for rows stays its own, since classes are the data's; of text the same tokens follow.
+
+    Args:
+        student: the network.
+        spec_: has a checkpoint.
+        network: the student's mapping.
+        data: of the student.
+
+    Raises:
+        UserError: if the weights do not fit, or are a run's for other inputs or tokens.
+    """
+    assert spec_.checkpoint is not None
+    key = "pretrained.checkpoint"
+    if (origin := FromRun.of(spec_.checkpoint, key)) is not None:
+        origin.check_inputs(data)
+        origin.network(network, "student")
+        if origin.reads_text:
+            data.same_tokens(origin.tokenizer(), key)
+    path = weights_path(spec_.checkpoint, key)
+    return load_weights(student, path, spec_.mapping, key=key, head=data.gives != "rows", weights=spec_.weights)
+
+
+def normalised_as_started(experiment: Experiment, data: Any) -> Experiment:
+    """The experiment with a student that normalises its inputs as the weights do that it starts from.
+
+    Where these are of a run whose data had another mean or deviation, and the student is told none of its own.
+    """
+    if data.gives != "rows":
+        return experiment
+    key, start = {
+        "pretrained": ("pretrained.checkpoint", experiment.pretrained),
+        "teacher": ("teacher.checkpoint", experiment.teacher),
+        "cut": ("teacher.checkpoint", experiment.teacher),
+    }.get(experiment.init, ("", None))
+    if start is None or (origin := FromRun.of(start.checkpoint, key)) is None:
+        return experiment
+    network = origin.described["network"]
+    mean, std = (_known(name, _stated(network, name) or origin.statistic(name)) for name in STATISTICS)
+    if _close([mean, std], [data.offers.get(name) for name in STATISTICS]):
+        return experiment
+    student = _with_statistics(experiment.student, {"mean": mean, "std": std})
+    if student == experiment.student:
+        return experiment
+    log.info(
+        "student: normalises its inputs as %s does, from which it starts (mean %s, std %s)",
+        *(origin.folder, _few_numbers(mean), _few_numbers(std)),
+    )
+    return replace(experiment, student=student)
+
+
+# ---- networks
+
+
+def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, origin: FromRun) -> dict[str, Any]:
+    if _last(ours) != _last(theirs):
+        raise UserError(
+            f"{key}: {_last(ours)}, and {origin.folder} holds a {_last(theirs)}; accepted: the network of that run"
+        )
+    merged = dict(ours)
+    for name in dict.fromkeys([*theirs, *ours]):
+        own, other = ours.get(name), theirs.get(name)
+        if name == "_target_":
+            continue
+        if isinstance(own, Mapping) and isinstance(other, Mapping) and "_target_" in own:
+            merged[name] = _merged(own, other, f"{key}.{name}", origin)
+        elif name in STATISTICS:
+            told = other if other is not None else origin.statistic(name)
+            if own is not None and told is not None and not _alike(*(_known(name, value) for value in (own, told))):
+                raise UserError(
+                    f"{key}.{name}: {own}, and {origin.folder} normalises by {_few_numbers(told)}; accepted: null, or "
+                    "the same"
+                )
+            merged[name] = other if other is not None else own
+        elif name in ours and name in theirs and _plain(own) != _plain(other) and not _supplied(name, own, other):
+            typed = argument(f"{key}.{name}", other)
+            raise UserError(
+                f"{key}.{name}: {own}, and {origin.folder} holds a {_last(theirs)} of {name} {other}; accepted: the "
+                f"network of that run, such as by {typed}"
+            )
+    return merged
+
+
+def _supplied(name: str, own: Any, other: Any) -> bool:
+    """Whether one of the two is left to the data, which are compared by themselves."""
+    return name in spec.SUPPLIED and (own is None or other is None)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value
+
+
+def _last(mapping: Mapping[str, Any]) -> str:
+    """The class of a network, without the module that it is taken from: facades differ."""
+    return str(mapping.get("_target_")).rpartition(".")[2]
+
+
+def _stated(network: Mapping[str, Any], name: str) -> Any:
+    """The normalisation that a network's mapping states, its own or that of a network inside it."""
+    if network.get(name) is not None:
+        return network[name]
+    inner = (value for value in network.values() if isinstance(value, Mapping) and "_target_" in value)
+    return next((found for value in inner if (found := _stated(value, name)) is not None), None)
+
+
+def _with_statistics(network: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's mapping with a normalisation wherever it takes one and states none."""
+    takes = spec.signature(str(network.get("_target_"))).parameters
+    stated = {name: value for name, value in statistics.items() if name in takes and network.get(name) is None}
+    inner = {
+        name: _with_statistics(value, statistics)
+        for name, value in network.items()
+        if isinstance(value, Mapping) and "_target_" in value
+    }
+    return {**network, **inner, **stated}
+
+
+# ---- classes
+
+
+def _numbered(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether names are the numbers that classes without a name get, and the others say more than that."""
+    return list(names) == [str(n) for n in range(len(names))] and not any(_is_number(name) for name in others)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str) -> str:
+    """What to type so that data and network know the same classes."""
+    whole = "the run of a network for the same classes"
+    if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
+        return f"{argument('data.classes', have)}, or {whole}"
+    return whole
+
+
+def _reordered(net: nn.Module, order: Sequence[int], data: Any, task: str) -> bool:
+    """Whether a network answers in another order of classes now; as it was where its classifier does not decide it."""
+    try:
+        head = f"heads.{task}" if task else head_of(net)[0]
+    except UserError:
+        return False
+    inputs = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
+    training = net.training
+    net.eval()
+    with torch.no_grad():
+        before = _answer(net, inputs, task)
+        if before.shape[-1] != len(order) or not reorder_classes(net, head, order):
+            net.train(training)
+            return False
+        after = _answer(net, inputs, task)
+        done = torch.allclose(after, before[..., list(order)], rtol=1e-4, atol=1e-5)
+        if not done:
+            back = sorted(range(len(order)), key=lambda place: order[place])
+            reorder_classes(net, head, back)
+    net.train(training)
+    return done
+
+
+def _answer(net: nn.Module, inputs: Any, task: str) -> torch.Tensor:
+    said = Outputs.of(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
+    return said.heads[task] if task else said.logits
+
+
+# ---- words
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
+
+
+def _tasks(tasks: Mapping[str, Any]) -> str:
+    return f"the tasks {', '.join(tasks)}" if tasks else "one task"
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _few_numbers(value: Any) -> str:
+    if not isinstance(value, list | tuple):
+        return str(value) if not isinstance(value, float) else f"{value:.4g}"
+    return "[" + ", ".join(f"{float(n):.4g}" for n in value[:4]) + (", ...]" if len(value) > 4 else "]")
+
+
+def _known(name: str, value: Any) -> Any:
+    """A mean or deviation as numbers, where it is the name of a data set."""
+    return KNOWN[value][STATISTICS.index(name)] if isinstance(value, str) and value in KNOWN else value
+
+
+def _close(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Whether two normalisations are the same, but for rounding."""
+    return all(_alike(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if a is None or b is None or isinstance(a, str) or isinstance(b, str):
+        return a == b
+    a, b = (value if isinstance(value, list | tuple) else [value] for value in (a, b))
+    longest = max(len(a), len(b))
+    a, b = (list(value) * (longest if len(value) == 1 else 1) for value in (a, b))
+    return len(a) == len(b) and all(math.isclose(x, y, rel_tol=1e-6, abs_tol=1e-9) for x, y in zip(a, b, strict=True))

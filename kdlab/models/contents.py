@@ -1,0 +1,113 @@
+"""What a checkpoint file holds: its state dicts by the entries they are under, and which of them are averages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "student", "weights"),
+    *("model_state", "network", "module", "params"),
+)
+"""Keys under which training scripts keep the weights, in the order in which they are looked for."""
+
+AVERAGES = frozenset(("ema", "swa", "lawa", "average", "averaged", "averaging", "shadow", "polyak"))
+"""Words in the name of an entry or of a prefix that say that the weights are an average over training."""
+
+_NO_WEIGHTS = frozenset(
+    ("optimizer", "optimizers", "optim", "scheduler", "schedulers", "scaler", "amp", "loops", "rng", "sampler")
+)
+"""Words in the name of an entry that holds the state of training."""
+
+_NESTING = 4
+"""Levels of mappings in which state dicts are looked for: callbacks, one of them, its average, a wrapper."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A state dict in a checkpoint."""
+
+    name: str
+    """Where it stands, such as ``callbacks.EMA.state_dict``; empty for a file that is a state dict itself."""
+    state: State
+    average: bool = False
+    left_out: tuple[str, ...] = ()
+    """Names beside its tensors that hold something else."""
+
+    @property
+    def rank(self) -> int:
+        """Its place in the order in which weights are looked for, lower first; averages by name come last."""
+        if not self.name:
+            return 0
+        last = self.name.rpartition(".")[2]
+        if names_average(self.name):
+            return 2 * len(WRAPPERS)
+        return WRAPPERS.index(last) if last in WRAPPERS else len(WRAPPERS)
+
+
+def words_of(name: str) -> set[str]:
+    """The words of a name, in lower case: ``modelEMA`` and ``state_dict_ema`` both have ``ema``.
+
+    >>> sorted(words_of("callbacks.EMAWeights"))
+    ['callbacks', 'ema', 'weights']
+    """
+    parts = re.split(r"[^A-Za-z]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", name)
+    return {part.lower() for part in parts if part}
+
+
+def names_average(name: str) -> bool:
+    """Whether a name says that what it stands for is an average of weights."""
+    return bool(words_of(name) & AVERAGES)
+
+
+def entries_of(content: Any) -> list[Entry]:
+    """The state dicts in what a checkpoint file holds, in the order in which they are looked for."""
+    found = _look(content, ())
+    if any(entry.name == "current_model_state" for entry in found):
+        # Lightning's WeightAveraging stores the average in the place of the weights
+        found = [Entry(e.name, e.state, e.average or e.name == "state_dict", e.left_out) for e in found]
+    return sorted(found, key=lambda entry: entry.rank)
+
+
+def lists_average(content: Any) -> str | None:
+    """The name of an average that is kept as a list without names (``shadow_params``), None where there is none."""
+    if not isinstance(content, Mapping):
+        return None
+    for name, inner in content.items():
+        if isinstance(inner, list) and inner and all(isinstance(v, Tensor) for v in inner) and names_average(str(name)):
+            return str(name)
+        if (deeper := lists_average(inner)) is not None:
+            return f"{name}.{deeper}"
+    return None
+
+
+def of_training_alone(content: Any) -> bool:
+    """Whether it is an optimizer's state, or holds one and nothing else of a network."""
+    if not isinstance(content, Mapping):
+        return False
+    return "param_groups" in content or any(
+        words_of(str(name)) & _NO_WEIGHTS and isinstance(inner, Mapping | Sequence) and not isinstance(inner, str)
+        for name, inner in content.items()
+    )
+
+
+def _look(content: Any, path: tuple[str, ...]) -> list[Entry]:
+    if not isinstance(content, Mapping) or len(path) > _NESTING or "param_groups" in content:
+        return []
+    found = []
+    for name, inner in content.items():
+        if isinstance(name, str) and isinstance(inner, Mapping) and not words_of(name) & _NO_WEIGHTS:
+            found += _look(inner, (*path, name))
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    # loose tensors beside a state dict are numbers such as an accuracy, unless they are named as weights are
+    if tensors and all(isinstance(name, str) for name in tensors) and (not found or any("." in n for n in tensors)):
+        name = ".".join(path)
+        others = tuple(str(n) for n in content if n not in tensors)
+        found.append(Entry(name, tensors, names_average(name), others))
+    return found
