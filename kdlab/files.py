@@ -122,6 +122,18 @@ def make_folder(path: str | Path) -> Path:
     return path
 
 
+def expanded(path: str | Path) -> Path:
+    """``path`` with the home folder for a leading ``~``; as it is where no user is called so.
+
+    >>> expanded("~nobody-of-this-name.pt").name
+    '~nobody-of-this-name.pt'
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def open_regular(path: str | Path) -> BufferedReader:
     """``path`` opened for reading, without waiting for a pipe or reading a device.
 

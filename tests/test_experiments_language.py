@@ -297,6 +297,30 @@ def test_unlike_tokenizers(place, corpus, capsys, tmp_path):
     assert "loss=uld" in said and "data=traces" in said
 
 
+def test_a_run_teaches_by_its_own_tokenizer_or_not_at_all(place, corpus, capsys, tmp_path):
+    def learner(tokenizer):
+        words = text(corpus, "method=finetune", "loss=ce", "teacher=none")
+        words = [word for word in words if not word.startswith("teacher.")]
+        return train(place, f"learner_{tokenizer}", *words, f"data.tokenizer={tokenizer}", "data.context=48")
+
+    other, same_tokens = learner("bytes"), learner("characters")
+    one_layer = "teacher.net.settings.n_layer=1"
+    words = text(corpus, one_layer, f"teacher.checkpoint={other}")
+    said = mistake(capsys, [*QUIET, *words], tmp_path / "out")
+    assert said.startswith("teacher.checkpoint: its tokenizer (257 tokens) is not that of data (")
+    run = train(place, "other_tokens", *words, "loss=uld")
+    assert "live teacher with a tokenizer of its own (257 tokens" in log_of(run)
+    found = result(run)["models"]["teacher"]["test"]["ppl"]
+    # its context is 48, so that it reads lines of 32 as well; it is measured in its own tokens
+    assert 1 < found < 257
+    run = train(place, "same_tokens", *text(corpus, one_layer, f"teacher.checkpoint={same_tokens}"))
+    assert result(run)["models"]["teacher"]["test"]["ppl"] < 60
+    said = mistake(capsys, [*QUIET, *text(corpus, one_layer, f"teacher.checkpoint={same_tokens}"), "data.context=64"])
+    assert said.startswith("teacher.net.context: 48, and data.context is 64")
+    words = text(corpus, "init=pretrained", "pretrained=trained", f"pretrained.checkpoint={other}")
+    assert "pretrained.checkpoint: its tokenizer (257 tokens)" in mistake(capsys, [*QUIET, *words])
+
+
 # ---- what is measured
 
 

@@ -180,7 +180,7 @@ class FromRun:
         for task, (have, want, order) in self.check_classes(data).items():
             if order is None:
                 continue
-            if not _reordered(net, order, data, task):
+            if not reordered(net, order, data, task):
                 raise UserError(
                     f"{self.key}: {self.folder} has the classes {_names(have)}, data has {_names(want)}, and the "
                     f"network's classifier cannot be put into that order; accepted: {argument('data.classes', have)}"
@@ -198,8 +198,8 @@ class FromRun:
         """
         if list(have) == list(want):
             return None
-        if set(have) == set(want) and len(set(have)) == len(have):
-            return [list(have).index(name) for name in want]
+        if (order := permutation(have, want)) is not None:
+            return order
         if len(have) == len(want) and (_numbered(have, want) or _numbered(want, have)):
             log.info(
                 "teacher: the classes of %s are %s and the data's are %s: nothing tells that they are the same in this "
@@ -339,6 +339,22 @@ def _with_statistics(network: Mapping[str, Any], statistics: Mapping[str, Any]) 
 # ---- classes
 
 
+def classified_alone(data: Any) -> bool:
+    """Whether data are rows of one task, whose classes have names."""
+    return data.gives == "rows" and not getattr(data, "tasks", None)
+
+
+def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
+    """For each name in ``want`` its place in ``have``; None where they are alike already, or hold other names.
+
+    >>> permutation(["neg", "pos"], ["pos", "neg"])
+    [1, 0]
+    """
+    if list(have) == list(want) or sorted(have) != sorted(want) or len(set(have)) < len(have):
+        return None
+    return [list(have).index(name) for name in want]
+
+
 def _numbered(names: Sequence[str], others: Sequence[str]) -> bool:
     """Whether names are the numbers that classes without a name get, and the others say more than that."""
     return list(names) == [str(n) for n in range(len(names))] and not any(_is_number(name) for name in others)
@@ -357,11 +373,17 @@ def _same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str
     whole = "the run of a network for the same classes"
     if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
         return f"{argument('data.classes', have)}, or {whole}"
+    if len(have) == len(want):
+        return f"{whole} (names alone differ: copy the weights out of the run folder, and they are taken as they come)"
     return whole
 
 
-def _reordered(net: nn.Module, order: Sequence[int], data: Any, task: str) -> bool:
-    """Whether a network answers in another order of classes now; as it was where its classifier does not decide it."""
+def reordered(net: nn.Module, order: Sequence[int], data: Any, task: str = "") -> bool:
+    """Bring a network's classes into another order, in place, and see that its answers follow.
+
+    Returns:
+        Whether they do; where they do not, the network is as it was.
+    """
     try:
         head = f"heads.{task}" if task else head_of(net)[0]
     except UserError:

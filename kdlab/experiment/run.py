@@ -24,7 +24,7 @@ from kdlab.experiment.inherited import Heard, drawable, redraw, report
 from kdlab.experiment.measuring import measure_all
 from kdlab.experiment.preflight import preflight
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.stage import Stage, fit_stage
+from kdlab.experiment.stage import Stage, check_stages, fit_stage
 from kdlab.experiment.store import write_model
 from kdlab.experiment.teaching import (
     Trained,
@@ -69,6 +69,7 @@ def run(
     for stage in (stages or {"": config}).values():
         preflight(stage)
     _check_first(next(iter(plan.values())))
+    check_stages(plan)
     experiment = Experiment.of(config)
     in_sweep = folder is not None
     folder, said = (folder, "") if folder is not None else _folder_for(experiment, config)

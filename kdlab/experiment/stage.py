@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from kdlab.errors import UserError
 from kdlab.experiment import parts
-from kdlab.experiment.from_run import normalised_as_started
+from kdlab.experiment.from_run import classified_alone, normalised_as_started, permutation, reordered
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.store import write_model
 from kdlab.experiment.teaching import (
@@ -46,7 +48,8 @@ class Stage:
     @property
     def as_teacher(self) -> Trained:
         """Its student, for the stage after."""
-        return Trained(self.student, self.data.describe(), self.fitted.seconds)
+        classes = tuple(self.data.class_names) if classified_alone(self.data) else ()
+        return Trained(self.student, self.data.describe(), self.fitted.seconds, classes=classes)
 
 
 def fit_stage(
@@ -59,6 +62,7 @@ def fit_stage(
     objective = parts.objective(experiment.loss, data)
     experiment = normalised_as_started(experiment, data)
 
+    previous = _in_order(previous, experiment, data)
     from_before = previous if is_taught_by_previous(experiment) else None
     taught = is_taught(experiment, objective)
     source = lesson = None
@@ -95,6 +99,48 @@ def fit_stage(
     fitted = fit(method, data, training, folder, experiment.epochs, loggers, name, continued)
     adapted(fitted.weights)
     return Stage(experiment, data, task, training, student, lesson, fitted, given)
+
+
+def _in_order(previous: Trained | None, experiment: Experiment, data: Any) -> Trained | None:
+    """The stage before, with its classes in the order of ``data``: a copy where that is another one."""
+    if previous is None or not previous.classes or not goes_on_from_previous(experiment) or not classified_alone(data):
+        return previous
+    order = permutation(previous.classes, data.class_names)
+    if order is None:
+        return previous
+    net = copy.deepcopy(previous.net)
+    if net is None or not reordered(net, order, data):
+        raise UserError(
+            f"data.classes: {', '.join(data.class_names)}, and the stage before has {', '.join(previous.classes)}; "
+            "accepted: the same order"
+        )
+    log.info("the stage before: its classes are brought into the order %s", ", ".join(data.class_names))
+    return replace(previous, net=net, classes=tuple(data.class_names))
+
+
+def check_stages(plan: Mapping[str, Experiment]) -> None:
+    """Refuse a stage with other classes than the stage before, where it goes on from that.
+
+    Raises:
+        UserError: naming the stage, and both.
+    """
+    if len(plan) < 2:
+        return
+    before: list[str] = []
+    for name, experiment in plan.items():
+        data = parts.data(experiment.data, experiment.seed)
+        names = list(data.class_names) if classified_alone(data) else []
+        if goes_on_from_previous(experiment) and before and names and set(before) != set(names):
+            raise UserError(
+                f"stages.{name}: its data have the classes {', '.join(names[:12])}, and the stage before, from which "
+                f"it goes on, has {', '.join(before[:12])}; accepted: the same classes"
+            )
+        before = names
+
+
+def goes_on_from_previous(experiment: Experiment) -> bool:
+    """Whether the stage before teaches, or is what the student starts from."""
+    return experiment.init == "previous" or is_taught_by_previous(experiment)
 
 
 def is_taught_by_previous(experiment: Experiment) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ class Trained:
     """Of a language model; None where it is the data's, or not known."""
     members: tuple[Trained, ...] = ()
     """Several networks that teach together."""
+    classes: tuple[str, ...] = ()
+    """The names of its classes in the order of its logits, where these are those of a stage before."""
 
     @property
     def spent(self) -> float:
@@ -122,12 +125,26 @@ def each_member(experiment: Experiment) -> list[Experiment]:
 
 @contextmanager
 def of_member(number: int) -> Iterator[None]:
-    """Lead a mistake with the key of the member that it is in: ``teacher.members[1].net`` for ``teacher.net``."""
+    """Lead a mistake with the key of the member that it is in: ``teacher.members[1].net`` for ``teacher.net``.
+
+    Arguments to type become keys of the member, since no override reaches into a list.
+    """
     try:
         yield
     except UserError as error:
         rest = str(error).removeprefix("teacher.")
-        raise UserError(str(error) if rest == str(error) else f"teacher.members[{number}].{rest}") from None
+        if rest == str(error):
+            raise
+        rest = re.sub(r'"teacher\.([\w.]+)=([^"]*)"|\bteacher\.([\w.]+)=([^\s,;]+)', _in_member, rest)
+        raise UserError(f"teacher.members[{number}].{rest}") from None
+
+
+def _in_member(match: re.Match[str]) -> str:
+    key, value = match[1] or match[3], match[2] or match[4]
+    first, *inner = key.split(".")
+    for name in reversed(inner):
+        value = f"{{{name}: {value}}}"
+    return f"{first}: {value} in that member"
 
 
 def ensemble(experiment: Experiment, members: Sequence[Teacher], data: Any) -> Several:

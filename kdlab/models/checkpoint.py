@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from kdlab import integrity
 from kdlab.errors import UserError, nearest
-from kdlab.files import atomic_write
+from kdlab.files import atomic_write, expanded
 from kdlab.models.choice import Where, choose
 from kdlab.models.contents import WRAPPERS, Entry, State, entries_of, lists_average, of_training_alone
 from kdlab.models.keys import read_rules
@@ -102,7 +102,7 @@ def read_entries(path: str | Path, key: str = "checkpoint") -> list[Entry]:
     Raises:
         UserError: the file is missing, damaged, foreign or unsafe, or holds no weights.
     """
-    path = weights_in(Path(path).expanduser(), key)
+    path = weights_in(expanded(path), key)
     parts = shards_of(path, key)
     if not parts:
         return _read_file(path, key)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, read_json
+from kdlab.files import Unreadable, expanded, read_json
 from kdlab.runs.folder import read_model
 
 DESCRIPTION = "model.json"
@@ -28,7 +28,7 @@ def run_of(path: str | Path) -> Path | None:
     Raises:
         UserError: if it is damaged.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     places = [path] if path.is_dir() else [path.parent]
     if path.parent.name == CHECKPOINTS and not path.is_dir():
         places.append(path.parent.parent)
@@ -44,7 +44,7 @@ def weights_path(path: str | Path, key: str) -> Path:
     Raises:
         UserError: if the run has no weights yet, or its ``model.json`` is damaged.
     """
-    place = Path(path).expanduser()
+    place = expanded(path)
     if not place.is_dir() or run_of(place) is None:
         return place
     name = Path(str(read_model(place)["weights"])).name

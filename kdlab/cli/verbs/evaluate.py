@@ -13,7 +13,8 @@ def main(argv: Sequence[str]) -> int:
         prog="kdlab evaluate",
         description=__doc__,
         epilog="example: kdlab evaluate data=cifar10 data.root=DIR teacher=resnet56_a "
-        "teacher.checkpoint=FILE teacher.net.mean=imagenet teacher.net.std=imagenet",
+        "teacher.checkpoint=FILE teacher.net.mean=imagenet teacher.net.std=imagenet (teacher.weights=ema takes the "
+        "average in a file that holds one beside the plain weights; teacher.checkpoint=RUN names a run folder)",
     )
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ...")
     args = parser.parse_args(argv)
