@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from argparse import Namespace
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -248,6 +251,24 @@ def test_wrappers_of_inner_modules(tmp_path, part):
     said, found = load(tmp_path, {"state_dict": under("model.", inner)})
     assert found and f"{part} taken out of names" in said
     assert load(tmp_path, under(part, good()))[1]
+
+
+def test_settings_and_numbers_that_scripts_store(tmp_path):
+    beside = {
+        "args": Namespace(lr=0.1, path=tmp_path),
+        "best_acc": np.float64(0.9),
+        "history": np.arange(3.0),
+        "time": datetime.now(),
+        "counts": {"seen": np.int64(3)},
+    }
+    assert load(tmp_path, {"state_dict": good(), **beside})[1]
+    message = refused(tmp_path, {"state_dict": Namespace(weight=torch.zeros(2)), **beside})
+    assert "holds no weights" in message
+    assert "Refused); save the state_dict alone" in refused(tmp_path, {"state_dict": good(), "x": Refused()})
+
+
+class Refused:
+    """Anything else that is no plain value."""
 
 
 # ---- what cannot be loaded

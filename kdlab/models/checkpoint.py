@@ -32,6 +32,29 @@ FOLDER = 0x10
 """The attribute by which a zip archive marks a folder."""
 
 
+class _Inert:
+    """A stand-in for a setting or number stored beside weights, of which nothing is built or looked at."""
+
+    def __new__(cls, *args: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+_INERT: list[Any] = [
+    (_Inert, name)
+    for name in (
+        *("argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.Path"),
+        *("pathlib._local.PosixPath", "pathlib._local.WindowsPath", "datetime.datetime", "datetime.timedelta"),
+        *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "numpy.ndarray"),
+        *("numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"),
+        *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool", "UInt8")),
+    )
+]
+"""What training scripts commonly store beside weights."""
+
+
 def load_weights(
     net: nn.Module,
     path: str | Path,
@@ -221,7 +244,7 @@ def _check_zip(path: Path, key: str) -> None:
 
 def _read_torch(path: Path, key: str) -> Any:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_INERT):
             warnings.simplefilter("ignore")  # about pickle protocols, which no user can act on
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler raises many kinds on bytes that are not its own
