@@ -17,7 +17,7 @@ from torch import nn
 from kdlab.cli.main import main
 from kdlab.data import csv, digits
 from kdlab.errors import UserError
-from kdlab.experiment.from_run import permutation, reordered
+from kdlab.experiment.class_order import permutation, reordered
 from kdlab.models import CifarResNet, Heads, weights_hash
 from kdlab.runs.origin import run_of, weights_path
 from kdlab.runs.predict import load_model

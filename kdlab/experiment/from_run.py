@@ -9,17 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from kdlab import spec
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.experiment.class_order import listed, numbered, permutation, reordered, same_classes
 from kdlab.experiment.schema import Experiment, PretrainedSpec
-from kdlab.functional import Outputs
 from kdlab.models import load_weights
 from kdlab.models.normalize import KNOWN
-from kdlab.models.surgery import head_of, reorder_classes
 from kdlab.override_text import argument
 from kdlab.runs.folder import read_model
 from kdlab.runs.origin import run_of, weights_path
@@ -31,9 +29,6 @@ STATISTICS = ("mean", "std")
 
 OF_TEXT = ("vocab_size", "context", "eos_id", "pad_id", "frames")
 """Arguments of a network that follow from the text that it learned."""
-
-SHOWN = 12
-"""Names of classes that a message shows."""
 
 
 class FromRun:
@@ -182,12 +177,12 @@ class FromRun:
                 continue
             if not reordered(net, order, data, task):
                 raise UserError(
-                    f"{self.key}: {self.folder} has the classes {_names(have)}, data has {_names(want)}, and the "
+                    f"{self.key}: {self.folder} has the classes {listed(have)}, data has {listed(want)}, and the "
                     f"network's classifier cannot be put into that order; accepted: {argument('data.classes', have)}"
                 )
             log.info(
                 "%s: its classes%s are brought from the order of %s (%s) into that of the data (%s)",
-                *(owner, f" of {task}" if task else "", self.folder, _names(have), _names(want)),
+                *(owner, f" of {task}" if task else "", self.folder, listed(have), listed(want)),
             )
 
     def _order(self, have: Sequence[str], want: Sequence[str], data: Any, task: str) -> list[int] | None:
@@ -200,16 +195,16 @@ class FromRun:
             return None
         if (order := permutation(have, want)) is not None:
             return order
-        if len(have) == len(want) and (_numbered(have, want) or _numbered(want, have)):
+        if len(have) == len(want) and (numbered(have, want) or numbered(want, have)):
             log.info(
                 "teacher: the classes of %s are %s and the data's are %s: nothing tells that they are the same in this "
                 "order, which is taken for granted",
-                *(self.folder, _names(have), _names(want)),
+                *(self.folder, listed(have), listed(want)),
             )
             return None
         raise UserError(
-            f"{self.key}: {self.folder} knows {len(have)} classes{f' of {task}' if task else ''} ({_names(have)}), and "
-            f"data ({data.name}) has {len(want)} ({_names(want)}); accepted: {_same_classes(have, want, data, task)}"
+            f"{self.key}: {self.folder} knows {len(have)} classes{f' of {task}' if task else ''} ({listed(have)}), and "
+            f"data ({data.name}) has {len(want)} ({listed(want)}); accepted: {same_classes(have, want, data, task)}"
         )
 
 
@@ -336,86 +331,7 @@ def _with_statistics(network: Mapping[str, Any], statistics: Mapping[str, Any]) 
     return {**network, **inner, **stated}
 
 
-# ---- classes
-
-
-def classified_alone(data: Any) -> bool:
-    """Whether data are rows of one task, whose classes have names."""
-    return data.gives == "rows" and not getattr(data, "tasks", None)
-
-
-def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
-    """For each name in ``want`` its place in ``have``; None where they are alike already, or hold other names.
-
-    >>> permutation(["neg", "pos"], ["pos", "neg"])
-    [1, 0]
-    """
-    if list(have) == list(want) or sorted(have) != sorted(want) or len(set(have)) < len(have):
-        return None
-    return [list(have).index(name) for name in want]
-
-
-def _numbered(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether names are the numbers that classes without a name get, and the others say more than that."""
-    return list(names) == [str(n) for n in range(len(names))] and not any(_is_number(name) for name in others)
-
-
-def _is_number(name: str) -> bool:
-    try:
-        float(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str) -> str:
-    """What to type so that data and network know the same classes."""
-    whole = "the run of a network for the same classes"
-    if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
-        return f"{argument('data.classes', have)}, or {whole}"
-    if len(have) == len(want):
-        return f"{whole} (names alone differ: copy the weights out of the run folder, and they are taken as they come)"
-    return whole
-
-
-def reordered(net: nn.Module, order: Sequence[int], data: Any, task: str = "") -> bool:
-    """Bring a network's classes into another order, in place, and see that its answers follow.
-
-    Returns:
-        Whether they do; where they do not, the network is as it was.
-    """
-    try:
-        head = f"heads.{task}" if task else head_of(net)[0]
-    except UserError:
-        return False
-    inputs = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
-    training = net.training
-    net.eval()
-    with torch.no_grad():
-        before = _answer(net, inputs, task)
-        if before.shape[-1] != len(order) or not reorder_classes(net, head, order):
-            net.train(training)
-            return False
-        after = _answer(net, inputs, task)
-        done = torch.allclose(after, before[..., list(order)], rtol=1e-4, atol=1e-5)
-        if not done:
-            back = sorted(range(len(order)), key=lambda place: order[place])
-            reorder_classes(net, head, back)
-    net.train(training)
-    return done
-
-
-def _answer(net: nn.Module, inputs: Any, task: str) -> torch.Tensor:
-    said = Outputs.of(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
-    return said.heads[task] if task else said.logits
-
-
 # ---- words
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:SHOWN])
-    return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
 
 
 def _tasks(tasks: Mapping[str, Any]) -> str:

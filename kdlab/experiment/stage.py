@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import parts
-from kdlab.experiment.from_run import classified_alone, normalised_as_started, permutation, reordered
+from kdlab.experiment.class_order import classified_alone, permutation, reordered
+from kdlab.experiment.from_run import normalised_as_started
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.store import write_model
 from kdlab.experiment.teaching import (

@@ -1,0 +1,94 @@
+"""Names of classes: whether two lists are of the same classes, and bringing a network into the order of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlab.errors import UserError
+from kdlab.functional import Outputs
+from kdlab.models.surgery import head_of, reorder_classes
+from kdlab.override_text import argument
+
+SHOWN = 12
+"""Names of classes that a message shows."""
+
+
+def classified_alone(data: Any) -> bool:
+    """Whether data are rows of one task, whose classes have names."""
+    return data.gives == "rows" and not getattr(data, "tasks", None)
+
+
+def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
+    """For each name in ``want`` its place in ``have``; None where they are alike already, or hold other names.
+
+    >>> permutation(["neg", "pos"], ["pos", "neg"])
+    [1, 0]
+    """
+    if list(have) == list(want) or sorted(have) != sorted(want) or len(set(have)) < len(have):
+        return None
+    return [list(have).index(name) for name in want]
+
+
+def numbered(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether names are the numbers that classes without a name get, and the others say more than that."""
+    return list(names) == [str(n) for n in range(len(names))] and not any(_is_number(name) for name in others)
+
+
+def _is_number(name: str) -> bool:
+    try:
+        float(name)
+    except ValueError:
+        return False
+    return True
+
+
+def same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str) -> str:
+    """What to type so that data and network know the same classes."""
+    whole = "the run of a network for the same classes"
+    if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
+        return f"{argument('data.classes', have)}, or {whole}"
+    if len(have) == len(want):
+        return f"{whole} (where names alone differ: copy the weights out of the run folder, and they are taken as they come)"
+    return whole
+
+
+def reordered(net: nn.Module, order: Sequence[int], data: Any, task: str = "") -> bool:
+    """Bring a network's classes into another order, in place, and see that its answers follow.
+
+    Returns:
+        Whether they do; where they do not, the network is as it was.
+    """
+    try:
+        head = f"heads.{task}" if task else head_of(net)[0]
+    except UserError:
+        return False
+    inputs = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
+    training = net.training
+    net.eval()
+    with torch.no_grad():
+        before = _answer(net, inputs, task)
+        if before.shape[-1] != len(order) or not reorder_classes(net, head, order):
+            net.train(training)
+            return False
+        after = _answer(net, inputs, task)
+        done = torch.allclose(after, before[..., list(order)], rtol=1e-4, atol=1e-5)
+        if not done:
+            back = sorted(range(len(order)), key=lambda place: order[place])
+            reorder_classes(net, head, back)
+    net.train(training)
+    return done
+
+
+def _answer(net: nn.Module, inputs: Any, task: str) -> torch.Tensor:
+    said = Outputs.of(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
+    return said.heads[task] if task else said.logits
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of classes for a message, the first of many."""
+    shown = ", ".join(names[:SHOWN])
+    return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")
