@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, file_hash, read_json
+from kdlab.files import Unreadable, expanded, file_hash, read_json
 
 log = logging.getLogger("kdlab")
 
@@ -113,7 +113,7 @@ def check(path: str | Path, key: str = "", cure: str = "") -> None:
     Raises:
         UserError: if its content is another one.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     record = _record(path)
     if record is None:
         return

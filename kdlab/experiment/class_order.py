@@ -52,7 +52,7 @@ def same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str)
     if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
         return f"{argument('data.classes', have)}, or {whole}"
     if len(have) == len(want):
-        return f"{whole} (where names alone differ: copy the weights out of the run folder, and they are taken as they come)"
+        return f"{whole} (where names alone differ: its weights copied out of the folder, to be taken as they come)"
     return whole
 
 

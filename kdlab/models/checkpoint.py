@@ -68,8 +68,8 @@ def load_weights(
     Takes ``torch.save`` files (zip or legacy form) and safetensors, whatever their suffix, and those that an index
     names; weights at the top or under entries such as ``WRAPPERS``; keys with the usual prefixes, of published
     layouts, or with another classifier name. Other layouts need a mapping. What a file holds of losses and metrics
-    beside a network is left out, and said. Nothing in ``net`` changes unless all of it fits. A file of a run folder is first held
-    against the hash that its run wrote.
+    beside a network is left out, and said. Nothing in ``net`` changes unless all of it fits. A file of a run
+    folder is first held against the hash that its run wrote.
 
     Args:
         net: the network.
