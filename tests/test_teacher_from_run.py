@@ -245,9 +245,11 @@ def test_the_classes_of_each_of_several_tasks(place, capsys):
 
     plain, said = parity()
     assert "brought" not in said
-    (run / "result.json").unlink()  # which knows the hash of the description
     described["tasks"]["parity"].reverse()
     (run / "model.json").write_text(json.dumps(described))
+    said = mistake(capsys, ["evaluate", *teacher, f"teacher.checkpoint={run}"])
+    assert "model.json is not the file that was written" in said
+    (run / "result.json").unlink()  # which knows the hash of the description
     swapped, said = parity()
     assert "its classes of parity are brought from the order" in said and swapped == pytest.approx(1 - plain, abs=2e-4)
     single = json.loads((run / "model.json").read_text())

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from kdlab import spec
+from kdlab import integrity, spec
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment.class_order import listed, numbered, permutation, reordered, same_classes
@@ -39,11 +39,12 @@ class FromRun:
         key: the config key that names the weights, for messages.
 
     Raises:
-        UserError: if the description is damaged.
+        UserError: if the description is damaged, or not the one that the run wrote.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
+        integrity.check(folder / "model.json", key)
         self.described = read_model(folder)
         given = self.described.get("arguments")
         self.arguments: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
