@@ -7,17 +7,22 @@ readers here take regular files up to a size, and documents up to a depth and a 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import io
 import json
 import os
 import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 STALE_SECONDS = 3600
 """Age at which what a killed process left beside a file is removed."""
@@ -26,10 +31,16 @@ TEXT_BYTES = 16 * 2**20
 """Largest configuration, result or description that is read, in bytes."""
 
 DOCUMENT_DEPTH = 64
-"""Deepest nesting of a YAML document that is read."""
+"""Deepest nesting of a YAML or JSON document that is read."""
 
-DOCUMENT_VALUES = 1_000_000
-"""Most values of a YAML document that is read, with every alias counted as what it stands for."""
+DOCUMENT_VALUES = 200_000
+"""Most values of a YAML document that is read: every alias counts as what it stands for, 100 characters as a value."""
+
+NUMBER_SIGNS = 400
+"""Longest number of a YAML document that is read, in characters."""
+
+LINE_BYTES = 2**20
+"""Longest line of a file of JSON objects that is read, in bytes."""
 
 
 class Unreadable(ValueError):
@@ -107,9 +118,38 @@ def _claim(file: IO[bytes]) -> bool:
     return True
 
 
-def open_to_append(path: str | Path) -> int:
-    """A descriptor that appends to ``path``, made if missing; a symbolic link there is an ``OSError``."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0), 0o666)
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small file whole or not at all; half a surrogate pair, which UTF-8 lacks, is spelled out."""
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
+
+
+def open_to_append(path: str | Path, read: bool = False) -> int:
+    """A descriptor that appends to ``path``, made if missing; a link, pipe or device there is an ``OSError``.
+
+    Args:
+        path: the file.
+        read: whether the descriptor reads as well.
+    """
+    refuse_link(path)
+    flags = (os.O_RDWR if read else os.O_WRONLY) | os.O_CREAT | os.O_APPEND
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0), 0o666)
+
+
+def refuse_link(path: str | Path) -> None:
+    """Raise ``OSError`` if something stands at ``path`` that is no regular file: a link, a pipe, a folder."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):
+            said = "a link or something else stands where a file of kdlab's own belongs"
+            raise OSError(errno.EINVAL, said, str(path))
+
+
+def lock_file(path: str | Path) -> FileLock:
+    """A lock on ``path`` between processes, not yet taken; a link or pipe in its place is an ``OSError``."""
+    from filelock import FileLock
+
+    refuse_link(path)  # some versions of the library follow links, and empty what they lead to
+    return FileLock(path)
 
 
 def make_folder(path: str | Path) -> Path:
@@ -118,7 +158,9 @@ def make_folder(path: str | Path) -> Path:
     with contextlib.suppress(FileExistsError):
         path.mkdir()
     if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise NotADirectoryError(20, "a link or a file stands where a folder of kdlab's own belongs", str(path))
+        raise NotADirectoryError(
+            errno.ENOTDIR, "a link or a file stands where a folder of kdlab's own belongs", str(path)
+        )
     return path
 
 
@@ -134,6 +176,21 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def links_inside(folder: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """What is below ``folder`` and neither a folder nor a regular file, such as links and pipes.
+
+    Args:
+        folder: where to look; it may be a link itself.
+        skip: names of folders at the top that are not looked into.
+    """
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.is_dir(follow_symlinks=False):
+            if entry.name not in skip:
+                yield from links_inside(Path(entry.path))
+        elif not entry.is_file(follow_symlinks=False):
+            yield Path(entry.path)
+
+
 def open_regular(path: str | Path) -> BufferedReader:
     """``path`` opened for reading, without waiting for a pipe or reading a device.
 
@@ -141,11 +198,24 @@ def open_regular(path: str | Path) -> BufferedReader:
         OSError: if it cannot be opened.
         Unreadable: if it is no regular file.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError:  # a NUL in the name
+        raise Unreadable("no name of a file") from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise Unreadable("no regular file")
     return os.fdopen(descriptor, "rb")
+
+
+def open_text(path: str | Path) -> TextIO:
+    """A regular file opened as UTF-8 text, with or without its byte order mark, line ends as they are (for ``csv``).
+
+    Raises:
+        OSError: if it cannot be opened.
+        Unreadable: if it is no regular file.
+    """
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8-sig", newline="")
 
 
 def read_bytes(path: str | Path, limit: int = TEXT_BYTES) -> bytes:
@@ -162,6 +232,19 @@ def read_bytes(path: str | Path, limit: int = TEXT_BYTES) -> bytes:
     return content
 
 
+def read_text(path: str | Path, limit: int = TEXT_BYTES) -> str:
+    """The UTF-8 text in a regular file of at most ``limit`` bytes, its line ends as they are.
+
+    Raises:
+        OSError: if it cannot be opened or read.
+        Unreadable: if it is no regular file, larger, or no UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Unreadable(f"no text in UTF-8 ({error.reason} at byte {error.start})") from None
+
+
 def read_json(path: str | Path, limit: int = TEXT_BYTES) -> Any:
     """The value in a JSON file.
 
@@ -169,14 +252,54 @@ def read_json(path: str | Path, limit: int = TEXT_BYTES) -> Any:
         OSError: if it cannot be opened or read.
         Unreadable: if it is no JSON, too large or too deep.
     """
+    return parse_json(read_text(path, limit))
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        Unreadable: if it is no JSON, or too deep.
+    """
     try:
-        return json.loads(read_bytes(path, limit).decode("utf-8"))
+        found = json.loads(text)
     except RecursionError:
         raise Unreadable("nested too deeply") from None
-    except UnicodeDecodeError:
-        raise Unreadable("no text in UTF-8") from None
-    except ValueError as error:  # also of a number of too many digits
+    except ValueError as error:  # a number of too many digits is a plain ValueError
         raise Unreadable(f"no JSON: {error}") from None
+    if text.count("[") + text.count("{") > DOCUMENT_DEPTH:
+        _check_depth(found)
+    return found
+
+
+def _check_depth(value: Any) -> None:
+    """Refuse a JSON value that whoever walks it by recursion could not."""
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, (dict, list))]:
+        depth += 1
+        if depth > DOCUMENT_DEPTH:
+            raise Unreadable(f"nested more than {DOCUMENT_DEPTH} levels deep")
+        level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
+
+
+def read_json_lines(path: str | Path) -> Iterator[dict[str, Any] | None]:
+    """The JSON object in each line of a file, in order; None for a line that holds none, or was cut off.
+
+    Raises:
+        OSError: if it cannot be opened or read.
+        Unreadable: if it is no regular file.
+    """
+    with open_regular(path) as file:
+        while line := file.readline(LINE_BYTES + 1):
+            if not line.strip():
+                continue
+            found = None
+            if len(line) <= LINE_BYTES:
+                with contextlib.suppress(Unreadable, UnicodeDecodeError):
+                    found = parse_json(line.decode("utf-8"))
+            while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # the rest of a line that is too long
+                line = file.readline(LINE_BYTES + 1)
+            yield found if isinstance(found, dict) else None
 
 
 def read_yaml(path: str | Path, limit: int = TEXT_BYTES) -> Any:
@@ -186,23 +309,75 @@ def read_yaml(path: str | Path, limit: int = TEXT_BYTES) -> Any:
         OSError: if it cannot be opened or read.
         Unreadable: if it is no YAML of plain values, or too large or deep, also once its aliases are expanded.
     """
+    return parse_yaml(read_text(path, limit))
+
+
+def parse_yaml(text: str) -> Any:
+    """The plain value of a YAML text.
+
+    Raises:
+        Unreadable: if it is no YAML of plain values, or too large or deep, also once its aliases are expanded.
+    """
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    content = read_bytes(path, limit)
     try:
-        text = content.decode("utf-8")
-        _check_document(yaml.parse(text, Loader=loader))
+        check_yaml(text)
         return yaml.load(text, Loader=loader)
-    except UnicodeDecodeError:
-        raise Unreadable("no text in UTF-8") from None
     except Unreadable:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError, AttributeError, OverflowError) as error:
         raise Unreadable(f"no YAML: {' '.join(str(error).split())}") from None
 
 
-def _check_document(events: Iterator[Any]) -> None:
+def check_yaml(text: str, values: int = DOCUMENT_VALUES) -> None:
+    """Refuse a YAML document that is deep, recursive, or large once its aliases are expanded; builds nothing.
+
+    Args:
+        text: the document.
+        values: how many it may hold.
+
+    Raises:
+        Unreadable: what it is.
+        yaml.YAMLError: if it is no YAML.
+    """
+    import yaml
+
+    _check_document(yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)), values)
+
+
+def _check_scalar(event: Any) -> None:
+    """Refuse a number of so many digits that making it, or writing it, takes for ever."""
+    quoted = not event.implicit[0] and event.tag is None
+    if len(event.value) <= NUMBER_SIGNS or quoted or event.value[0] not in "+-.0123456789":
+        return
+    if not any(sign.isspace() for sign in event.value):
+        raise Unreadable(f"a number of {len(event.value)} characters")
+
+
+def read_mapping(path: str | Path, limit: int = TEXT_BYTES) -> dict[str, Any]:
+    """The mapping in a YAML file, with texts as its keys at every level.
+
+    Raises:
+        OSError: if it cannot be opened or read.
+        Unreadable: if it is something else, or as :func:`read_yaml` says.
+    """
+    found = read_yaml(path, limit)
+    if not isinstance(found, dict):
+        raise Unreadable(f"holds {'nothing' if found is None else type(found).__name__}; accepted: a mapping")
+    inside: list[Any] = [found]
+    while inside:
+        value = inside.pop()
+        if isinstance(value, Mapping):
+            if strange := [key for key in value if not isinstance(key, str)]:
+                raise Unreadable(f"has the key {strange[0]!r}; accepted: texts as keys")
+            inside += value.values()
+        elif isinstance(value, list):
+            inside += value
+    return found
+
+
+def _check_document(events: Iterator[Any], most: int) -> None:
     """Refuse a document that is deep, recursive, or large once its aliases are expanded; builds nothing."""
     import yaml
 
@@ -217,7 +392,8 @@ def _check_document(events: Iterator[Any]) -> None:
         if isinstance(event, yaml.CollectionEndEvent):
             anchor, size = open_nodes.pop()
         elif isinstance(event, yaml.ScalarEvent):
-            anchor, size = event.anchor, 1
+            anchor, size = event.anchor, 1 + len(event.value) // 100
+            _check_scalar(event)
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
                 raise Unreadable(f"the alias *{event.anchor} stands inside of what it stands for, or for nothing")
@@ -226,11 +402,13 @@ def _check_document(events: Iterator[Any]) -> None:
             continue
         if anchor is not None:
             sizes[anchor] = size
-        if size > DOCUMENT_VALUES:
-            raise Unreadable(f"more than {DOCUMENT_VALUES:,} values once its aliases are expanded")
+        if size > most:
+            raise Unreadable(f"more than {most:,} values once its aliases are expanded")
         if open_nodes:
             outer, inside = open_nodes[-1]
             open_nodes[-1] = (outer, inside + size)
+            if inside + size > most:
+                raise Unreadable(f"more than {most:,} values once its aliases are expanded")
 
 
 def file_hash(path: str | Path) -> str:

@@ -78,13 +78,17 @@ def test_nothing_to_read_is_an_error_that_names_what_is_near(tmp_path: Path) -> 
 def test_values_of_the_wrong_kind_read_as_missing(tmp_path: Path) -> None:
     odd = {
         "status": "finished",
-        "models": {"student": {"test": {"acc": "high"}, "parameters": True}, "teacher": 3},
+        "config_hash": "0a1b",
+        "models": {"student": {"test": {"acc": "high"}, "parameters": True}, "teacher": None},
     }
-    run = read.load([fabricate.write(tmp_path / "odd", odd | {"settings": [1], "seconds": 4})])[0]
+    run = read.load([fabricate.write(tmp_path / "odd", odd | {"seconds": 4})])[0]
     assert run.number("student", "test", "acc") is None and run.number("student", "parameters") is None
     assert list(run.models) == ["student"] and run.config == {} and run.curves == {}
     assert "student" in table.run_table(run.result, run.folder)
     assert "1 run" in compare.sweep_table(tmp_path)
+    for entry, value in {"models": [1], "settings": [1], "config_hash": 3, "seconds": "long", "score": {}}.items():
+        fabricate.write(tmp_path / "worse", fabricate.result(**{entry: value}))
+        assert f"{entry} is {type(value).__name__}" in read.scan([tmp_path]).warnings[0]
 
 
 def test_curves_survive_a_torn_line_and_a_resumed_run(tmp_path: Path) -> None:
@@ -92,7 +96,10 @@ def test_curves_survive_a_torn_line_and_a_resumed_run(tmp_path: Path) -> None:
     folder = fabricate.write(tmp_path / "run", fabricate.result(), points)
     with (folder / "curves.jsonl").open("a") as file:
         file.write('{"step": 5, "train/kl": NaN, "val/acc": 0.5}\n{"step": 30, "train/k')
-    assert read.load([folder])[0].curves == {"train/kl": ([10, 20], [3.0, 1.5]), "val/acc": ([5], [0.5])}
+        file.write("\n" + "[" * 1_000_000 + '\n[1]\n{"kl": 1}\n')
+    run = read.load([folder])[0]
+    assert run.curves == {"train/kl": ([10, 20], [3.0, 1.5]), "val/acc": ([5], [0.5])}
+    assert run.warnings == [f"{folder / 'curves.jsonl'}: 4 lines hold no point of a curve, left out"]
 
 
 # ---- seeds and ranks

@@ -11,6 +11,8 @@ from kdlab.runs import folder as folders
 from kdlab.runs.curves import CurvesFile
 from kdlab.spec import config_hash
 
+RESULT = {"status": "finished", "config_hash": "0a1b", "models": {"student": {}}}
+
 CONFIG = {
     "name": "kd",
     "output": "outputs",
@@ -98,7 +100,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_readers_never_see_half_a_file(tmp_path):
     path = tmp_path / "result.json"
-    texts = [json.dumps({"status": "finished", "filler": letter * 50_000}) for letter in "ab"]
+    texts = [json.dumps({**RESULT, "filler": letter * 50_000}) for letter in "ab"]
     folders.write_text(path, texts[0])
     done, seen = threading.Event(), []
 
@@ -120,10 +122,12 @@ def test_only_a_finished_run_has_a_result(tmp_path):
     for text in ("", "{", "[1]", "null", '{"status": "failed"}', "{}"):
         (tmp_path / "result.json").write_text(text)
         assert folders.read_result(tmp_path) is None
-    folders.write_result(tmp_path, {"status": "finished", "seconds": 1.5})
-    found = folders.read_result(tmp_path)
-    assert found is not None and found.pop("checksum").startswith("sha256:")
-    assert found == {"status": "finished", "seconds": 1.5, "files": {}}
+    kept = {"status": "finished", "trained_on": "80 rows", "seconds": 1.5}
+    for told in (RESULT, kept):
+        folders.write_result(tmp_path, told)
+        found = folders.read_result(tmp_path)
+        assert found is not None and found.pop("checksum").startswith("sha256:")
+        assert found == {**told, "files": {}}
 
 
 def test_a_failure_is_recorded_beside_what_was_written(tmp_path):
@@ -135,7 +139,7 @@ def test_a_failure_is_recorded_beside_what_was_written(tmp_path):
     assert found["status"] == "failed" and found["error"] == "RuntimeError: two lines" and found["models"] == {}
     assert found["config_hash"] == config_hash(CONFIG) and folders.read_result(folder) is None
     assert (folder / "checkpoints" / "last.ckpt").read_bytes() == b"kept"
-    assert folders.read_yaml(folder / "config.yaml") == CONFIG
+    assert folders.read_config(folder) == CONFIG
 
 
 # ---- which run is meant

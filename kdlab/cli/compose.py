@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -31,8 +30,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdlab.cli import options as config_options
 from kdlab.cli import sweepers
+from kdlab.cli.config_files import CheckedRepository
 from kdlab.cli.options import NETWORKS, Options
 from kdlab.errors import UserError, unknown
+from kdlab.files import Unreadable, parse_yaml
 from kdlab.override_text import as_one_text, for_shell
 
 CONFIG = "config"
@@ -70,10 +71,12 @@ def opened(text: str) -> str:
     if key.lstrip("+") != "stages" or not value.startswith("{"):
         return key + equals + value
     try:
-        stages = yaml.safe_load(value)
-    except yaml.YAMLError:
+        stages = parse_yaml(value)
+    except Unreadable:
         return key + equals + value  # Hydra says what is wrong with it
-    if not all(isinstance(item, list) and all(isinstance(t, str) for t in item) for item in stages.values()):
+    if not isinstance(stages, dict) or not all(
+        isinstance(item, list) and all(isinstance(t, str) for t in item) for item in stages.values()
+    ):
         return key + equals + value
     quoted = (f"{name}: [{', '.join(map(_quoted, stage))}]" for name, stage in stages.items())
     return f"{key}={{{', '.join(quoted)}}}"
@@ -114,6 +117,10 @@ class Loader(ConfigLoaderImpl):
 
     tree: DictConfig | None = None
     """The last config, as far as it got: with the options, and the values up to one that was refused."""
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        super().__init__(config_search_path)
+        self.repository = CheckedRepository(config_search_path)
 
     def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
         self.tree = super()._compose_config_from_defaults_list(defaults, repo)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from kdlab.cli.sweep import job_folder, objective, read_any, remaining
 from kdlab.cli.workers import Crash, Outcome
 from kdlab.errors import Busy
 from kdlab.runs.folder import record_failure, tidy
+from kdlab.terminal import one_line, say
 from kdlab.termination import Terminated, exit_as_failure
 
 if TYPE_CHECKING:
@@ -168,5 +168,4 @@ def _failed(found: Composition, folder: Path, line: str, error: BaseException) -
 def _say(text: str) -> None:
     """One line in one write: jobs of other processes write here too."""
     indent = text[: len(text) - len(text.lstrip())]
-    sys.stdout.write(indent + " ".join(text.split()) + "\n")
-    sys.stdout.flush()
+    say(indent + one_line(text))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kdlab.errors import RunFailed, UserError, unknown
-from kdlab.terminal import one_line
+from kdlab.terminal import clean_terminal, one_line, say
 from kdlab.termination import TERMINATED, Terminated, exit_as_failure
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))  # for modules of the user's; ``python -m`` does so, the console script not
+    clean_terminal()
     try:
         return _dispatch(argv)
     except UserError as error:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:  # a defect, or a machine that lacks something: not the user's mistake
         if os.environ.get("KDLAB_TRACEBACK"):
-            traceback.print_exc()
+            say(traceback.format_exc(), file=sys.stderr)
         return _say(f"{type(error).__name__}: {error} (KDLAB_TRACEBACK=1 prints the traceback)", 1)
 
 
@@ -63,7 +64,7 @@ def entry() -> NoReturn:
 
 
 def _stopped(how: str, status: int) -> int:
-    print(f"kdlab: {how}; the same command with resume=auto goes on (a sweep: without)", file=sys.stderr)
+    say(f"kdlab: {how}; the same command with resume=auto goes on (a sweep: without)", file=sys.stderr)
     return status
 
 
@@ -73,7 +74,7 @@ def _is_of_argparse(end: SystemExit) -> bool:
 
 
 def _say(message: object, status: int) -> int:
-    print(f"kdlab: error: {one_line(message)}", file=sys.stderr)
+    say(f"kdlab: error: {one_line(message)}", file=sys.stderr)
     return status
 
 
@@ -83,12 +84,12 @@ def _dispatch(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         from kdlab.cli.helptext import helptext
 
-        print(helptext())
+        say(helptext())
         return 0
     if argv[0] == "--version":
         from kdlab import __version__
 
-        print(f"kdlab {__version__}")
+        say(f"kdlab {__version__}")
         return 0
     first = argv[0]
     if first[0] in "-+~" or "=" in first:

@@ -14,6 +14,9 @@ import kdlab
 NETWORKS = "model"
 """The group of networks: each is an option of ``student`` and of ``teacher`` as well."""
 
+_COMMENT = 2_000
+"""Most characters of a comment that are read."""
+
 BOARDS = "leaderboard"
 """The folder of boards: what the verb of that name takes, and no group of an experiment."""
 
@@ -78,7 +81,7 @@ def read(where: Iterable[Path]) -> Options:
 def _first_comment(path: Path) -> str:
     """What the option is: the first comment line that is not Hydra's ``@package``."""
     with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
+        while line := lines.readline(_COMMENT):
             text = line.strip()
             if not text.startswith("#"):
                 break

@@ -20,6 +20,7 @@ from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
 from kdlab.cli.plan import QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
 from kdlab.cli.validate import validate
 from kdlab.errors import RunFailed, UserError
+from kdlab.terminal import one_line, say
 from kdlab.termination import exit_on_sigterm
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ def _show(flags: Flags, composer: Composer) -> int:
         if tree is None:
             raise UserError(f"--package: {flags.package!r}; accepted: a key of the config")
     text = OmegaConf.to_yaml(tree, resolve=flags.resolve) if OmegaConf.is_config(tree) else f"{tree}\n"
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    say(text.removesuffix("\n"))
     validate(found, composer)
     return 0
 
@@ -123,7 +123,7 @@ def _sweep(made: Plan) -> int:
         sweep.write_record(folder, own, [job.name for job in jobs])
         begun = True
         how = f", {parallel} at a time" if parallel > 1 else ""
-        print(f"sweep of {made.jobs} job{'s' * (made.jobs > 1)} in {folder}{how}", flush=True)
+        say(f"sweep of {made.jobs} job{'s' * (made.jobs > 1)} in {one_line(folder)}{how}")
 
     stopped: BaseException | None = None
     with exit_on_sigterm():
@@ -184,7 +184,7 @@ def _end(made: Plan, folder: Path, jobs: list[Path], stopped: BaseException | No
         if made.searched:  # a trial that failed is told to the study, and counts
             more = max(made.jobs, len(jobs)) + len(failed)
             said = f"{len(failed)} of {len(jobs)} jobs failed; more trials: hydra.sweeper.n_trials={more}"
-        print(f"kdlab: error: {said}", file=sys.stderr)
+        say(f"kdlab: error: {said}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,9 +11,11 @@ from typing import Any
 
 import yaml
 
-from kdlab import integrity, spec
+from kdlab import spec
 from kdlab.errors import UserError
-from kdlab.runs.folder import write_text
+from kdlab.files import Unreadable, write_text
+from kdlab.runs.read import finite, mapping
+from kdlab.runs.result import load_result
 
 LONGEST = 90
 """Characters of a job folder's name before its hash."""
@@ -79,16 +80,14 @@ def jobs_in(sweep: Path) -> list[Path]:
 def read_any(folder: Path) -> dict[str, Any]:
     """The ``result.json`` of a run, finished or failed; empty if it is missing or damaged."""
     try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return load_result(folder) or {}
+    except (OSError, Unreadable):
         return {}
-    return found if isinstance(found, dict) and not integrity.damage(found) else {}
 
 
 def objective(result: Mapping[str, Any]) -> float | None:
     """What a search makes better: the student's score on validation data; None if there is none."""
-    value = result.get("objective")
-    return float(value) if isinstance(value, int | float) else None
+    return finite(result.get("objective"))
 
 
 def greater(sweep: Path) -> bool | None:
@@ -120,10 +119,7 @@ def remaining(sweep: Path, total: int, parallel: int) -> str:
 
 def _seconds(folder: Path) -> float | None:
     result = read_any(folder)
-    try:
-        return float(result["seconds"]["total"]) if result.get("status") == "finished" else None
-    except (KeyError, TypeError, ValueError):
-        return None
+    return finite(mapping(result.get("seconds")).get("total")) if result.get("status") == "finished" else None
 
 
 def duration(seconds: float) -> str:

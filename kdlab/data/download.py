@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
 from tqdm import tqdm
 
 from kdlab.errors import UserError
+from kdlab.files import lock_file, open_regular
+from kdlab.terminal import one_line
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0
@@ -40,7 +41,7 @@ class Remote:
 def digest(path: Path, checksum: str) -> str:
     """The checksum of a file, in the form and by the algorithm of ``checksum``."""
     algorithm = checksum.partition(":")[0]
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
@@ -55,7 +56,7 @@ def fetch(remote: Remote, folder: Path, key: str = "data.download") -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / remote.filename
-    with FileLock(f"{path}.lock"):
+    with lock_file(f"{path}.lock"):
         if path.exists():
             found = digest(path, remote.checksum)
             if found == remote.checksum:
@@ -95,7 +96,7 @@ def _stream(remote: Remote, file: IO[bytes], folder: Path, key: str) -> tuple[in
             expected = int(length) if length else None
             bar = tqdm(
                 total=expected,
-                desc=remote.filename,
+                desc=one_line(remote.filename),
                 unit="B",
                 unit_scale=True,
                 file=sys.stderr,
@@ -123,7 +124,7 @@ def unpack(archive: Path, folder: str, key: str) -> Path:
         UserError: if the archive is damaged, holds no such folder, or has members that point outside of it.
     """
     target = archive.parent / folder
-    with FileLock(f"{archive}.lock"):
+    with lock_file(f"{archive}.lock"):
         if target.is_dir():
             return target
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder}.", dir=archive.parent))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdlab.errors import UserError
+from kdlab.files import open_regular
 
 
 def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
@@ -63,7 +64,7 @@ def load(path: Path, key: str) -> Any:
         UserError: if the file is truncated, no pickle, or names any other class or function, which is not called.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _ArrayUnpickler(file, encoding="latin1").load()
     except _Refused as refused:
         raise UserError(

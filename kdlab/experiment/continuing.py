@@ -44,7 +44,7 @@ def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
     run = Path(config["resume"])
     if not (run / "config.yaml").is_file():
         return config  # said where the run is looked for
-    old = folders.read_yaml(run / "config.yaml")
+    old = folders.read_config(run)
     differing = _differing(old, config)
     if not differing:
         return config | {key: old[key] for key in ("continued_from",) if key in old}
@@ -138,7 +138,7 @@ def before(experiment: Experiment) -> Experiment | None:
     """The experiment whose last state this one starts from; None where it starts by itself."""
     if experiment.continued_from is None:
         return None
-    return Experiment.of(folders.read_yaml(Path(experiment.continued_from["run"]) / "config.yaml"))
+    return Experiment.of(folders.read_config(Path(experiment.continued_from["run"])))
 
 
 def first_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ def first_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
     if start is None:
         return None
     run = Path(start["run"])
-    theirs = folders.read_yaml(run / "config.yaml")
+    theirs = folders.read_config(run)
     old, new = flatten(theirs), flatten(config)
     known = folders.read_result(run) or {}
     return {

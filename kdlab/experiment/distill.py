@@ -17,11 +17,11 @@ from kdlab import spec
 from kdlab.cli.options import shipped
 from kdlab.errors import UserError, unknown
 from kdlab.experiment.store import LABELS
+from kdlab.files import read_yaml
 from kdlab.functional import Batch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD, Training, evaluate, fit
 from kdlab.models.companions import Companion
-from kdlab.runs.folder import read_yaml
 from kdlab.tasks import Classification, LanguageModeling, Task
 from kdlab.teachers import FrozenTeacher
 

@@ -148,7 +148,7 @@ def _config(run: Path) -> dict[str, Any]:
     Raises:
         UserError: if it cannot be read, or another one stands there now.
     """
-    config = folders.read_yaml(run / "config.yaml")
+    config = folders.read_config(run)
     known = folders.read_result(run) or {}
     if integrity.CHECKSUM in known and known.get("config_hash") != spec.config_hash(config):
         raise UserError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import subprocess
 import time
@@ -29,10 +30,11 @@ from kdlab.experiment.store import write_model
 from kdlab.experiment.teaching import (
     Trained,
 )
-from kdlab.files import atomic_write
+from kdlab.files import atomic_write, make_folder, open_to_append
 from kdlab.runs import folder as folders
 from kdlab.runs import table
-from kdlab.runs.read import DIAGNOSIS, RESULT
+from kdlab.runs.read import DIAGNOSIS, RESULT, Run, mapping
+from kdlab.terminal import LineFormatter, one_line, say
 from kdlab.termination import Terminated, exit_on_sigterm
 
 log = logging.getLogger("kdlab")
@@ -73,9 +75,11 @@ def run(
     experiment = Experiment.of(config)
     in_sweep = folder is not None
     folder, said = (folder, "") if folder is not None else _folder_for(experiment, config)
-    folder.mkdir(parents=True, exist_ok=True)
+    if in_sweep:
+        folders.make_job_folder(folder)
+    folders.check_links(folder)
     known = folders.read_result(folder)
-    if known is not None and known["config_hash"] == spec.config_hash(config):
+    if known is not None and known.get("config_hash") == spec.config_hash(config):
         if not in_sweep:
             _complete(known, folder, stages, overrides)
         _show(known, folder, in_sweep)
@@ -145,11 +149,12 @@ def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
     if not in_sweep:
         table.show("\n" + table.run_table(result, folder=folder))
         return
-    student = result["models"]["student"]
-    name = result["score"]["name"]
-    form = ".2%" if result["score"]["greater"] else ".4g"
-    scores = [f"{split} {name} {student[split][name]:{form}}" for split in MEASURED if name in student.get(split, {})]
-    print(f"  {folder.name}: {', '.join(scores)}, {result['seconds']['total']:.1f} s", flush=True)
+    found = Run(folder, dict(result))
+    score = mapping(result.get("score"))
+    name, form = str(score.get("name")), ".2%" if score.get("greater") else ".4g"
+    scores = [(split, found.number("student", split, name)) for split in MEASURED]
+    said = ", ".join(f"{split} {one_line(name)} {value:{form}}" for split, value in scores if value is not None)
+    say(f"  {one_line(folder.name)}: {said}, {result['seconds']['total']:.1f} s")
 
 
 def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> tuple[Path, str]:
@@ -168,7 +173,7 @@ def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> tuple[Path
 
 def _is_run_of(config: Mapping[str, Any]) -> bool:
     """Whether ``resume`` names a run of this very configuration."""
-    return spec.config_hash(folders.read_yaml(Path(config["resume"]) / "config.yaml")) == spec.config_hash(config)
+    return spec.config_hash(folders.read_config(Path(config["resume"]))) == spec.config_hash(config)
 
 
 def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
@@ -176,7 +181,7 @@ def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[s
     done: dict[str, Stage] = {}
     previous: Trained | None = None
     for name, experiment in with_generations(plan):
-        place = folder / "stages" / name if name else folder
+        place = make_folder(make_folder(folder / "stages") / name) if name else folder
         done[name] = fit_stage(experiment, place, previous, choices, name or "student")
         previous = done[name].as_teacher
     last = list(done.values())[-1]
@@ -273,9 +278,11 @@ def _log_hparams(folder: Path, result: Mapping[str, Any]) -> None:
 @contextmanager
 def _logging(folder: Path, quiet: bool) -> Iterator[None]:
     """Send kdlab's log to the run folder, and to standard error unless ``quiet``."""
-    file = logging.FileHandler(folder / "run.log", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    stream = os.fdopen(open_to_append(folder / "run.log"), "a", encoding="utf-8", errors="backslashreplace")
+    file = logging.StreamHandler(stream)
+    file.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     console = logging.StreamHandler()
+    console.setFormatter(LineFormatter("%(message)s"))
     console.setLevel(logging.WARNING if quiet else logging.INFO)
     level, log.propagate = log.level, False
     log.setLevel(logging.INFO)
@@ -294,5 +301,6 @@ def _logging(folder: Path, quiet: bool) -> Iterator[None]:
         for handler in (file, console):
             log.removeHandler(handler)
             handler.close()
+        stream.close()
         log.setLevel(level)
         log.propagate = True

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from torch import nn
 
 from kdlab import integrity, spec
 from kdlab.errors import UserError
 from kdlab.experiment import parts
 from kdlab.experiment.continuing import LAST, copy_training_state
-from kdlab.files import remove_leftovers
+from kdlab.files import lock_file, remove_leftovers
 from kdlab.methods import FineTune, Training, fit
 from kdlab.models import load_weights
 from kdlab.runs import folder as folders
@@ -115,12 +115,14 @@ def obtain(
     net = parts.network(recipe.network, data, recipe.seed, kind)
     folder = output / STORES[kind] / f"{name}-{recipe.key(data.fingerprint)}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(f"{folder}.lock")
     try:
+        lock = lock_file(f"{folder}.lock")
         lock.acquire(timeout=0)
     except Timeout:
         log.info("%s: another run is training it; waiting", kind)
         lock.acquire()
+    except OSError as error:
+        raise UserError(f"{kind}: {folder}.lock: cannot be locked ({error}); accepted: without that file") from None
     try:
         remove_leftovers(folder)
         known = folders.read_result(folder)
@@ -157,6 +159,7 @@ def _train(
     for note in data.notes:
         log.info("%s's data: %s", kind, note)
     folder.mkdir(parents=True, exist_ok=True)
+    folders.check_links(folder)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
     adapted = parts.adapted(net, recipe.adapter, recipe.seed)

@@ -15,6 +15,7 @@ from kdlab.errors import UserError
 from kdlab.generate.pool import Answer, Failure
 from kdlab.generate.questions import Ask, Job, Wording
 from kdlab.generate.writer import Output
+from kdlab.terminal import say
 
 if TYPE_CHECKING:
     from kdlab.data.text.traces import Trace
@@ -316,4 +317,4 @@ class Progress:
             self._last = time.monotonic()
             left = (self._last - self._started) / done * (self.total - done)
             said = f"generate: {done} of {self.total}, failed {summary.failed}{right}, {left:.0f} s left"
-            print(said, file=sys.stderr)
+            say(said, file=sys.stderr)

@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdlab.errors import Busy, UserError
-from kdlab.files import atomic_write
+from kdlab.files import atomic_write, lock_file, open_regular, open_to_append, read_json
 
 FORMAT = 1
 """Version of the manifest."""
@@ -66,7 +66,7 @@ class Output:
         if not self.path.exists():
             return
         place = 0
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             for number, raw in enumerate(file, 1):
                 try:
                     row = json.loads(raw)
@@ -89,7 +89,7 @@ class Output:
                 )
             return
         try:
-            theirs = json.loads(self.manifest.read_text(encoding="utf-8"))
+            theirs = read_json(self.manifest)
             assert isinstance(theirs, dict)
         except (OSError, ValueError, AssertionError):
             raise UserError(f"{self.manifest}: damaged; accepted: the file as it was written, or another OUT") from None
@@ -103,16 +103,18 @@ class Output:
 
     def __enter__(self) -> Output:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{self.path}.lock")
         try:
+            self._lock = lock_file(f"{self.path}.lock")
             self._lock.acquire(timeout=0)
         except Timeout:
             raise Busy(f"{self.path}: another process writes to it; accepted: wait for it, or another OUT") from None
+        except OSError as error:
+            raise UserError(f"{self.path}.lock: cannot be locked ({error}); accepted: without that file") from None
         self._scan()  # again: it may have been someone else's until now
         if not self.manifest.exists():
             with atomic_write(self.manifest) as file:
                 file.write((json.dumps(self.settings, indent=1, ensure_ascii=False) + "\n").encode())
-        self._file = self.path.open("ab")
+        self._file = os.fdopen(open_to_append(self.path), "ab")
         if self._file.tell() > self._whole:
             self._file.truncate(self._whole)
         if self._whole and not self._ends_a_line():
@@ -120,7 +122,7 @@ class Output:
         return self
 
     def _ends_a_line(self) -> bool:
-        with self.path.open("rb") as file:
+        with open_regular(self.path) as file:
             file.seek(self._whole - 1)
             return file.read(1) == b"\n"
 
@@ -168,6 +170,8 @@ def _check_writable(path: Path) -> None:
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; accepted: a file to write to")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: is a link, a pipe or a device; accepted: a file to write to")
     there = path if path.exists() else next(p for p in path.absolute().parents if p.exists())
     if not os.access(there, os.W_OK) or (there != path and not there.is_dir()):
         raise UserError(f"{path}: cannot be written to ({there}); accepted: a file that can")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import signal
 import threading
 import time
@@ -16,8 +17,9 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from kdlab.arrays import check_archive
 from kdlab.errors import RunFailed, UserError
-from kdlab.files import file_hash
+from kdlab.files import file_hash, open_regular
 from kdlab.models.checkpoint import atomic_write, save_weights
 from kdlab.termination import Terminated
 
@@ -54,7 +56,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     accepted = "accepted: a whole file (without it, training begins anew)"
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            check_archive(archive, os.fstat(file.fileno()).st_size)
             damaged = archive.testzip()
         if damaged:
             raise UserError(f"resume: {path} is damaged at {damaged}; {accepted}")
@@ -67,6 +70,11 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError(f"resume: {path} is truncated, or not a checkpoint; {accepted}") from None
     if not isinstance(found, dict) or not {"callbacks", "loops", "global_step"} <= set(found):
         raise UserError(f"resume: {path} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+    try:
+        found["callbacks"].get(""), int(found["global_step"])
+        int(found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"resume: {path} was not written by kdlab; accepted: checkpoints/last.ckpt of a run") from None
     return found
 
 

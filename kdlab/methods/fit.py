@@ -16,6 +16,7 @@ import lightning.pytorch as pl
 import torch
 
 from kdlab.errors import RunFailed, UserError
+from kdlab.files import make_folder
 from kdlab.functional import Batch, Outputs, finite, mix, seed_all
 from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint, write_or_fail
 from kdlab.methods.gradients import Gradients
@@ -79,7 +80,8 @@ def fit(
     """
     method.log_every = training.log_every
     last = folder / "checkpoints" / "last.ckpt"
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "checkpoints")
     data.place(training.device, accumulate=training.accumulate)
     loader = data.train_dataloader()
     if not len(loader):

@@ -10,6 +10,8 @@ from typing import Any
 import lightning.pytorch as pl
 from tqdm import tqdm
 
+from kdlab.terminal import one_line
+
 log = logging.getLogger("kdlab")
 
 
@@ -29,7 +31,7 @@ class Progress(pl.Callback):
     def __init__(
         self, name: str, style: str = "auto", every: int = 50, seconds: float = 10.0, silence: float = 60.0
     ) -> None:
-        self.name, self.every, self.seconds, self.silence = name, every, seconds, silence
+        self.name, self.every, self.seconds, self.silence = one_line(name), every, seconds, silence
         self.style = ("bar" if sys.stderr.isatty() else "lines") if style == "auto" else style
         self._bar: tqdm | None = None
         self._last = 0.0

@@ -8,6 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from kdlab.files import write_text
+
 
 class Samples(pl.Callback):
     """After each validation, what the student makes of a few validation examples: in TensorBoard, and in a file.
@@ -28,7 +30,7 @@ class Samples(pl.Callback):
         text = pl_module.task.samples(pl_module.student, self.data, "val", pl_module.device)
         if not text:
             return
-        self.file.write_text(text + "\n", encoding="utf-8")
+        write_text(self.file, text + "\n")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("val/samples", text, trainer.global_step)

@@ -7,6 +7,7 @@ the checksums of a zip archive are verified first, and weights that are not fini
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 import warnings
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from kdlab import integrity
+from kdlab.arrays import check_archive
 from kdlab.errors import UserError, nearest
-from kdlab.files import atomic_write, expanded
+from kdlab.files import Unreadable, atomic_write, expanded, open_regular
 from kdlab.models.choice import Where, choose
 from kdlab.models.contents import WRAPPERS, Entry, State, entries_of, lists_average, of_training_alone
 from kdlab.models.keys import read_rules
@@ -28,6 +30,9 @@ from kdlab.models.shards import shards_of, weights_in
 from kdlab.models.surgery import classifiers_of, head_of
 
 HASH_FIELD = "kdlab_sha256"
+SPREAD_BYTES = 64 * 2**20
+"""What tensors that share their numbers may hold beyond the file's size, in bytes."""
+
 FOLDER = 0x10
 """The attribute by which a zip archive marks a folder."""
 
@@ -137,25 +142,36 @@ def read_entries(path: str | Path, key: str = "checkpoint") -> list[Entry]:
 
 def _read_file(path: Path, key: str) -> list[Entry]:
     try:
-        with path.open("rb") as file:
-            start = file.read(9)
+        with open_regular(path) as file:
+            start, size = file.read(9), os.fstat(file.fileno()).st_size
     except FileNotFoundError:
         raise _not_there(path, key) from None
-    except OSError as error:
-        raise UserError(f"{key}: cannot read {path}: {error.strerror}") from None
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{key}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if not start:
         raise UserError(f"{key}: {path} is empty")
     if start[8:] == b"{":
         return [Entry("", _read_safetensors(path, key))]
     if start[:2] == b"PK":
-        _check_zip(path, key)
+        _check_zip(path, key, size)
     elif start[:1] != pickle.PROTO:
         raise UserError(f"{key}: {path} is not a checkpoint; accepted: torch.save files and safetensors")
     content = _read_torch(path, key)
     found = entries_of(content)
     if not found:
         raise _no_weights(content, path, key)
+    for entry in found:
+        _check_spread(entry.state, size, path, key)
     return found
+
+
+def _check_spread(state: Mapping[str, Tensor], size: int, path: Path, key: str) -> None:
+    """Refuse views that make a small file into a large network: a view can be of any size, of one stored number."""
+    held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    if held > SPREAD_BYTES + 4 * size:
+        raise UserError(
+            f"{key}: {path} is damaged: {size / 2**20:.1f} MiB that hold {held / 2**20:,.0f} MiB of weights"
+        )
 
 
 def _check_finite(state: Mapping[str, Tensor], path: str | Path, key: str) -> None:
@@ -228,12 +244,15 @@ def _not_there(path: Path, key: str) -> UserError:
     return UserError(f"{key}: no file {path}" + (f"; nearest: {', '.join(close)}" if close else ""))
 
 
-def _check_zip(path: Path, key: str) -> None:
+def _check_zip(path: Path, key: str, size: int) -> None:
     """Compare every member with its checksum; torch.load itself does not."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_archive(archive, size)
             damaged = archive.testzip()
             folders = [member.filename for member in archive.infolist() if member.external_attr & FOLDER]
+    except Unreadable as error:
+        raise UserError(f"{key}: {path} is refused: {error}") from None
     except Exception:  # whatever damaged bytes make the reader do
         raise UserError(f"{key}: {path} is damaged or cut off: not a whole zip archive") from None
     if damaged is not None:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, nearest
+from kdlab.files import Unreadable, read_json, read_yaml
 from kdlab.models.contents import State, names_average, words_of
 from kdlab.models.surgery import head_of
 from kdlab.override_text import argument
@@ -139,9 +138,8 @@ def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) 
     source: Any = mapping
     if isinstance(mapping, str | Path):
         try:
-            text = Path(mapping).read_text(encoding="utf-8")
-            source = json.loads(text) if str(mapping).endswith(".json") else yaml.safe_load(text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            source = read_json(mapping) if str(mapping).endswith(".json") else read_yaml(mapping)
+        except (OSError, Unreadable) as error:
             raise UserError(f"{key}: cannot read {mapping}: {error}") from None
     if not isinstance(source, Mapping):
         raise UserError(f"{key}: expected {{pattern: replacement}}, got {type(source).__name__}")

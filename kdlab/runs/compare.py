@@ -6,7 +6,6 @@ Rows stand in the order of their validation score. The test split is shown and c
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import sys
@@ -16,11 +15,12 @@ from typing import Any, NoReturn
 
 from kdlab import integrity
 from kdlab.errors import UserError
-from kdlab.runs import page, pictures, table
+from kdlab.files import make_folder
+from kdlab.runs import page, pictures, spreadsheet, table
 from kdlab.runs.comparison import Comparison, columns_of, footer, head, ordered, row
 from kdlab.runs.measures import WIDE
 from kdlab.runs.read import Found, Group, Run, scan
-from kdlab.terminal import one_line
+from kdlab.terminal import one_line, warn
 
 EPILOG = """\
 columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), and
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     found = scan(args.paths)
     for warning in found.warnings:
-        print(f"kdlab: warning: {one_line(warning)}", file=sys.stderr)
+        warn(warning)
     comparison = Comparison.of(found, each=args.each)
     columns, order = columns_of(comparison, args.columns), ordered(comparison, args.sort)
     bold = table.emphasis()
@@ -65,7 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.no_pictures:
         command = shlex.join(["python", "-m", "kdlab", "compare", *argv])
         out = Path(args.out) if args.out else _home(Path(args.paths[0])) / "compare"
+        # a folder that the user names may be a link; one that is found inside of somebody's runs may not
+        _write(lambda: out.mkdir(parents=True, exist_ok=True) if args.out else make_folder(out), out)
         _write(lambda: _draw(comparison, found, columns, order, out, command), out)
+    for warning in (text for run in found.runs for text in run.warnings):
+        warn(warning)
     return 0
 
 
@@ -83,6 +87,8 @@ def sweep_table(folder: str | Path, jobs: Sequence[Path] = ()) -> str:
     except UserError as error:
         lines = _others(UNFINISHED, [(job, "") for job in jobs if job.exists()])
         return "\n".join([*(lines or [str(error)]), *_others("never began", [(job, "") for job in never], LISTED)])
+    for warning in found.warnings:
+        warn(warning)
     comparison = Comparison.of(found)
     columns, width = columns_of(comparison), table.terminal_width()
     text = report(comparison, columns, comparison.groups, width=width, bold=table.emphasis(), fit=width is not None)
@@ -153,10 +159,7 @@ def write_csv(path: Path, found: Found, comparison: Comparison | None = None) ->
     rows += [{"run": str(folder), "status": "unfinished"} for folder in found.unfinished]
     names = list(dict.fromkeys(name for one in rows for name in one))
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    spreadsheet.write_csv(path, names, rows)
 
 
 def flat(run: Run) -> dict[str, Any]:
@@ -221,7 +224,6 @@ def _draw(
     out: Path,
     command: str,
 ) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     write_csv(out / "runs.csv", found, comparison)
     drawn = pictures.draw(comparison, out)
     page.write(out / "index.html", comparison, columns, order, drawn, command)

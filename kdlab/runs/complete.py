@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlab import files
 from kdlab.data.rng import uniform
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.files import Unreadable
 from kdlab.models.decode import continuations
 from kdlab.runs.predict import load_model
 
@@ -123,8 +125,8 @@ def read_text(text: str) -> str:
             raise UserError("predict: the text is empty; accepted: at least one character, or a file with text")
         return text
     try:
-        found = Path(text).read_text(encoding="utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        found = files.read_text(text).replace("\r\n", "\n").removesuffix("\n")
+    except (OSError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"predict: {text}: cannot be read as UTF-8 text ({reason}); accepted: a .txt file") from None
     if not found:

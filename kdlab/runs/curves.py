@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from kdlab.errors import UserError
+from kdlab.files import Unreadable, atomic_write, open_to_append, read_json_lines
+from kdlab.runs.read import finite
+
+log = logging.getLogger("kdlab")
 
 
 class CurvesFile(Logger):
@@ -23,7 +31,7 @@ class CurvesFile(Logger):
         super().__init__()
         self.path = path
         self._drop_after(from_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._file = os.fdopen(open_to_append(path), "a", encoding="utf-8", buffering=1)
 
     @property
     def name(self) -> str:
@@ -55,14 +63,20 @@ class CurvesFile(Logger):
         self._file.flush()
 
     def _drop_after(self, step: int) -> None:
+        """Keep the points up to ``step``; lines that hold none, such as one torn by a kill, are dropped and counted."""
         if not self.path.exists():
             return
-        kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                point = json.loads(line)
-            except ValueError:
-                continue  # a line torn by a kill
-            if (point.get("step") or 0) <= step:
-                kept.append(line)
-        self.path.write_text("".join(f"{line}\n" for line in kept))
+        dropped = 0
+        try:
+            with atomic_write(self.path) as file:
+                for point in read_json_lines(self.path):
+                    at = None if point is None else finite(point.get("step") or 0)
+                    if at is None:
+                        dropped += 1
+                    elif at <= step:
+                        file.write(json.dumps(point).encode() + b"\n")
+        except Unreadable as error:
+            raise UserError(f"resume: {self.path}: {error}; accepted: without it (remove it)") from None
+        if dropped:
+            what = "1 line holds" if dropped == 1 else f"{dropped} lines hold"
+            log.warning("%s: %s no point of a curve, left out", self.path, what)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kdlab.data.source import Files
+from kdlab.files import open_text
 from kdlab.runs.diagnosis_pictures import Example, Shown
 
 
@@ -82,7 +83,7 @@ def _columns(config: Mapping[str, Any], wide: int) -> list[str]:
     """The names of a table's columns; numbers where nobody named them."""
     names = config.get("columns")
     if names is None and str(config.get("_target_")) == "kdlab.data.csv":
-        with open(Path(config["path"]).expanduser(), newline="", encoding="utf-8-sig") as file:
+        with open_text(Path(config["path"]).expanduser()) as file:
             header = next(csv.reader(file, delimiter=config.get("delimiter") or ","))
         names = [name.strip() for name in header if name.strip() != (config.get("target") or "target")]
     return list(names) if names is not None and len(names) == wide else [f"x{n}" for n in range(wide)]

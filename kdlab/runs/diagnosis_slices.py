@@ -13,6 +13,7 @@ import torch
 from kdlab.data.source import Rows, Source
 from kdlab.data.splits import choose_classes, divide
 from kdlab.errors import UserError, unknown
+from kdlab.files import Unreadable, open_text
 
 MOST_GROUPS = 50
 """Different values that a column of words may have."""
@@ -85,9 +86,9 @@ def _of_table(column: str, config: Mapping[str, Any], data: Any, split: str, tar
 
 def _read(file: str, delimiter: str) -> list[list[str]]:
     try:
-        with open(Path(file).expanduser(), newline="", encoding="utf-8-sig") as opened:
+        with open_text(Path(file).expanduser()) as opened:
             lines = [line for line in csv.reader(opened, delimiter=delimiter) if line]
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error, TypeError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"diagnose: --slice: {file} cannot be read ({reason}); accepted: a CSV file") from None
     if len(lines) < 2:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import logging
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,16 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from kdlab import integrity
 from kdlab.errors import Busy, RunFailed, UserError
-from kdlab.files import atomic_write, remove_leftovers
+from kdlab.files import (
+    Unreadable,
+    links_inside,
+    lock_file,
+    make_folder,
+    read_bytes,
+    read_json,
+    read_mapping,
+    remove_leftovers,
+    write_text,
+)
+from kdlab.runs.result import RESULT, load_result, read_result
 from kdlab.spec import IRRELEVANT, config_hash, flatten
+from kdlab.terminal import warn
+
+__all__ = ["read_result", "write_text"]
 
 log = logging.getLogger("kdlab")
 
 _NOT_SHOWN = ("stages", "output", "resume", "name", "logger")
+
+_LINKED = frozenset({"wandb"})
+"""Folders of loggers that keep links of their own."""
+
+MOST_INPUTS = 2**26
+"""Numbers in one input of a model, at most: a description of more is taken for damaged."""
 
 FORMAT = 1
 """Version of ``result.json``."""
@@ -62,19 +83,64 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
         # by time, and within a second by the number behind it
         for found in sorted(runs, key=lambda run: (run.name[:19], len(run.name), run.name), reverse=True):
             # a finished one too: a job that a cluster starts again does not run twice; a damaged one is no run of this
-            with suppress(UserError):
-                if config_hash(read_yaml(found / "config.yaml")) == wanted:
+            try:
+                if config_hash(read_config(found)) == wanted:
+                    check_own(found)
                     return found
+            except UserError as error:
+                warn(f"{error}; passed over by resume=auto")
         return None
     folder = Path(resume)
-    if not (folder / "config.yaml").is_file():
+    if not (folder / "config.yaml").exists():
         raise UserError(f"resume: {resume} is not a run folder (no config.yaml); accepted: a run folder, or auto")
-    theirs = read_yaml(folder / "config.yaml")
+    theirs = read_config(folder)
     if config_hash(theirs) != wanted:
         keys = differing_keys(theirs, config)
         said = difference(keys[0], theirs, config) if keys else "its keys differ"
         raise UserError(f"resume: {resume} has another configuration: {said}")
+    check_own(folder)
     return folder
+
+
+def check_own(folder: Path) -> None:
+    """Refuse to go on in a run folder that holds what no run leaves there.
+
+    A link inside of it could make the run write anywhere; a result that cannot be read would be written over.
+
+    Raises:
+        UserError: naming the file.
+    """
+    check_links(folder)
+    try:
+        load_result(folder)
+    except (OSError, Unreadable) as error:
+        raise UserError(
+            f"resume: {folder / RESULT}: damaged ({error}); accepted: without it (remove it), and the run goes on from "
+            "its checkpoints"
+        ) from None
+
+
+def make_job_folder(folder: Path) -> None:
+    """Make the folder of one of several runs; one that is there must be a folder itself, and no link to one.
+
+    Raises:
+        UserError: if it cannot be made.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
+    except OSError as error:
+        raise UserError(f"output: {folder}: {error.strerror}; accepted: a folder that can be written to") from None
+
+
+def check_links(folder: Path) -> None:
+    """Refuse to write into a run folder that holds links, which could lead anywhere.
+
+    Raises:
+        UserError: naming the first.
+    """
+    if strange := next(links_inside(folder, skip=_LINKED), None):
+        raise UserError(f"resume: {strange} is a link, a pipe or a device; accepted: files and folders (remove it)")
 
 
 def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -97,11 +163,13 @@ def held(folder: Path) -> Iterator[None]:
     Raises:
         Busy: if another process is running in it.
     """
-    lock = FileLock(folder / ".lock")
     try:
+        lock = lock_file(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
         raise Busy(f"resume: {folder} is in use by another process; accepted: wait for it, or a new run") from None
+    except OSError as error:
+        raise UserError(f"resume: {folder}: cannot be locked ({error}); accepted: a folder that a run made") from None
     try:
         remove_leftovers(folder)
         yield
@@ -131,24 +199,6 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
     return sealed
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run, or None if it is unfinished, failed or damaged: then it can be made again."""
-    path = folder / "result.json"
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        log.warning("%s is damaged, and counts as not there (%s)", path, error)
-        return None
-    if not isinstance(found, dict) or found.get("status") != "finished":
-        return None
-    if why := integrity.damage(found):
-        log.warning("%s is damaged, and counts as not there (%s)", path, why)
-        return None
-    return found
-
-
 def read_model(folder: Path) -> dict[str, Any]:
     """What ``model.json`` says of a run's model: how to build it, and how to read its inputs and outputs.
 
@@ -156,22 +206,38 @@ def read_model(folder: Path) -> dict[str, Any]:
         UserError: if it is no run folder, or the file is damaged.
     """
     try:
-        found = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-        Path(found["weights"])
-        if not isinstance(found["network"], Mapping):
-            raise TypeError("no network")
-        if "tokenizer" not in found:
-            found["classes"], found["input_shape"] = list(found["classes"]), [int(n) for n in found["input_shape"]]
+        found = read_json(folder / "model.json")
+        _check_model(found)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no run folder (no model.json); accepted: a folder under outputs/") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}/model.json: damaged or of another program ({error})") from None
     return found
 
 
+def _check_model(found: Any) -> None:
+    """Raise ``ValueError`` where ``model.json`` says something of a model that cannot be."""
+    texts = {"weights": True, "tokenizer": False}
+    for key, required in texts.items():
+        if (required or key in found) and not isinstance(found[key], str):
+            raise ValueError(f"{key} is no text")
+    if not isinstance(found["network"], dict) or not isinstance(found.get("arguments", {}), dict):
+        raise ValueError("network or arguments is no mapping")
+    if "tokenizer" in found:
+        return
+    names = [found["classes"], *found.get("tasks", {}).values()]
+    if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in names):
+        raise ValueError("classes are no lists of names")
+    shape = found["input_shape"]
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape) or not shape:
+        raise ValueError("input_shape is no list of whole numbers above 0")
+    if math.prod(shape) > MOST_INPUTS:
+        raise ValueError(f"input_shape {shape} is of more than {MOST_INPUTS:,} numbers")
+
+
 def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], error: BaseException) -> None:
     """Say in ``result.json`` that a run failed, and why; its checkpoints stay."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_job_folder(folder)
     if not (folder / "config.yaml").exists():
         write_config(folder, config, overrides)
     said = " ".join(str(error).split())
@@ -210,25 +276,17 @@ def describe(value: Mapping[str, Any]) -> str:
     return str(value.get("_target_", "")).rpartition(".")[2] or json.dumps(dict(value), sort_keys=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small file whole or not at all."""
-    with atomic_write(path) as file:
-        file.write(text.encode())
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping from a YAML file.
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved configuration of a run.
 
     Raises:
-        UserError: if it cannot be read or holds something else.
+        UserError: if it cannot be read or is no mapping.
     """
+    path = folder / "config.yaml"
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {type(found).__name__}; accepted: a mapping")
-    return found
+        return read_mapping(path)
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def now() -> str:
@@ -247,20 +305,20 @@ def sign(folder: Path) -> None:
     """
     try:
         write_text(folder / "signature", _signature(folder) + "\n")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, Unreadable) as error:
         log.info("this run is not signed as yours (%s)", error)
 
 
 def is_mine(folder: Path) -> bool:
     """Whether this user's kdlab wrote the ``model.json`` in ``folder``, as it stands."""
     try:
-        return hmac.compare_digest((folder / "signature").read_bytes().strip(), _signature(folder).encode())
-    except (OSError, RuntimeError):
+        return hmac.compare_digest(read_bytes(folder / "signature").strip(), _signature(folder).encode())
+    except (OSError, RuntimeError, Unreadable):
         return False
 
 
 def _signature(folder: Path) -> str:
-    return hmac.new(_user_key(), (folder / "model.json").read_bytes(), hashlib.sha256).hexdigest()
+    return hmac.new(_user_key(), read_bytes(folder / "model.json"), hashlib.sha256).hexdigest()
 
 
 def _user_key() -> bytes:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdlab.errors import UserError, unknown
+from kdlab.files import Unreadable, read_mapping
 from kdlab.runs import table
 from kdlab.runs.measures import Score, score_of
 from kdlab.runs.numbers import number, percent, plural
-from kdlab.runs.read import Run, Stat, over, read_yaml, setting
+from kdlab.runs.read import Run, Stat, over, setting
 
 LEVEL = 0.95
 """Of the confidence intervals, before they are corrected for the number of methods."""
@@ -82,9 +83,12 @@ class Board:
         Raises:
             UserError: if it is no mapping of the known keys.
         """
-        found = read_yaml(path)
-        if not found:
-            raise UserError(f"leaderboard: {path} holds no mapping; accepted: {', '.join(sorted(KEYS))}")
+        try:
+            found = read_mapping(path)
+        except (OSError, Unreadable) as error:
+            raise UserError(
+                f"leaderboard: {path} cannot be read ({error}); accepted: a mapping of {', '.join(sorted(KEYS))}"
+            ) from None
         for key in found:
             if key not in KEYS:
                 raise unknown(f"leaderboard: {path.name}", key, KEYS, "key")

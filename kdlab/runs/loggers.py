@@ -43,7 +43,15 @@ def csv(folder: str | Path, name: str) -> Logger:
     """``csv/metrics.csv`` in the run folder."""
     from lightning.pytorch.loggers import CSVLogger
 
-    return CSVLogger(save_dir=str(folder), name="", version="csv")
+    from kdlab.runs.spreadsheet import cell
+
+    class Headed(CSVLogger):
+        """A table whose headings, which name the terms of a loss, are never taken for formulas."""
+
+        def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+            super().log_metrics({str(cell(name)): value for name, value in metrics.items()}, step)
+
+    return Headed(save_dir=str(folder), name="", version="csv")
 
 
 def wandb(

@@ -16,6 +16,7 @@ from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
+from kdlab.files import write_text
 from kdlab.runs import table
 from kdlab.runs.comparison import Comparison, footer, head, row
 from kdlab.runs.numbers import plural
@@ -101,7 +102,7 @@ def write(
         _list("Failed", [(run.folder, run.error) for run in comparison.failed], bad=True),
         _list("Unfinished: running, or killed", [(folder, "") for folder in comparison.unfinished]),
     ]
-    path.write_text(document(comparison.title, parts), encoding="utf-8")
+    write_text(path, document(comparison.title, parts))
 
 
 def document(title: str, parts: Iterable[str]) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from kdlab import integrity, spec
+from kdlab.arrays import read_array
 from kdlab.data import array_inputs, pictures
 from kdlab.data.pictures import Look
 from kdlab.errors import UserError
@@ -126,8 +126,9 @@ def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:
 def _read(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look | None]:
     """:func:`read_input`, and what is worth saying of a picture."""
     accepted = f"an image ({pictures.listed()}) or a .npy array" if len(shape) == 3 else "a .npy array"
-    if not path.exists():
-        raise UserError(f"{path}: does not exist; accepted: {accepted}")
+    if not path.is_file():
+        what = "is a folder, a pipe or a device" if path.exists() else "does not exist"
+        raise UserError(f"{path}: {what}; accepted: {accepted}")
     if path.suffix.lower() == ".npy":
         return _from_array(path, shape), None
     if path.suffix.lower() in pictures.endings() and len(shape) == 3:
@@ -137,8 +138,8 @@ def _read(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look | None]:
 
 def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+        array = read_array(path)
+    except (OSError, Unreadable) as error:
         raise UserError(f"{path}: cannot be read as an array ({error})") from None
     try:
         rows, turned = array_inputs.to_tensor(array), False

@@ -17,11 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kdlab import integrity
 from kdlab.errors import UserError, nearest
+from kdlab.files import Unreadable, read_json_lines, read_mapping
+from kdlab.runs.result import RESULT, load_result
 from kdlab.terminal import one_line
 
-RESULT, CONFIG, CURVES, SWEEP = "result.json", "config.yaml", "curves.jsonl", "sweep.yaml"
+CONFIG, CURVES, SWEEP = "config.yaml", "curves.jsonl", "sweep.yaml"
 
 DIAGNOSIS = "diagnosis.html"
 """What a run of a classifier that had a teacher, or ``diagnose``, may have written."""
@@ -51,6 +52,8 @@ class Run:
 
     folder: Path
     result: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+    """What could not be read of its files so far, beside ``result.json``; a line each."""
 
     @property
     def label(self) -> str:
@@ -104,22 +107,44 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The resolved config; empty where ``config.yaml`` is missing or cannot be read."""
-        return read_yaml(self.folder / CONFIG)
+        """The resolved config; empty where ``config.yaml`` is missing, or (with a warning) cannot be read."""
+        try:
+            return read_mapping(self.folder / CONFIG)
+        except FileNotFoundError:
+            return {}
+        except (OSError, Unreadable) as error:
+            self.warnings.append(f"{self.folder / CONFIG}: cannot be read, not used ({error})")
+            return {}
 
     @cached_property
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Curve name → (steps, values), by step. Of a step written twice the later value counts."""
+        """Curve name → (steps, values), by step. Of a step written twice the later value counts.
+
+        Lines that hold no point are passed over, with a warning that counts them.
+        """
         points: dict[str, dict[float, float]] = {}
-        for line in _lines(self.folder / CURVES):
-            step = finite(line.get("step"))
-            if step is None:
+        left_out = 0
+        for line in self._lines():
+            step = finite(line.get("step")) if line is not None else None
+            if line is None or step is None:
+                left_out += 1
                 continue
             for name, value in line.items():
                 if name != "step" and (number := finite(value)) is not None:
                     points.setdefault(name, {})[step] = number
+        if left_out:
+            said = "line holds" if left_out == 1 else "lines hold"
+            self.warnings.append(f"{self.folder / CURVES}: {left_out} {said} no point of a curve, left out")
         ordered = {name: sorted(of_step.items()) for name, of_step in points.items()}
         return {name: ([s for s, _ in pairs], [v for _, v in pairs]) for name, pairs in ordered.items()}
+
+    def _lines(self) -> Iterator[dict[str, Any] | None]:
+        try:
+            yield from read_json_lines(self.folder / CURVES)
+        except FileNotFoundError:
+            return
+        except (OSError, Unreadable) as error:
+            self.warnings.append(f"{self.folder / CURVES}: cannot be read, not drawn ({error})")
 
 
 @dataclass
@@ -155,9 +180,13 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
     roots = [Path(path) for path in paths]
     found, seen = Found(), set[Path]()
     for root in roots:
-        if not root.exists():
+        try:
+            there = root.exists()
+        except ValueError:  # a NUL in the name
+            there = False
+        if not there:
             raise _missing(root)
-        if root.is_file():
+        if not root.is_dir():
             root = root.parent
         for folder in _folders(root):
             if (real := folder.resolve()) not in seen:
@@ -169,17 +198,6 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
         where = ", ".join(map(str, roots)) or "nothing"
         raise UserError(f"compare: no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them")
     return found
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping of plain values; empty where there is none to read."""
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        return mapping(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return {}
 
 
 def mapping(value: Any) -> dict[str, Any]:
@@ -251,7 +269,10 @@ def over(values: Sequence[float]) -> Stat | None:
     """Mean and sample standard deviation of ``values``; None of nothing."""
     if not values:
         return None
-    return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    try:
+        return Stat(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    except OverflowError:  # of numbers that no measure has
+        return None
 
 
 def short(key: str) -> str:
@@ -323,34 +344,12 @@ def _folders(root: Path) -> Iterator[Path]:
 
 
 def _read(folder: Path, found: Found) -> None:
-    path = folder / RESULT
-    if not path.exists():
+    try:
+        result = load_result(folder)
+    except (OSError, Unreadable) as error:
+        found.warnings.append(f"{folder / RESULT}: damaged, left out ({error})")
+        return
+    if result is None:
         found.unfinished.append(folder)
-        return
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        found.warnings.append(f"{path}: damaged, left out ({' '.join(str(error).split())})")
-        return
-    if not isinstance(result, dict) or "status" not in result:
-        found.warnings.append(f"{path}: not the result of a run, left out (no 'status' in it)")
-        return
-    if why := integrity.damage(result):
-        found.warnings.append(f"{path}: damaged, left out ({why})")
-        return
-    found.runs.append(Run(folder, result))
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file of lines; a line cut short by a kill is passed over."""
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(value, dict):
-                    yield value
-    except OSError:
-        return
+    else:
+        found.runs.append(Run(folder, result))

@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from kdlab.runs.measures import Score, beside, gap_closed, headline, score_of
 from kdlab.runs.numbers import count, number, percent, seconds, size
 from kdlab.runs.read import DIAGNOSIS, Run, mapping
-from kdlab.terminal import one_line
+from kdlab.terminal import one_line, say
 
 ABSENT = "–"
 _GAP = "  "
@@ -89,7 +89,7 @@ def show(text: str, stream: TextIO | None = None) -> None:
             .encode(encoding, "replace")
             .decode(encoding)
         )
-    print(text, file=stream, flush=True)
+    say(text, file=stream)
 
 
 def run_table(result: Mapping[str, Any], folder: str | os.PathLike[str] | None = None, bold: bool | None = None) -> str:
@@ -175,8 +175,8 @@ def _remarks(
     if folder is not None:
         path = shorten(Path(folder))
         if (Path(folder) / DIAGNOSIS).is_file():
-            lines.append(f"diagnosis: {path / DIAGNOSIS}")
-        lines += [f"run folder: {path}", f"compare: python -m kdlab compare {shlex.quote(str(path.parent))}"]
+            lines.append(f"diagnosis: {one_line(path / DIAGNOSIS)}")
+        lines += [f"run folder: {one_line(path)}", f"compare: python -m kdlab compare {shlex.quote(str(path.parent))}"]
     return lines
 
 

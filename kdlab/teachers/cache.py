@@ -19,11 +19,11 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
+from kdlab.arrays import read_array
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, open_regular, read_json
+from kdlab.files import Unreadable, lock_file, read_json
 from kdlab.functional import Batch, Outputs
 from kdlab.integrity import FILES, check_manifest_files, hashes
 from kdlab.teachers.teacher import FrozenTeacher, Teacher
@@ -138,7 +138,7 @@ def write_cache(
         UserError: if the disk has not enough room, or what the teacher says is not finite.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with lock_file(f"{folder}.lock"):
         if (folder / "manifest.json").exists():
             return
         free = shutil.disk_usage(folder.parent).free
@@ -232,9 +232,8 @@ class Arrays:
         for name, shape in manifest.arrays().items():
             file = folder / f"{name}.npy"
             try:
-                open_regular(file).close()
-                array = np.load(file, mmap_mode="r")
-            except Exception as error:  # whatever a damaged header makes numpy's parser do
+                array = read_array(file, mapped=True)
+            except (OSError, ValueError) as error:
                 raise UserError(
                     f"teacher.cache: {file} cannot be read ({error}); accepted: a whole cache; remove the folder "
                     f"{folder}: it is made again"

@@ -20,11 +20,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, atomic_write, read_json, remove_leftovers
+from kdlab.files import (
+    Unreadable,
+    atomic_write,
+    lock_file,
+    open_regular,
+    open_to_append,
+    read_json,
+    remove_leftovers,
+)
 from kdlab.integrity import FILES, check_manifest_files, hashes
 from kdlab.teachers.cache import check_manifest
 from kdlab.teachers.sequences import positions_check, sequence_key
@@ -126,9 +133,10 @@ class TokenManifest:
 def read_index(folder: Path, record: np.dtype) -> np.ndarray:
     """The entries of ``index.bin`` whose rows are all there, up to the first that is damaged."""
     try:
-        raw = (folder / INDEXED).read_bytes()
+        with open_regular(folder / INDEXED) as file:
+            raw = file.read()
         stored = (folder / ROWS).stat().st_size // record.itemsize
-    except OSError:
+    except (OSError, Unreadable):
         return np.zeros(0, INDEX)
     index = np.frombuffer(raw[: len(raw) // INDEX.itemsize * INDEX.itemsize], INDEX)
     ends = np.cumsum(index["rows"], dtype=np.uint64)
@@ -175,7 +183,7 @@ class TokenWriter:
     def __init__(self, folder: Path, manifest: TokenManifest) -> None:
         self.folder, self.manifest = Path(folder), manifest
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(f"{self.folder}.lock")
+        self._lock = lock_file(f"{self.folder}.lock")
         self._lock.acquire()
         try:
             self._open()
@@ -204,7 +212,7 @@ class TokenWriter:
         sizes = {ROWS: self.rows * self.manifest.record.itemsize, CHECKS: 4 * len(index), INDEXED: index.nbytes}
         if not self._verify(index):
             del sizes[CHECKS]
-        self._files = {name: open(self.folder / name, "ab") for name in sizes}  # noqa: SIM115
+        self._files = {name: os.fdopen(open_to_append(self.folder / name), "ab") for name in sizes}
         for name, size in sizes.items():
             self._files[name].truncate(size)
 
@@ -220,7 +228,8 @@ class TokenWriter:
             UserError: if they are not what was written.
         """
         try:
-            checks = np.frombuffer((self.folder / CHECKS).read_bytes()[: 4 * len(index)], "<u4")
+            with open_regular(self.folder / CHECKS) as file:
+                checks = np.frombuffer(file.read()[: 4 * len(index)], "<u4")
         except FileNotFoundError:
             return not len(index)
         except ValueError:  # cut in the middle of one
@@ -228,7 +237,7 @@ class TokenWriter:
         if len(checks) < len(index):
             return False
         size = self.manifest.record.itemsize
-        with open(self.folder / ROWS, "rb") as rows:
+        with open_regular(self.folder / ROWS) as rows:
             for number, (entry, check) in enumerate(zip(index, checks, strict=True)):
                 if zlib.crc32(rows.read(int(entry["rows"]) * size)) != check:
                     raise UserError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdlab.cli.main import Parser
+from kdlab.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,19 +24,19 @@ def main(argv: Sequence[str]) -> int:
     from kdlab.cli.sweep import expected
 
     with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan, log_shown():
-        print(f"ok    config: {plan.jobs} job(s), every key and value bound to its owner", flush=True)
+        say(f"ok    config: {plan.jobs} job(s), every key and value bound to its owner")
         from kdlab import experiment
 
         failed = 0
         stages = {id(stage.config): name for point in plan.points for name, stage in point.stages.items()}
         for config in distinct(plan.points):
             if (name := stages.get(id(config))) is not None:
-                print(f"stage {name}", flush=True)
+                say(f"stage {one_line(name)}")
             for finding in experiment.preflight(config, deep=True):
                 failed += not finding.ok
                 # what is wrong names its key itself
                 text = finding.text.removeprefix(f"{finding.name}: ")
-                print(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {text}", flush=True)
-        print(f"time  {expected(plan.points[0].config, plan.jobs)}")
-        print(f"{failed} problem(s)" if failed else "ready")
+                say(f"{'ok' if finding.ok else 'FAIL':<6}{finding.name}: {one_line(text)}")
+        say(f"time  {one_line(expected(plan.points[0].config, plan.jobs))}")
+        say(f"{failed} problem(s)" if failed else "ready")
     return 2 if failed else 0

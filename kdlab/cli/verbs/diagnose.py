@@ -83,22 +83,21 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
 
 def _stages(run: Path) -> dict[str, Mapping[str, Any]] | None:
     """The configuration of each stage, composed again as it was; None where there are none, or that cannot be."""
-    import yaml
-
     from kdlab import spec
-    from kdlab.runs.folder import read_yaml
+    from kdlab.files import Unreadable, read_yaml
+    from kdlab.runs.folder import read_config
 
-    config = read_yaml(run / "config.yaml") if (run / "config.yaml").exists() else {}
+    config = read_config(run) if (run / "config.yaml").exists() else {}
     if not config.get("stages"):
         return None
     from kdlab.cli.plan import Flags
     from kdlab.cli.start import planned
 
     try:
-        typed = yaml.safe_load((run / "overrides.yaml").read_text(encoding="utf-8"))
+        typed = read_yaml(run / "overrides.yaml")
         with planned(Flags(tuple(str(word) for word in typed))) as plan:
             point = plan.points[0]
-    except (UserError, OSError, yaml.YAMLError, TypeError):
+    except (UserError, OSError, Unreadable, TypeError):
         return None
     if spec.config_hash(point.config) != spec.config_hash(config):
         return None

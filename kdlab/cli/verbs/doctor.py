@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kdlab.cli.main import Parser
+from kdlab.terminal import one_line, say
 
 NEEDED = (
     "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "tensorboard", "numpy", "PyYAML",
@@ -63,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     broken = 0
     for line in (*machine(), *packages(), *torch_and_friends()):
         broken += line.ok is False
-        print(f"{ {None: '', True: 'ok', False: 'FAIL'}[line.ok]:<6}{line.text}", flush=True)
-    print(f"{broken} broken" if broken else "all well")
+        say(f"{ {None: '', True: 'ok', False: 'FAIL'}[line.ok]:<6}{one_line(line.text)}")
+    say(f"{broken} broken" if broken else "all well")
     return 1 if broken else 0
 
 

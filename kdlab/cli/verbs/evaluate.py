@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdlab.cli.main import Parser
+from kdlab.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,11 +27,11 @@ def main(argv: Sequence[str]) -> int:
         from kdlab.experiment import evaluate_teacher
 
         found = evaluate_teacher(plan.points[0].config)
-    print(f"teacher: {found['parameters']:,} parameters, trained on {found['trained_on']}")
+    say(f"teacher: {found['parameters']:,} parameters, trained on {one_line(found['trained_on'])}")
     for note in found["notes"]:
-        print(f"data: {note}")
+        say(f"data: {one_line(note)}")
     for split in ("val", "test", "outside"):
         if split in found:
-            said = "  ".join(f"{name} {value:.4f}" for name, value in sorted(found[split].items()))
-            print(f"{split:<8}{found['counts'][split]:>7,} rows  {said}")
+            said = "  ".join(f"{one_line(name)} {value:.4f}" for name, value in sorted(found[split].items()))
+            say(f"{split:<8}{found['counts'][split]:>7,} rows  {said}")
     return 0

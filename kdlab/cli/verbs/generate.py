@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.cli.main import Parser
 from kdlab.errors import RunFailed, UserError
+from kdlab.files import Unreadable, read_text
+from kdlab.terminal import one_line, say, warn
 
 if TYPE_CHECKING:
     from kdlab.generate.produce import Soft, Source, Summary
@@ -255,25 +257,24 @@ def _run(
         summary = produce(asks, args.samples, args.seed, source, output, about, soft)
     except KeyboardInterrupt as stop:
         _say(getattr(stop, "summary", None))
-        print(f"kdlab: interrupted; the same command goes on with what is missing in {args.out}", file=sys.stderr)
+        say(f"kdlab: interrupted; the same command goes on with what is missing in {args.out}", file=sys.stderr)
         return 130
     except RunFailed as error:
         _say(getattr(error, "summary", None))
         raise
     _say(summary)
-    print(f"traces: {args.out}")
+    say(f"traces: {one_line(args.out)}")
     if args.keep or soft is not None:
         path, kept = write_filtered(output, args.keep or "all", soft is not None)
-        print(f"kept: {path}, {kept} of {len(output.done)} traces")
+        say(f"kept: {one_line(path)}, {kept} of {len(output.done)} traces")
     if summary.failed:
         raise RunFailed(
             f"{summary.failed} answers are missing ({output.failures} says why); the same command asks for them again"
         )
     if soft is not None and summary.written and not summary.scored:
-        print(
-            f"kdlab: warning: log-probabilities of 0 of {summary.written} traces were stored: either none came, or"
-            f" --tokenizer {args.tokenizer or args.model} has other tokens than {args.model}",
-            file=sys.stderr,
+        warn(
+            f"log-probabilities of 0 of {summary.written} traces were stored: either none came, or"
+            f" --tokenizer {args.tokenizer or args.model} has other tokens than {args.model}"
         )
         return 1
     return 0
@@ -281,7 +282,7 @@ def _run(
 
 def _say(summary: Summary | None) -> None:
     for line in summary.lines() if summary is not None else ():
-        print(line)
+        say(one_line(line))
 
 
 def _text(value: str | None, name: str) -> str | None:
@@ -289,8 +290,8 @@ def _text(value: str | None, name: str) -> str | None:
     if value is None or not value.startswith("@"):
         return value
     try:
-        return Path(value[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(value[1:])
+    except (OSError, Unreadable) as error:
         raise UserError(f"{name}: {value}: {error}; accepted: a text, or @ and a file with text") from None
 
 

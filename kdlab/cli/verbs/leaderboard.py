@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from kdlab.cli import options
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError, unknown
+from kdlab.files import read_json
 from kdlab.integrity import RESULT
-from kdlab.terminal import one_line
+from kdlab.terminal import one_line, say, warn
 
 if TYPE_CHECKING:
     from kdlab.cli.compose import Composer, Composition
@@ -44,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     found = options.read(options.folders())
     if args.board is None:
         for name, said in sorted(found.boards.items()):
-            print(f"{name:<12}{said}")
+            say(f"{one_line(name):<12}{one_line(said)}")
         return 0
     board = _board(args, found)
     if args.jobs < 1:
@@ -145,7 +146,7 @@ def _run_all(board: Board, points: Points, composer: Composer, folder: Path, job
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output: {folder}: {error.strerror}; {WRITABLE}") from None
-        print(f"{len(points)} runs ({len(board.rows)} methods) in {folder}", flush=True)
+        say(f"{len(points)} runs ({len(board.rows)} methods) in {one_line(folder)}")
         for number, outcome in workers.run(range(len(runs))):
             if outcome.error is not None:
                 point, place, words = runs[number]
@@ -173,12 +174,12 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
 
     path = folder / "times.json"
     if rounds < 1:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return _known_times(path)
     chosen = {entry.row: points[entry, board.seeds[0]] for entry in reversed(list(board.entries()))}
     ratios: dict[str, list[float]] = {row: [] for row in board.rows}
     with tempfile.TemporaryDirectory() as place, pool(1, partial(_step, chosen, composer, Path(place))) as worker:
         for number in range(rounds):
-            print(f"timing, round {number + 1} of {rounds}", flush=True)
+            say(f"timing, round {number + 1} of {rounds}")
             spent = {row: worker.call((number, row)) for row in board.rows}
             for row, seconds in spent.items():
                 ratios[row].append(seconds / spent[board.relative_to])
@@ -186,6 +187,16 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
     with atomic_write(path) as file:
         file.write(json.dumps(found, indent=1).encode())
     return found
+
+
+def _known_times(path: Path) -> dict[str, float]:
+    """The times that an earlier command measured; none, with a warning, where they cannot be read."""
+    try:
+        found = read_json(path) if path.exists() else {}
+        return {row: float(ratio) for row, ratio in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        warn(f"{path}: damaged, not shown ({error})")
+        return {}
 
 
 def _step(chosen: dict[str, Composition], composer: Composer, place: Path, asked: tuple[int, str]) -> float:
@@ -212,7 +223,7 @@ def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -
         place = _place(folder, entry, seed, point)
         result = read_any(place)
         if not result and (place / RESULT).exists():
-            print(f"kdlab: warning: {one_line(place / RESULT)}: damaged, left out", file=sys.stderr)
+            warn(f"{place / RESULT}: damaged, left out")
         if result and result.get("config_hash", spec.config_hash(point.config)) == spec.config_hash(point.config):
             runs[entry, seed] = Run(place, result)
     if not any(not run.failed for run in runs.values()):
@@ -225,8 +236,8 @@ def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -
     with atomic_write(folder / "leaderboard.json") as file:
         file.write(json.dumps(results.record(), indent=1).encode())
     draw(results, folder / "leaderboard.png")
-    print(f"\nwritten: {folder / 'leaderboard.md'}, .json, .png")
+    say(f"\nwritten: {one_line(folder / 'leaderboard.md')}, .json, .png")
     missing = len(points) - sum(not run.failed for run in runs.values())
     if missing:
-        print(f"kdlab: error: {missing} of {len(points)} runs are missing; the same command runs them", file=sys.stderr)
+        say(f"kdlab: error: {missing} of {len(points)} runs are missing; the same command runs them", file=sys.stderr)
     return 1 if missing else 0

@@ -9,6 +9,7 @@ from typing import Any
 from kdlab.cli import layers, options
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError, unknown
+from kdlab.terminal import one_line, say
 
 LAYERS = "layers"
 
@@ -31,15 +32,15 @@ def main(argv: Sequence[str]) -> int:
     if args.group is not None and args.group not in found.groups:
         raise unknown("list", args.group, [*found.groups, LAYERS], "group")
     for group in [args.group] if args.group else [g for g in found.groups if g != options.NETWORKS]:
-        print(group)
+        say(group)
         if args.group is None and group == "teacher":
-            print("  (any student, and)")
+            say("  (any student, and)")
             shown = options.EXTRA["teacher"]
         else:
             shown = found.groups[group]
         width = max((len(name) for name in shown), default=0) + 2
         for name in sorted(shown):
-            print(f"  {name:<{width}}{shown[name]}".rstrip())
+            say(f"  {one_line(name):<{width}}{one_line(shown[name])}".rstrip())
     return 0
 
 
@@ -62,9 +63,9 @@ def _layers(chosen: Sequence[str]) -> int:
             nets.append(parts.network(mapping, data, 0, role))
             traced[role] = layers.trace(nets[-1], example)
             width = max(len(layer.path) for layer in traced[role].layers) + 2
-            print(f"{role}: {mapping['_target_']}")
+            say(f"{role}: {mapping['_target_']}")
             for layer in traced[role].layers:
-                print(f"  {layer.path:<{width}}{layer.kind:<20}{layer.said}".rstrip())
+                say(f"  {layer.path:<{width}}{layer.kind:<20}{layer.said}".rstrip())
         if len(traced) == 2:
             fits = _fitting(nets[0], nets[1], data, parts.task(config["task"], data))
             _show_pairs(layers.suggest(*traced.values()), config["loss"].get("terms") or {}, fits)
@@ -102,13 +103,13 @@ def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
 def _show_pairs(suggested: Sequence[layers.Pairs], terms: Mapping[str, Any], fits: Fits) -> None:
     """Pairs of layers, a table each, and the overrides that name them to the loss."""
     for pairs in suggested:
-        print(f"pairs of {pairs.what}: student, teacher")
+        say(f"pairs of {pairs.what}: student, teacher")
         rows = [(share, s.path, s.said, t.path, t.said) for share, s, t in pairs.each]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True) if width]
-            print(f"  {'  '.join(cells)}".rstrip())
+            say(f"  {'  '.join(cells)}".rstrip())
         for line in layers.overrides(pairs, terms, fits) or ["(no term of the loss takes these)"]:
-            print(f"  {line}")
+            say(f"  {line}")
     if not suggested:
-        print("pairs: none that are alike; a term on the student's layers alone takes any teacher (loss=ofa)")
+        say("pairs: none that are alike; a term on the student's layers alone takes any teacher (loss=ofa)")

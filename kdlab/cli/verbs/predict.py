@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError
 from kdlab.runs.folder import read_model
-from kdlab.terminal import printable
+from kdlab.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -50,8 +49,9 @@ def main(argv: Sequence[str]) -> int:
 
     for found in predict(args.run, paths, trust=args.trust):
         best = sorted(found.probabilities.items(), key=lambda pair: -pair[1])[: args.top or 3]
-        task = f"{found.task}: " if found.task else ""
-        print(f"{found.source}: {task}" + ", ".join(f"{name} {share:.1%}" for name, share in best))
+        task = f"{one_line(found.task)}: " if found.task else ""
+        shares = ", ".join(f"{one_line(name)} {share:.1%}" for name, share in best)
+        say(f"{one_line(found.source)}: {task}{shares}")
     return 0
 
 
@@ -87,6 +87,5 @@ def _text(args: argparse.Namespace) -> None:
     for place, one in enumerate(found):
         if len(found) > 1:
             number = f" ({one.sample + 1})" if args.samples > 1 else ""
-            print(f"{chr(10) * (place > 0)}{printable(one.source)}{number}:")
-        print(printable(one.prompt + one.text))
-        sys.stdout.flush()
+            say(f"{chr(10) * (place > 0)}{one_line(one.source)}{number}:")
+        say(one.prompt + one.text)

@@ -17,6 +17,10 @@ from kdlab.data.download import Remote, fetch
 from kdlab.data.module import Common, ImageData, published
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError
+from kdlab.files import Unreadable, open_regular
+
+_MOST_BYTES = 256 * 2**20
+"""More than the largest of the publishers' files, unpacked."""
 
 _FILES = (
     "train-images-idx3-ubyte",
@@ -141,9 +145,12 @@ def read_idx(path: Path) -> Tensor:
         UserError: if the file is cut short, too long, damaged, or something else.
     """
     try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
+        with open_regular(path) as opened:
+            file = gzip.GzipFile(fileobj=opened) if path.suffix == ".gz" else opened
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise Unreadable(f"more than {_MOST_BYTES // 2**20} MiB")
+    except (OSError, EOFError, zlib.error, Unreadable) as error:
         raise UserError(f"data.root: {path} is truncated or damaged ({error})") from None
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
         raise UserError(f"data.root: {path} is no idx file of bytes (it begins with {content[:4].hex() or 'nothing'})")

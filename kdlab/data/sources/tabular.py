@@ -15,6 +15,7 @@ from kdlab.data.labels import Label, asked, joint
 from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError, unknown
+from kdlab.files import Unreadable, open_text
 
 _STEPS = 4
 
@@ -91,11 +92,11 @@ def _table(
 ) -> tuple[list[str], Tensor, dict[str, list[str]]]:
     """Names of the feature columns, features (N, F) float32, and the labels of each target as written."""
     try:
-        with open(Path(path).expanduser(), newline="", encoding="utf-8-sig") as file:
+        with open_text(Path(path).expanduser()) as file:
             lines = [line for line in csv_format.reader(file, delimiter=delimiter) if line]
     except OSError as error:
         raise UserError(f"{key}: cannot read {path} ({error.strerror})") from None
-    except (UnicodeDecodeError, csv_format.Error, TypeError) as error:
+    except (UnicodeDecodeError, csv_format.Error, TypeError, Unreadable) as error:
         raise UserError(f"{key}: {path} is no table separated by {delimiter!r} ({error})") from None
     if len(lines) < 2:
         raise UserError(f"{key}: {path} has no rows below its header")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from kdlab.arrays import read_array, read_arrays
 from kdlab.data import array_inputs
 from kdlab.data.module import Common, ImageData
 from kdlab.data.source import Rows, Source
@@ -100,8 +100,7 @@ def _load(value: Any, key: str) -> dict[str, Any]:
         raise UserError(f"{key}: there is no file {path}; accepted: a .pt, .npz or .npy file")
     try:
         if path.suffix in (".npz", ".npy"):
-            content = np.load(path, allow_pickle=False)
-            content = dict(content) if path.suffix == ".npz" else content
+            content = read_arrays(path) if path.suffix == ".npz" else read_array(path)
         elif path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:

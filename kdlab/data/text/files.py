@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab.errors import UserError
+from kdlab.files import Unreadable, open_regular
 
 
 def read_text(path: Path, key: str) -> str:
@@ -16,9 +17,12 @@ def read_text(path: Path, key: str) -> str:
         UserError: if it is not there, no UTF-8, or empty.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
+        with open_regular(path) as file:
+            text = file.read().decode("utf-8")
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read ({error.strerror}); accepted: a text file") from None
+    except Unreadable as error:
+        raise UserError(f"{key}: {path} cannot be read ({error}); accepted: a text file") from None
     except UnicodeDecodeError as error:
         raise UserError(
             f"{key}: {path} is no UTF-8 text ({error.reason} at byte {error.start}); accepted: UTF-8"

@@ -16,6 +16,7 @@ from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, Question, Sequence, TextSource
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.files import Unreadable, open_text
 
 Pair = tuple[str, str]
 
@@ -96,11 +97,14 @@ def _split_off(train: list[Pair], amount: int | float | None, seed: int, split: 
 def _read(path: str, source: str, target: str, key: str) -> list[Pair]:
     file = Path(path).expanduser()
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        with open_text(file) as opened:
+            text = opened.read().replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise UserError(f"{key}: {path} is no UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{key}: cannot read {path} ({error.strerror}); accepted: a .jsonl file or a table") from None
+    except Unreadable as error:
+        raise UserError(f"{key}: cannot read {path} ({error}); accepted: a .jsonl file or a table") from None
     # split("\n"), since str.splitlines also breaks at characters that JSON allows inside of a text
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
@@ -122,7 +126,7 @@ def _objects(
     for number, line in lines:
         try:
             held = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{where}, line {number} is no JSON ({error}); accepted: one object a line") from None
         if not isinstance(held, dict) or source not in held or target not in held:
             has = ", ".join(held) if isinstance(held, dict) else f"a {type(held).__name__}"

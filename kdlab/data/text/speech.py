@@ -8,10 +8,10 @@ about -1 .. 1.
 from __future__ import annotations
 
 import math
+import os
 import re
+import struct
 import wave
-import zipfile
-import zlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from kdlab.arrays import read_arrays
 from kdlab.data.module import whole
 from kdlab.data.rng import seed_of
 from kdlab.data.splits import rows_of, stratified, without
@@ -29,6 +30,7 @@ from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, Question, Sequence, TextSource
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.files import Unreadable, open_regular
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -247,10 +249,11 @@ def read_wav(path: Path) -> np.ndarray:
         UserError: if it is anything else, or shorter than it says.
     """
     try:
-        with wave.open(str(path), "rb") as file:
+        with open_regular(path) as opened, wave.open(opened) as file:
             form = (file.getframerate(), file.getnchannels(), file.getsampwidth() * 8)
-            announced, data = file.getnframes(), file.readframes(file.getnframes())
-    except (wave.Error, EOFError, OSError) as error:
+            announced, there = file.getnframes(), os.fstat(opened.fileno()).st_size  # all of it is one recording
+            data = file.readframes(min(announced, there))
+    except (wave.Error, EOFError, OSError, Unreadable, struct.error, ZeroDivisionError) as error:
         raise UserError(
             f"data.root: {path} is truncated, damaged or no wav file ({error or 'it ends early'})"
         ) from None
@@ -266,12 +269,11 @@ def read_wav(path: Path) -> np.ndarray:
 
 def _read_arrays(path: Path) -> Recordings:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            held = {name: file[name] for name in _ARRAYS}
-    except KeyError as error:
-        raise UserError(f"data.root: {path} lacks {error}; accepted: an .npz of {', '.join(_ARRAYS)}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"data.root: {path} is truncated, damaged or no .npz of arrays ({error})") from None
+        held = read_arrays(path, _ARRAYS)
+    except (OSError, Unreadable) as error:
+        raise UserError(
+            f"data.root: {path} is no .npz of whole arrays ({error}); accepted: an .npz of {', '.join(_ARRAYS)}"
+        ) from None
     audio, offsets = held["audio"], held["offsets"]
     rows = len(offsets) - 1
     fitting = (

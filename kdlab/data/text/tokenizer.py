@@ -15,13 +15,16 @@ import numpy as np
 
 from kdlab import integrity
 from kdlab.errors import UserError
-from kdlab.files import atomic_write
+from kdlab.files import Unreadable, atomic_write, parse_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
 
 END = "<|endoftext|>"
 """The token that ends a text, and pads: GPT-2's."""
+
+_FILE_BYTES = 256 * 2**20
+"""Largest file of a tokenizer that is read: several times that of the largest vocabularies there are."""
 
 _CHUNK = 1 << 20
 """Characters that are tokenised at a time: what the library holds of a text is a hundred times as large."""
@@ -329,17 +332,15 @@ def _chunks(text: str) -> Iterator[str]:
 
 def _text(path: Path, key: str) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, _FILE_BYTES).replace("\r\n", "\n")
+    except (OSError, Unreadable) as error:
         raise UserError(f"{key}: {path} cannot be read as UTF-8 text ({error})") from None
 
 
 def _mapping(path: Path, key: str) -> dict[str, Any]:
     try:
-        content = json.loads(_text(path, key))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
+        content = parse_json(_text(path, key))
+    except Unreadable as error:
         raise UserError(f"{key}: {path} is truncated, damaged or no JSON ({error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{key}: {path} holds a {type(content).__name__}; accepted: a JSON mapping")

@@ -31,7 +31,7 @@ from kdlab.data.text.combine import TextCommon
 from kdlab.data.text.forms import TEMPLATE, Example, Right, check_form, examples_data, hold_out, without
 from kdlab.data.text.module import TextData
 from kdlab.errors import UserError, unknown
-from kdlab.files import atomic_write
+from kdlab.files import Unreadable, atomic_write, open_regular, open_to_append
 
 log = logging.getLogger("kdlab")
 
@@ -91,9 +91,11 @@ def read_lines(path: str | Path, key: str = "data.path", torn: bool = False) -> 
     """
     path = Path(path).expanduser()
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{key}: cannot read {path} ({error.strerror}); accepted: a JSONL file") from None
+        with open_regular(path) as file:
+            content = file.read()
+    except (OSError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{key}: cannot read {path} ({reason}); accepted: a JSONL file") from None
     lines = content.split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
@@ -212,7 +214,7 @@ def append_traces(path: str | Path, traces: Iterable[Trace]) -> None:
     """
     path = Path(path).expanduser()
     added = b"".join(trace.line() for trace in traces)
-    with open(path, "a+b") as file:
+    with os.fdopen(open_to_append(path, read=True), "a+b") as file:
         _mend(file)
         file.write(added)
         file.flush()

@@ -1,0 +1,82 @@
+"""``result.json``: what a run, or a network that is kept, came to; read with its types checked. Imports no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from kdlab import integrity
+from kdlab.files import Unreadable, read_json
+from kdlab.integrity import RESULT
+
+log = logging.getLogger("kdlab")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _times(value: Any) -> bool:
+    return _number(value) or (isinstance(value, dict) and all(one is None or _number(one) for one in value.values()))
+
+
+def _models(value: Any) -> bool:
+    return isinstance(value, dict) and all(one is None or isinstance(one, dict) for one in value.values())
+
+
+_KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("config_hash", "trained_on"), (lambda value: isinstance(value, str), "a text")),
+    **dict.fromkeys(
+        ("error", "name", "method", "data", "teacher_trained_on", "started", "finished", "commit"),
+        (lambda value: value is None or isinstance(value, str), "a text"),
+    ),
+    **dict.fromkeys(("settings", "hardware", "versions", "val"), (lambda value: isinstance(value, dict), "a mapping")),
+    **dict.fromkeys(("best_epoch", "epochs", "steps", "format"), (_number, "a number")),
+    "models": (_models, "a mapping of mappings"),
+    "seconds": (_times, "numbers"),
+    "objective": (lambda value: value is None or _number(value), "a number"),
+    "score": (lambda value: isinstance(value, dict) and isinstance(value.get("name"), str), "a mapping with a name"),
+    "overrides": (_texts, "a list of texts"),
+}
+"""Entry → whether a value may stand there, and what may. Entries may be missing: older versions wrote fewer."""
+
+
+def load_result(folder: Path) -> dict[str, Any] | None:
+    """What ``result.json`` says of a run that finished or failed; None where there is no such file.
+
+    Raises:
+        OSError: if it is there and cannot be read.
+        Unreadable: if it is no result of a run, or an entry has a type that it cannot have.
+    """
+    try:
+        found = read_json(folder / RESULT)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+        raise Unreadable("not the result of a run: no 'status' in it")
+    for entry, (fits, accepted) in _KINDS.items():
+        if entry in found and not fits(found[entry]):
+            raise Unreadable(f"{entry} is {type(found[entry]).__name__}; accepted: {accepted}")
+    if found["status"] == "finished":
+        for entry in ("trained_on", "seconds") if "trained_on" in found else ("config_hash", "models"):
+            if entry not in found:
+                raise Unreadable(f"finished, and has no {entry}")
+    if why := integrity.damage(found):
+        raise Unreadable(why)
+    return found
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run; None if it is unfinished or failed, or (with a warning) damaged."""
+    try:
+        found = load_result(folder)
+    except (OSError, Unreadable) as error:
+        log.warning("%s: damaged, and not used (%s)", folder / RESULT, error)
+        return None
+    return found if found is not None and found["status"] == "finished" else None

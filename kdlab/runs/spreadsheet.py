@@ -1,0 +1,54 @@
+"""CSV files that a spreadsheet shows and never computes. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdlab.files import atomic_write
+from kdlab.terminal import printable
+
+_FORMULA = re.compile(r"""[\s"'`]*[=+\-@＝＋－＠]|[\t\r\n]""")
+"""How a text begins that some spreadsheet computes, also behind white space and quotes."""
+
+_INSIDE = re.compile(r"""([;\t\n][\s"'`]*)(?=[=+\-@＝＋－＠])""")
+"""The same behind what separates cells where the comma is a decimal point."""
+
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
+
+
+def cell(value: object) -> object:
+    """A value as a cell that is only shown: numbers as they are, text that could be a formula behind an apostrophe.
+
+    >>> cell("=1+1"), cell(-2.5), cell("-2.5"), cell("-2+3"), cell("kl")
+    ("'=1+1", -2.5, '-2.5', "'-2+3", 'kl')
+    """
+    if value is None or isinstance(value, bool | int | float):
+        return "" if value is None else value
+    text = _INSIDE.sub(r"\1'", printable(str(value).replace("\r", "\n")))
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
+
+
+def write_csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a CSV file with a heading; what a row lacks is an empty cell.
+
+    Args:
+        path: the file, which appears whole, in the place of a link too; or a device or pipe, such as ``/dev/stdout``.
+        names: the headings, which are the keys of the rows.
+        rows: of the table.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow([cell(name) for name in names])
+    writer.writerows([cell(row.get(name)) for name in names] for row in rows)
+    content = text.getvalue().encode()
+    if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+        path.write_bytes(content)
+        return
+    with atomic_write(path) as file:
+        file.write(content)
