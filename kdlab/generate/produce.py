@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from kdlab.data.text.traces import Trace
     from kdlab.generate.scores import Pieces
     from kdlab.teachers.token_files import TokenWriter
-
-_NUMBER = re.compile(r"[-+]?[$€£]?\s*[\d,]*\.?\d+\s*%?")
 
 
 class Source(Protocol):
@@ -225,6 +222,7 @@ def spoken(messages: Sequence[Mapping[str, str]]) -> str:
 def is_right(given: str | None, ask: Ask) -> bool:
     """Whether an answer is the right one: among the question's choices, as a number, or else as words."""
     from kdlab.data.text.answers import choice, same_number, same_text
+    from kdlab.data.text.numerals import is_number
 
     if given is None or ask.gold is None:
         return False
@@ -232,7 +230,7 @@ def is_right(given: str | None, ask: Ask) -> bool:
     if isinstance(choices, list) and all(isinstance(option, str) for option in choices):
         chosen, right = choice(given, choices), choice(ask.gold, choices)
         return chosen is not None and chosen == right
-    if _NUMBER.fullmatch(ask.gold.strip()):
+    if is_number(ask.gold):
         return same_number(given, ask.gold)
     return same_text(given, ask.gold)
 
@@ -246,10 +244,11 @@ def write_filtered(output: Output, keep: str, scored: bool) -> tuple[Path, int]:
         scored: only those whose log-probabilities are in the token cache.
     """
     from kdlab.data.text.answers import same_number, same_text
+    from kdlab.data.text.numerals import is_number
     from kdlab.data.text.traces import agreeing_ones, read_traces, right_ones, write_traces
 
     def same(given: str, other: str) -> bool:
-        if _NUMBER.fullmatch(other.strip()):
+        if is_number(other):
             return same_number(given, other)
         return same_text(given, other)
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from kdlab.data.text.numerals import LONGEST, joined, stated_number
+from kdlab.data.text.numerals import number as number
+
 MARKER = "####"
 """What stands before the final answer, as in GSM8K (Cobbe et al., "Training Verifiers to Solve Math Word Problems",
 2021)."""
@@ -23,9 +26,9 @@ END = "<|endoftext|>"
 Same = Callable[[str, str], bool]
 """Whether an answer (first) means the same as the right one (second)."""
 
-_LONGEST = 200
-"""Characters of an expression that is still evaluated."""
 _TOLERANCE = Fraction(1, 10**6)
+_MOST = Fraction(1, 1000)
+"""Greatest difference between numbers that count as equal, however large they are."""
 _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -33,8 +36,10 @@ _OPERATORS: dict[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] =
     ast.Div: operator.truediv,
 }
 _SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "–": "-", "[": "(", "]": ")", "$": None})
-_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"(?:(?<![\d)])-)?(?:\d+(?:\.\d+)?|\.\d+)")
+_ZEROS = re.compile(r"(?<![\d.])0+(?=\d)")
+_EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)e[-+]?\d+", re.IGNORECASE)
+_MARKS = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-"})
+_AROUND = re.compile(r"""^(?:(?!(?<![.,])[.,]\d)[ .,;:!?"'`])+|[ .,;:!?"'`]+$""")
 _LETTER = re.compile(r"[(\[]?([a-z])(?:[)\]]?|[)\].:]{1,2} (.+))")
 """A choice's letter, alone or as the mark of the words behind it."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
@@ -54,26 +59,19 @@ def extract(text: str, marker: str = MARKER) -> str | None:
 def normalise(text: str) -> str:
     """The text without what does not change an answer: case, width, runs of spaces, quotes and full stops around it.
 
-    >>> normalise('  "The  Bank". ')
-    'the bank'
+    A point or comma before a digit stays, and a text of such marks alone stays as it is.
+
+    >>> normalise('  "The  Bank". '), normalise(".5"), normalise(" ?")
+    ('the bank', '.5', '?')
     """
-    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
-    return " ".join(text.split()).strip(" .,;:!?\"'`")
+    text = unicodedata.normalize("NFKC", text).casefold().translate(_MARKS)
+    text = " ".join(text.split())
+    return _AROUND.sub("", text) or text
 
 
 def same_text(given: str, answer: str) -> bool:
     """Whether two answers are the same words."""
     return normalise(given) == normalise(answer)
-
-
-def number(text: str) -> Fraction | None:
-    """The last number in a text, thousands separated by commas or not; None where there is none.
-
-    >>> number("she has $1,234.50 left."), number("none")
-    (Fraction(2469, 2), None)
-    """
-    found = _NUMBER.findall(_THOUSANDS.sub("", unicodedata.normalize("NFKC", text).translate(_SIGNS)))
-    return Fraction(found[-1]) if found and len(found[-1]) <= _LONGEST else None
 
 
 def value(expression: str) -> Fraction | None:
@@ -85,46 +83,65 @@ def value(expression: str) -> Fraction | None:
     >>> value("( 84.0 / 2.0 )"), value("(1 / (3 - 3))"), value("2 ** 9"), value("__import__('os')")
     (Fraction(42, 1), None, None, None)
     """
-    text = _THOUSANDS.sub("", expression.translate(_SIGNS)).strip(" \n").rstrip(".")
-    if len(text) > _LONGEST or not re.fullmatch(r"[0-9.+\-*/() ]+", text):
+    text = joined(expression.translate(_SIGNS)).strip(" \n").rstrip(".")
+    if len(text) > LONGEST or not re.fullmatch(r"[0-9.+\-*/() ]+", text):
         return None
     try:
-        return _evaluate(ast.parse(text, mode="eval").body)
+        text = _ZEROS.sub("", text)
+        return _evaluate(ast.parse(text, mode="eval").body, text)
     except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
         return None
 
 
-def _evaluate(node: ast.expr) -> Fraction:
+def _evaluate(node: ast.expr, text: str) -> Fraction:
     match node:
-        case ast.Constant(value=int() | float() as constant):
-            return Fraction(repr(constant))
+        case ast.Constant():
+            return Fraction(text[node.col_offset : node.end_col_offset])  # as written: a float would round it
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return -_evaluate(operand)
+            return -_evaluate(operand, text)
         case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-            return _evaluate(operand)
+            return _evaluate(operand, text)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-            return _OPERATORS[type(op)](_evaluate(left), _evaluate(right))
+            return _OPERATORS[type(op)](_evaluate(left, text), _evaluate(right, text))
     raise ValueError(f"{type(node).__name__} is no arithmetic")
 
 
 def _close(given: Fraction | None, answer: Fraction | None) -> bool:
     if given is None or answer is None:
         return False
-    return abs(given - answer) <= _TOLERANCE * max(Fraction(1), abs(answer))
+    if given.denominator == answer.denominator == 1:
+        return given == answer
+    return abs(given - answer) <= min(_TOLERANCE * max(Fraction(1), abs(answer)), _MOST)
 
 
 def same_number(given: str, answer: str) -> bool:
-    """Whether the last numbers of two answers are equal (to a millionth)."""
-    return _close(number(given), number(answer))
+    """Whether the last numbers of two answers are equal: whole numbers exactly, others to a millionth.
+
+    What is written with digits but is no number that can be read (``10:30``, ``1,23``, ``2^10``, a sum) is compared as
+    words.
+
+    >>> same_number("$1,000.0 in all", "1e3"), same_number("at 10:30", "30"), same_number("10:30.", "10:30")
+    (True, False, True)
+    """
+    mine, right = stated_number(given), stated_number(answer)
+    if mine is None and right is None:
+        return any(c.isdigit() for c in answer) and same_text(given, answer)
+    return _close(mine, right)
 
 
 def same_value(given: str, answer: str) -> bool:
-    """Whether two arithmetic expressions come to the same (to a millionth); a division by zero equals nothing.
+    """Whether two arithmetic expressions come to the same, as :func:`same_number` does; a division by zero equals
+    nothing.
 
     >>> same_value("(40 + 2)", "( 84.0 / 2.0 )"), same_value("84 / 0", "( 84.0 / 0.0 )")
     (True, False)
     """
-    return _close(value(given), value(answer))
+    return _close(_worth(given), _worth(answer))
+
+
+def _worth(text: str) -> Fraction | None:
+    """The value of an expression, or of a number with an exponent."""
+    return stated_number(text) if _EXPONENT.fullmatch(text.strip().rstrip(".")) else value(text)
 
 
 def choice(given: str, choices: Sequence[str]) -> str | None:
@@ -156,10 +173,15 @@ def named(sentence: str, choices: Sequence[str]) -> str | None:
     if (chosen := choice(sentence, choices)) is not None:
         return chosen
     text = normalise(sentence)
-    found = {normalise(option) for option in choices if re.search(rf"\b{re.escape(normalise(option))}\b", text)}
+    found = {normalise(option) for option in choices if _mentions(text, normalise(option))}
     if len(found) != 1:
         return None
     return next(option for option in choices if normalise(option) in found)
+
+
+def _mentions(text: str, words: str) -> bool:
+    """Whether a text holds these words, and not as a part of a word or decimal number."""
+    return re.search(rf"(?<!\w)(?!(?<=\.)\d){re.escape(words)}(?!\w|\.\d)", text) is not None
 
 
 @dataclass(frozen=True)
