@@ -11,7 +11,8 @@ from kdlab.data.sources.cifar import cifar10, cifar100
 from kdlab.data.sources.digits import digits
 from kdlab.data.sources.folder import image_folder
 from kdlab.data.sources.idx import fashion_mnist, mnist
-from kdlab.data.sources.tabular import csv, synthetic
+from kdlab.data.sources.synthetic import synthetic
+from kdlab.data.sources.table import csv
 from kdlab.data.sources.tensors import tensors
 from kdlab.data.text.arithmetic import arithmetic
 from kdlab.data.text.combine import text_data

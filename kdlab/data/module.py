@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -73,6 +74,7 @@ class ImageData(LightningDataModule):
 
     Attributes:
         tasks (name → its labels, where there are several; class_names are then the first's),
+        columns (of a table read from a file, how its cells become inputs; else None),
         label (which of several labels the classes are, else None), chosen (whether ``classes`` named some),
         name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
         counts ({train, labelled, val, test}),
@@ -111,6 +113,7 @@ class ImageData(LightningDataModule):
             raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
         self.ratio, self.arrange = ratio, arrange
         self._white = source.white
+        self.columns = source.columns
 
         source = source.check()
         names = list(source.asked)
@@ -181,12 +184,16 @@ class ImageData(LightningDataModule):
                 f"teacher.data: {other.num_classes} classes {_few(other.class_names)}, and data has "
                 f"{len(own)}: {_few(own)}; accepted: the same classes in the same order"
             )
+        if self.columns is not None and other.columns is not None:
+            self.columns.check_same(other.columns, "teacher.data")
 
     def reading(self, folder: Path) -> dict[str, Any]:
         """What a run folder must know to read inputs and outputs again."""
-        known = {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
+        known: dict[str, Any] = {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
         if self.tasks:
             known["tasks"] = {name: list(one.class_names) for name, one in self.tasks.items()}
+        if self.columns is not None:
+            known["table"] = asdict(self.columns)
         return known
 
     def words(self, split: str) -> int | None:

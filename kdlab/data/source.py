@@ -124,6 +124,45 @@ class Labels:
         return Rows(rows.inputs, self(rows.targets)) if isinstance(rows, Rows) else rows
 
 
+@dataclass(frozen=True)
+class Columns:
+    """How the rows of a table become inputs: (cell - offset) / scale of each column.
+
+    Args:
+        names: of the columns that are read, in the order of the inputs.
+        offset, scale: of each; 0 and 1 but for columns that float32 would not tell apart otherwise.
+        targets: names of the columns of classes, whether they are asked for or not.
+        asked: which of these are asked for.
+        delimiter: the character between columns.
+    """
+
+    names: tuple[str, ...]
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    targets: tuple[str, ...] = ()
+    asked: tuple[str, ...] = ()
+    delimiter: str = ","
+
+    def check_same(self, other: Columns, key: str) -> None:
+        """Refuse other columns, another order, or other offsets: a network of these would misread the others' rows.
+
+        Raises:
+            UserError: naming ``key``, of which ``other`` are.
+        """
+        if self.names != other.names:
+            raise UserError(
+                f"{key}: columns {', '.join(other.names)}, and data has {', '.join(self.names)}; accepted: the same "
+                "in the same order (data.columns)"
+            )
+        mine, theirs = (list(zip(one.offset, one.scale, strict=True)) for one in (self, other))
+        for name, (offset, scale), (their_offset, their_scale) in zip(self.names, mine, theirs, strict=True):
+            if (offset, scale) != (their_offset, their_scale):
+                raise UserError(
+                    f"{key}: column {name!r} is read as (cell - {their_offset:g}) / {their_scale:g}, and by data as "
+                    f"(cell - {offset:g}) / {scale:g}; accepted: the same file"
+                )
+
+
 @dataclass
 class Source:
     """A data set as published.
@@ -139,6 +178,7 @@ class Source:
         notes: lines that the log should have on how it was read.
         asked: which labels of the rows are asked for, by name; several are as many tasks. None asks for the classes as
             they are.
+        columns: of a table that was read from a file, how.
     """
 
     name: str
@@ -150,6 +190,7 @@ class Source:
     key: str = "data.root"
     notes: Sequence[str] = ()
     asked: Mapping[str, Labels] = field(default_factory=dict)
+    columns: Columns | None = None
 
     def check(self) -> Source:
         """This source, if its rows make sense.

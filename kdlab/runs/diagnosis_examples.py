@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from kdlab.data.source import Files
-from kdlab.files import open_text
 from kdlab.runs.diagnosis_pictures import Example, Shown
 
 
@@ -35,7 +32,6 @@ def shown(
     """
     inputs = _inputs(data, split, {number for _, numbers in telling.values() for number in numbers})
     names = counted["classes"]
-    columns = [] if len(data.input_shape) == 3 else _columns(config, data.input_shape[0])
     beside = counted.get("against_teacher", {}).get("student") or counted.get("against_baseline") or {}
     kinds = []
     for kind, (meaning, numbers) in telling.items():
@@ -49,7 +45,7 @@ def shown(
             if inputs[number].ndim == 3:
                 example.picture = _picture(inputs[number])
             else:
-                example.values = _unusual(inputs[number], data, columns)
+                example.values = _unusual(inputs[number], data, config.get("columns") or ())
             one.examples.append(example)
         kinds.append(one)
     return kinds
@@ -71,19 +67,15 @@ def _picture(row: Tensor) -> Any:
     return (pixels.permute(1, 2, 0) if len(row) == 3 else pixels.mean(0)).numpy()
 
 
-def _unusual(row: Tensor, data: Any, columns: Sequence[str]) -> list[tuple[str, float, float]]:
-    """(column, value, deviations from the mean of the training rows), the least usual first."""
+def _unusual(row: Tensor, data: Any, names: Sequence[str]) -> list[tuple[str, float, float]]:
+    """(column, value, deviations from the mean of the training rows), the least usual first; columns that nobody named
+    are numbered."""
     values = row.flatten().tolist()
     away = [(value - mean) / std for value, mean, std in zip(values, data.mean, data.std, strict=True)]
+    if (read := getattr(data, "columns", None)) is not None:
+        names = read.names
+        values = [v * scale + offset for v, scale, offset in zip(values, read.scale, read.offset, strict=True)]
+    if len(names) != len(values):
+        names = [f"x{n}" for n in range(len(values))]
     order = sorted(range(len(values)), key=lambda n: -abs(away[n]))
-    return [(columns[n], values[n], away[n]) for n in order]
-
-
-def _columns(config: Mapping[str, Any], wide: int) -> list[str]:
-    """The names of a table's columns; numbers where nobody named them."""
-    names = config.get("columns")
-    if names is None and str(config.get("_target_")) == "kdlab.data.csv":
-        with open_text(Path(config["path"]).expanduser()) as file:
-            header = next(csv.reader(file, delimiter=config.get("delimiter") or ","))
-        names = [name.strip() for name in header if name.strip() != (config.get("target") or "target")]
-    return list(names) if names is not None and len(names) == wide else [f"x{n}" for n in range(wide)]
+    return [(names[n], values[n], away[n]) for n in order]

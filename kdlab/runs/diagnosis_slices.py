@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from kdlab.data.source import Rows, Source
+from kdlab.data.labels import told_apart
+from kdlab.data.source import Rows
+from kdlab.data.sources.table import table_source
 from kdlab.data.splits import choose_classes, divide
-from kdlab.errors import UserError, unknown
-from kdlab.files import Unreadable, open_text
+from kdlab.data.table_file import read_table
+from kdlab.errors import UserError
 
 MOST_GROUPS = 50
 """Different values that a column of words may have."""
@@ -37,8 +38,7 @@ def groups(text: str, config: Mapping[str, Any], data: Any, split: str, targets:
     """
     file, colon, column = text.rpartition(":")
     if colon:
-        table = _read(file, ",")
-        values = _column(table, column, file)
+        values = read_table(file, "diagnose: --slice", wanted=[column]).cells(column)
         if len(values) != len(targets):
             raise UserError(
                 f"diagnose: --slice {text}: {len(values)} rows, and the {split} split has {len(targets)} examples; "
@@ -55,58 +55,29 @@ def groups(text: str, config: Mapping[str, Any], data: Any, split: str, targets:
 
 def _of_table(column: str, config: Mapping[str, Any], data: Any, split: str, targets: torch.Tensor) -> list[str]:
     """A column of the rows of a split, which is divided again as ``kdlab.data.csv`` divided the table."""
-    files = [str(config["path"]), *([str(config["test_path"])] if config.get("test_path") else [])]
-    target = str(config.get("target") or "target")
-    tables = [_read(file, str(config.get("delimiter") or ",")) for file in files]
-    labels = [_column(table, target, file) for table, file in zip(tables, files, strict=True)]
-    names = sorted(set(labels[0]))
-    if all(_number(name) is not None for name in names):
-        names.sort(key=float)
-    changed = UserError(
-        f"diagnose: --slice {column}: {files[0]} is no longer what the run read; accepted: the same file"
-    )
-    rows = []
-    for n, own in enumerate(labels):
-        if not set(own) <= set(names):
-            raise changed
-        # in the place of what a row holds, where it stands: (file, line)
-        places = torch.stack([torch.full((len(own),), n), torch.arange(len(own))], 1)
-        rows.append(Rows(places, torch.tensor([names.index(label) for label in own])))
-    test = rows[1] if len(rows) > 1 else config.get("test")
-    source = Source(data.name, rows[0], names, test=0.1 if test is None else test)
-    if config.get("classes") is not None:
-        source = choose_classes(source, config["classes"])
-    there = divide(source, config.get("val"), config.get("fraction"), config.get("split_seed") or 0)[split]
-    if there is None or not torch.equal(there.targets, targets):
-        raise changed
-    assert isinstance(there.inputs, torch.Tensor)
-    columns = [_column(table, column, file) for table, file in zip(tables, files, strict=True)]
-    return [columns[n][line] for n, line in there.inputs.tolist()]
-
-
-def _read(file: str, delimiter: str) -> list[list[str]]:
+    names = ("path", "target", "label", "columns", "test_path", "test", "delimiter", "classes")
+    changed = f"diagnose: --slice {column}: {config['path']} is no longer what the run read"
     try:
-        with open_text(Path(file).expanduser()) as opened:
-            lines = [line for line in csv.reader(opened, delimiter=delimiter) if line]
-    except (OSError, UnicodeDecodeError, csv.Error, TypeError, Unreadable) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"diagnose: --slice: {file} cannot be read ({reason}); accepted: a CSV file") from None
-    if len(lines) < 2:
-        raise UserError(f"diagnose: --slice: {file} has no rows below its header")
-    return lines
+        source, files = table_source(**{name: config[name] for name in names if config.get(name) is not None})
+    except UserError as error:
+        raise UserError(f"{changed} ({error}); accepted: the same file") from None
 
+    def placed(rows: Any, file: int) -> Any:
+        """Where each row stands, (file, row), in the place of what it holds."""
+        if not isinstance(rows, Rows):
+            return rows
+        return Rows(torch.stack([torch.full((len(rows),), file), torch.arange(len(rows))], 1), rows.targets)
 
-def _column(table: Sequence[Sequence[str]], column: str, file: str) -> list[str]:
-    header = [name.strip() for name in table[0]]
-    if column not in header:
-        raise unknown(f"diagnose: --slice: {file}", column, header, "column")
-    place = header.index(column)
-    for number, line in enumerate(table[1:]):
-        if len(line) <= place:
-            raise UserError(
-                f"diagnose: --slice: {file}, row {number + 1} has {len(line)} values, the header {len(header)}"
-            )
-    return [line[place].strip() for line in table[1:]]
+    source = replace(source, train=placed(source.train, 0), test=placed(source.test, 1))
+    if config.get("classes") is not None:
+        source = choose_classes(told_apart(source), config["classes"])
+    there = divide(source, config.get("val"), config.get("fraction"), config.get("split_seed") or 0)[split]
+    label = next(iter(source.asked.values()), None)  # None where classes were chosen: they are told apart already
+    if there is None or not torch.equal((there if label is None else label.rows(there)).targets, targets):
+        raise UserError(f"{changed}; accepted: the same file")
+    assert isinstance(there.inputs, torch.Tensor)
+    cells = [one.cells(column, f"diagnose: --slice: {one.path}") for one in files]
+    return [cells[file][row] for file, row in there.inputs.tolist()]
 
 
 def _grouped(values: list[str], text: str) -> list[str]:
