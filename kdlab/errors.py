@@ -32,6 +32,16 @@ def nearest(value: object, accepted: Iterable[object], n: int = 3) -> list[str]:
     return difflib.get_close_matches(str(value), [str(a) for a in accepted], n=n, cutoff=0.5)
 
 
+def misspelt(name: str, known: Iterable[str]) -> str | None:
+    """The known name that ``name`` is a slip of, whatever its case; None where it is another word.
+
+    >>> misspelt("anwser", ["answer", "gold"]), misspelt("choices", ["answer", "gold"])
+    ('answer', None)
+    """
+    found = difflib.get_close_matches(name.casefold(), list(known), n=1, cutoff=0.8)
+    return found[0] if found else None
+
+
 def unknown(key: str, value: object, accepted: Iterable[object], what: str = "value") -> UserError:
     """The error for a name that is not there, with the nearest ones first.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -142,6 +143,26 @@ class Columns:
     targets: tuple[str, ...] = ()
     asked: tuple[str, ...] = ()
     delimiter: str = ","
+
+    @classmethod
+    def of(cls, described: Any) -> Columns:
+        """From the mapping that a run's ``model.json`` holds under ``table``.
+
+        Raises:
+            ValueError: if it is none, or damaged.
+        """
+        try:
+            fields: Any = {key: tuple(one) if isinstance(one, list) else one for key, one in dict(described).items()}
+            found = cls(**fields)
+            texts = (*found.names, *found.targets, *found.asked, found.delimiter)
+            numbers = all(math.isfinite(one) for one in found.offset) and all(0 < one < math.inf for one in found.scale)
+        except TypeError as error:
+            raise ValueError(f"table: {error}") from None
+        if not numbers or not all(isinstance(one, str) for one in texts):
+            raise ValueError("table: names that are no text, or numbers that are not finite")
+        if not len(found.names) == len(found.offset) == len(found.scale):
+            raise ValueError("table: not as many names as numbers")
+        return found
 
     def check_same(self, other: Columns, key: str) -> None:
         """Refuse other columns, another order, or other offsets: a network of these would misread the others' rows.

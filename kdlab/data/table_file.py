@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,6 @@ import numpy as np
 from kdlab.errors import UserError, unknown
 from kdlab.files import Unreadable, open_regular
 from kdlab.terminal import printable
-
-log = logging.getLogger("kdlab")
 
 SUFFIXES = (".csv", ".tsv", ".tab")
 """Endings of file names that mean a table."""
@@ -45,6 +42,7 @@ class Table:
         header: the names of the columns.
         rows: the cells of each row, without the space around them; as many as there are names.
         lines: the line of the file that each row ends on.
+        notes: what the log should say of how it was read.
     """
 
     path: str
@@ -53,6 +51,17 @@ class Table:
     header: list[str]
     rows: list[list[str]] = field(repr=False)
     lines: list[int] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def hint(self) -> str:
+        """Why names may be missing from the header, in brackets; empty where there is nothing to say."""
+        if len(self.header) == 1 and (other := [n for n, mark in SEPARATORS.items() if mark in self.header[0]]):
+            typed = f"; data.delimiter={other[0]} reads that" if self.key.startswith("data.") else ""
+            return f" (it holds a {other[0]} where {_called(self.separator)} was to separate columns{typed})"
+        if any(_number(one) is not None for one in self.header):
+            return " (its first line holds numbers; it must name the columns)"
+        return ""
 
     def place(self, row: int) -> str:
         """Where a row (from 0) stands, for messages."""
@@ -66,13 +75,7 @@ class Table:
         """
         if name in self.header:
             return self.header.index(name)
-        said = str(unknown(key or f"{self.key}: {self.path}", name, self.header, "column"))
-        if len(self.header) == 1 and (other := [n for n, mark in SEPARATORS.items() if mark in self.header[0]]):
-            here = _called(self.separator)
-            said += f" (one column, with {here} between columns; perhaps data.delimiter={other[0]})"
-        elif any(_is_number(one) for one in self.header):
-            said += " (its first line holds numbers; it must name the columns)"
-        raise UserError(said)
+        raise UserError(f"{unknown(key or f'{self.key}: {self.path}', name, self.header, 'column')}{self.hint}")
 
     def cells(self, name: str, key: str | None = None) -> list[str]:
         """The cells of a column.
@@ -145,7 +148,9 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
         UserError: for a file that cannot be read or is no such table, columns of one name, rows of other lengths.
     """
     content = _content(path, key)
-    mark = _suited(content, path, key, separator(delimiter), wanted)
+    asked = separator(delimiter)
+    mark = _suited(content, path, asked, wanted)
+    notes = () if mark == asked else (f"{path} is read with {_called(mark)} between columns",)
     header: list[str] | None = None
     rows: list[list[str]] = []
     lines: list[int] = []
@@ -165,7 +170,7 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
             lines.append(line)
     if header is None or not rows:
         raise UserError(f"{key}: {path} has no rows below its header")
-    return Table(str(path), key, mark, header, rows, lines)
+    return Table(str(path), key, mark, header, rows, lines, notes)
 
 
 def separator(text: str, key: str = "data.delimiter") -> str:
@@ -237,16 +242,16 @@ def _header(cells: Sequence[str], path: str | Path, key: str) -> list[str]:
     return names
 
 
-def _suited(content: bytes, path: str | Path, key: str, mark: str, wanted: Collection[str]) -> str:
-    """The separator to read with: another one than asked for only where that finds one column; a line says so."""
+def _suited(content: bytes, path: str | Path, mark: str, wanted: Collection[str]) -> str:
+    """The separator to read with: another one than asked for only where that finds one column."""
     first = next((line for line in io.BytesIO(content) if line.strip()), b"").decode("utf-8-sig")
     if mark in first:
         return mark
-    by_name = Path(path).suffix.lower() in (".tsv", ".tab")
-    for other in ("\t",) if by_name else SEPARATORS.values() if wanted else ():
+    if Path(path).suffix.lower() in (".tsv", ".tab") and "\t" in first:
+        return "\t"
+    for other in SEPARATORS.values() if wanted else ():
         names = {_name(cell) for cell in next(csv.reader([first], delimiter=other))}
         if other in first and names.issuperset(wanted):
-            log.info("%s: %s is read with %s between columns", key, path, _called(other))
             return other
     return mark
 
@@ -270,10 +275,6 @@ def _number(cell: str) -> float | None:
     except ValueError:
         return None
     return value if np.isfinite(value) and "_" not in cell else None
-
-
-def _is_number(cell: str) -> bool:
-    return _number(cell) is not None
 
 
 def _why(cell: str) -> str:

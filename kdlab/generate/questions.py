@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kdlab.errors import UserError, unknown
+from kdlab.errors import UserError, misspelt, unknown
+
+log = logging.getLogger("kdlab")
 
 CHAT = "{question}\n\nThink step by step. Then end with a line that holds only {marker} and the final answer."
 """What a chat model is told."""
@@ -19,6 +22,7 @@ PLAIN = "Q: {question}\nA:"
 """What a model without a chat form continues: the prompt that traces are trained with. A model that was not trained so
 needs examples before it (``--template @FILE``)."""
 
+_FIELDS = ("question", "messages", "gold", "answer", "id", "choices", "equation", "group")
 _ROLES = ("system", "developer", "user", "assistant")
 _THOUGHTS = re.compile(r"^\s*<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL)
 
@@ -133,8 +137,9 @@ def read_questions(path: Path, limit: int | None = None, answer_key: str | None 
     """
     found: dict[str, Ask] = {}
     lines: dict[str, tuple[int, str]] = {}
+    said: set[str] = set()
     for number, text in _lines(path):
-        ask = _ask(text, f"{path}: line {number}", answer_key)
+        ask = _ask(text, f"{path}: line {number}", answer_key, said)
         if ask.id is not None:
             first, key = lines.setdefault(str(ask.id), (number, ask.key))
             if key != ask.key:
@@ -164,13 +169,18 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: {error.strerror}; accepted: a JSONL file with lines such as {_EXAMPLE}") from None
 
 
-def _ask(text: str, where: str, answer_key: str | None) -> Ask:
+def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Ask:
+    """The question of a line; ``said`` gets the keys that a log line has named as slips, to name each once."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: no JSON ({error}); accepted: {_EXAMPLE}") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON {type(row).__name__}; accepted: {_EXAMPLE}")
+    for slip in sorted(row.keys() - said - {*_FIELDS, answer_key}):
+        said.add(slip)
+        if meant := misspelt(slip, [one for one in _FIELDS if one not in row]):
+            log.warning("%s: field %r is not read as %r", where, slip, meant)
     question, messages, name = row.get("question"), row.get("messages"), row.get("id")
     if messages is not None:
         question = None

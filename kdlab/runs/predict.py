@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,19 @@ from kdlab import integrity, spec
 from kdlab.arrays import read_array
 from kdlab.data import array_inputs, pictures
 from kdlab.data.pictures import Look
+from kdlab.data.table_file import SUFFIXES as TABLES
 from kdlab.errors import UserError
 from kdlab.files import Unreadable
 from kdlab.functional import Outputs
 from kdlab.models import load_weights
 from kdlab.runs.folder import is_mine, read_model
+from kdlab.runs.predict_table import read_rows
 from kdlab.terminal import one_line
 
 log = logging.getLogger("kdlab")
+
+BATCH = 4096
+"""Rows that a network answers at once."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class Prediction:
     """class → probability, most probable first."""
     task: str = ""
     """Which of several tasks it answers; empty where there is one."""
+    file: str = ""
+    """The file that the input is in."""
+    row: int = 1
+    """Its number in the file, from 1."""
+    given: str | None = None
+    """The class that the file says it has, "" where its row has none; None where the file does not say."""
 
 
 def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -70,7 +81,8 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
     Args:
         run: a run folder.
         inputs: image files; or ``.npy`` arrays of one row or many, uint8 or floats in [0, 1], with channels first
-            (C, H, W) or last (H, W, C), or (H, W) for one channel, or (F,) for vectors.
+            (C, H, W) or last (H, W, C), or (H, W) for one channel, or (F,) for vectors; or tables (.csv, .tsv) for the
+            run of a table.
         trust: see :func:`load_model`.
 
     Raises:
@@ -83,21 +95,35 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
     found: list[Prediction] = []
     looks = []
     for path in inputs:
-        rows, look = _read(path, shape)
-        looks += [] if look is None else [look]
-        with torch.no_grad():
-            said = Outputs.of(net(rows))
+        if path.suffix.lower() in TABLES and len(shape) == 1:
+            table = read_rows(path, described, run)
+            rows, sources, given = table.inputs, table.names, table.given
+        else:
+            rows, look = _read(path, shape)
+            looks += [] if look is None else [look]
+            sources, given = [f"{path}[{i}]" for i in range(len(rows))] if len(rows) > 1 else [str(path)], {}
         tasks = described.get("tasks") or {"": described["classes"]}
-        answers = {task: _shares(said, task, names, run) for task, names in tasks.items()}
-        for i in range(len(rows)):
-            source = f"{path}[{i}]" if len(rows) > 1 else str(path)
+        answers = _answers(net, rows, tasks, run)
+        for i, source in enumerate(sources):
             for task, names in tasks.items():
                 row = answers[task][i]
                 named = {names[c]: float(row[c]) for c in row.argsort(descending=True).tolist()}
-                found.append(Prediction(source, next(iter(named)), named, task))
+                said = given[task][i] if task in given else None
+                found.append(Prediction(source, next(iter(named)), named, task, str(path), i + 1, said))
     for line in pictures.summary(looks):
         log.warning(line)
     return found
+
+
+@torch.no_grad()
+def _answers(net: nn.Module, rows: Tensor, tasks: Mapping[str, Sequence[str]], run: Path) -> dict[str, Tensor]:
+    """(N, C) probabilities of the classes of each task."""
+    found: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    for part in rows.split(BATCH):
+        said = Outputs.of(net(part))
+        for task, names in tasks.items():
+            found[task].append(_shares(said, task, names, run))
+    return {task: torch.cat(parts) for task, parts in found.items()}
 
 
 def _shares(said: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor:

@@ -21,8 +21,10 @@ def main(argv: Sequence[str]) -> int:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="an image, or a .npy array of one or more; for a language model a text to go on with, or a file",
+        help="an image, a .npy array of one or more, or a .csv table with the run's columns; for a language model a "
+        "text to go on with, or a file",
     )
+    add("--out", type=Path, metavar="FILE.csv", help="classes: write the class and all probabilities of each input")
     add("--top", type=int, help="classes: how many to show (default 3)")
     add(
         "--new-tokens",
@@ -38,21 +40,42 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"predict: --top {args.top}; accepted: at least 1")
     _exists(args.run)
     if _writes(args.run):
-        if args.top is not None:
-            raise UserError(f"predict: --top {args.top}, and {args.run} holds a language model; accepted: without it")
+        for option in ("top", "out"):
+            if (value := getattr(args, option)) is not None:
+                raise UserError(
+                    f"predict: --{option} {value}, and {args.run} holds a language model; accepted: without it"
+                )
         _text(args)
         return 0
     paths = [Path(path) for path in args.inputs]
     for path in paths:
         _exists(path)
+    if args.out is not None:
+        _can_write(args.out, [args.run, *paths])
     from kdlab.runs.predict import predict
+    from kdlab.runs.predict_table import summaries, write_predictions
 
-    for found in predict(args.run, paths, trust=args.trust):
-        best = sorted(found.probabilities.items(), key=lambda pair: -pair[1])[: args.top or 3]
-        task = f"{one_line(found.task)}: " if found.task else ""
-        shares = ", ".join(f"{one_line(name)} {share:.1%}" for name, share in best)
-        say(f"{one_line(found.source)}: {task}{shares}")
+    found = predict(args.run, paths, trust=args.trust)
+    for one in found:
+        best = sorted(one.probabilities.items(), key=lambda pair: -pair[1])[: args.top or 3]
+        task = f"{one_line(one.task)}: " if one.task else ""
+        say(f"{one_line(one.source)}: {task}" + ", ".join(f"{one_line(name)} {share:.1%}" for name, share in best))
+    described = read_model(args.run)
+    tasks = described.get("tasks") or {"": described["classes"]}
+    for line in summaries(found, tasks):
+        say(one_line(line))
+    if args.out is not None:
+        write_predictions(args.out, found, tasks)
+        say(f"written to {one_line(args.out)}")
     return 0
+
+
+def _can_write(out: Path, used: Sequence[Path]) -> None:
+    """Refuse a file that cannot be written, or that is read, before anything is computed."""
+    if out.suffix.lower() != ".csv" or out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"predict: --out {out}; accepted: a .csv file, in a folder that is there")
+    if any(out.exists() and out.samefile(path) for path in used):
+        raise UserError(f"predict: --out {out} is an input as well; accepted: another file")
 
 
 def _exists(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Unpack
@@ -16,8 +15,6 @@ from kdlab.data.module import Common, ImageData
 from kdlab.data.source import Columns, Rows, Source
 from kdlab.data.table_file import Table, read_table
 from kdlab.errors import UserError, unknown
-
-log = logging.getLogger("kdlab")
 
 _LOST = 1e-3
 """Rounding to float32, in standard deviations of a column, from which on a column is read as its deviations."""
@@ -87,26 +84,30 @@ def table_source(
     wanted = _wanted(files[0], targets, columns)
     if test_path is not None:
         files.append(read_table(test_path, "data.test_path", delimiter))
-        _say_unread(files[1], files[0])
     known = [str(one) for one in ([classes] if isinstance(classes, int | str) else classes or ())]
     written = [
         {name: one.labels(name, None if n else "data.target", known) for name in targets} for n, one in enumerate(files)
     ]
     numbers = [one.numbers(wanted) for one in files]
-    read = _representation(numbers[0], wanted, str(path))
-    if len(files) > 1:
-        _say_repeated(numbers, written, str(path), str(test_path))
+    offset, scale = _representation(numbers[0])
     ids = {name: _ids(name, files, [part[name] for part in written]) for name in targets}
     kinds, names, found = joint(ids)
-    parts = [Rows(_inputs(one, read), own) for one, own in zip(numbers, kinds, strict=True)]
+    parts = [
+        Rows(torch.from_numpy(((one - offset) / scale).astype(np.float32)), own)
+        for one, own in zip(numbers, kinds, strict=True)
+    ]
     held_out: Rows | int | float = parts[1] if len(parts) > 1 else 0.1 if test is None else test
     source = Source(Path(path).stem, parts[0], names, test=held_out, key="data.path")
     source = asked(source, found, targets if label is None else label)
-    offset, scale = read
     source.columns = Columns(
-        tuple(wanted), tuple(offset.tolist()), tuple(scale.tolist()), tuple(targets), tuple(source.asked),
-        files[0].separator,
-    )  # fmt: skip
+        names=tuple(wanted),
+        offset=tuple(offset.tolist()),
+        scale=tuple(scale.tolist()),
+        targets=tuple(targets),
+        asked=tuple(source.asked),
+        delimiter=files[0].separator,
+    )
+    source.notes = [note for one in files for note in one.notes] + _notes(source.columns, files, numbers, kinds)
     return source, files
 
 
@@ -176,7 +177,7 @@ def _amount(text: str) -> float | None:
 # ---- numbers as float32
 
 
-def _representation(numbers: np.ndarray, names: Sequence[str], path: str) -> tuple[np.ndarray, np.ndarray]:
+def _representation(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Offset and scale (F,) of each column, so that float32 tells its values apart; 0 and 1 wherever it does anyway."""
     largest = np.abs(numbers).max(0)
     unit = np.where(largest > 0, largest, 1.0)
@@ -184,40 +185,30 @@ def _representation(numbers: np.ndarray, names: Sequence[str], path: str) -> tup
     varies = (numbers.max(0) > numbers.min(0)) & (deviation > 1e-12)
     rounded, beyond = deviation * _LOST < 2.0**-24, unit > 1e30
     lost = varies & (rounded | beyond | (deviation * unit < _SMALL))
-    mean, deviation = mean * unit, deviation * unit
-    for n in lost.nonzero()[0].tolist():
-        log.info(
-            "data.path: column %r of %s (mean %g, deviation %g) is read as deviations from its mean: float32 would "
-            "lose them",
-            names[n], path, mean[n], deviation[n],
-        )  # fmt: skip
-    if constant := [name for name, moves in zip(names, numbers.max(0) > numbers.min(0), strict=True) if not moves]:
-        log.info("data.path: %s: one value in all rows of %s, which tell nothing", path, ", ".join(map(repr, constant)))
-    return np.where(lost, mean, 0.0), np.where(lost & (deviation > 0), deviation, 1.0)
+    return np.where(lost, mean * unit, 0.0), np.where(lost & (deviation * unit > 0), deviation * unit, 1.0)
 
 
-def _inputs(numbers: np.ndarray, read: tuple[np.ndarray, np.ndarray]) -> Tensor:
-    return torch.from_numpy(((numbers - read[0]) / read[1]).astype(np.float32))
-
-
-# ---- what two files have in common
-
-
-def _say_unread(test: Table, train: Table) -> None:
-    if more := [name for name in test.header if name and name not in train.header]:
-        log.info("data.test_path: %s: not read, since data.path lacks it: %s", test.path, ", ".join(map(repr, more)))
-
-
-def _say_repeated(
-    numbers: Sequence[np.ndarray], labels: Sequence[dict[str, list[str]]], path: str, test_path: str
-) -> None:
-    def rows(n: int) -> list[tuple[bytes, ...]]:
-        names = zip(*labels[n].values(), strict=True)
-        return [(row.tobytes(), *map(str.encode, own)) for row, own in zip(numbers[n] + 0.0, names, strict=True)]
-
-    known = set(rows(0))
-    if repeated := sum(row in known for row in rows(1)):
-        log.warning(
-            "data.test_path: %d of %d rows of %s are in %s too: the test split measures in part what was learned",
-            repeated, len(numbers[1]), test_path, path,
-        )  # fmt: skip
+def _notes(
+    columns: Columns, files: Sequence[Table], numbers: Sequence[np.ndarray], kinds: Sequence[Tensor]
+) -> list[str]:
+    """What the log should say of a table's columns, and of what two files have in common."""
+    path, moves = files[0].path, numbers[0].max(0) > numbers[0].min(0)
+    notes = [
+        f"column {name!r} of {path} is read as (cell - {offset:g}) / {scale:g}: float32 would lose its differences"
+        for name, offset, scale in zip(columns.names, columns.offset, columns.scale, strict=True)
+        if (offset, scale) != (0, 1)
+    ]
+    if constant := [name for name, moving in zip(columns.names, moves, strict=True) if not moving]:
+        notes.append(f"{path} has one value in all rows of {', '.join(map(repr, constant))}")
+    for test in files[1:]:
+        if more := [name for name in test.header if name and name not in files[0].header]:
+            notes.append(f"{test.path}: not read, since {path} lacks it: {', '.join(map(repr, more))}")
+        # whole rows, labels too: +0.0 is what -0.0 equals
+        known, own = (
+            [(row.tobytes(), kind) for row, kind in zip(part + 0.0, of.tolist(), strict=True)]
+            for part, of in zip(numbers, kinds, strict=True)
+        )
+        there = set(known)
+        if repeated := sum(row in there for row in own):
+            notes.append(f"{repeated} of {len(own)} rows of {test.path} are in {path} too: no test of what is new")
+    return notes

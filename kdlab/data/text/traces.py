@@ -30,7 +30,7 @@ from kdlab.data.text.answers import Same, same_number, same_text, same_value
 from kdlab.data.text.combine import TextCommon
 from kdlab.data.text.forms import TEMPLATE, Example, Right, check_form, examples_data, hold_out, without
 from kdlab.data.text.module import TextData
-from kdlab.errors import UserError, unknown
+from kdlab.errors import UserError, misspelt, unknown
 from kdlab.files import Unreadable, atomic_write, open_regular, open_to_append
 
 log = logging.getLogger("kdlab")
@@ -154,7 +154,19 @@ def read_traces(path: str | Path, key: str = "data.path", torn: bool = False) ->
     Raises:
         UserError: naming the file, the line and the key of what is wrong.
     """
-    return [_trace(row, f"{key}: {path}, line {number}") for number, row in read_lines(path, key, torn)]
+    rows = read_lines(path, key, torn)
+    _say_misspelt(rows, f"{key}: {path}")
+    return [_trace(row, f"{key}: {path}, line {number}") for number, row in rows]
+
+
+def _say_misspelt(rows: Some[tuple[int, Mapping[str, Any]]], where: str) -> None:
+    """Log keys that look like slips of known ones, and so are not read; each once."""
+    said: set[str] = set()
+    for number, row in rows:
+        for name in sorted(row.keys() - said - set(_KEYS)):
+            said.add(name)
+            if meant := misspelt(name, [one for one in _KEYS if one not in row]):
+                log.warning("%s, line %d: key %r is kept, and not read as %r", where, number, name, meant)
 
 
 _KEYS = ("question", "messages", "reasoning", "answer", "teacher", "gold", "correct", "group")
