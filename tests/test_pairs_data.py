@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kdlab.data import pairs
+from kdlab.data.rng import permutation
 from kdlab.errors import UserError
 
 WORDS = [f"{'abcde'[i % 5] * (i % 3 + 1)} {i}" for i in range(40)]
@@ -85,6 +86,9 @@ def test_characters_that_look_like_line_ends_stay_inside(tmp_path):
         ('{"source": "a", "target": "b"}\n\n{"source": "a", "answer": "b"}', "line 3: source, answer; accepted"),
         ("[1, 2]", "line 1: a list; accepted"),
         ('{"source": "a", "target": 4}', "line 1: source and target must be texts"),
+        ('{"source": "a", "target": "b"}\n{"source": " ", "target": "b"}', "line 2: source is empty; accepted: a text"),
+        ('{"source": "a", "target": ""}', "line 1: target is empty; accepted: a text"),
+        ('{"sorce": "a", "target": "b"}', "data.source names another key (nearest: sorce)"),
     ],
 )
 def test_lines_that_are_no_pairs_are_named(tmp_path, content, said):
@@ -113,3 +117,79 @@ def test_other_mistakes_are_named(file, tmp_path):
     table.write_text("source\ttarget\n")
     with pytest.raises(UserError, match=r"a header and no pairs"):
         pairs(str(table))
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        ("sorce\ttarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: sorce"),
+        ("source\ttraget\na\tb\n", {}, "line 1 (data.target): unknown column 'target'; nearest: traget"),
+        ("sorce\ttraget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: sorce"),
+        ("Source\tTarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: Source"),
+        (
+            "en\tde\na\tb\n",
+            {"source": "en", "target": "dee"},
+            "line 1 (data.target): unknown column 'dee'; nearest: de",
+        ),
+        ("en\tde\na\tb\n", {"source": "question"}, "line 1 (data.source): unknown column 'question'"),
+        ("source\ttarget\tsource\na\tb\tc\n", {}, "line 1: two columns are named 'source'"),
+        ("source\ttarget\na\t \n", {}, "line 2: target is empty"),
+        ("a\tb\n", {"source": "x", "target": "x"}, "data.target: x, which is data.source too"),
+    ],
+)
+def test_columns_that_are_not_there_are_named(tmp_path, content, options, said):
+    path = tmp_path / "t.tsv"
+    path.write_text(content)
+    with pytest.raises(UserError) as error:
+        pairs(str(path), **options)
+    assert said in str(error.value)
+
+
+def test_a_table_without_a_header_is_said_to_be_one(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("\ufeffquestion\tanswer\r\n" + "".join(f"q{i}\ta{i}\r\n" for i in range(9)))
+    data = pairs(str(path), val=0, test=0)
+    assert data.counts["train"] == 10 and "has no header with source and target" in data.notes[0]
+    named = pairs(str(path), source="question", target="answer", val=0, test=0)
+    assert named.counts["train"] == 9 and named.notes == () and texts(named, "train")[0] == ("q0", "a0")
+
+
+@pytest.mark.parametrize("repeats", [2, 3, 7])
+def test_pairs_of_one_source_stay_in_one_split(tmp_path, repeats):
+    rows = [(f"{word[:4]}  {i}", f"{word} {n}") for n in range(repeats) for i, word in enumerate(WORDS)]
+    path = write(tmp_path / "train.jsonl", [(a if i % 2 else a.replace("  ", " "), b) for i, (a, b) in enumerate(rows)])
+    data = pairs(path)
+    sides = {split: {" ".join(text.split()) for text, _ in texts(data, split)} for split in ("train", "val", "test")}
+    assert not sides["train"] & sides["test"] and not sides["train"] & sides["val"] and not sides["val"] & sides["test"]
+    assert sum(data.counts[split] for split in sides) == len(rows) and all(sides.values())
+    assert abs(data.counts["test"] - len(rows) / 10) < repeats and f"{len(rows) - 40} of {len(rows)}" in data.notes[0]
+    assert texts(pairs(path, seed=3), "test") == texts(data, "test") != texts(pairs(path, split_seed=3), "test")
+
+
+def test_pairs_without_repeats_are_divided_as_ever(file):
+    """By the numbers that the rows have always been drawn with."""
+    data = pairs(file)
+    test = sorted(permutation(40, 0, "split", "test")[:4].tolist())
+    rest = [n for n in range(40) if n not in test]
+    val = [rest[n] for n in sorted(permutation(36, 0, "split", "val")[:4].tolist())]
+    assert [text for text, _ in texts(data, "test")] == [WORDS[n] for n in test]
+    assert [text for text, _ in texts(data, "val")] == [WORDS[n] for n in val] and data.notes == ()
+
+
+def test_files_that_share_a_source_are_refused(file, tmp_path):
+    other = write(tmp_path / "test.jsonl", [("new", "wen"), (WORDS[5].replace(" ", "  "), "x"), (WORDS[7], "y")])
+    with pytest.raises(UserError) as error:
+        pairs(file, test_path=other)
+    assert str(error.value).startswith(
+        f"data.test_path: 2 of 3 pairs of {other} have a source of data.path, such as line 2"
+    )
+    assert f"(line 6 of {file}); accepted: other sources" in str(error.value)
+    with pytest.raises(UserError, match=r"data\.val_path: 2 of 3 pairs .* of data\.path, "):
+        pairs(file, val_path=other, test=0)
+    new = write(tmp_path / "old.jsonl", [("old", "dlo")])
+    with pytest.raises(UserError, match=r"data\.test_path: 1 of 3 pairs .* of data\.val_path"):
+        pairs(new, val_path=write(tmp_path / "val.jsonl", [(WORDS[5], "x")]), test_path=other)
+    one = write(tmp_path / "one.jsonl", [("same", str(i)) for i in range(20)])
+    with pytest.raises(UserError, match=r"data\.test: all 20 pairs have one source, 'same'; accepted: 0"):
+        pairs(one)
+    assert pairs(one, val=0, test=0).counts["train"] == 20

@@ -112,6 +112,19 @@ def test_bad_files_are_named(tmp_path):
         read_traces(path)
 
 
+def test_keys_that_look_like_slips_are_named_once(tmp_path, caplog):
+    path = tmp_path / "t.jsonl"
+    row = {"question": "q", "reasoning": "r", "anwser": "1", "choices": ["a", "b"], "teacher": "t", "Gold": "2"}
+    path.write_text((json.dumps(row) + "\n") * 3 + json.dumps({"question": "q", "answer": "1", "answers": []}) + "\n")
+    found = read_traces(path)
+    assert found[0].answer is None and found[0].extra["anwser"] == "1"
+    said = [line for line in caplog.messages if "is kept" in line]
+    assert [line.rpartition(": ")[2] for line in said] == [
+        "key 'Gold' is kept, and not read as 'gold'", "key 'anwser' is kept, and not read as 'answer'"
+    ]  # fmt: skip
+    assert all("t.jsonl, line 1: " in line for line in said)
+
+
 # ---- answers
 
 

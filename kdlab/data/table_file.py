@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|", "space":
 """Names of what separates columns."""
 
 _NO_SEPARATOR = set("\"'\r\n\0.+-_")
+_END = "\x03"
 _MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "#nan", "null", "none", "nil", "?"))
 """How programs write that there is no value, in small letters."""
 _ADVICE = "leave the row out, or name others in data.columns"
@@ -219,15 +221,17 @@ def _content(path: str | Path, key: str) -> bytes:
 def _lines(content: bytes, path: str | Path, key: str, mark: str) -> list[tuple[int, list[str]]]:
     """(last line, cells) of every row, the header and blank ones too."""
     text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=mark, strict=True, skipinitialspace=mark != " ")
+    # the reader takes a quote that is never closed for one of a single cell: what comes last is then no row of its own
+    reader = csv.reader(itertools.chain(text, [_END]), delimiter=mark, skipinitialspace=mark != " ")
     found = []
     try:
         for cells in reader:
             found.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
-        raise UserError(
-            f"{key}: {path}, line {reader.line_num}: {error}; accepted: cells in which quotes are closed and doubled"
-        ) from None
+        raise UserError(f"{key}: {path}, line {reader.line_num}: {error}; accepted: a table of shorter cells") from None
+    if found.pop()[1] != [_END]:
+        line = found[-1][0] + 1 if found else 1
+        raise UserError(f"{key}: {path}, line {line}: a quote that is not closed; accepted: quotes in pairs")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Unpack
 
@@ -88,6 +88,7 @@ def table_source(
     written = [
         {name: one.labels(name, None if n else "data.target", known) for name in targets} for n, one in enumerate(files)
     ]
+    _check_header(files[0], written[0])
     numbers = [one.numbers(wanted) for one in files]
     offset, scale = _representation(numbers[0])
     ids = {name: _ids(name, files, [part[name] for part in written]) for name in targets}
@@ -133,6 +134,25 @@ def _wanted(table: Table, targets: Sequence[str], columns: Sequence[str] | None)
             f"data.columns: {wanted}; accepted: different columns beside {', '.join(targets)}, at least one"
         )
     return wanted
+
+
+def _check_header(table: Table, labels: Mapping[str, Sequence[str]]) -> None:
+    """Refuse a first line that seems to be a row: numbers, and a class where the name of the target belongs.
+
+    Raises:
+        UserError: unless the names are 0, 1, 2, ..., as some programs write them.
+    """
+    numbered = table.header == [str(n) for n in range(len(table.header))]
+    rest = [name for name in table.header if name not in labels]
+    if (
+        not numbered
+        and all(name in of for name, of in labels.items())
+        and all(_amount(one) is not None for one in rest)
+    ):
+        raise UserError(
+            f"{table.key}: {table.path}: its first line, {','.join(table.header)}, looks like a row; accepted: a line "
+            "that names the columns before the rows"
+        )
 
 
 def _ids(name: str, files: Sequence[Table], labels: Sequence[Sequence[str]]) -> tuple[list[Tensor], list[str]]:

@@ -64,18 +64,21 @@ def pairs(
         raise UserError(f"data.path: null; accepted: a .jsonl file, or a table of {source} and {target}")
     if source == target:
         raise UserError(f"data.target: {target}, which is data.source too; accepted: another key or column")
+    for split, own, amount in (("test", test_path, test), ("val", val_path, val)):
+        if own is not None and amount:
+            raise UserError(f"data.{split}: {amount} beside data.{split}_path; accepted: one of the two")
     seed = common.get("split_seed", 0)
     notes: list[str] = []
-    found = {"train": _read(path, source, target, "data.path", notes)}
-    notes += _repeated(found["train"], str(path))
-    for split, own, amount in (("test", test_path, test), ("val", val_path, val)):
-        if own is None:
-            found["train"], found[split] = _split_off(found["train"], amount, seed, split)
-        elif amount:
-            raise UserError(f"data.{split}: {amount} beside data.{split}_path; accepted: one of the two")
+    files = {"path": path, "val_path": val_path, "test_path": test_path}
+    held = {key: _read(file, source, target, f"data.{key}", notes) for key, file in files.items() if file is not None}
+    _check_apart(held, files)
+    found = {"train": held["path"]}
+    notes += _repeated(found["train"], path)
+    for split, amount in (("test", test), ("val", val)):
+        if f"{split}_path" in held:
+            found[split] = held[f"{split}_path"]
         else:
-            found[split] = _read(own, source, target, f"data.{split}_path", notes)
-    _check_apart(found, {"train": path, "val": val_path, "test": test_path})
+            found["train"], found[split] = _split_off(found["train"], amount, seed, split)
     name = Path(path).name
 
     def read(tokenizer: Tokenizer) -> TextSource:
@@ -136,23 +139,20 @@ def _repeated(train: list[Pair], path: str) -> list[str]:
     return [f"{count} of {len(train)} pairs of {path} repeat a source; those of one stay in one split"] if count else []
 
 
-def _check_apart(found: Mapping[str, list[Pair]], paths: Mapping[str, str | None]) -> None:
-    """Refuse sources of a file that another split has too.
+def _check_apart(held: Mapping[str, list[Pair]], files: Mapping[str, str | None]) -> None:
+    """Refuse sources that stand in two files.
 
     Raises:
         UserError: with their number, and the first of them.
     """
-    for split, others in (("test", ("train", "val")), ("val", ("train", "test"))):
-        if paths[split] is None:
-            continue
-        for other in others:
-            known = {_alike(pair): pair.line for pair in reversed(found[other])}
-            if shared := [pair for pair in found[split] if _alike(pair) in known]:
-                first, theirs = shared[0], paths[other] or paths["train"]
+    for key, other in (("test_path", "path"), ("val_path", "path"), ("test_path", "val_path")):
+        if key in held and other in held:
+            known = {_alike(pair): pair.line for pair in reversed(held[other])}
+            if shared := [pair for pair in held[key] if _alike(pair) in known]:
+                first, of = shared[0], f"{len(shared)} of {len(held[key])} pairs of {files[key]}"
                 raise UserError(
-                    f"data.{split}_path: {len(shared)} of {len(found[split])} pairs of {paths[split]} have a source of "
-                    f"the {other} split, such as line {first.line}, {first.source[:60]!r} (line {known[_alike(first)]} "
-                    f"of {theirs}); accepted: other sources than there"
+                    f"data.{key}: {of} have a source of data.{other}, such as line {first.line}, {first.source[:60]!r} "
+                    f"(line {known[_alike(first)]} of {files[other]}); accepted: other sources than there"
                 )
 
 
