@@ -153,7 +153,7 @@ def _record(path: Path) -> tuple[Path, str, str] | None:
         return None
     for place in places:
         for folder in list(place.parents)[:LEVELS]:
-            result = folder / RESULT
+            result = _shortest(folder / RESULT)
             if not os.path.lexists(result):
                 continue
             try:
@@ -168,6 +168,14 @@ def _record(path: Path) -> tuple[Path, str, str] | None:
                 return result, expected, damage(found)
             break  # of an earlier version, or a file that is not the run's
     return None
+
+
+def _shortest(path: Path) -> Path:
+    """A path as seen from the working folder, if it is below it."""
+    try:
+        return path.relative_to(Path.cwd())
+    except (OSError, ValueError):
+        return path
 
 
 # ---- the manifest of a cache --------------------------------------------------------------------------------------
