@@ -269,7 +269,7 @@ def test_workers_end_with_a_main_process_that_nobody_asks_for(workplace, elsewhe
 
 def pool(code, **env):
     """Run code with a pool in a process of its own; returns what it printed, line by line."""
-    head = "import os, signal, sys, time\nfrom kdlab.cli.workers import *\nfrom kdlab.cli.workers import Pool\n"
+    head = "import os, signal, sys, time\nfrom kdlab.cli.workers import Pool\n"
     done = subprocess.run(
         [sys.executable, "-c", head + code], cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True
     )
@@ -335,7 +335,7 @@ def test_without_leave_to_fork_jobs_run_here(workplace):
 def test_the_command_line_can_be_told_to_run_jobs_in_its_own_process(workplace, elsewhere, monkeypatch):
     assert elsewhere(*sweep(1, 2)).returncode == 0
     monkeypatch.setenv("KDLAB_IN_PROCESS", "1")
-    code = "import os, sys; from kdlab.cli.workers import *; allow_forks(); print(may_fork())"
+    code = "import os, sys; from kdlab.cli.forking import *; allow_forks(); print(may_fork())"
     assert pool(code) == ["False"] and pool(code, KDLAB_IN_PROCESS="0") == ["True"]
     assert len({call["pid"] for call in ran(workplace)}) == 1
 
@@ -456,7 +456,7 @@ def test_settings_that_a_sweep_would_stumble_over(workplace, capsys, words, said
     assert mistake(capsys, ["-m", "experiment=kd_resnet", "seed=0,1", *words], output).startswith(said)
 
 
-@pytest.mark.parametrize("word", ["hydra/sweeper=optuna", "hydra/launcher=joblib", "hydra.sweeper.params.seed='0,1'"])
+@pytest.mark.parametrize("word", ["hydra/sweeper=optuna", "hydra/launcher=joblib", "+hydra.sweeper.params.seed='0,1'"])
 def test_settings_of_sweeps_are_refused_where_one_run_is_meant(workplace, capsys, word):
     said = mistake(capsys, ["experiment=kd_resnet", word], workplace / "out")
     assert said == f"{word.partition('=')[0]}: a setting of sweeps, and this is one run; accepted: with -m before it"

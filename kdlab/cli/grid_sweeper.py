@@ -14,9 +14,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from kdlab.cli.launcher import PoolLauncher, apart_from_each_other, failed
-from kdlab.cli.workers import Outcome
-
 
 class LaunchingSweeper(Sweeper):
     """What sweepers have in common: a launcher, and overrides to read.
@@ -46,11 +43,16 @@ class LaunchingSweeper(Sweeper):
 
     def open(self) -> None:
         """Check the sweep where its jobs run, before anything is written or asked for."""
+        from kdlab.cli.launcher import PoolLauncher
+
         if isinstance(self.launcher, PoolLauncher):
             self.launcher.open()
 
     def launch(self, jobs: list[list[str]], first: int) -> list[JobReturn]:
         """Run jobs, ``first`` the number of the first; one that crashes is recorded, and the others go on."""
+        from kdlab.cli.launcher import PoolLauncher, apart_from_each_other, failed
+        from kdlab.cli.workers import Outcome
+
         if isinstance(self.launcher, PoolLauncher):
             return list(self.launcher.launch(jobs, first))
         with apart_from_each_other():

@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from kdlab import spec
 from kdlab.cli.compose import Composer, Composition, as_typed, composition
 from kdlab.cli.sweep import job_folder, objective, read_any, remaining
-from kdlab.cli.workers import Crash, Outcome
 from kdlab.errors import Busy
 from kdlab.runs.folder import record_failure, tidy
 from kdlab.terminal import one_line, say
@@ -21,6 +20,7 @@ from kdlab.termination import Terminated, exit_as_failure
 
 if TYPE_CHECKING:
     from kdlab.cli.launcher import PoolLauncher
+    from kdlab.cli.workers import Outcome
 
 
 @dataclass
@@ -157,6 +157,8 @@ def finished(found: Composition, folder: Path) -> dict[str, Any] | None:
 
 
 def _failed(found: Composition, folder: Path, line: str, error: BaseException) -> None:
+    from kdlab.cli.workers import Crash
+
     said = str(error) if isinstance(error, Crash) else f"{type(error).__name__}: {error}"
     _say(f"{line} failed: {said}")
     try:

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The console script."""
-    from kdlab.cli.workers import allow_forks
+    from kdlab.cli.forking import allow_forks
 
     allow_forks()
     sys.exit(main())

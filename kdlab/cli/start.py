@@ -213,7 +213,7 @@ def runs_in_pool(hydra: DictConfig) -> bool:
 
 def _share_cores(hydra: DictConfig, total: int) -> int:
     """How many jobs run at a time; their share of the cores goes into the environment of the workers."""
-    from kdlab.cli.workers import may_fork
+    from kdlab.cli.forking import may_fork
 
     if "Joblib" not in str(hydra.launcher.get("_target_")) or (runs_in_pool(hydra) and not may_fork()):
         return 1

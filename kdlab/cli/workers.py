@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, NoReturn
 
+from kdlab.cli.forking import may_fork
 from kdlab.errors import RunFailed, UserError
 from kdlab.termination import Terminated, ending, terminate
 
@@ -45,19 +46,6 @@ SAME_SIGNAL_SECONDS = 1.0
 
 SAME_END_SECONDS = 0.2
 """Seconds after which a signal to all processes of a command has reached each of them."""
-
-_forking = False
-
-
-def allow_forks() -> None:
-    """Say that this process is the command line's own, and has imported nothing that a fork could break."""
-    global _forking
-    _forking = True
-
-
-def may_fork() -> bool:
-    """Whether jobs run in processes of their own."""
-    return _forking and hasattr(os, "fork") and os.environ.get("KDLAB_IN_PROCESS", "0") in ("", "0")
 
 
 class Crash(RunFailed):
