@@ -13,7 +13,7 @@ ROOT = Path(kdlab.__file__).parent
 
 FLOORS = {
     "errors": 0, "files": 0, "arrays": 0, "integrity": 0, "terminal": 0, "termination": 0,
-    "signatures": 0, "annotations": 0, "spec": 0, "functional": 0,
+    "override_text": 0, "signatures": 0, "annotations": 0, "spec": 0, "functional": 0,
     "losses": 1, "models": 1, "compress": 1,
     "teachers": 2, "tasks": 2, "data": 2,
     "methods": 3, "runs": 3, "export": 3, "generate": 3,
