@@ -7,9 +7,16 @@ The command line prints it and exits with status 2.
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 from kdlab.terminal import one_line
+
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+"""Errors of a disk, a quota or a file size limit that is reached."""
+
+NOT_WRITABLE = (*NO_ROOM, errno.EROFS, errno.EIO)
+"""Errors by which a disk says that nothing can be written."""
 
 
 class UserError(ValueError):
@@ -25,6 +32,17 @@ class Busy(UserError):
 
 class RunFailed(RuntimeError):
     """A run that started and could not go on; what was written stays, and the message says how to continue."""
+
+
+class CannotWrite(RunFailed):
+    """A file that could not be written: the disk is full or read-only; what was there before is as it was."""
+
+    def __init__(self, path: object, error: OSError) -> None:
+        reason = error.strerror or str(error)
+        if error.errno in NO_ROOM:
+            reason = f"the disk is full ({reason})"
+        where = f"cannot write {path}: " if path else ""
+        super().__init__(f"{where}{reason}; what was written before is kept; make room, and go on with resume=auto")
 
 
 def nearest(value: object, accepted: Iterable[object], n: int = 3) -> list[str]:

@@ -17,12 +17,14 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from io import BufferedReader
+from io import BufferedReader, BufferedWriter, FileIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+from kdlab.errors import NOT_WRITABLE, CannotWrite
 
 STALE_SECONDS = 3600
 """Age at which what a killed process left beside a file is removed."""
@@ -53,6 +55,9 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 
     It is written beside ``path``: a rename is atomic only within one filesystem, and replaces a link instead of
     writing through it. What killed processes left there is removed once it is old.
+
+    Raises:
+        CannotWrite: if the disk is full or read-only, whatever a library that writes makes of that.
     """
     path = Path(path)
     for left in path.parent.glob(f".{path.name}.*.tmp"):
@@ -60,15 +65,22 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    noticed: list[OSError] = []
     try:
-        with temporary.open("xb") as file:
+        with BufferedWriter(_Watched(temporary, noticed)) as file:
             _claim(file)
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            noticed.append(error)
+        for cause in noticed:
+            if cause.errno in NOT_WRITABLE and isinstance(error, Exception):
+                raise CannotWrite(path, cause) from error
         raise
     # The rename itself is on the disk only when the folder is.
     folder = os.open(path.parent, os.O_RDONLY)
@@ -76,6 +88,31 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+class _Watched(FileIO):
+    """A new file that notes why writing failed: ``torch.save`` makes a RuntimeError of it that says nothing."""
+
+    def __init__(self, path: Path, noticed: list[OSError]) -> None:
+        super().__init__(path, "xb")
+        self._noticed = noticed
+
+    def write(self, data: Any, /) -> int:  # type: ignore[override]
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._noticed.append(error)
+            raise
+
+
+def reserve(path: str | Path, size: int) -> None:
+    """Make sure that ``size`` bytes of the file ``path`` can be written.
+
+    Writing into a memory-mapped file without room kills the process; here it is an ``OSError``.
+    """
+    if hasattr(os, "posix_fallocate") and size:
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")

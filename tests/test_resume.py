@@ -1,11 +1,12 @@
 """Killed at any moment, a run goes on to the same bits; what is half written never replaces what is whole."""
 
-import errno
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from tiny import MLP, QUIET, checkpoint, curve, mistake, newest, place, result, same, train, weights
 
-import kdlab.models.checkpoint as weights_file
+from kdlab import files
 from kdlab.cli.main import main
+from kdlab.errors import CannotWrite
 from kdlab.experiment import run as experiment_run
 from kdlab.methods import checkpoints
+from kdlab.models import save_weights
 from kdlab.termination import TERMINATED
 
 __all__ = ["place"]  # a fixture
@@ -232,41 +235,43 @@ def test_a_save_that_dies_leaves_the_last_good_checkpoint(place, half, monkeypat
     assert same(weights(run), weights(train(place, "half_whole", *MLP, "epochs=4", "baseline=false", "resume=auto")))
 
 
-def test_a_full_disk_is_said_and_keeps_the_last_checkpoint(place, half, monkeypatch, capsys):
+@contextmanager
+def limited(size: int):
+    """No file of this process may grow beyond ``size`` bytes: what a full disk says, on any file system."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_said_and_keeps_the_last_checkpoint(place, half, capsys):
     run = half(1)
     kept = checkpoint(run)["global_step"]
-
-    class Full:
-        def __init__(self, file):
-            self.file = file
-
-        def __getattr__(self, name):
-            return getattr(self.file, name)
-
-        def write(self, data):
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    plain = weights_file.atomic_write
-
-    def full(path):
-        context = plain(path)
-
-        class Context:
-            def __enter__(self):
-                return Full(context.__enter__())
-
-            def __exit__(self, *error):
-                return context.__exit__(*error)
-
-        return Context()
-
-    with monkeypatch.context() as patched:
-        for module in (weights_file, checkpoints):
-            patched.setattr(module, "atomic_write", full)
+    with limited(3_000):  # less than the student's weights
         said = one_line(capsys, again(run, "resume=auto"), 1)
-    assert "the disk is full" in said and "the last good checkpoint is kept" in said
+    assert "the disk is full" in said and "cannot write" in said and "resume=auto" in said
+    assert "KDLAB_TRACEBACK" not in said and not list(run.glob("**/*.tmp"))
     assert checkpoint(run)["global_step"] == kept and not (run / "result.json").exists()
     assert main(again(run, "resume=auto")) == 0
+    assert same(weights(run), weights(train(place, "half_whole", *MLP, "epochs=4", "baseline=false", "resume=auto")))
+
+
+def test_a_full_disk_is_found_under_what_torch_makes_of_it(tmp_path):
+    (tmp_path / "a.pt").write_bytes(b"before")
+    for path in (tmp_path / "a.pt", tmp_path / "b.safetensors"):
+        with limited(1_000), pytest.raises(CannotWrite, match=f"cannot write {path}: the disk is full"):
+            save_weights({"w": torch.zeros(10_000)}, path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.pt", b"before")]
+
+
+def test_a_mistake_while_writing_is_no_full_disk(tmp_path):
+    with pytest.raises(AttributeError, match="mine"), files.atomic_write(tmp_path / "a"):
+        raise AttributeError("mine")
+    with pytest.raises(IsADirectoryError), files.atomic_write(tmp_path) as file:
+        file.write(b"x")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- resuming what is (partly) done

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from kdlab.errors import RunFailed, UserError, unknown
+from kdlab.errors import NOT_WRITABLE, CannotWrite, RunFailed, UserError, unknown
 from kdlab.terminal import clean_terminal, one_line, say
 from kdlab.termination import TERMINATED, Terminated, exit_as_failure
 
@@ -49,10 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as in ``kdlab list | head``
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # a defect, or a machine that lacks something: not the user's mistake
-        if os.environ.get("KDLAB_TRACEBACK"):
-            say(traceback.format_exc(), file=sys.stderr)
-        return _say(f"{type(error).__name__}: {error} (KDLAB_TRACEBACK=1 prints the traceback)", 1)
+    except OSError as error:
+        return _say(CannotWrite(error.filename, error), 1) if error.errno in NOT_WRITABLE else _unexpected(error)
+    except Exception as error:
+        return _unexpected(error)
+
+
+def _unexpected(error: Exception) -> int:
+    """Report a defect, or a machine that lacks something: not the user's mistake."""
+    if os.environ.get("KDLAB_TRACEBACK"):
+        say(traceback.format_exc(), file=sys.stderr)
+    return _say(f"{type(error).__name__}: {error} (KDLAB_TRACEBACK=1 prints the traceback)", 1)
 
 
 def entry() -> NoReturn:

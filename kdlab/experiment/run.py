@@ -6,9 +6,10 @@ import logging
 import os
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 
 import kdlab
 from kdlab import integrity, spec
-from kdlab.errors import Busy, RunFailed, UserError
+from kdlab.errors import NOT_WRITABLE, Busy, CannotWrite, RunFailed, UserError
 from kdlab.experiment.caching import MEASURED
 from kdlab.experiment.continuing import copy_state, first_part, with_start
 from kdlab.experiment.inherited import Heard, drawable, redraw, report
@@ -84,7 +85,7 @@ def run(
             _complete(known, folder, stages, overrides)
         _show(known, folder, in_sweep)
         return known
-    with folders.held(folder), _logging(folder, quiet=in_sweep), exit_on_sigterm():
+    with folders.held(folder), _logging(folder, quiet=in_sweep), exit_on_sigterm(), _writing_into(folder):
         if said:
             log.info(said)
         (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
@@ -276,10 +277,29 @@ def _log_hparams(folder: Path, result: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    """Name the file, or at least the folder, where the disk is full or read-only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise CannotWrite(error.filename or folder, error) from error
+
+
+class _LogFile(logging.StreamHandler):
+    """Writes ``run.log``; a disk without room costs the line, and what fails by it says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
 def _logging(folder: Path, quiet: bool) -> Iterator[None]:
     """Send kdlab's log to the run folder, and to standard error unless ``quiet``."""
     stream = os.fdopen(open_to_append(folder / "run.log"), "a", encoding="utf-8", errors="backslashreplace")
-    file = logging.StreamHandler(stream)
+    file = _LogFile(stream)
     file.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
     console = logging.StreamHandler()
     console.setFormatter(LineFormatter("%(message)s"))
@@ -301,6 +321,7 @@ def _logging(folder: Path, quiet: bool) -> Iterator[None]:
         for handler in (file, console):
             log.removeHandler(handler)
             handler.close()
-        stream.close()
+        with suppress(OSError):  # what the disk had no room for
+            stream.close()
         log.setLevel(level)
         log.propagate = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import signal
@@ -34,13 +33,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        try:
-            with atomic_write(path) as file:
-                torch.save(checkpoint, file)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error
+        with atomic_write(path) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path), map_location or "cpu")
@@ -234,7 +228,7 @@ class Saver(Checkpoint):
     def _keep(self, trainer: pl.Trainer, module: Any, measures: dict[str, float]) -> None:
         self.best_epoch, self.best_measures = trainer.current_epoch, measures
         if trainer.is_global_zero:
-            write_or_fail({k: v.detach() for k, v in module.student.state_dict().items()}, self.folder / "best.pt")
+            save_weights({k: v.detach() for k, v in module.student.state_dict().items()}, self.folder / "best.pt")
             self.best_hash = file_hash(self.folder / "best.pt")
 
     def _save(self, trainer: pl.Trainer, module: Any) -> None:
@@ -246,13 +240,3 @@ class Saver(Checkpoint):
 
 def _finite(measures: dict[str, float], name: str) -> bool:
     return math.isfinite(measures.get(name, 0.0))
-
-
-def write_or_fail(state: dict[str, Any], path: Path) -> None:
-    """Save weights atomically; a full disk is said as such."""
-    try:
-        save_weights(state, path)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise RunFailed(f"the disk is full while saving {path}; the last good checkpoint is kept") from error

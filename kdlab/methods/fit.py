@@ -18,13 +18,13 @@ import torch
 from kdlab.errors import RunFailed, UserError
 from kdlab.files import make_folder
 from kdlab.functional import Batch, Outputs, finite, mix, seed_all
-from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint, write_or_fail
+from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint
 from kdlab.methods.gradients import Gradients
 from kdlab.methods.method import Method
 from kdlab.methods.progress import Progress
 from kdlab.methods.samples import Samples
 from kdlab.methods.training import Training
-from kdlab.models import read_state
+from kdlab.models import read_state, save_weights
 from kdlab.models.measure import first_row
 from kdlab.tasks import Measures, Task
 from kdlab.teachers import Teacher
@@ -133,7 +133,7 @@ def fit(
         if not all(finite(one) for one in (said.logits, *said.heads.values())):
             raise RunFailed(f"{name}: its outputs are not finite after step {steps}; {CURE}")
     weights = folder / method.weights_file
-    write_or_fail(best, weights)
+    save_weights(best, weights)
     seconds = saver.seconds or saver._resumed_seconds
     return Fitted(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures)
 

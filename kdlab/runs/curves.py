@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from kdlab.errors import UserError
+from kdlab.errors import CannotWrite, UserError
 from kdlab.files import Unreadable, atomic_write, open_to_append, read_json_lines
 from kdlab.runs.read import finite
 
@@ -56,7 +56,10 @@ class CurvesFile(Logger):
         for name, value in metrics.items():
             number = float(value)
             point[name] = round(number, 7) if math.isfinite(number) else None
-        self._file.write(json.dumps(point) + "\n")
+        try:
+            self._file.write(json.dumps(point) + "\n")
+        except OSError as error:
+            raise CannotWrite(self.path, error) from error
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

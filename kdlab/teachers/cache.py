@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from kdlab.arrays import read_array
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, lock_file, read_json
+from kdlab.files import Unreadable, lock_file, read_json, reserve
 from kdlab.functional import Batch, Outputs
 from kdlab.integrity import FILES, check_manifest_files, hashes
 from kdlab.teachers.teacher import FrozenTeacher, Teacher
@@ -177,6 +177,8 @@ def _fill(
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", manifest.dtype, shape)
         for name, shape in manifest.arrays().items()
     }
+    for name, array in arrays.items():
+        reserve(folder / f"{name}.npy", array.offset + array.nbytes)
     for split, (examples, views) in manifest.rows.items():
         for view in range(views):
             seen = np.zeros(examples, bool)
