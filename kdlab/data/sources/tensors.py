@@ -179,8 +179,8 @@ def _check_ids(splits: dict[str, Rows], class_names: Sequence[str]) -> None:
         return
     if found[-1] >= len(class_names):
         raise UserError(
-            f"data.targets: class id {found[-1]}; accepted: 0..{len(class_names) - 1}, which data.class_names names; "
-            f"ids found: {_ranges(found)}"
+            f"data.targets: a row has class id {found[-1]}; accepted: 0..{len(class_names) - 1}, which "
+            f"data.class_names names; ids found: {_ranges(found)}"
         )
     known = set(found)
     missing = next((number for number in range(len(class_names)) if number not in known), None)
