@@ -141,6 +141,12 @@ def test_an_average_of_parameters_alone_goes_with_the_buffers(tmp_path):
     assert "keys missing" in refused(tmp_path, {"ema": part})
 
 
+def test_two_averages(tmp_path):
+    content = {"state_dict": net_(width=8).state_dict(), "ema": good(), "swa": bad()}
+    assert "accepted: teacher.weights=ema or teacher.weights=swa" in refused(tmp_path, content)
+    assert load(tmp_path, content, weights="ema")[1] and not load(tmp_path, content, weights="swa")[1]
+
+
 def test_a_list_without_names_is_refused(tmp_path):
     shadow = {"decay": 0.9, "shadow_params": list(good().values())}
     assert "holds an average as a list without names (ema.shadow_params)" in refused(tmp_path, {"ema": shadow})

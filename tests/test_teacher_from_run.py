@@ -419,6 +419,11 @@ def test_members_of_an_ensemble_with_weights_of_their_own(place, capsys):
     assert main([*words, "teacher.members=[{checkpoint: two.pt, weights: student}]"]) == 0
 
 
+def test_weights_of_no_file(place, capsys):
+    said = mistake(capsys, [*QUIET, "experiment=kd_mlp", "teacher.weights=ema"], place / "never")
+    assert said == "teacher.weights: ema, and teacher.checkpoint names no file; accepted: null"
+
+
 def test_a_run_of_before_has_the_hash_that_it_had():
     from kdlab.spec import config_hash
 

@@ -314,6 +314,8 @@ def dry_run(experiment: Experiment) -> None:
     _recipe(experiment)
     for owner in ("teacher", "pretrained"):
         recipe = getattr(experiment, owner)
+        if recipe is not None and recipe.weights and not recipe.checkpoint and not getattr(recipe, "members", None):
+            raise UserError(f"{owner}.weights: {recipe.weights}, and {owner}.checkpoint names no file; accepted: null")
         if recipe is not None and recipe.optimizer:  # a stage before that teaches has none
             with of(owner):
                 _recipe(recipe)

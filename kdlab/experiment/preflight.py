@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ from kdlab.methods import Method, evaluate
 from kdlab.models import measure
 from kdlab.tasks import Task
 from kdlab.teachers import FrozenTeacher, TasksTeacher, Teacher
+
+log = logging.getLogger("kdlab")
 
 CHECKPOINT_ROOM = 8
 """Sizes of the student that a run folder may take: weights, two optimizer states, best, last, one being written."""
@@ -228,7 +231,7 @@ def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Mo
     if wanted is None:
         raise UserError("init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh")
     if wanted.checkpoint is not None:
-        load_pretrained(student, wanted, experiment.student, data)
+        log.info("pretrained: %s", load_pretrained(student, wanted, experiment.student, data))
     else:
         own_data(experiment, "pretrained")
 

@@ -144,7 +144,9 @@ def _asked(found: Sequence[Candidate], entries: Sequence[Entry], weights: str | 
     """The candidates that ``weights`` names."""
     if weights is None:
         return list(found)
-    wanted = [one for one in found if weights.removesuffix(".") in _kinds(one.entry, one.fitted)]
+    name = weights.removesuffix(".")
+    wanted = [one for one in found if name in one.names and one.names != [PLAIN]]
+    wanted = wanted or [one for one in found if name in _kinds(one.entry, one.fitted)]
     if wanted or any(weights in (entry.name, AVERAGE if entry.average else PLAIN) for entry in entries):
         return wanted
     names = [name for one in found for name in one.names[:1]] + [entry.name for entry in entries if entry.name]
