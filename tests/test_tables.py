@@ -201,10 +201,25 @@ def test_data_that_read_other_columns_are_refused(put):
     turned = csv(put(HEAD + ROWS, "2.csv"), columns=["v", "u"])
     with pytest.raises(UserError, match=r"teacher\.data: columns v, u, and data has u, v; accepted: the same"):
         first.like(turned)
+    with pytest.raises(UserError, match=r"as with 'data\.columns=\[v,u\]'$"):
+        first.like(turned)
     first.like(csv(put(HEAD + ROWS, "3.csv"), fraction=0.5))
     late = [csv(put(HEAD + "".join(f"{start + i},1,{'ab'[i % 2]}\n" for i in range(60)))) for start in (2**31, 2**32)]
     with pytest.raises(UserError, match=r"teacher\.data: column 'u' is read as \(cell - 4\.29\d+e\+09\) / 17\.3"):
         late[0].like(late[1])
+
+
+def test_a_teacher_from_a_run_reads_the_same_columns(place, tmp_path, capsys):
+    """In another order the teacher would take one column for another, and nobody would notice."""
+    draw = np.random.default_rng(0).normal(size=(200, 2)).round(4)
+    (place / "order.csv").write_text("u,v,target\n" + "".join(f"{u},{v},{'ny'[int(u > 0)]}\n" for u, v in draw))
+    data = ("data=csv", f"data.path={place / 'order.csv'}")
+    run = train(place, "tables_order", *LEARNED, *data, "data.columns=[v,u]")
+    words = [*QUIET, "experiment=kd_mlp", "epochs=1", "baseline=false", *data]
+    words += [f"teacher.checkpoint={run / 'model_finetuned.pt'}"]
+    said = mistake(capsys, words, tmp_path / "out")
+    assert said.startswith("teacher.checkpoint: ") and said.endswith("as with 'data.columns=[v,u]'")
+    train(place, "tables_taught", *words[len(QUIET) :], "data.columns=[v,u]")
 
 
 # ---- prediction

@@ -171,9 +171,10 @@ class Columns:
             UserError: naming ``key``, of which ``other`` are.
         """
         if self.names != other.names:
+            turned = f", as with 'data.columns=[{','.join(other.names)}]'" if {*self.names} >= {*other.names} else ""
             raise UserError(
                 f"{key}: columns {', '.join(other.names)}, and data has {', '.join(self.names)}; accepted: the same "
-                "in the same order (data.columns)"
+                f"in the same order{turned}"
             )
         mine, theirs = (list(zip(one.offset, one.scale, strict=True)) for one in (self, other))
         for name, (offset, scale), (their_offset, their_scale) in zip(self.names, mine, theirs, strict=True):

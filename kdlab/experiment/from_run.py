@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from kdlab import integrity, spec
+from kdlab.data.source import Columns
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment.class_order import listed, numbered, permutation, reordered, same_classes
@@ -98,6 +99,18 @@ class FromRun:
                 f"{self.key}: {self.folder} reads inputs of shape {_shape(theirs)}, and data ({data.name}) has "
                 f"{_shape(ours)}; accepted: the run of a network for such inputs"
             )
+        self._check_columns(getattr(data, "columns", None))
+
+    def _check_columns(self, ours: Columns | None) -> None:
+        """Refuse a table of other columns, or of the same in another order; earlier versions did not note any."""
+        described = self.described.get("table")
+        if ours is None or described is None:
+            return
+        try:
+            theirs = Columns.of(described)
+        except ValueError as error:
+            raise UserError(f"{self.folder}/model.json: damaged ({error})") from None
+        ours.check_same(theirs, f"{self.key}: {self.folder}")
 
     def network(self, given: Mapping[str, Any], key: str) -> dict[str, Any]:
         """The mapping of a network as configured, with the run's input normalisation.
