@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdlab.signatures import Definition, Source, dotted, has_fields, lookup
@@ -60,6 +60,8 @@ class Kind:
     inner: tuple[ast.expr, ...] = ()
     label: str = ""
     definition: Definition | None = None
+    slot: str = ""
+    """The part of a config that is wanted, where the annotation says so: ``Annotated[dict, "network"]``."""
 
 
 def kinds(annotation: ast.expr | None, scope: Source) -> list[Kind]:
@@ -85,7 +87,8 @@ def _kinds(node: ast.expr, scope: Source) -> Iterator[Kind]:
             if name == "Optional":
                 yield Kind("none", scope)
         elif name in _WRAPPERS:
-            yield from _kinds(inner[0], scope)
+            slot = inner[1].value if len(inner) > 1 and isinstance(inner[1], ast.Constant) else ""
+            yield from (replace(kind, slot=str(slot)) if slot else kind for kind in _kinds(inner[0], scope))
         elif name == "Literal":
             yield Kind("literal", scope, inner)
         else:

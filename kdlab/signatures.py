@@ -26,6 +26,12 @@ _TAKES_NOTHING = {
     "Dataset",
 }
 
+_NO_PARTS = {"object", "ABC", "Generic", "Protocol", "NamedTuple", "TypedDict", "Enum", "Exception"}
+"""Bases of the standard library, which derive from no part of an experiment."""
+
+_NOT_READ = {"torch", "lightning", "transformers", "torchmetrics", "typing", "abc", "enum", "collections"}
+"""Packages whose base classes are not looked up in their source."""
+
 
 class NotFound(LookupError):
     """No such module, or nothing of that name in it; ``near`` are the dotted names that do exist there."""
@@ -55,6 +61,15 @@ class Signature:
     """Whether it accepts further keywords that cannot be known from the source."""
     scope: Source | None = None
     """The module that defines it, which may not be the one it was imported from."""
+    definition: Definition | ast.expr | None = None
+    """Its class or function there; an expression where it is made by a call."""
+
+    @property
+    def defined(self) -> str:
+        """Its dotted name where it is defined; empty where it is made by a call."""
+        if self.scope is None or not isinstance(self.definition, Definition):
+            return ""
+        return f"{self.scope.name}.{self.definition.name}"
 
 
 @dataclass
@@ -201,6 +216,46 @@ def dotted(node: ast.expr) -> str:
     return ""
 
 
+def derives(
+    scope: Source, node: ast.ClassDef, names: tuple[str, ...], _seen: frozenset[tuple[str, int]] = frozenset()
+) -> bool | None:
+    """Whether a class derives from (or is) one of ``names``, the dotted names of a class.
+
+    None means that it may: torch and lightning are slow to read, and their classes are asked once they are imported.
+    """
+    if f"{scope.name}.{node.name}" in names:
+        return True
+    if (scope.name, node.lineno) in _seen:
+        return None  # a class that takes the name of its base
+    seen = _seen | {(scope.name, node.lineno)}
+    unknown = False
+    for base in node.bases:
+        plain = base.value if isinstance(base, ast.Subscript) else base
+        full = _full_name(scope, plain)
+        if full in names:
+            return True
+        if full.rpartition(".")[2] in _NO_PARTS:
+            continue
+        if full.split(".")[0] in _NOT_READ:
+            unknown |= names[0].startswith("torch.")  # none of these derives from a class of kdlab's
+            continue
+        found = _lookup_expression(scope, plain)
+        inner = derives(*found, names, seen) if found and isinstance(found[1], ast.ClassDef) else None  # type: ignore[arg-type]
+        if inner:
+            return True
+        unknown |= inner is None
+    return None if unknown else False
+
+
+def _full_name(scope: Source, node: ast.expr) -> str:
+    """The dotted name of a base class, its imports followed one step: ``nn.Module`` as ``torch.nn.Module``."""
+    first, _, rest = dotted(node).partition(".")
+    if first in scope.definitions or first in scope.values or first not in scope.imports:
+        return f"{scope.name}.{dotted(node)}"
+    module, name = scope.imports[first]
+    return ".".join(filter(None, (module, name, rest)))
+
+
 @cache
 def signature(target: str) -> Signature:
     """The signature of a dotted name such as ``kdlab.losses.KL``.
@@ -218,7 +273,7 @@ def signature(target: str) -> Signature:
         raise NotFound(target, [f"{module}.{n}" for n in scope.names])
     where, node = found
     parameters, is_open = _parameters(where, node)
-    return Signature(target, parameters, is_open, where)
+    return Signature(target, parameters, is_open, where, node)
 
 
 def _parameters(scope: Source, node: Definition | ast.expr) -> tuple[dict[str, Parameter], bool]:

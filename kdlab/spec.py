@@ -1,8 +1,8 @@
 """From a mapping of the config to the object it describes, and nothing else that the config could name.
 
 ``check`` binds every mapping to the signature of its owner without importing it; ``build`` is the one
-function that makes objects. What may be built is a short list of prefixes: a ``_target_`` elsewhere is
-refused, and so is a name that an allowed module merely imported.
+function that makes objects. What may be built depends on where it stands (:mod:`kdlab.slots`): a ``_target_`` that is
+no such part is refused, and so is a name that an allowed module merely imported.
 """
 
 from __future__ import annotations
@@ -11,34 +11,18 @@ import hashlib
 import importlib
 import inspect
 import json
-import sysconfig
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from kdlab.annotations import Mismatch, fit, kinds
 from kdlab.errors import UserError, nearest, unknown
-from kdlab.signatures import NotFound, Parameter, Signature, find, signature
+from kdlab.signatures import NotFound, Signature, signature
+from kdlab.slots import OWN, SLOTS, Place, Slot, accepts, accepts_object, base_class, described, named
+from kdlab.trust import allowed, is_own, read_only, trust
 
-__all__ = ["build", "check", "config_hash", "flatten", "signature", "trust"]
+__all__ = ["bind", "build", "check", "config_hash", "flatten", "parameters", "signature", "trust"]
 
 TARGET = "_target_"
-
-PREFIXES = (
-    "kdlab.data.",
-    "kdlab.functional.",
-    "kdlab.losses.",
-    "kdlab.methods.",
-    "kdlab.models.",
-    "kdlab.runs.loggers.",
-    "kdlab.tasks.",
-    "kdlab.teachers.",
-    "torch.nn.",
-    "torch.optim.",
-)
-"""What a config may build, besides the user's own modules where those are trusted."""
 
 TEXT = ("vocab_size", "context", "eos_id", "pad_id", "mels", "frames")
 """What the tokenizer, the length of sequences and the size of sound features say to a network."""
@@ -64,36 +48,11 @@ ADDED = ("teacher.weights", "pretrained.weights")
 """Keys that earlier versions did not have: left out of the hash where they are null, so that their runs go on."""
 
 
-@dataclass(frozen=True)
-class Trust:
-    """What may be built now."""
-
-    prefixes: tuple[str, ...] = PREFIXES
-    user_modules: bool = False
-
-
-_trust = Trust()
-
-
-@contextmanager
-def trust(*, user_modules: bool = False, prefixes: tuple[str, ...] = PREFIXES) -> Iterator[None]:
-    """Set what ``check`` and ``build`` accept: narrower prefixes, or the user's own modules too.
-
-    A user's module is one that Python finds outside its standard library and site-packages: in the working
-    folder, on PYTHONPATH. The command line trusts them; someone else's run folder does not get them.
-    """
-    global _trust
-    before, _trust = _trust, Trust(tuple(prefixes), user_modules)
-    try:
-        yield
-    finally:
-        _trust = before
-
-
 def check(
     mapping: Mapping[str, Any],
     path: str = "",
     *,
+    slot: str = "",
     target: str | None = None,
     supplied: Collection[str] = SUPPLIED,
 ) -> None:
@@ -102,79 +61,125 @@ def check(
     Args:
         mapping: has a ``_target_``, unless ``target`` names its owner.
         path: where it stands in the config, for messages.
+        slot: the part of :data:`kdlab.slots.SLOTS` that it must be, or ``own`` for any.
         target: dotted name of the owner of a plain mapping (a dataclass or function).
         supplied: arguments that may be null because code gives them.
 
     Raises:
-        UserError: an unknown key, a value of the wrong type, or a target that is not there or not allowed.
+        UserError: an unknown key, a value of the wrong type, or a target that is not there or not allowed here.
     """
-    owner = _permitted(mapping, path) if target is None else _found(target, path)
+    owner = _permitted(mapping, path, _slots(slot)) if target is None else _found(target, path)
+    _check(owner, mapping, path, supplied)
+
+
+def _check(owner: Signature, mapping: Mapping[str, Any], path: str, supplied: Collection[str]) -> None:
     given = {k: v for k, v in mapping.items() if k != TARGET}
     _bind(owner, given, path, supplied)
     for name, value in given.items():
-        _check_inside(value, _join(path, name), supplied)
+        _check_inside(value, _join(path, name), supplied, _place(owner, name))
 
 
-def _check_inside(value: Any, path: str, supplied: Collection[str]) -> None:
+def _check_inside(value: Any, path: str, supplied: Collection[str], place: Place) -> None:
     if isinstance(value, Mapping):
         if TARGET in value:
-            check(value, path, supplied=supplied)
+            _check(_permitted(value, path, place.slots), value, path, supplied)
         else:
             for name, inner in value.items():
-                _check_inside(inner, _join(path, name), supplied)
+                _check_inside(inner, _join(path, name), supplied, place.inside(name))
     elif isinstance(value, list | tuple):
         for i, inner in enumerate(value):
-            _check_inside(inner, f"{path}[{i}]", supplied)
+            _check_inside(inner, f"{path}[{i}]", supplied, place.inside())
 
 
 def build(
-    mapping: Mapping[str, Any], path: str = "", /, *, offer: Mapping[str, Any] | None = None, **from_code: Any
+    mapping: Mapping[str, Any],
+    path: str = "",
+    /,
+    *,
+    slot: str,
+    offer: Mapping[str, Any] | None = None,
+    **from_code: Any,
 ) -> Any:
     """Build what a mapping with ``_target_`` describes, mappings inside it first.
 
     Args:
         mapping: ``{_target_: dotted.name, argument: value, ...}``.
         path: where it stands in the config, for messages.
+        slot: the part of :data:`kdlab.slots.SLOTS` that it must be, or ``own`` for any.
         offer: arguments that it gets if its signature wants them and the config leaves them out or null; a network
-            inside it, for an argument that is an ``nn.Module``, likewise.
+            inside it, for an argument that is an ``nn.Module``, likewise. They are given as they are, nothing is built.
         **from_code: arguments that it always gets.
 
     Raises:
         UserError: as :func:`check`; an argument that is missing; or what the constructor itself refuses.
     """
-    owner = _permitted(mapping, path)
-    offer = dict(offer or {})
+    return _build(mapping, path, _slots(slot), offer, from_code)
+
+
+def _build(
+    mapping: Mapping[str, Any],
+    path: str,
+    slots: tuple[Slot, ...],
+    offer: Mapping[str, Any] | None = None,
+    from_code: Mapping[str, Any] | None = None,
+) -> Any:
+    owner = _permitted(mapping, path, slots)
+    offer, from_code = dict(offer or {}), dict(from_code or {})
     given = _bind(owner, {k: v for k, v in mapping.items() if k != TARGET}, path, (*SUPPLIED, *offer))
-    for name, value in offer.items():
-        if name in owner.parameters and given.get(name) is None:
-            given[name] = value
+    offered = {n: v for n, v in offer.items() if n in owner.parameters and given.get(n) is None}
     for name in from_code:
         if name not in owner.parameters and not owner.open:
             raise UserError(f"{_join(path, TARGET)}: {owner.target} takes no argument {name!r}, which kdlab gives it")
-    missing = [n for n, p in owner.parameters.items() if p.required and n not in given and n not in from_code]
+    known = {**given, **offered, **from_code}
+    missing = [n for n, p in owner.parameters.items() if p.required and n not in known]
     if missing:
         raise UserError(f"{_join(path, missing[0])}: missing; {owner.target} needs {', '.join(missing)}")
-    inside = {name: offer if _is_network(owner.parameters.get(name)) else None for name in given}
-    made = {name: _build_inside(value, _join(path, name), inside[name]) for name, value in given.items()}
-    try:
-        return _resolve(owner.target, path)(**{**made, **from_code})
-    except UserError as error:
-        raise _placed(error, path, owner) from None
+    made = {}
+    for name, value in given.items():
+        place = _place(owner, name)
+        made[name] = _build_inside(value, _join(path, name), place, offer if place.wants_network else None)
+    return _made(owner, path, slots, {**made, **offered, **from_code})
 
 
-def _is_network(parameter: Parameter | None) -> bool:
-    """Whether an argument is annotated as an ``nn.Module``."""
-    return parameter is not None and any(k.label == "Module" for k in kinds(parameter.annotation, parameter.scope))
-
-
-def _build_inside(value: Any, path: str, offer: Mapping[str, Any] | None = None) -> Any:
+def _build_inside(value: Any, path: str, place: Place, offer: Mapping[str, Any] | None = None) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
-            return build(value, path, offer=offer)
-        return {name: _build_inside(inner, _join(path, name)) for name, inner in value.items()}
+            return _build(value, path, place.slots, offer)
+        return {name: _build_inside(inner, _join(path, name), place.inside(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_build_inside(inner, f"{path}[{i}]") for i, inner in enumerate(value)]
+        return [_build_inside(inner, f"{path}[{i}]", place.inside()) for i, inner in enumerate(value)]
     return value
+
+
+def _made(owner: Signature, path: str, slots: tuple[Slot, ...], arguments: Mapping[str, Any]) -> Any:
+    """Call the target, and make sure that it made what is wanted."""
+    target = _resolve(owner.target, path, slots)
+    try:
+        made = target(**arguments)
+    except UserError as error:
+        raise _placed(error, path, owner) from None
+    except (MemoryError, RuntimeError) as error:
+        if not read_only() and not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+            raise
+        raise _not_made(owner, path, error) from error
+    except Exception as error:
+        if not read_only():
+            raise
+        raise _not_made(owner, path, error) from error
+    # what derives from another class is refused before; a function of the user's shows what it makes only now
+    if len(slots) == 1 and slots[0].base and not isinstance(made, base_class(slots[0])):
+        raise UserError(
+            f"{_join(path, TARGET)}: {owner.target!r} made a {type(made).__name__}; accepted: {slots[0].what} "
+            f"({slots[0].base})"
+        )
+    return made
+
+
+def _not_made(owner: Signature, path: str, error: Exception) -> UserError:
+    return UserError(
+        f"{path or 'config'}: {owner.target} cannot be built with these values ({type(error).__name__}: {error}); "
+        "accepted: values that it takes, and a size that fits into memory"
+    )
 
 
 def _placed(error: UserError, path: str, owner: Signature) -> UserError:
@@ -183,6 +188,33 @@ def _placed(error: UserError, path: str, owner: Signature) -> UserError:
     if not path or text.startswith(path.split(".")[0]):
         return error
     return UserError(f"{path}.{text}" if text.split(":")[0].split(".")[0] in owner.parameters else f"{path}: {text}")
+
+
+def parameters(mapping: Mapping[str, Any], path: str, *, slot: str) -> set[str]:
+    """The arguments that a part takes, and those of the same kind inside of it.
+
+    Raises:
+        UserError: as :func:`check`, of its target.
+    """
+    return _parameters(mapping, path, _slots(slot))
+
+
+def _parameters(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -> set[str]:
+    owner = _permitted(mapping, path, slots)
+    found = set(owner.parameters)
+    for name, value in mapping.items():
+        if isinstance(value, Mapping) and TARGET in value:
+            found |= _parameters(value, _join(path, name), _place(owner, name).slots)
+    return found
+
+
+def bind(mapping: Mapping[str, Any], path: str = "", *, target: str) -> dict[str, Any]:
+    """The values of a plain mapping as the fields of ``target`` want them; what is inside of them is not looked at.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type.
+    """
+    return _bind(_found(target, path), mapping, path, SUPPLIED)
 
 
 def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Collection[str]) -> dict[str, Any]:
@@ -214,7 +246,7 @@ def _bind_fields(value: Any, path: str, parameter: Any) -> None:
         return
     for kind in kinds(parameter.annotation, parameter.scope):
         if kind.name == "fields":
-            check(value, path, target=f"{kind.scope.name}.{kind.label}")
+            bind(value, path, target=f"{kind.scope.name}.{kind.label}")
             return
 
 
@@ -240,46 +272,40 @@ def _found(target: str, path: str) -> Signature:
         ) from None
 
 
-def _permitted(mapping: Mapping[str, Any], path: str) -> Signature:
-    """The signature of a mapping's target, if it may be built."""
+def _slots(name: str) -> tuple[Slot, ...]:
+    return (OWN if name == "own" else SLOTS[name],)
+
+
+def _place(owner: Signature, name: str) -> Place:
+    """Where an argument of an owner stands."""
+    if name in owner.parameters:
+        return Place.of(owner.parameters[name], is_own)
+    return Place(own=owner.scope is not None and is_own(owner.scope.name))
+
+
+def _permitted(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -> Signature:
+    """The signature of a mapping's target, if it may be built here."""
     target = mapping.get(TARGET) if isinstance(mapping, Mapping) else None
     if not isinstance(target, str):
         raise UserError(f"{path or 'config'}: {mapping!r}; accepted: a mapping with {TARGET}: dotted.name")
-    if any(part.startswith("_") for part in target.split(".")) or not _allowed(target):
-        raise _forbidden(target, path)
+    hidden = any(part.startswith("_") for part in target.split("."))
+    if hidden or not (slots and (named(slots, target) or is_own(target.rpartition(".")[0]))):
+        raise _forbidden(target, path, slots)
     owner = _found(target, path)
-    if owner.scope is not None and not _allowed(f"{owner.scope.name}.{target.rpartition('.')[2]}"):
-        raise _forbidden(target, path)  # an allowed module imported it from one that is not
+    if not any(accepts(slot, owner, is_own) for slot in slots):
+        raise _forbidden(target, path, slots)
     return owner
 
 
-def _forbidden(target: str, path: str) -> UserError:
-    own = "a module of your own" if _trust.user_modules else "a module of your own with --trust"
-    names = ", ".join(f"{p}*" for p in _trust.prefixes)
-    return UserError(f"{_join(path, TARGET)}: {target!r} may not be built; accepted: {names}, {own}")
+def _forbidden(target: str, path: str, slots: tuple[Slot, ...]) -> UserError:
+    said = f"{_join(path, TARGET)}: {target!r} may not be built here; accepted: "
+    if not slots:
+        return UserError(f"{said}a plain value")
+    hint = "" if allowed().user_modules else " (--trust builds those of a folder made elsewhere)"
+    return UserError(f"{said}{described(slots)}, or of a module of your own{hint}")
 
 
-def _allowed(target: str) -> bool:
-    if target.startswith(_trust.prefixes):
-        return True
-    return _trust.user_modules and _is_users(target.rpartition(".")[0])
-
-
-def _is_users(module: str) -> bool:
-    """Whether a module is the user's own: neither kdlab's, nor Python's, nor installed."""
-    if not module or module.split(".")[0] == "kdlab":
-        return False
-    path = find(module)
-    if path is None:
-        return find(module.split(".")[0]) is None  # not there at all: let the lookup say so
-    path = path.resolve()
-    if {"site-packages", "dist-packages"} & set(path.parts):
-        return False
-    library = sysconfig.get_paths()
-    return not any(path.is_relative_to(Path(library[k]).resolve()) for k in ("stdlib", "platstdlib", "purelib"))
-
-
-def _resolve(target: str, path: str) -> Any:
+def _resolve(target: str, path: str, slots: tuple[Slot, ...]) -> Any:
     """Import the target, and make sure that it is what the source said."""
     module, _, name = target.rpartition(".")
     try:
@@ -290,8 +316,10 @@ def _resolve(target: str, path: str) -> Any:
         raise UserError(
             f"{_join(path, TARGET)}: importing {target!r} failed: {type(error).__name__}: {error}"
         ) from error
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not _allowed(f"{found.__module__}.{name}"):
-        raise _forbidden(target, path)
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        raise _forbidden(target, path, slots)
+    if not any(accepts_object(slot, found, is_own) for slot in slots):
+        raise _forbidden(target, path, slots)
     return found
 
 

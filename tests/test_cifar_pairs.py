@@ -123,7 +123,7 @@ def test_the_learning_rate_falls_after_150_180_and_210_of_240_epochs():
     config = composed("experiment=cifar100_resnet56_resnet20")
     steps = math.ceil(cifar.CIFAR100.train_rows / config["data"]["batch_size"])
     assert steps == 782 and Order(torch.zeros(50_000, dtype=torch.int64), 64).steps == steps
-    course = spec.build(config["scheduler"], "scheduler")
+    course = spec.build(config["scheduler"], "scheduler", slot="scheduler")
     lr = [0.05 * course(step / (240 * steps), 240) for step in range(240 * steps)]
     expected = [0.05 * 0.1 ** sum(epoch >= drop for drop in (150, 180, 210)) for epoch in range(240)]
     for epoch in range(240):  # the first and the last step of every epoch

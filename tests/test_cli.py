@@ -208,7 +208,7 @@ MISTAKES = [
         ["teacher.data.labls=5"],
         "teacher.data.labls: unknown key of kdlab.data.digits 'labls'; nearest: labels",
     ),
-    (["student._target_=torch.load"], "student._target_: 'torch.load' may not be built; accepted: "),
+    (["student._target_=torch.load"], "student._target_: 'torch.load' may not be built here; accepted: "),
     (["student._target_=kdlab.models.CifarResnet"], "student._target_: no class or function"),
     (["student.width=???"], "student.width: "),
     (["student.width=${nothing}"], "student.width: Interpolation key 'nothing' not found"),

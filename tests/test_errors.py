@@ -343,8 +343,10 @@ def stranger(place, tmp_path, monkeypatch):
 
 def test_a_strangers_run_needs_trust(capsys, stranger, tmp_path):
     said = mistake(capsys, ["predict", str(stranger), str(tmp_path / "row.npy")])
-    assert said.startswith(f"{stranger}/model.json: network._target_: 'their_parts.Net' may not be built; accepted: ")
-    assert said.endswith("--trust builds what a folder made elsewhere names")
+    assert said.startswith(
+        f"{stranger}/model.json: network._target_: 'their_parts.Net' may not be built here; accepted: "
+    )
+    assert said.endswith("(--trust builds those of a folder made elsewhere)")
     assert not (tmp_path / "ran").exists()
     assert not folders.is_mine(stranger)
     assert main(["predict", str(stranger), str(tmp_path / "row.npy"), "--trust"]) == 0

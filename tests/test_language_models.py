@@ -282,7 +282,7 @@ def test_settings_win_and_take_either_name():
 def test_options_have_the_size_they_say(name, vocab_size, count):
     text = (CONF / f"{name}.yaml").read_text()
     offer = {"vocab_size": vocab_size, "context": 96 if "arith" in name else 128, "eos_id": 0, "pad_id": 0}
-    net = spec.build(yaml.safe_load(text), "student", offer=offer)
+    net = spec.build(yaml.safe_load(text), "student", slot="network", offer=offer)
     assert parameters(net) == count and f"{count:,}" in text.splitlines()[0]
 
 

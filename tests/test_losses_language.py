@@ -160,7 +160,7 @@ def test_cosine_of_other_widths_trains_a_projector():
 def recipe(name):
     terms = yaml.safe_load((CONF / f"{name}.yaml").read_text())["terms"]
     terms["ce"] = {"_target_": "kdlab.losses.CrossEntropy", **terms.get("ce", {})}
-    return {key: build(spec) for key, spec in terms.items()}
+    return {key: build(spec, slot="term") for key, spec in terms.items()}
 
 
 def test_distilgpt2_as_published():

@@ -76,7 +76,9 @@ def test_the_option_says_how_large_it_is():
     found = int(re.search(r"([\d,]+) parameters \(10 classes, grey\)", text)[1].replace(",", ""))
     inner = {"_target_": "kdlab.models.CifarResNet", "depth": 8, "width": 4, "mean": None}
     config = {"_target_": "kdlab.models.Reused", "net": inner, "width": 64}
-    net = spec.build(config, "student", offer={"num_classes": 10, "in_channels": 1, "mean": [0.5], "std": [0.25]})
+    net = spec.build(
+        config, "student", slot="network", offer={"num_classes": 10, "in_channels": 1, "mean": [0.5], "std": [0.25]}
+    )
     assert models.parameters(net) == found
     assert net.net.conv1.in_channels == 1, "data say the same to the network inside"
     assert net.net.normalize.mean.flatten().tolist() == [0.5]

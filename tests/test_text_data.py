@@ -189,11 +189,11 @@ def test_a_general_teacher_and_a_narrow_student_share_a_tokenizer(book, wiki, to
 def test_the_config_can_name_another_data_set(book, wiki):
     outside = {"_target_": "kdlab.data.wikitext", "root": str(wiki), "name": "wikitext-2"}
     mapping = {"_target_": "kdlab.data.text_files", "path": str(book), "outside": outside, "context": 16}
-    spec.check(mapping, "data")
-    data = spec.build(mapping, "data")
+    spec.check(mapping, "data", slot="data")
+    data = spec.build(mapping, "data", slot="data")
     assert data.context == 16 and data.counts["outside"] > 0
     with pytest.raises(UserError, match=r"data\.contxt: unknown"):
-        spec.check({**mapping, "contxt": 3}, "data")
+        spec.check({**mapping, "contxt": 3}, "data", slot="data")
     with pytest.raises(UserError, match=r"data\.outside: int; accepted: a data set of text"):
         text_files(str(book), outside=3)
 

@@ -34,6 +34,7 @@ from kdlab.cli.config_files import CheckedRepository
 from kdlab.cli.options import NETWORKS, Options
 from kdlab.errors import UserError, unknown
 from kdlab.files import Unreadable, parse_yaml
+from kdlab.names import check_name
 from kdlab.override_text import as_one_text, for_shell
 
 CONFIG = "config"
@@ -89,6 +90,22 @@ def _quoted(text: str) -> str:
 def as_typed(texts: Iterable[str]) -> list[str]:
     """Overrides as the user typed them: :func:`opened` undone, no settings of Hydra's."""
     return [_OPEN.sub("", text) for text in texts if not text.startswith(("hydra.", "hydra/"))]
+
+
+def is_hydras(override: Override) -> bool:
+    """Whether an override is a setting of Hydra's own, in whatever form: ``hydra.x``, ``+hydra/x``, ``x@hydra.y``."""
+    return any(re.split(r"[./@:]", name or "")[0] == "hydra" for name in (override.key_or_group, override.package))
+
+
+def refuse_hydra(parsed: Iterable[Override]) -> None:
+    """Refuse settings of Hydra's own: they are the command's, and say where it finds its code.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for override in parsed:
+        if is_hydras(override):
+            raise UserError(f"{override.key_or_group}: a setting of Hydra's; accepted here: keys of the experiment")
 
 
 class UserFolders(SearchPathPlugin):
@@ -268,11 +285,14 @@ class Composer:
     def with_stages(self, found: Composition) -> Composition:
         """Compose the stages of a config on top of the overrides that made it; works inside a job too."""
         for name, stage in (found.config.get("stages") or {}).items():
+            check_name("stages", name, "a name for each stage")
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
                 raise UserError(f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]")
             try:
-                parsed = [str(override.input_line) for override in self.parse(stage)]
-                found.stages[name] = self._compose([*found.overrides, *parsed])
+                parsed = self.parse(stage)
+                refuse_hydra(parsed)
+                texts = [str(override.input_line) for override in parsed]
+                found.stages[name] = self._compose([*found.overrides, *texts])
             except UserError as error:
                 raise UserError(f"stages.{name}: {error}") from None
         return found

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name), and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # for modules of the user's; ``python -m`` does so, the console script not
     clean_terminal()
     try:
         return _dispatch(argv)

@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def _session(flags: Flags) -> Iterator[Composer]:
+def session(flags: Flags, user_modules: bool = True) -> Iterator[Composer]:
     """Hydra over the config folders, and the user's own modules trusted."""
-    with composer(flags.config_dir) as found, spec.trust(user_modules=True):
+    with composer(flags.config_dir) as found, spec.trust(user_modules=user_modules):
         yield found
 
 
 @contextmanager
 def planned(flags: Flags) -> Iterator[Plan]:
     """A validated plan, for verbs that look at an experiment without running it."""
-    with _session(flags) as found:
+    with session(flags) as found:
         yield make_plan(flags, found)
 
 
@@ -48,7 +48,7 @@ def start(flags: Flags) -> int:
         UserError: a mistake in the command.
         RunFailed: a run that stopped.
     """
-    with _session(flags) as found:
+    with session(flags) as found:
         if flags.info is not None:
             GlobalHydra.instance().hydra.show_info(flags.info, CONFIG, list(flags.overrides))  # type: ignore[union-attr]
             return 0

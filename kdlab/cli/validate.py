@@ -10,14 +10,9 @@ from omegaconf import OmegaConf
 from kdlab import spec
 from kdlab.cli.compose import Composer, Composition
 from kdlab.errors import UserError
-from kdlab.experiment.schema import laid_over
+from kdlab.experiment.schema import ROOT, TEACHER, laid_over
+from kdlab.names import check_names, check_output
 from kdlab.runs import loggers
-
-ROOT = "kdlab.experiment.schema.Experiment"
-"""The owner of the root mapping."""
-
-TEACHER = "kdlab.experiment.schema.TeacherSpec"
-"""The owner of a teacher, and of each of several."""
 
 
 def validate(composition: Composition, composer: Composer) -> None:
@@ -41,6 +36,8 @@ def _check(config: Mapping[str, Any]) -> None:
     for name, parameter in spec.signature(ROOT).parameters.items():
         if parameter.required and config.get(name) is None:
             raise UserError(f"{name}: missing; accepted: {name}=OPTION")
+    output = check_output(config.get("output"))
+    check_names("name", config["name"], f"the name of a folder inside {output}")
     logger = str((config.get("logger") or {}).get("_target_"))
     if logger.startswith(f"{loggers.__name__}."):
         loggers.require(logger.rpartition(".")[2])
@@ -48,7 +45,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for owner in ("teacher", "pretrained"):
         overlay = (config.get(owner) or {}).get("data") if isinstance(config.get(owner), Mapping) else None
         if overlay:
-            spec.check({**data, **overlay}, f"{owner}.data")
+            spec.check({**data, **overlay}, f"{owner}.data", slot="data")
     _check_members(config.get("teacher"), data)
 
 
@@ -59,7 +56,7 @@ def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
     for n, member in enumerate(laid_over(teacher)):
         spec.check(member, f"teacher.members[{n}]", target=TEACHER)
         if member.get("data"):
-            spec.check({**data, **member["data"]}, f"teacher.members[{n}].data")
+            spec.check({**data, **member["data"]}, f"teacher.members[{n}].data", slot="data")
 
 
 def _check_experiment(composition: Composition, composer: Composer) -> None:

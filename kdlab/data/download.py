@@ -20,6 +20,7 @@ from tqdm import tqdm
 from kdlab.errors import UserError
 from kdlab.files import lock_file, open_regular
 from kdlab.terminal import one_line
+from kdlab.trust import read_only
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0
@@ -54,6 +55,8 @@ def fetch(remote: Remote, folder: Path, key: str = "data.download") -> Path:
     Raises:
         UserError: if the publisher cannot be reached, the file is cut short, or its checksum is another one.
     """
+    if read_only():
+        raise UserError(f"{key}: nothing is fetched for a folder that is not trusted; accepted: --trust, or {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / remote.filename
     with lock_file(f"{path}.lock"):
@@ -123,6 +126,8 @@ def unpack(archive: Path, folder: str, key: str) -> Path:
     Raises:
         UserError: if the archive is damaged, holds no such folder, or has members that point outside of it.
     """
+    if read_only():
+        raise UserError(f"{key}: {archive} is not unpacked for a folder that is not trusted; accepted: --trust")
     target = archive.parent / folder
     with lock_file(f"{archive}.lock"):
         if target.is_dir():

@@ -44,7 +44,7 @@ def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, o
     """Whether rows or sequences can come from where ``source`` says, and with the partners that terms ask for."""
     wanted, source = experiment.source, None
     if wanted is not None:
-        takes = spec.signature(str(wanted.get("_target_"))).parameters
+        takes = spec.parameters(wanted, "source", slot="source")
         if data.gives == "rows" and "vocab_size" in takes:
             raise UserError(f"source: {_name(wanted)}, and data ({data.name}) is no text; accepted: source=none")
         source = parts.source(wanted, data)

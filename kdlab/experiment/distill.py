@@ -166,11 +166,9 @@ def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
         if alpha is not None and "alpha" not in config:
             raise UserError(f"alpha: {alpha}, and the recipe {loss!r} has none; accepted: None")
         alpha = config.get("alpha") if alpha is None else alpha
-        built = {
-            name: spec.build({**LABELS.get(name, {}), **term}, f"loss.terms.{name}")  # some change how labels count
-            for name, term in config["terms"].items()
-        }
-        terms.update(built)
+        for name, term in config["terms"].items():
+            whole = {**LABELS.get(name, {}), **term}  # some change how labels count
+            terms[name] = spec.build(whole, f"loss.terms.{name}", slot="term")
     return Objective(terms, 4.0 if temperature is None else temperature, alpha)
 
 

@@ -49,6 +49,7 @@ class FromRun:
         self.described = read_model(folder)
         given = self.described.get("arguments")
         self.arguments: dict[str, Any] = dict(given) if isinstance(given, Mapping) else {}
+        self._check_stated(self.described["network"])
 
     @classmethod
     def of(cls, checkpoint: str | Path | None, key: str) -> FromRun | None:
@@ -123,10 +124,22 @@ class FromRun:
     def statistic(self, name: str) -> Any:
         """``mean`` or ``std`` of its training data, by which a network that is told none normalises."""
         value = self.arguments.get(name)
+        self._check_statistic(name, value)
+        return value
+
+    def _check_statistic(self, name: str, value: Any) -> None:
+        """Refuse what is no number: networks are built with it that the user names, and trusts."""
         numbers = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
             raise UserError(f"{self.folder}/model.json: damaged: {name} is {value!r}; accepted: numbers")
-        return value
+
+    def _check_stated(self, network: Mapping[str, Any]) -> None:
+        for name in STATISTICS:
+            if not (isinstance(network.get(name), str) and network[name] in KNOWN):
+                self._check_statistic(name, network.get(name))
+        for inner in network.values():
+            if isinstance(inner, Mapping):
+                self._check_stated(inner)
 
     def offers(self, data: Any) -> dict[str, Any]:
         """What the constructor of its network gets to know: as at its training, not as of ``data``."""

@@ -26,10 +26,12 @@ from kdlab.models import reuse_classifier, save_weights
 from kdlab.models.adapters import merge, save_adapter
 from kdlab.models.companions import Companion
 from kdlab.models.cut import cut
+from kdlab.names import check_names, check_output
 from kdlab.runs.curves import CurvesFile
 from kdlab.runs.tensorboard_layout import Layout
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
+from kdlab.trust import allowed
 
 log = logging.getLogger("kdlab")
 
@@ -48,12 +50,12 @@ def data(config: Mapping[str, Any], seed: int) -> Any:
     the jobs of a sweep read the same files once.
     """
     text = json.dumps(config, sort_keys=True, default=str)
-    return _data(text, seed, str(Path.cwd()))
+    return _data(text, seed, str(Path.cwd()), allowed())
 
 
 @lru_cache(maxsize=3)
-def _data(text: str, seed: int, folder: str) -> Any:
-    return spec.build(json.loads(text), "data", offer={"seed": seed})
+def _data(text: str, seed: int, folder: str, allowed: object) -> Any:
+    return spec.build(json.loads(text), "data", slot="data", offer={"seed": seed})
 
 
 def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +81,7 @@ def network(
     Raises:
         UserError: if it takes pictures and the data are a table, or what its constructor refuses.
     """
-    takes, offers = _arguments(config), data.offers if offers is None else offers
+    takes, offers = spec.parameters(config, key, slot="network"), data.offers if offers is None else offers
     if "vocab_size" in takes and "vocab_size" not in offers:
         raise _unlike(key, config, "sequences of tokens", data, "a network for pictures or tables")
     if "vocab_size" in offers and "vocab_size" not in takes and takes & {"num_classes", "in_channels"}:
@@ -92,17 +94,10 @@ def network(
             f"{key}.vocab_size: {given}, and data ({data.name}) has {least} tokens; accepted: null, or more"
         )
     seed_all(mix(seed, 0x6E6574))
-    net = spec.build(config, key, offer=offers)
+    net = spec.build(config, key, slot="network", offer=offers)
     if data.gives != "rows":
         _check_reads(net, data, key)
     return net
-
-
-def _arguments(config: Mapping[str, Any]) -> set[str]:
-    """What the constructor of a network takes, and those of the networks inside it."""
-    inner = [value for value in config.values() if isinstance(value, Mapping) and "_target_" in value]
-    own = set(spec.signature(str(config.get("_target_"))).parameters)
-    return own.union(*map(_arguments, inner))
 
 
 def _check_reads(net: nn.Module, data: Any, key: str) -> None:
@@ -138,13 +133,13 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
     Raises:
         UserError: if the task reads another kind of data.
     """
-    takes, offers = spec.signature(str(config.get("_target_"))).parameters, data.offers
+    takes, offers = spec.parameters(config, "task", slot="task"), data.offers
     accepted = f"and data ({data.name}) gives {data.gives}; accepted: task={TASKS[data.gives]}, or other data"
     for needed in ("num_classes", "vocab_size"):
         if needed in takes and needed not in offers and config.get(needed) is None:
             name = str(config["_target_"]).rpartition(".")[2]
             raise UserError(f"task: {name} wants to know {needed}, {accepted}")
-    made: Task = spec.build(config, "task", offer=offers)
+    made: Task = spec.build(config, "task", slot="task", offer=offers)
     if made.reads != data.gives:
         raise UserError(f"task: {type(made).__name__} reads {made.reads}, {accepted}")
     return made
@@ -152,12 +147,12 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
 
 def objective(config: Mapping[str, Any], data: Any = None) -> Objective:
     """The objective of a ``loss`` mapping; of each task of ``data``, where it has several."""
-    return spec.build(config, "loss", offer={"tasks": task_weights(data)})
+    return spec.build(config, "loss", slot="loss", offer={"tasks": task_weights(data)})
 
 
 def labels_only(terms: Mapping[str, Any], data: Any) -> Objective:
     """The objective of teachers and baselines: label terms alone."""
-    built = {name: spec.build(term, f"loss.terms.{name}") for name, term in terms.items()}
+    built = {name: spec.build(term, f"loss.terms.{name}", slot="term") for name, term in terms.items()}
     return Objective(built, tasks=task_weights(data))
 
 
@@ -182,11 +177,12 @@ def method(
         return spec.build(
             experiment.method,
             "method",
+            slot="method",
             student=student,
             objective=objective,
             task=task,
             optimizer=make_optimizer(experiment.optimizer),
-            scheduler=None if scheduler is None else spec.build(scheduler, "scheduler"),
+            scheduler=None if scheduler is None else spec.build(scheduler, "scheduler", slot="scheduler"),
             teacher=teacher,
             seed=experiment.seed,
             batches=batches,
@@ -206,7 +202,7 @@ def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Call
     if config is None:
         return lambda weights: None
     seed_all(mix(seed, 0x6C6F7261))
-    spec.build(config, "adapter", net=net)
+    spec.build(config, "adapter", slot="adapter", net=net)
 
     def finish(weights: Path) -> None:
         save_adapter(net, weights.parent / "adapter")
@@ -238,7 +234,8 @@ def companion(experiment: Experiment, student: nn.Module, data: Any) -> Companio
 
     example = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
     seed_all(mix(experiment.seed, 0x636F6D70))
-    return spec.build(given, "companion", offer={"make": make, "example": example}, student=student)
+    offer = {"make": make, "example": example}
+    return spec.build(given, "companion", slot="companion", offer=offer, student=student)
 
 
 def _of(config: Mapping[str, Any]) -> str:
@@ -247,7 +244,9 @@ def _of(config: Mapping[str, Any]) -> str:
 
 def source(config: Mapping[str, Any] | None, data: Any) -> Any:
     """What puts other rows or sequences in the place of the data's; None for the data's own."""
-    return None if config is None else spec.build(config, "source", offer={**data.offers, "data": data})
+    if config is None:
+        return None
+    return spec.build(config, "source", slot="source", offer={**data.offers, "data": data})
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
@@ -257,7 +256,7 @@ def make_optimizer(config: Mapping[str, Any]) -> Any:
 
 def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer:
     try:
-        return spec.build(config, "optimizer", params=params)
+        return spec.build(config, "optimizer", slot="optimizer", params=params)
     except UserError:
         raise
     except ValueError as error:  # torch's own, such as "Invalid learning rate: -1"
@@ -266,7 +265,7 @@ def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer
 
 def training(config: Mapping[str, Any]) -> Training:
     """How training runs, of a ``trainer`` mapping."""
-    return spec.build(config, "trainer")
+    return spec.build(config, "trainer", slot="trainer")
 
 
 def start(
@@ -306,9 +305,7 @@ def dry_run(experiment: Experiment) -> None:
     Raises:
         UserError: what a constructor refuses.
     """
-    path = Path(experiment.name)
-    if not experiment.name or path.is_absolute() or ".." in path.parts:
-        raise UserError(f"name: {experiment.name!r}; accepted: the name of a folder inside {experiment.output}")
+    check_names("name", experiment.name, f"the name of a folder inside {check_output(experiment.output)}")
     objective(experiment.loss)
     training(experiment.trainer)
     _recipe(experiment)
@@ -326,7 +323,7 @@ def _recipe(recipe: Any) -> None:
     if isinstance(recipe.epochs, bool) or not isinstance(recipe.epochs, int) or recipe.epochs < 1:
         raise UserError(f"epochs: {recipe.epochs!r}; accepted: a whole number, at least 1")
     if recipe.scheduler is not None:
-        spec.build(recipe.scheduler, "scheduler")
+        spec.build(recipe.scheduler, "scheduler", slot="scheduler")
     _optimizer(recipe.optimizer, [nn.Parameter(torch.zeros(1))])
 
 
@@ -345,7 +342,7 @@ def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:
     done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
     found: list = [CurvesFile(folder / "curves.jsonl", done)]
     if config is not None:
-        built = spec.build(config, "logger", folder=folder, name=name)
+        built = spec.build(config, "logger", slot="logger", folder=folder, name=name)
         if isinstance(built, TensorBoardLogger):
             found.append(Layout(built))
         if built is not None:

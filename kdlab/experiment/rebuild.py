@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from kdlab.experiment import parts
 from kdlab.experiment.baseline import without_teacher
 from kdlab.experiment.from_run import FromRun, load_pretrained, normalised_as_started
 from kdlab.experiment.run import with_generations
-from kdlab.experiment.schema import Experiment, TeacherSpec
+from kdlab.experiment.schema import ROOT, Experiment, TeacherSpec
 from kdlab.experiment.stage import is_taught, is_taught_by_previous
 from kdlab.experiment.store import STORES, Recipe
 from kdlab.experiment.teaching import came_with_weights, foreign_teacher
 from kdlab.functional import Outputs
 from kdlab.methods import FineTune
 from kdlab.models import load_weights, weights_hash
+from kdlab.names import check_name
 from kdlab.runs import folder as folders
 from kdlab.runs.predict import load_model
 from kdlab.tasks import Task
@@ -102,13 +104,16 @@ def rebuild(
     if "tokenizer" in described or "classes" not in described:
         raise UserError(f"diagnose: {run} holds a language model; accepted: the run folder of a classifier")
     config = _config(run)
-    plan = {name: Experiment.of(one) for name, one in (stages or {}).items()} or {"": _experiment(run, config)}
-    fits = list(with_generations(plan))
-    experiment = fits[-1][1]
     student, _ = load_model(run, trust)
     with _trusted(run, trust):
-        data = parts.data(experiment.data, experiment.seed)
-        task = parts.task(experiment.task, data)
+        plan = {check_name("stages", name): _experiment(run, one) for name, one in (stages or {}).items()}
+        fits = list(with_generations(plan or {"": _experiment(run, config)}))
+        experiment = fits[-1][1]
+        try:
+            data = parts.data(experiment.data, experiment.seed)
+            task = parts.task(experiment.task, data)
+        except UserError as error:
+            raise UserError(f"{run}/config.yaml: {error}") from None
         experiment = normalised_as_started(experiment, data)
         fits[-1] = (fits[-1][0], experiment)
     if data.tasks:
@@ -160,14 +165,31 @@ def _config(run: Path) -> dict[str, Any]:
 
 def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
     try:
+        spec.bind(config, target=ROOT)
         return Experiment.of(config)
-    except TypeError as error:
-        raise UserError(f"{run}/config.yaml: of another version of kdlab ({error})") from None
+    except (TypeError, UserError) as error:
+        raise UserError(f"{run}/config.yaml: damaged, or of another version of kdlab ({error})") from None
 
 
-def _trusted(run: Path, trust: bool) -> Any:
-    """Whose code may be built: config.yaml bears no signature, so that the user says so."""
-    return spec.trust(user_modules=trust)
+@contextmanager
+def _trusted(run: Path, trust: bool) -> Iterator[None]:
+    """What may be built: config.yaml bears no signature, so that the user says whose it is.
+
+    Raises:
+        UserError: whatever goes wrong with what an untrusted folder asks for.
+    """
+    with spec.trust(user_modules=trust, read_only=not trust):
+        try:
+            yield
+        except (UserError, NotThere, OSError):
+            raise
+        except Exception as error:
+            if trust:
+                raise
+            raise UserError(
+                f"{run}: cannot be rebuilt from its config.yaml ({type(error).__name__}: {error}); accepted: a folder "
+                "as kdlab wrote it"
+            ) from error
 
 
 def _given(folder: Path, role: str, data: Any, trust: bool) -> nn.Module:

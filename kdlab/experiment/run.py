@@ -32,6 +32,7 @@ from kdlab.experiment.teaching import (
     Trained,
 )
 from kdlab.files import atomic_write, make_folder, open_to_append
+from kdlab.names import check_name
 from kdlab.runs import folder as folders
 from kdlab.runs import table
 from kdlab.runs.read import DIAGNOSIS, RESULT, Run, mapping
@@ -67,6 +68,8 @@ def run(
     Raises:
         UserError: before anything is written, if the configuration cannot run.
     """
+    for name in stages or {}:
+        check_name("stages", name, "a name for each stage")
     config = with_start(config)
     plan = {name: Experiment.of(stage) for name, stage in (stages or {}).items()} or {"": Experiment.of(config)}
     for stage in (stages or {"": config}).values():
@@ -89,7 +92,7 @@ def run(
         if said:
             log.info(said)
         (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
-        folders.write_config(folder, config, overrides)
+        folders.write_config(folder, config, overrides, stages)
         copy_state(experiment, folder)
         started, clock = folders.now(), time.monotonic()
         try:

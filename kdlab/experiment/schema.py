@@ -1,12 +1,21 @@
-"""What an experiment's configuration holds: the signatures that configs are bound to. Imports no torch."""
+"""What an experiment's configuration holds: the signatures that configs are bound to. Imports no torch.
+
+``Annotated[dict, "network"]`` says which part of :data:`kdlab.slots.SLOTS` a mapping describes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from kdlab.errors import UserError, unknown
+
+ROOT = "kdlab.experiment.schema.Experiment"
+"""The owner of a whole configuration."""
+
+TEACHER = "kdlab.experiment.schema.TeacherSpec"
+"""The owner of a teacher, and of each of several."""
 
 
 @dataclass
@@ -23,18 +32,34 @@ class PretrainedSpec:
     weights: str | None = None
     """Of several in the checkpoint: ``plain``, ``ema`` (their average), or the name of one; None takes the plain ones,
     or an average where there are no others."""
-    data: dict = field(default_factory=dict)
+    data: Annotated[dict, "data"] = field(default_factory=dict)
     epochs: int = 30
     seed: int = 0
-    optimizer: dict = field(default_factory=dict)
-    scheduler: dict | None = None
+    optimizer: Annotated[dict, "optimizer"] = field(default_factory=dict)
+    scheduler: Annotated[dict | None, "scheduler"] = None
+
+
+class Member(TypedDict, total=False):
+    """What one of several teachers differs in; nothing is built of it before it lies on the keys of all."""
+
+    checkpoint: str | None
+    mapping: dict | str | None
+    weights: str | None
+    data: Annotated[dict, "data"]
+    epochs: int
+    seed: int
+    optimizer: Annotated[dict, "optimizer"]
+    scheduler: Annotated[dict | None, "scheduler"]
+    net: Annotated[dict | None, "network"]
+    cache: str
+    feature_mib: float
 
 
 @dataclass
 class TeacherSpec(PretrainedSpec):
     """Who teaches: likewise a network with a checkpoint, or one that is trained first."""
 
-    net: dict | None = None
+    net: Annotated[dict | None, "network"] = None
     """The network; None for the student of the stage before, or for what is in ``cache`` alone."""
     cache: str = "auto"
     """``auto`` where it is exact, ``off``, or the folder of a cache."""
@@ -44,7 +69,7 @@ class TeacherSpec(PretrainedSpec):
     """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
     feature_mib: float = 1024
     """Where the loss looks at its layers: cache what these say of training rows if it takes no more; 0 never does."""
-    members: list[dict] | None = None
+    members: list[Member] | None = None
     """Several teachers instead of one: what each differs in from the keys above, such as ``[{seed: 1}, {seed: 2}]``."""
     weighing: Literal["mean", "confidence", "learned", "tasks"] = "mean"
     """Of the members: all alike, by how well each knows a row's label, by weights that the loss trains; or each for the
@@ -120,22 +145,22 @@ class Experiment:
 
     name: str
     """Of the experiment; its runs are in ``output/name``."""
-    task: dict
-    data: dict
-    student: dict
-    loss: dict
-    method: dict
-    optimizer: dict
-    trainer: dict
+    task: Annotated[dict, "task"]
+    data: Annotated[dict, "data"]
+    student: Annotated[dict, "network"]
+    loss: Annotated[dict, "loss"]
+    method: Annotated[dict, "method"]
+    optimizer: Annotated[dict, "optimizer"]
+    trainer: Annotated[dict, "trainer"]
     teacher: TeacherSpec | None = None
     pretrained: PretrainedSpec | None = None
-    scheduler: dict | None = None
-    logger: dict | None = None
-    source: dict | None = None
+    scheduler: Annotated[dict | None, "scheduler"] = None
+    logger: Annotated[dict | None, "logger"] = None
+    source: Annotated[dict | None, "source"] = None
     """What puts other sequences in the place of the data's: the student's own text, or the teacher's."""
-    adapter: dict | None = None
+    adapter: Annotated[dict | None, "adapter"] = None
     """What trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
-    companion: dict | None = None
+    companion: Annotated[dict | None, "companion"] = None
     """What trains beside the student and is left behind: peers, or exits on its inner layers."""
     seed: int = 0
     """Of the student: its first weights, the order of examples, augmentation."""

@@ -168,7 +168,7 @@ def _train(
         objective=parts.labels_only(recipe.terms, data),
         task=parts.task(recipe.task, data),
         optimizer=parts.make_optimizer(recipe.optimizer),
-        scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler"),
+        scheduler=None if recipe.scheduler is None else spec.build(recipe.scheduler, "scheduler", slot="scheduler"),
         seed=recipe.seed,
     )
     made = parts.loggers(logger, folder, kind)

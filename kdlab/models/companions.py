@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,10 @@ class Peers(Companion):
 
 
 def peers(
-    student: nn.Module, make: Callable[[int], nn.Module], net: Mapping[str, Any] | None = None, count: int = 1
+    student: nn.Module,
+    make: Callable[[int], nn.Module],
+    net: Annotated[Mapping[str, Any] | None, "network"] = None,
+    count: int = 1,
 ) -> Peers:
     """Peers of a configuration.
 

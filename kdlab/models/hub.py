@@ -14,6 +14,10 @@ import torch
 from torch import nn
 
 from kdlab.errors import UserError, unknown
+from kdlab.trust import read_only
+
+PLAIN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
+"""Implementations of attention that are transformers' and torch's own code."""
 
 
 class Transformer(nn.Module):
@@ -88,6 +92,32 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+@contextmanager
+def connection() -> Iterator[None]:
+    """The hub as it is; for a folder that is not trusted, only what its client has kept: no request is sent."""
+    if not read_only():
+        yield
+        return
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def check_attention(attention: str | None) -> None:
+    """Refuse implementations of attention that may be code from the hub, for a folder that is not trusted.
+
+    Raises:
+        UserError: for such a name.
+    """
+    if read_only() and attention not in PLAIN_ATTENTION:
+        accepted = ", ".join(str(name or "null") for name in PLAIN_ATTENTION)
+        raise UserError(f"attention: {attention!r}, which may be code from the hub; accepted: {accepted}")
+
+
 def read_pretrained(
     auto: Any, name: str, settings: Mapping[str, Any], attention: str | None, what: str = "causal language model"
 ) -> Any:
@@ -104,7 +134,7 @@ def read_pretrained(
     Raises:
         UserError: if it cannot be read.
     """
-    with quiet():
+    with quiet(), connection():
         return _read_pretrained(auto, name, settings, attention, what)
 
 
@@ -146,6 +176,8 @@ def _reachable(name: str) -> None:
 
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
+    if read_only():
+        raise UserError(f"name: {name} is not fetched for a folder that is not trusted; accepted: --trust, or a folder")
     get_session().head(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=10)
 
 

@@ -15,7 +15,7 @@ from kdlab.errors import UserError, unknown
 from kdlab.functional import Projected
 from kdlab.models.cut import blocks
 from kdlab.models.decode import evaluating
-from kdlab.models.hub import Transformer, check_settings, read_pretrained, refused, require
+from kdlab.models.hub import Transformer, check_attention, check_settings, connection, read_pretrained, refused, require
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
 """What the configs of transformers call the number of positions."""
@@ -73,14 +73,16 @@ class CausalLM(Transformer):
         super().__init__()
         require()
         settings = dict(settings or {})
-        if name is not None:
-            net = _read(name, settings, attention)
-        else:
-            if vocab_size is None:
-                raise UserError("vocab_size: missing; accepted: the number of tokens, which text data give")
-            # No pad token: nn.Embedding would never train its row, and here it is usually the end of text.
-            special = {"eos_token_id": eos_id, "bos_token_id": eos_id, "pad_token_id": None}
-            net = _build(architecture, settings, {"vocab_size": vocab_size, **special}, context, attention)
+        if name is None and vocab_size is None:
+            raise UserError("vocab_size: missing; accepted: the number of tokens, which text data give")
+        # No pad token: nn.Embedding would never train its row, and here it is usually the end of text.
+        special = {"eos_token_id": eos_id, "bos_token_id": eos_id, "pad_token_id": None}
+        check_attention(attention)
+        with connection():
+            if name is not None:
+                net = _read(name, settings, attention)
+            else:
+                net = _build(architecture, settings, {"vocab_size": vocab_size, **special}, context, attention)
         self._adopt(net)
         self.tokenizer_name = name
         self.eos_id, self.pad_id = eos_id, pad_id

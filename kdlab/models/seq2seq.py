@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Projected
 from kdlab.models.cut import blocks
-from kdlab.models.hub import Transformer, check_settings, read_pretrained, refused
+from kdlab.models.hub import Transformer, check_attention, check_settings, connection, read_pretrained, refused
 
 STACKS = ("longt5", "mt5", "t5", "umt5")
 """Architectures whose network holds encoder and decoder itself, and may rescale before its output matrix."""
@@ -68,6 +68,7 @@ class Seq2SeqLM(Transformer):
     ) -> None:
         super().__init__()
         settings = dict(settings or {})
+        check_attention(attention)
         if name is not None:
             net = read_pretrained(_auto, name, settings, attention, "encoder-decoder model")
         else:
@@ -80,7 +81,8 @@ class Seq2SeqLM(Transformer):
                 "num_mel_bins": mels,
                 "max_source_positions": None if frames is None else frames // 2,
             }
-            net = _build(architecture, settings, offered, eos_id, attention)
+            with connection():
+                net = _build(architecture, settings, offered, eos_id, attention)
         _train_pads(net)
         self._adopt(net)
         self.tokenizer_name = name

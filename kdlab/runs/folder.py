@@ -183,9 +183,17 @@ def tidy(folder: Path) -> None:
         pass
 
 
-def write_config(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
-    """Store the resolved configuration and what the user typed."""
+def write_config(
+    folder: Path,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Store the resolved configuration, that of each stage if there are any, and what the user typed."""
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    if stages:
+        composed = {"config_hash": config_hash(config), "stages": {name: dict(one) for name, one in stages.items()}}
+        write_text(folder / "stages.yaml", yaml.safe_dump(composed, sort_keys=False, allow_unicode=True))
     write_text(folder / "overrides.yaml", yaml.safe_dump(list(overrides), allow_unicode=True))
 
 

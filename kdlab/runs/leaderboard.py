@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from kdlab.errors import UserError, unknown
 from kdlab.files import Unreadable, read_mapping
+from kdlab.names import check_name
 from kdlab.runs import table
 from kdlab.runs.measures import Score, score_of
 from kdlab.runs.numbers import number, percent, plural
@@ -70,6 +71,8 @@ class Board:
         for key in ("reference", "relative_to"):
             if getattr(self, key) not in self.rows:
                 raise unknown(f"leaderboard.{key}", getattr(self, key), self.rows, "row")
+        for row in self.rows:
+            check_name("leaderboard.rows", row, "a name for each row")
         for row in self.grids:
             if row not in self.rows:
                 raise unknown("leaderboard.grids", row, self.rows, "row")

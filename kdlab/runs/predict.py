@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from kdlab.errors import UserError
 from kdlab.files import Unreadable
 from kdlab.functional import Outputs
 from kdlab.models import load_weights
+from kdlab.models.size_limit import no_larger_than
+from kdlab.names import check_name
 from kdlab.runs.folder import is_mine, read_model
 from kdlab.runs.predict_table import read_rows
 from kdlab.terminal import one_line
@@ -63,16 +66,27 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
             code that is not trusted.
     """
     described = read_model(run)
-    network, weights = described["network"], run / Path(described["weights"]).name
     integrity.check(run / "model.json")
+    trusted = trust or is_mine(run)
     try:
-        with spec.trust(user_modules=trust or is_mine(run)):
-            net = spec.build(network, "network", offer=described.get("arguments", {}))
+        weights = run / check_name("weights", Path(described["weights"]).name, "the name of a file in the folder")
+        bounded = nullcontext() if trusted else no_larger_than(weights)
+        with spec.trust(user_modules=trusted, read_only=not trusted), bounded:
+            net = _build(described)
     except UserError as error:
-        hint = "" if trust else "; --trust builds what a folder made elsewhere names"
-        raise UserError(f"{run}/model.json: {error}{hint}") from None
+        raise UserError(f"{run}/model.json: {error}") from None
     load_weights(net, weights, key=str(run))
     return net.eval(), described
+
+
+def _build(described: Mapping[str, Any]) -> nn.Module:
+    arguments = described.get("arguments") or {}
+    if not isinstance(arguments, Mapping):
+        raise UserError(f"arguments: {arguments!r}; accepted: a mapping")
+    try:
+        return spec.build(described["network"], "network", slot="network", offer=arguments)
+    except RecursionError:
+        raise UserError("network: nested too deeply; accepted: a network as kdlab describes it") from None
 
 
 def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Prediction]:

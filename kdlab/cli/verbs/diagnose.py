@@ -62,12 +62,14 @@ def main(argv: Sequence[str]) -> int:
 def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     import torch
 
+    from kdlab.cli.recompose import stages_of
     from kdlab.experiment.rebuild import rebuild
     from kdlab.runs import diagnosis_report, table
     from kdlab.runs.diagnosis_case import Case
     from kdlab.runs.diagnosis_slices import groups
 
-    found = rebuild(args.run, stages=_stages(args.run), teacher=args.teacher, baseline=args.baseline, trust=args.trust)
+    stages = stages_of(args.run, args.trust)
+    found = rebuild(args.run, stages=stages, teacher=args.teacher, baseline=args.baseline, trust=args.trust)
     split, data, config = args.split, found.data, found.experiment.data
     if not data.counts.get(split):
         raise UserError(f"diagnose: --split {split}, and {data.name} has no such rows; accepted: a split that has some")
@@ -79,29 +81,6 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     said = f"{case.title}\n\n{diagnosis_report.text(counted, table.terminal_width())}"
     names = case.write(counted, out, command, pictures=not args.no_pictures)
     table.show(f"{said}\n\nwritten to {table.shorten(out)}: {', '.join(names)}")
-
-
-def _stages(run: Path) -> dict[str, Mapping[str, Any]] | None:
-    """The configuration of each stage, composed again as it was; None where there are none, or that cannot be."""
-    from kdlab import spec
-    from kdlab.files import Unreadable, read_yaml
-    from kdlab.runs.folder import read_config
-
-    config = read_config(run) if (run / "config.yaml").exists() else {}
-    if not config.get("stages"):
-        return None
-    from kdlab.cli.plan import Flags
-    from kdlab.cli.start import planned
-
-    try:
-        typed = read_yaml(run / "overrides.yaml")
-        with planned(Flags(tuple(str(word) for word in typed))) as plan:
-            point = plan.points[0]
-    except (UserError, OSError, Unreadable, TypeError):
-        return None
-    if spec.config_hash(point.config) != spec.config_hash(config):
-        return None
-    return {name: stage.config for name, stage in point.stages.items()}
 
 
 def _other_numbers(args: argparse.Namespace, counted: Mapping[str, Any]) -> list[str]:

@@ -88,7 +88,7 @@ def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
 
     def fits(name: str, config: Mapping[str, Any]) -> bool:
         try:
-            term = spec.build(config, f"loss.terms.{name}")
+            term = spec.build(config, f"loss.terms.{name}", slot="term")
             term.meet(student, teacher, data.counts["train"])
             with torch.no_grad():
                 ours = task.outputs(student.eval(), rows, term.student_layers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Some
 from itertools import chain
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
 
 from kdlab.data.text.files import read_texts
 from kdlab.data.text.module import Read, TextData, Texts
@@ -20,8 +20,8 @@ class TextCommon(TypedDict, total=False):
     tokenizer: Any
     vocab: int | None
     tokenizer_from: str | Some[str] | None
-    mix: Any
-    outside: Any
+    mix: Annotated[Any, "data"]
+    outside: Annotated[Any, "data"]
     context: int
     batch_size: int
     eval_batch_size: int | None
@@ -42,8 +42,8 @@ def text_data(
     tokenizer: Any = "characters",
     vocab: int | None = None,
     tokenizer_from: str | Some[str] | None = None,
-    mix: Any = None,
-    outside: Any = None,
+    mix: Annotated[Any, "data"] = None,
+    outside: Annotated[Any, "data"] = None,
     **options: Any,
 ) -> TextData:
     """A data set of text, and others that are read by the same tokenizer; how every constructor ends.

@@ -16,6 +16,7 @@ import numpy as np
 from kdlab import integrity
 from kdlab.errors import UserError
 from kdlab.files import Unreadable, atomic_write, parse_json, read_text
+from kdlab.trust import read_only
 
 if TYPE_CHECKING:
     import tokenizers
@@ -208,16 +209,17 @@ class Tokenizer:
             raise UserError(f"{key}: {name}: no such file or folder; accepted: {accepted}")
         from huggingface_hub import hf_hub_download
 
-        from kdlab.models.hub import quiet
+        from kdlab.models.hub import connection, quiet
 
-        with quiet():
+        kept = read_only()  # what the hub's client has fetched before, and nothing else
+        with quiet(), connection():
             try:
-                file = Path(hf_hub_download(name, "tokenizer.json"))
+                file = Path(hf_hub_download(name, "tokenizer.json", local_files_only=kept))
             except Exception as error:  # of the network, the hub, and what lies between
                 reason = str(error).strip().partition("\n")[0]
                 raise UserError(f"{key}: {name}: cannot be had from the hub ({reason}); accepted: {accepted}") from None
             with contextlib.suppress(Exception):  # some have none
-                hf_hub_download(name, "tokenizer_config.json")
+                hf_hub_download(name, "tokenizer_config.json", local_files_only=kept)
         return cls._file(file, key)
 
     # ---- made here
