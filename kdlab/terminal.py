@@ -60,7 +60,7 @@ class LineFormatter(logging.Formatter):
     """A log record as one printable line; the traceback of an exception follows on lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        record.message = one_line(record.message)
+        record.message = " ".join(record.message.splitlines())
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: object) -> str:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kdlab.errors import CannotWrite, UserError
 from kdlab.files import Unreadable, atomic_write, open_to_append, read_json_lines
-from kdlab.runs.read import finite
+from kdlab.runs.read import is_point
 
 log = logging.getLogger("kdlab")
 
@@ -73,10 +73,9 @@ class CurvesFile(Logger):
         try:
             with atomic_write(self.path) as file:
                 for point in read_json_lines(self.path):
-                    at = None if point is None else finite(point.get("step") or 0)
-                    if at is None:
+                    if point is None or not is_point(point):
                         dropped += 1
-                    elif at <= step:
+                    elif point["step"] <= step:
                         file.write(json.dumps(point).encode() + b"\n")
         except Unreadable as error:
             raise UserError(f"resume: {self.path}: {error}; accepted: without it (remove it)") from None

@@ -44,6 +44,12 @@ _NOT_SHOWN = ("stages", "output", "resume", "name", "logger")
 _LINKED = frozenset({"wandb"})
 """Folders of loggers that keep links of their own."""
 
+_FOLDERS = ("checkpoints", "stages")
+_FILES = (
+    *("config.yaml", "overrides.yaml", RESULT, "model.json", "signature", ".lock", "run.log", "curves.jsonl"),
+    *("student.pt", "checkpoints/last.ckpt", "checkpoints/best.pt"),
+)
+
 MOST_INPUTS = 2**26
 """Numbers in one input of a model, at most: a description of more is taken for damaged."""
 
@@ -134,13 +140,19 @@ def make_job_folder(folder: Path) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Refuse to write into a run folder that holds links, which could lead anywhere.
+    """Refuse to write into a run folder that holds links, which could lead anywhere, or folders in the place of files.
 
     Raises:
         UserError: naming the first.
     """
     if strange := next(links_inside(folder, skip=_LINKED), None):
         raise UserError(f"resume: {strange} is a link, a pipe or a device; accepted: files and folders (remove it)")
+    for name in _FILES:
+        if (folder / name).is_dir():
+            raise UserError(f"resume: {folder / name} is a folder; accepted: a file (remove it)")
+    for name in _FOLDERS:
+        if (folder / name).is_file():
+            raise UserError(f"resume: {folder / name} is a file; accepted: a folder (remove it)")
 
 
 def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -218,19 +230,24 @@ def read_model(folder: Path) -> dict[str, Any]:
         _check_model(found)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{folder}: no run folder (no model.json); accepted: a folder under outputs/") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{folder}/model.json: damaged or of another program ({error})") from None
     return found
 
 
 def _check_model(found: Any) -> None:
     """Raise ``ValueError`` where ``model.json`` says something of a model that cannot be."""
-    texts = {"weights": True, "tokenizer": False}
-    for key, required in texts.items():
-        if (required or key in found) and not isinstance(found[key], str):
+    if not isinstance(found, dict):
+        raise ValueError(f"holds {type(found).__name__}")
+    for key in ("weights", "network", *(("classes", "input_shape") if "tokenizer" not in found else ())):
+        if key not in found:
+            raise ValueError(f"has no {key}")
+    for key in ("weights", "tokenizer"):
+        if not isinstance(found.get(key, ""), str):
             raise ValueError(f"{key} is no text")
-    if not isinstance(found["network"], dict) or not isinstance(found.get("arguments", {}), dict):
-        raise ValueError("network or arguments is no mapping")
+    for key in ("network", "arguments", "tasks"):
+        if not isinstance(found.get(key, {}), dict):
+            raise ValueError(f"{key} is no mapping")
     if "tokenizer" in found:
         return
     names = [found["classes"], *found.get("tasks", {}).values()]

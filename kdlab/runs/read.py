@@ -40,6 +40,9 @@ _FIRST = (
 
 _SHORT = {TEMPERATURE: "T", ALPHA: "alpha", "name": "experiment"}
 
+_LONGEST_NAME = 200
+"""Most characters of the name of a curve."""
+
 _PARTS = ("source", "adapter", "companion")
 """Parts that a run may do without, and that a setting of their own name then calls none."""
 
@@ -125,10 +128,10 @@ class Run:
         points: dict[str, dict[float, float]] = {}
         left_out = 0
         for line in self._lines():
-            step = finite(line.get("step")) if line is not None else None
-            if line is None or step is None:
+            if line is None or not is_point(line):
                 left_out += 1
                 continue
+            step = float(line["step"])
             for name, value in line.items():
                 if name != "step" and (number := finite(value)) is not None:
                     points.setdefault(name, {})[step] = number
@@ -198,6 +201,14 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
         where = ", ".join(map(str, roots)) or "nothing"
         raise UserError(f"compare: no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them")
     return found
+
+
+def is_point(line: Mapping[str, Any]) -> bool:
+    """Whether a line of ``curves.jsonl`` holds a step and numbers, where None stands for what was not finite."""
+    numbers = all(
+        value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in line.values()
+    )
+    return finite(line.get("step")) is not None and numbers and all(len(name) <= _LONGEST_NAME for name in line)
 
 
 def mapping(value: Any) -> dict[str, Any]:
