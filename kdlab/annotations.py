@@ -174,7 +174,7 @@ def _fits(value: Any, kind: Kind, alternatives: list[Kind]) -> bool:
         case "fields":
             return isinstance(value, Mapping)
     # a class: built from a mapping; beside plain alternatives, a plain value must be one of those
-    return isinstance(value, Mapping) or (len(alternatives) == 1 and value is not None)
+    return (isinstance(value, Mapping) and "_target_" in value) or (len(alternatives) == 1 and value is not None)
 
 
 def _fits_list(value: Any, kind: Kind) -> bool:

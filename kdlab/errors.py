@@ -45,6 +45,12 @@ class CannotWrite(RunFailed):
         super().__init__(f"{where}{reason}; what was written before is kept; make room, and go on with resume=auto")
 
 
+def told(error: BaseException) -> str:
+    """An unexpected error in words: what its notes say it happened in, its kind, and its message."""
+    lead = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
+    return f"{lead}{type(error).__name__}: {error}"
+
+
 def nearest(value: object, accepted: Iterable[object], n: int = 3) -> list[str]:
     """The accepted names most like ``value``, best first (possibly none)."""
     return difflib.get_close_matches(str(value), [str(a) for a in accepted], n=n, cutoff=0.5)

@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kdlab.annotations import Mismatch, fit, kinds
-from kdlab.errors import UserError, nearest, unknown
+from kdlab.errors import RunFailed, UserError, nearest, unknown
 from kdlab.signatures import NotFound, Signature, signature
 from kdlab.slots import OWN, SLOTS, Place, Slot, accepts, accepts_object, base_class, described, named
 from kdlab.trust import allowed, is_own, read_only, trust
@@ -26,6 +26,12 @@ TARGET = "_target_"
 
 TEXT = ("vocab_size", "context", "eos_id", "pad_id", "mels", "frames")
 """What the tokenizer, the length of sequences and the size of sound features say to a network."""
+
+OUT_OF_RANGE = (ValueError, TypeError, ArithmeticError, MemoryError, RuntimeError)
+"""What constructors raise at values that their annotations allow."""
+
+LIBRARIES = ("kdlab.", "torch.")
+"""Packages whose constructors' refusals are about the values that they are given, and no defect of the user's code."""
 
 SUPPLIED = ("num_classes", "in_channels", "in_features", "image_size", "mean", "std", "seed", *TEXT)
 """Arguments that code supplies when the config leaves them null."""
@@ -68,13 +74,18 @@ def check(
     Raises:
         UserError: an unknown key, a value of the wrong type, or a target that is not there or not allowed here.
     """
-    owner = _permitted(mapping, path, _slots(slot)) if target is None else _found(target, path)
-    _check(owner, mapping, path, supplied)
+    if target is not None:  # code gives nothing to a plain mapping
+        _check(_found(target, path), mapping, path, supplied, ())
+    else:
+        _check(_permitted(mapping, path, _slots(slot)), mapping, path, supplied, supplied)
 
 
-def _check(owner: Signature, mapping: Mapping[str, Any], path: str, supplied: Collection[str]) -> None:
+def _check(
+    owner: Signature, mapping: Mapping[str, Any], path: str, supplied: Collection[str], own: Collection[str]
+) -> None:
+    """Bind a mapping, and what is inside; ``own`` are its keys that may be null, ``supplied`` those inside."""
     given = {k: v for k, v in mapping.items() if k != TARGET}
-    _bind(owner, given, path, supplied)
+    _bind(owner, given, path, own)
     for name, value in given.items():
         _check_inside(value, _join(path, name), supplied, _place(owner, name))
 
@@ -82,7 +93,7 @@ def _check(owner: Signature, mapping: Mapping[str, Any], path: str, supplied: Co
 def _check_inside(value: Any, path: str, supplied: Collection[str], place: Place) -> None:
     if isinstance(value, Mapping):
         if TARGET in value:
-            _check(_permitted(value, path, place.slots), value, path, supplied)
+            _check(_permitted(value, path, place.slots), value, path, supplied, supplied)
         else:
             for name, inner in value.items():
                 _check_inside(inner, _join(path, name), supplied, place.inside(name))
@@ -158,8 +169,8 @@ def _made(owner: Signature, path: str, slots: tuple[Slot, ...], arguments: Mappi
         made = target(**arguments)
     except UserError as error:
         raise _placed(error, path, owner) from None
-    except (MemoryError, RuntimeError) as error:
-        if not read_only() and not (isinstance(error, MemoryError) or "allocate memory" in str(error)):
+    except OUT_OF_RANGE as error:
+        if isinstance(error, RunFailed) or not (read_only() or owner.target.startswith(LIBRARIES)):
             raise
         raise _not_made(owner, path, error) from error
     except Exception as error:
@@ -176,9 +187,10 @@ def _made(owner: Signature, path: str, slots: tuple[Slot, ...], arguments: Mappi
 
 
 def _not_made(owner: Signature, path: str, error: Exception) -> UserError:
+    """A library's refusal, such as "Invalid learning rate: -1", or what no arithmetic or memory is made for."""
+    said = (str(error).split("Exception raised from")[0].splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{path or 'config'}: {owner.target} cannot be built with these values ({type(error).__name__}: {error}); "
-        "accepted: values that it takes, and a size that fits into memory"
+        f"{path or 'config'}: {said}; accepted: what {owner.target} takes, of a size that fits into memory"
     )
 
 
@@ -209,12 +221,14 @@ def _parameters(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) 
 
 
 def bind(mapping: Mapping[str, Any], path: str = "", *, target: str) -> dict[str, Any]:
-    """The values of a plain mapping as the fields of ``target`` want them; what is inside of them is not looked at.
+    """The values of a plain mapping as the fields of ``target`` want them, such as ``3`` as a string.
+
+    What is inside of them is not looked at.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type.
     """
-    return _bind(_found(target, path), mapping, path, SUPPLIED)
+    return _bind(_found(target, path), mapping, path, ())
 
 
 def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Collection[str]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import kdlab
 ROOT = Path(kdlab.__file__).parent
 
 FLOORS = {
-    "errors": 0, "files": 0, "arrays": 0, "integrity": 0, "terminal": 0, "termination": 0, "names": 0,
+    "errors": 0, "files": 0, "arrays": 0, "integrity": 0, "memory": 0, "terminal": 0, "termination": 0, "names": 0,
     "override_text": 0, "signatures": 0, "annotations": 0, "slots": 0, "trust": 0, "spec": 0, "functional": 0,
     "losses": 1, "models": 1, "compress": 1,
     "teachers": 2, "tasks": 2, "data": 2,
@@ -21,8 +21,8 @@ FLOORS = {
 }  # fmt: skip
 
 LIGHT = (
-    "errors", "files", "integrity", "terminal", "termination", "names", "signatures", "annotations", "slots", "trust",
-    "spec", "cli", "__init__", "__main__",
+    "errors", "files", "integrity", "memory", "terminal", "termination", "names", "signatures", "annotations", "slots",
+    "trust", "spec", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Parts that must not import torch or lightning at the top of any module."""
 

@@ -39,6 +39,8 @@ from kdlab.override_text import as_one_text, for_shell
 
 CONFIG = "config"
 VERSION_BASE = "1.3"
+JOB_NAME = "kdlab"
+"""What Hydra calls its job until the experiment's name is known."""
 
 TAUGHT: dict[str, Any] = {
     "checkpoint": None,
@@ -219,7 +221,7 @@ def composer(extra: Path | None = None) -> Iterator[Composer]:
     register(found)
     shipped = found.folders[-1]
     UserFolders.folders = found.folders[:-1]
-    with initialize_config_dir(str(shipped), job_name="kdlab", version_base=VERSION_BASE):
+    with initialize_config_dir(str(shipped), job_name=JOB_NAME, version_base=VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         hydra.config_loader = Loader(hydra.config_loader.get_search_path())
@@ -260,6 +262,9 @@ class Composer:
         group = override.key_or_group
         if group not in self.options.groups or override.is_delete():
             return
+        if override.value() == []:
+            hint = "; labels alone: loss=ce" if group == "loss" else ""
+            raise UserError(f"{group}: []; accepted: an option (python -m kdlab list {group} shows them){hint}")
         for value in _choices(override):
             if value is None:
                 hint = " (no teacher: teacher=none)" if group in ("student", "teacher") else ""
@@ -322,7 +327,11 @@ class Composer:
 
     def _explain(self, error: Exception, tree: DictConfig | None) -> UserError:
         """Hydra's message in one line that names the key, the value and what is accepted."""
+        if isinstance(error, KeyError) and tree is not None and error.args[0] in tree.hydra.job.env_copy:
+            return UserError(f"hydra.job.env_copy: {error.args[0]} is not in the environment; accepted: names that are")
         text = " ".join(f"{error} {error.__cause__ or ''}".split())
+        if match := re.match(r"Error merging override ([^=\s]+)=(\S*) (.*)", text):
+            text = f"{match[1]}: {match[2]}; {re.sub(r'field .* is not Optional', 'accepted: a value', match[3])}"
         if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
             group = match[1].removeprefix("hydra/") if match[1].startswith("hydra/") else match[1]
             if match[1] in self.options.groups:

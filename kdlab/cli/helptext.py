@@ -22,7 +22,7 @@ def helptext() -> str:
         "kdlab trains a small student from a large teacher, and compares every way of doing so.",
         "",
         "usage: kdlab [-m] [--cfg job] group=option ... key=value ...   run an experiment (-m: a sweep)",
-        "       kdlab VERB [--help] ...          (kdlab, or python -m kdlab)",
+        "       kdlab VERB [--help] ...          (kdlab, or python -m kdlab; --hydra-help: Hydra's own settings)",
         "",
         "verbs",
         *_verbs(width),

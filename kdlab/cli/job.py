@@ -29,22 +29,25 @@ class Single:
 
     composition: Composition
     composer: Composer
+    chosen: Path | None = None
+    """The folder that the user named; None for one that kdlab names."""
     error: Exception | None = None
 
     def __call__(self, _: DictConfig) -> None:
         try:
-            run(self.composition, self.composer, None)
+            run(self.composition, self.composer, None, self.chosen)
         except Exception as error:
             self.error = error
 
 
-def run(found: Composition, composer: Composer, folder: Path | None) -> dict[str, Any]:
+def run(found: Composition, composer: Composer, folder: Path | None, chosen: Path | None = None) -> dict[str, Any]:
     """Hand a composed experiment over to the code that runs it; returns its result."""
     from kdlab import experiment
 
     return experiment.run(
         found.config,
         folder=folder,
+        **({} if chosen is None else {"chosen": chosen}),
         overrides=as_typed(found.overrides),
         stages={name: stage.config for name, stage in found.stages.items()},
         choices=found.choices(composer.options.groups),

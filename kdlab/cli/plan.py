@@ -13,7 +13,8 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from kdlab.cli.compose import Composer, Composition
+from kdlab.cli import hydra_node
+from kdlab.cli.compose import Composer, Composition, as_typed
 from kdlab.cli.grid_sweeper import grid
 from kdlab.cli.sweepers import check_settings
 from kdlab.cli.validate import validate
@@ -26,12 +27,13 @@ QUIET = {
     "hydra.output_subdir": "null",
     "hydra/job_logging": "none",
     "hydra/hydra_logging": "none",
-    "hydra/sweeper": "grid",
 }
 """Hydra writes and prints nothing of its own: run folders, logs and tables are kdlab's."""
 
 OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher")
 """What the keys of sweeps' settings begin with."""
+OURS = (*QUIET, hydra_node.SWEEP_DIR)
+"""What the user says of these, kdlab has read; Hydra itself is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Flags:
     package: str | None = None
     info: str | None = None
     config_dir: Path | None = None
+    run: bool = False
 
 
 @dataclass
@@ -59,6 +62,10 @@ class Plan:
     swept: tuple[str, ...] = ()
     searched: bool = False
     """Whether the points are only the ends of a search."""
+    multirun: bool = False
+    """Whether it is a sweep, if only of one job."""
+    folder: Path | None = None
+    """The folder of the run or the sweep that the user named; None for one that kdlab names."""
 
     @property
     def jobs(self) -> int:
@@ -78,18 +85,39 @@ def make_plan(flags: Flags, composer: Composer) -> Plan:
         UserError: the first mistake in any point or stage.
     """
     parsed = composer.parse(flags.overrides)
-    texts = [str(override.input_line) for override in parsed]
-    given = {override.get_key_element() for override in parsed}
-    quiet = [f"{key}={value}" for key, value in QUIET.items() if key not in given]
-    if not flags.multirun:
-        refuse_sweeps(parsed)
-        found = Plan(composer, texts, [composer.compose([*quiet, *texts])])
-        _refuse_unused(override.get_key_element() for override in parsed)
+    typed = {override.key_or_group for override in parsed}
+    plain = composer.compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])
+    if hydra_node.is_multirun(plain) and flags.run:
+        raise UserError("--run: and hydra.mode is MULTIRUN; accepted: one of them")
+    multirun = flags.multirun or hydra_node.is_multirun(plain)
+    hydra_node.check(plain, typed, multirun)
+    if multirun:
+        found = _plan_sweep(composer, parsed, plain)
     else:
-        found = _plan_sweep(composer, parsed, texts, quiet)
+        refuse_sweeps(parsed)
+        found = Plan(composer, [str(o.input_line) for o in parsed], [plain])
+        _refuse_unused(override.get_key_element() for override in parsed)
     for point in found.points:
         validate(point, composer)
+    _choose_folder(found, typed)
     return found
+
+
+def _choose_folder(found: Plan, typed: set[str]) -> None:
+    """Look at the folder that the user named, before anything is built."""
+    config = found.points[0].config
+    if found.multirun:
+        found.folder = hydra_node.sweep_folder(found.points, typed)
+        if found.folder is not None:
+            from kdlab.cli.sweep import check_sweep_folder
+
+            check_sweep_folder(found.folder, as_typed(found.texts))
+        return
+    found.folder = hydra_node.run_folder(found.points[0], typed)
+    if found.folder is not None and config.get("resume") in (None, "auto"):  # another run is looked at by the run
+        from kdlab.runs import chosen_folder  # slower than most mistakes take to be found
+
+        chosen_folder.check(found.folder, config)
 
 
 def refuse_sweeps(parsed: Iterable[Override]) -> None:
@@ -117,10 +145,15 @@ def _refuse_unused(given: Iterable[str]) -> None:
             raise UserError(f"{key}: a setting of sweeps, and this is one run; accepted: with -m before it")
 
 
-def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], quiet: list[str]) -> Plan:
-    """Every point of the sweep; params that a file sweeps over (``hydra.sweeper.params``) included."""
-    plain = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    params = composer.compose([*quiet, *plain])
+def _plan_sweep(composer: Composer, parsed: list[Override], params: Composition) -> Plan:
+    """Every point of the sweep; params that a file sweeps over (``hydra.sweeper.params``) included.
+
+    Args:
+        composer: composes the points.
+        parsed: all overrides.
+        params: what those compose that are no sweeps.
+    """
+    texts = [str(override.input_line) for override in parsed]
     check_settings(params.hydra)
     own = OmegaConf.to_container(params.hydra.sweeper).get("params") or {}  # type: ignore[union-attr]
     given = {o.get_key_element() for o in parsed}
@@ -130,7 +163,7 @@ def _plan_sweep(composer: Composer, parsed: list[Override], texts: list[str], qu
         raise UserError("hydra/sweeper: 'optuna' needs a package that is not installed: pip install optuna")
     swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
     points = _ends(parsed) if searched else _grid(parsed)
-    found = Plan(composer, texts, [composer.compose([*quiet, *p]) for p in points], swept, searched)
+    found = Plan(composer, texts, [composer.compose(p) for p in points], swept, searched, multirun=True)
     if any(point.config.get("resume") not in (None, "auto") for point in found.points):
         raise UserError("resume: a sweep goes on by itself; accepted: leave it out")
     return found

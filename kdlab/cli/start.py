@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.utils import env_override
 from omegaconf import DictConfig, OmegaConf
 
 from kdlab import spec
-from kdlab.cli.compose import CONFIG, Composer, Composition, as_typed, composer
-from kdlab.cli.plan import QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
+from kdlab.cli import hydra_node
+from kdlab.cli.compose import CONFIG, JOB_NAME, Composer, Composition, as_typed, composer
+from kdlab.cli.plan import OURS, QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
 from kdlab.cli.validate import validate
 from kdlab.errors import RunFailed, UserError
 from kdlab.terminal import one_line, say
@@ -25,6 +27,12 @@ from kdlab.termination import exit_on_sigterm
 
 if TYPE_CHECKING:
     from kdlab.cli.workers import InProcess
+
+PLAIN = ("temperature=constant",)
+"""Defaults: typing them out asks for nothing."""
+
+HARMLESS = ("teacher.",)
+"""Settings that are said, and not refused, where nothing reads them: what they would change is known not to matter."""
 
 
 @contextmanager
@@ -56,10 +64,11 @@ def start(flags: Flags) -> int:
             return _show(flags, found)
         made = make_plan(flags, found)
         gc.enable()
-        if flags.multirun:
-            return _sweep(made)
-        preflight(made.points)
-        return _single(made)
+        with env_override(hydra_node.environment(made.points[0])):
+            if made.multirun:
+                return _sweep(made)
+            _look_at(made)
+            return _single(made)
 
 
 def _show(flags: Flags, composer: Composer) -> int:
@@ -95,10 +104,49 @@ def preflight(points: Iterable[Composition]) -> None:
         experiment.preflight(config)
 
 
+def _look_at(made: Plan) -> None:
+    """Let the parts refuse what no signature can, and say what nothing reads, before anything is written."""
+    preflight(made.points)
+    refuse_unread(made)
+
+
+def refuse_unread(made: Plan) -> None:
+    """Refuse settings that were typed and that no run reads; say those that only some read.
+
+    Raises:
+        UserError: names the setting, and why nothing reads it.
+    """
+    from kdlab import experiment
+
+    known: dict[str, dict[str, str]] = {}
+    unread: list[dict[str, str]] = []
+    values: dict[str, str] = {}
+    for point in made.points:
+        of_point: list[dict[str, str]] = []
+        for one in [*point.stages.values()] or [point]:
+            typed = dict(text.lstrip("+~").partition("=")[::2] for text in as_typed(one.overrides) if text not in PLAIN)
+            values.update(typed)
+            key = json.dumps([sorted(typed), {**one.config, "seed": None, "stages": None}], default=str, sort_keys=True)
+            if key not in known:
+                known[key] = experiment.unread(one.config, typed)
+            of_point.append(known[key])
+        unread.append({key: why for key, why in of_point[0].items() if all(key in other for other in of_point)})
+    said = []
+    for key in dict.fromkeys(key for found in unread for key in found):
+        why = [found[key] for found in unread if key in found]
+        if len(why) == len(unread) and not key.startswith(HARMLESS):
+            accepted = "" if "accepted:" in why[0] else "; accepted: leave it out"
+            raise UserError(f"{key}: {values[key]}, and {why[0]}{accepted}")
+        read = f" in {len(why)} of {len(unread)} jobs" if len(unread) > 1 else ""
+        said.append(f"kdlab: {key}={values[key]} is not read{read}: {why[0].partition('; accepted')[0]}")
+    for line in said:
+        say(line, file=sys.stderr)
+
+
 def _single(made: Plan) -> int:
     from kdlab.cli.job import Single
 
-    task = Single(made.points[0], made.composer)
+    task = Single(made.points[0], made.composer, made.folder)
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     hydra.run(CONFIG, task, _for_hydra(made))
@@ -112,7 +160,7 @@ def _sweep(made: Plan) -> int:
     from kdlab.cli.workers import pool
 
     own = as_typed(made.texts)
-    folder = sweep.sweep_folder(made.points[0].config, own, made.searched)
+    folder = made.folder or sweep.sweep_folder(made.points[0].config, own, made.searched)
     sweep.check_writable(folder)
     jobs = [] if made.searched else [_folder(folder, made, point) for point in made.points]
     parallel = _share_cores(made.hydra, made.jobs)
@@ -150,9 +198,9 @@ def _launch(
 
     launcher = None
     if runs_in_pool(made.hydra):
-        launcher = PoolLauncher(workers, partial(preflight, made.points), begin)
+        launcher = PoolLauncher(workers, partial(_look_at, made), begin)
     else:
-        preflight(made.points)
+        _look_at(made)
         begin()
     last = frozenset(n for n, job in enumerate(jobs) if read_any(job).get("status") == "failed")
     task = Job(folder, made.composer, made.swept, made.jobs, parallel, last, launcher)
@@ -195,14 +243,20 @@ def _folder(folder: Path, made: Plan, point: Composition) -> Path:
 
 
 def _for_hydra(made: Plan, folder: Path | None = None, parallel: int = 1) -> list[str]:
+    """Overrides for Hydra's own run: what it would write or print is kdlab's to do."""
     given = {text.split("=")[0] for text in made.texts}
+    texts = [text for text in made.texts if text.split("=")[0] not in (*OURS, "hydra.mode")]
     name = json.dumps(str(made.points[0].config.get("name") or "kdlab"))
-    extra = {**QUIET, "hydra.job.name": name, "hydra.mode": "MULTIRUN" if folder else "RUN"}
+    extra = {**QUIET, "hydra.mode": "MULTIRUN" if folder else "RUN"}
     if folder is not None:
-        extra["hydra.sweep.dir"] = json.dumps(str(folder))
-    if made.searched:
+        extra[hydra_node.SWEEP_DIR] = json.dumps(str(folder))
+    if made.points[0].hydra.job.name == JOB_NAME:
+        extra["hydra.job.name"] = name
+    if made.searched and "hydra.sweeper.n_jobs" not in given:
         extra["hydra.sweeper.n_jobs"] = str(parallel)
-    return [*(f"{key}={value}" for key, value in extra.items() if key not in given), *made.texts]
+    # Hydra would look for what they name in its own settings alone
+    known = (f"++hydra.job.env_set.{k}={json.dumps(v)}" for k, v in hydra_node.environment(made.points[0]).items())
+    return [*(f"{key}={value}" for key, value in extra.items()), *texts, *known]
 
 
 def runs_in_pool(hydra: DictConfig) -> bool:

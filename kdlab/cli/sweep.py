@@ -13,7 +13,8 @@ import yaml
 
 from kdlab import spec
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, write_text
+from kdlab.files import Unreadable, read_mapping, write_text
+from kdlab.runs.chosen_folder import refuse_others
 from kdlab.runs.read import finite, mapping
 from kdlab.runs.result import load_result
 
@@ -29,9 +30,36 @@ def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool
     Hydra's own settings do not count: a parallel launcher goes on where a serial one stopped, and a search
     with more trials where the one with fewer ended. A search and a grid of the same values are two sweeps.
     """
-    kept = sorted(text for text in texts if not text.startswith(("hydra.", "hydra/", "output=", "resume=")))
+    kept = _asked(texts)
     digest = hashlib.sha256("\n".join([*kept, "search" * searched]).encode()).hexdigest()[:8]
     return Path(str(config.get("output") or "outputs")) / str(config.get("name") or "kdlab") / f"sweep-{digest}"
+
+
+def _asked(texts: Sequence[str]) -> list[str]:
+    """What makes a sweep this sweep."""
+    return sorted(text for text in texts if not text.startswith(("hydra.", "hydra/", "output=", "resume=")))
+
+
+def check_sweep_folder(folder: Path, texts: Sequence[str]) -> None:
+    """Whether a folder that the user named is free, or this sweep's already.
+
+    Raises:
+        UserError: if it holds anything else.
+    """
+    key = "hydra.sweep.dir"
+    if not (folder / "sweep.yaml").exists():
+        refuse_others(key, folder)
+        return
+    try:
+        found = read_mapping(folder / "sweep.yaml")
+    except (OSError, Unreadable) as error:
+        raise UserError(f"{key}: {folder / 'sweep.yaml'} cannot be read ({error}); accepted: a new folder") from None
+    there = _asked([str(text) for text in found.get("overrides") or []])
+    if there != _asked(texts):
+        raise UserError(
+            f"{key}: {folder} holds another sweep ({' '.join(there)}); accepted: a new folder, an empty one, or that "
+            "of the same sweep"
+        )
 
 
 def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: Mapping[str, Any]) -> Path:

@@ -22,6 +22,7 @@ __all__ = ["GridSweeper", "OptunaSweeper", "register"]
 
 SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "grid": (GridSweeper, {"params": None}),
+    "basic": (GridSweeper, {"params": None}),  # what Hydra takes by default
     "optuna": (OptunaSweeper, {"n_trials": 20, "n_jobs": 1, "seed": 0, "startup": 8, "params": None}),
 }
 """Option → the sweeper and what can be set of it."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -36,6 +37,11 @@ def _check(config: Mapping[str, Any]) -> None:
     for name, parameter in spec.signature(ROOT).parameters.items():
         if parameter.required and config.get(name) is None:
             raise UserError(f"{name}: missing; accepted: {name}=OPTION")
+        _check_is_part(config.get(name), name, {"stages", "continued_from", "teacher", "pretrained"})
+    for owner in ("teacher", "pretrained"):
+        for name, value in (config.get(owner) or {}).items():
+            if value or name == "net":  # a stage before that teaches has an empty recipe
+                _check_is_part(value, f"{owner}.{name}", {f"{owner}.data", f"{owner}.mapping"})
     output = check_output(config.get("output"))
     check_names("name", config["name"], f"the name of a folder inside {output}")
     logger = str((config.get("logger") or {}).get("_target_"))
@@ -47,6 +53,12 @@ def _check(config: Mapping[str, Any]) -> None:
         if overlay:
             spec.check({**data, **overlay}, f"{owner}.data", slot="data")
     _check_members(config.get("teacher"), data)
+
+
+def _check_is_part(value: Any, key: str, plain: Collection[str]) -> None:
+    """A mapping in the place of a part says what is to be built."""
+    if isinstance(value, Mapping) and key not in plain and not isinstance(value.get("_target_"), str):
+        raise UserError(f"{key}: {json.dumps(value, default=str)}; accepted: {key}=OPTION, or a mapping with _target_")
 
 
 def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:

@@ -108,7 +108,9 @@ class ImageData(LightningDataModule):
         self.notes = tuple(source.notes)
         self.seed, self.split_seed = seed or 0, split_seed
         self.batch_size = whole("data.batch_size", batch_size, 2)
-        self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size or max(batch_size, 256), 1)
+        self.eval_batch_size = whole(
+            "data.eval_batch_size", max(batch_size, 256) if eval_batch_size is None else eval_batch_size, 1
+        )
         if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < float("inf")):
             raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
         self.ratio, self.arrange = ratio, arrange

@@ -30,6 +30,10 @@ def rows_of(amount: int | float, total: int, key: str) -> int:
         raise UserError(f"{key}: {amount!r} is no number; {accepted}")
     if not 0 <= amount <= total:  # also false for nan
         raise UserError(f"{key}: {amount}; there are {total} rows; {accepted}")
+    if isinstance(amount, float) and amount == 1:
+        raise UserError(
+            f"{key}: {amount}, which is a share of all {total} rows; accepted: 1 (one row), or less of them"
+        )
     if amount < 1:
         return round(float(amount) * total)
     if amount != int(amount):

@@ -11,6 +11,7 @@ _LAZY = {
     "run": "kdlab.experiment.run",
     "evaluate_teacher": "kdlab.experiment.measuring",
     "preflight": "kdlab.experiment.preflight",
+    "unread": "kdlab.experiment.reading",
     "Experiment": "kdlab.experiment.schema",
 }
 """Public name → the module it comes from."""

@@ -24,6 +24,7 @@ from kdlab.methods import Method, Training
 from kdlab.methods.checkpoints import read_checkpoint
 from kdlab.models import reuse_classifier, save_weights
 from kdlab.models.adapters import merge, save_adapter
+from kdlab.models.affordable import build_affordable
 from kdlab.models.companions import Companion
 from kdlab.models.cut import cut
 from kdlab.names import check_names, check_output
@@ -93,8 +94,12 @@ def network(
         raise UserError(
             f"{key}.vocab_size: {given}, and data ({data.name}) has {least} tokens; accepted: null, or more"
         )
-    seed_all(mix(seed, 0x6E6574))
-    net = spec.build(config, key, slot="network", offer=offers)
+
+    def build() -> nn.Module:
+        seed_all(mix(seed, 0x6E6574))
+        return spec.build(config, key, slot="network", offer=offers)
+
+    net = build_affordable(build, key, trains=key == "student")
     if data.gives != "rows":
         _check_reads(net, data, key)
     return net
@@ -255,12 +260,7 @@ def make_optimizer(config: Mapping[str, Any]) -> Any:
 
 
 def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer:
-    try:
-        return spec.build(config, "optimizer", slot="optimizer", params=params)
-    except UserError:
-        raise
-    except ValueError as error:  # torch's own, such as "Invalid learning rate: -1"
-        raise UserError(f"optimizer: {error}; accepted: what {config['_target_']} takes") from None
+    return spec.build(config, "optimizer", slot="optimizer", params=params)
 
 
 def training(config: Mapping[str, Any]) -> Training:

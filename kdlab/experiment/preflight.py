@@ -17,6 +17,7 @@ from kdlab.experiment import parts
 from kdlab.experiment.belonging import check_beside, check_source, check_tasks, previous
 from kdlab.experiment.caching import why_not_cached, written
 from kdlab.experiment.from_run import load_pretrained, normalised_as_started
+from kdlab.experiment.reading import check_learns
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teaching import (
     came_with_weights,
@@ -84,6 +85,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         raise UserError("data: the test split is empty; accepted: at least one row")
     data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
     objective = parts.objective(experiment.loss, data)
+    check_learns(experiment, objective, data)
     check_tasks(experiment, data)
     task = parts.task(experiment.task, data)
     experiment = normalised_as_started(experiment, data)

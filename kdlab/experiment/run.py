@@ -33,8 +33,8 @@ from kdlab.experiment.teaching import (
 )
 from kdlab.files import atomic_write, make_folder, open_to_append
 from kdlab.names import check_name
+from kdlab.runs import chosen_folder, table
 from kdlab.runs import folder as folders
-from kdlab.runs import table
 from kdlab.runs.read import DIAGNOSIS, RESULT, Run, mapping
 from kdlab.terminal import LineFormatter, one_line, say
 from kdlab.termination import Terminated, exit_on_sigterm
@@ -49,6 +49,7 @@ def run(
     config: Mapping[str, Any],
     *,
     folder: Path | None = None,
+    chosen: Path | None = None,
     overrides: Sequence[str] = (),
     stages: Mapping[str, Mapping[str, Any]] | None = None,
     choices: Mapping[str, str] | None = None,
@@ -58,6 +59,7 @@ def run(
     Args:
         config: resolved and plain, checked against :class:`~kdlab.experiment.schema.Experiment`.
         folder: to run in (a job of a sweep); None claims a new one, or the one that ``resume`` names.
+        chosen: the folder that the user named for this one run; refused if it holds anything else.
         overrides: what the user typed.
         stages: the composed configuration of each stage, by name.
         choices: group → chosen option, for names in tables and folders.
@@ -78,8 +80,8 @@ def run(
     check_stages(plan)
     experiment = Experiment.of(config)
     in_sweep = folder is not None
-    folder, said = (folder, "") if folder is not None else _folder_for(experiment, config)
-    if in_sweep:
+    folder, said = (folder, "") if folder is not None else _folder_for(experiment, config, chosen)
+    if in_sweep or chosen is not None:
         folders.make_job_folder(folder)
     folders.check_links(folder)
     known = folders.read_result(folder)
@@ -88,7 +90,14 @@ def run(
             _complete(known, folder, stages, overrides)
         _show(known, folder, in_sweep)
         return known
-    with folders.held(folder), _logging(folder, quiet=in_sweep), exit_on_sigterm(), _writing_into(folder):
+    still_free = chosen_folder.still_free(chosen, config)
+    with (
+        folders.held(folder),
+        still_free,
+        _logging(folder, quiet=in_sweep),
+        exit_on_sigterm(),
+        _writing_into(folder),
+    ):
         if said:
             log.info(said)
         (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
@@ -161,9 +170,12 @@ def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
     say(f"  {one_line(folder.name)}: {said}, {result['seconds']['total']:.1f} s")
 
 
-def _folder_for(experiment: Experiment, config: Mapping[str, Any]) -> tuple[Path, str]:
+def _folder_for(experiment: Experiment, config: Mapping[str, Any], chosen: Path | None) -> tuple[Path, str]:
     """The folder to run in, and what the log should say about it."""
     output = Path(experiment.output)
+    if chosen is not None:
+        said = chosen_folder.check(chosen, config)
+        return chosen_folder.make(chosen), said
     if experiment.resume is not None:
         # a run that starts from another one's state is found by its own configuration
         started_elsewhere = experiment.continued_from is not None
@@ -220,7 +232,7 @@ def _result(
         "format": folders.FORMAT,
         "status": "finished",
         "error": None,
-        "name": config["name"],
+        "name": str(config["name"]),
         "method": last.experiment.method_name,
         "config_hash": spec.config_hash(config),
         "seed": config["seed"],
@@ -232,6 +244,7 @@ def _result(
         "best_epoch": last.fitted.best_epoch,
         "epochs": sum(stage.fitted.epochs for stage in done.values()),
         "steps": sum(stage.fitted.steps for stage in done.values()),
+        "warnings": [said for stage in done.values() for said in stage.fitted.warnings],
         "data": last.data.describe(),
         "teacher_trained_on": last.lesson.source.trained_on if last.lesson else None,
         "hardware": last.fitted.hardware,

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, Self, TypedDict
 
+from kdlab import spec
 from kdlab.errors import UserError, unknown
 
 ROOT = "kdlab.experiment.schema.Experiment"
@@ -37,6 +38,11 @@ class PretrainedSpec:
     seed: int = 0
     optimizer: Annotated[dict, "optimizer"] = field(default_factory=dict)
     scheduler: Annotated[dict | None, "scheduler"] = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From a plain mapping, its values as the annotations want them."""
+        return cls(**spec.bind(values, target=f"{__name__}.{cls.__name__}"))
 
 
 class Member(TypedDict, total=False):
@@ -95,7 +101,7 @@ class TeacherSpec(PretrainedSpec):
         if self.members is None:
             return [self]
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return [TeacherSpec(**values) for values in laid_over(own)]
+        return [TeacherSpec.of(values) for values in laid_over(own)]
 
 
 NOT_OF_ONE = ("members", "weighing", "top_k", "draws")
@@ -192,10 +198,10 @@ class Experiment:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:
         """From a plain, checked mapping."""
-        values = dict(config)
-        for name, spec in (("teacher", TeacherSpec), ("pretrained", PretrainedSpec)):
+        values = spec.bind(config, target=f"{__name__}.Experiment")
+        for name, kind in (("teacher", TeacherSpec), ("pretrained", PretrainedSpec)):
             if isinstance(values.get(name), Mapping):
-                values[name] = spec(**values[name])
+                values[name] = kind.of(values[name])
         found = cls(**values)
         if found.teacher is not None and found.teacher.weighing == "tasks" and found.teacher.members is None:
             found.teacher = replace(found.teacher, members=[{"data": {"label": name}} for name in found.labels])

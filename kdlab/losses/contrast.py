@@ -12,6 +12,7 @@ from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, mix, noise_contrast
 from kdlab.functional.relations import unit
 from kdlab.losses.features import LayerTerm, project
+from kdlab.losses.temperature import check_temperature
 
 UNKNOWN = -1
 """The class of an example that has no label, or was not seen yet."""
@@ -70,8 +71,7 @@ class CRD(LayerTerm):
         for key, value in (("negatives", negatives), ("dim", dim)):
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{key}: {value}; accepted: a whole number, at least 1")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature: {temperature}; accepted: a number above 0")
+        check_temperature("temperature", temperature)
         if not 0 <= momentum < 1:
             raise UserError(f"momentum: {momentum}; accepted: at least 0 and below 1")
         self.negatives, self.dim, self.temperature = negatives, dim, temperature

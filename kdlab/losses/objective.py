@@ -178,7 +178,8 @@ class Objective(nn.Module):
             if teacher is None and term.needs_teacher:
                 values.append(torch.zeros((), device=student.logits.device))
                 continue
-            value, share = self._share(term, term(student, teacher, batch), batch, labelled, window)
+            value = _ask(self.names[n], term, student, teacher, batch, labelled.shape)
+            value, share = self._share(term, value, batch, labelled, window)
             values.append(value.detach().float() * share)
             if weight:  # one multiplication: on a small network, what autograd records here is felt
                 weighted = value * (weight * share * window.parts)
@@ -208,7 +209,6 @@ class Objective(nn.Module):
         if value.ndim == 0:
             seen = batch.count()
             return value, _counted(term, seen) / max(_counted(term, window), 1e-12)
-        _check_rows(term, value, labelled.shape)
         if term.rows == "labelled":
             # where, not a product: an unlabelled row may hold inf or nan, and 0 * nan is nan
             value = torch.where(labelled, value, 0.0)
@@ -243,8 +243,7 @@ class Objective(nn.Module):
             found = []
             for n, term in chosen.items():
                 with nullcontext() if weights[n] else torch.no_grad():
-                    found.append(term(mine, theirs, part))
-                _check_rows(term, found[-1], s.shape[:1])
+                    found.append(_ask(self.names[n], term, mine, theirs, part, s.shape[:1], by_row=True))
             return torch.stack(found)
 
         # what _share and forward multiply each row's value with
@@ -303,9 +302,28 @@ def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
     return Outputs(logits, heads=heads)
 
 
-def _check_rows(term: Term, value: Tensor, rows: torch.Size) -> None:
-    if value.shape != rows:  # (rows, 1) would broadcast into (rows, rows) without a word
-        raise ValueError(
-            f"{type(term).__name__} returned {tuple(value.shape)}; accepted: one value per row, {tuple(rows)}, "
-            "or a scalar"
-        )
+def _ask(
+    name: str, term: Term, student: Outputs, teacher: Any, batch: Batch, rows: torch.Size, by_row: bool = False
+) -> Tensor:
+    """What a term says; what goes wrong in it carries its name.
+
+    Raises:
+        ValueError: if it says neither one value per row nor, unless it is asked ``by_row``, a scalar.
+    """
+    try:
+        value = term(student, teacher, batch)
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(f"loss.terms.{name}")
+        raise
+    if not isinstance(value, Tensor):
+        said = type(value).__name__ if value is not None else "None"
+    elif value.shape == rows or (value.ndim == 0 and not by_row):
+        return value
+    else:  # (rows, 1) would broadcast into (rows, rows) without a word
+        said = str(tuple(value.shape))
+    raise ValueError(
+        f"loss.terms.{name}: {type(term).__name__} returned {said}; accepted: one value per row, {tuple(rows)}, or a "
+        "scalar"
+    )

@@ -26,6 +26,7 @@ from kdlab.functional import (
     zipf_kl,
 )
 from kdlab.losses.decoupled import named_classes, part_weights
+from kdlab.losses.temperature import check_temperature
 from kdlab.losses.term import Term
 
 
@@ -88,8 +89,7 @@ class TfKD(Term):
         super().__init__(weight)
         if not 0 < correct < 1:
             raise UserError(f"correct: {correct}; accepted: a probability above 0 and below 1")
-        if not 0 < temperature < math.inf:
-            raise UserError(f"temperature: {temperature}; accepted: a finite number above 0")
+        check_temperature("temperature", temperature)
         self.correct, self.temperature = correct, temperature
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

@@ -7,10 +7,14 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, schedule
 
 Role = Literal["label", "soft", "other"]
 Rows = Literal["labelled", "all", "partnered"]
+
+LEAST_WEIGHT, GREATEST_WEIGHT = 1e-12, 1e12
+"""Beyond, the squares of gradients that Adam keeps overflow float32, or its epsilon swallows the step."""
 
 
 class Term(nn.Module):
@@ -47,7 +51,9 @@ class Term(nn.Module):
 
     def __init__(self, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__()
-        self.weight = schedule(weight, "weight", least=0.0)
+        self.weight = schedule(weight, "weight", least=0.0, most=GREATEST_WEIGHT)
+        if 0 < self.weight.range[1] < LEAST_WEIGHT:
+            raise UserError(f"weight: {self.weight.range[1]:g}; accepted: 0, or at least {LEAST_WEIGHT:g}")
 
     def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         """See the networks themselves, and how many examples the training split has; called once, before ``prepare``.

@@ -8,7 +8,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from kdlab.files import make_folder
 from kdlab.functional import Batch, Outputs, finite, mix, seed_all
 from kdlab.methods.checkpoints import CURE, Saver, read_checkpoint
 from kdlab.methods.gradients import Gradients
+from kdlab.methods.learned import no_use, nothing_learned, trace
 from kdlab.methods.method import Method
 from kdlab.methods.progress import Progress
 from kdlab.methods.samples import Samples
@@ -47,6 +48,8 @@ class Fitted:
     hardware: dict[str, Any]
     measures: dict[str, float]
     """Of the best epoch, on the validation split."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes its figures mean little, such as that nothing was learned."""
 
 
 def fit(
@@ -117,6 +120,7 @@ def fit(
             callbacks.append(_OwnSettings())
     with _quiet_lightning():
         trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
+    before = trace(method.student)
     if resume is None or not _finished(resume, saver, epochs):
         validation = data.val_dataloader() if data.counts["val"] else None
         with _quiet_lightning():
@@ -124,6 +128,11 @@ def fit(
     steps = int(trainer.global_step) or _steps_of(resume)
     if not steps:
         raise RunFailed(f"{name}: no optimizer step was made; look at data.batch_size and epochs")
+    idle = None
+    if resume is None:  # else the weights before are not known
+        pull = method.greatest_gradient
+        unchanged = torch.equal(before, trace(method.student))
+        idle = nothing_learned(unchanged, None if pull is None else float(pull), method.last_curves, steps)
     saver.check_best()
     best = read_state(folder / "checkpoints" / "best.pt")
     method.student.load_state_dict(best)
@@ -135,7 +144,10 @@ def fit(
     weights = folder / method.weights_file
     save_weights(best, weights)
     seconds = saver.seconds or saver._resumed_seconds
-    return Fitted(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures)
+    warned = [f"{name}: {why}" for why in (idle, no_use(saver.best_measures, method.task)) if why]
+    for warning in warned:
+        log.warning(warning)
+    return Fitted(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
 
 
 def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Path | None) -> None:

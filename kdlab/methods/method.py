@@ -14,11 +14,15 @@ from torch import Tensor, nn
 from kdlab.errors import RunFailed
 from kdlab.functional import Batch, Outputs, Taps, seed_torch
 from kdlab.losses import Objective
+from kdlab.methods.learned import greatest
 from kdlab.methods.learning_rate import LearningRate
 from kdlab.models import frozen_modules
 from kdlab.models.companions import Companion
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
+
+MOST_APART = 2**16
+"""Optimizer steps between two points of a curve; all between are held in memory."""
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -87,6 +91,10 @@ class Method(pl.LightningModule):
         self.channels_last = False
         self._make_optimizer, self._scheduler = optimizer, scheduler
         self._curves: Curves | None = None
+        self.last_curves: dict[str, float] = {}
+        """The means of loss and terms that were written last."""
+        self.greatest_gradient: Tensor | None = None
+        """The greatest absolute value in the student's gradients, of the steps that were looked at."""
         self._random = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -182,12 +190,23 @@ class Method(pl.LightningModule):
         self._random = self.task.reads != "rows" or any(isinstance(m, _RANDOM_LAYERS) for m in trained)
 
     def on_train_start(self) -> None:
-        self._curves = Curves(self.objective.names, self.log_every * self.trainer.accumulate_grad_batches)
         self._steps = max(int(self.trainer.estimated_stepping_batches), 1)
+        apart = min(self.log_every, self._steps, MOST_APART)
+        self._curves = Curves(self.objective.names, apart * self.trainer.accumulate_grad_batches)
 
     def on_train_epoch_start(self) -> None:
         if self.teacher is not None:
             self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=False)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        step = self.trainer.global_step
+        if step & (step + 1):  # looks at steps 1, 2, 4, 8, ...: often at first, and hardly ever in the end
+            return
+        found = [p.grad for p in self.student.parameters() if p.grad is not None]
+        if found:
+            now = greatest(found)
+            before = self.greatest_gradient
+            self.greatest_gradient = now if before is None else torch.maximum(before, now)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
@@ -211,6 +230,7 @@ class Method(pl.LightningModule):
         found = self._curves.take(self.global_step, self.trainer.accumulate_grad_batches, self.trainer.strategy)
         if not found:
             return
+        self.last_curves = found
         curves = {f"train/{name}": value for name, value in found.items()}
         curves["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.objective.needs_teacher:

@@ -37,6 +37,9 @@ Measured on GPT-2s, one thread with AMX: a step in bf16 takes 2.3 of float32's t
 256, 0.5 at 512 and 768.
 """
 
+MOST_THREADS = 1024
+"""More than any CPU has use for; torch would try to start each."""
+
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
 
@@ -92,6 +95,8 @@ class Training:
             raise UserError(f"trainer.gradients: {gradients!r}; accepted: a whole number of steps, at least 1, or null")
         if isinstance(threads, int) and threads < 1:
             raise UserError(f"trainer.threads: {threads!r}; accepted: a whole number, at least 1, or auto")
+        if isinstance(threads, int) and threads > MOST_THREADS:
+            raise UserError(f"trainer.threads: {threads}; accepted: up to {MOST_THREADS}, or auto")
         if clip is not None and not clip > 0:
             raise UserError(f"trainer.clip: {clip}; accepted: a number above 0, or null")
         if not save_minutes > 0:

@@ -19,7 +19,7 @@ import yaml
 from filelock import Timeout
 
 from kdlab import integrity
-from kdlab.errors import Busy, RunFailed, UserError
+from kdlab.errors import Busy, RunFailed, UserError, told
 from kdlab.files import (
     Unreadable,
     links_inside,
@@ -266,7 +266,7 @@ def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[
     if not (folder / "config.yaml").exists():
         write_config(folder, config, overrides)
     said = " ".join(str(error).split())
-    text = said if isinstance(error, UserError | RunFailed) else f"{type(error).__name__}: {said}"
+    text = said if isinstance(error, UserError | RunFailed) else " ".join(told(error).split())
     result = {
         "format": FORMAT,
         "status": "failed",

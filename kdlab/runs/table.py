@@ -150,6 +150,8 @@ def _remarks(
     run: Run, split: str, folder: str | os.PathLike[str] | None, score: Score, more: Sequence[Score]
 ) -> list[str]:
     lines = [f"failed: {one_line(run.error)}"] if run.failed else []
+    warned = run.result.get("warnings")
+    lines += [f"warning: {one_line(said)}" for said in (warned if isinstance(warned, list) else [])]
     inside = split if run.number(run.subject, "outside", score.key) is None else f"{split}, inside the domain"
     for one in (score, *more):
         if (said := _gain(run, split, one)) is not None:

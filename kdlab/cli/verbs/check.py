@@ -20,13 +20,14 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_intermixed_args(argv)
     from kdlab.cli.console import log_shown
     from kdlab.cli.plan import Flags, distinct
-    from kdlab.cli.start import planned
+    from kdlab.cli.start import planned, refuse_unread
     from kdlab.cli.sweep import expected
 
     with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan, log_shown():
         say(f"ok    config: {plan.jobs} job(s), every key and value bound to its owner")
         from kdlab import experiment
 
+        refuse_unread(plan)
         failed = 0
         stages = {id(stage.config): name for point in plan.points for name, stage in point.stages.items()}
         for config in distinct(plan.points):

@@ -80,7 +80,7 @@ Points = dict[tuple["Entry", int], "Composition"]
 def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Composer]]:
     """Every run of a board, composed, validated and looked at before anything is written."""
     from kdlab import spec
-    from kdlab.cli.compose import composer
+    from kdlab.cli.compose import composer, refuse_hydra
     from kdlab.cli.plan import QUIET, refuse_sweeps
     from kdlab.cli.sweep import check_writable
     from kdlab.cli.validate import validate
@@ -93,6 +93,7 @@ def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Compos
                 try:
                     parsed = made.parse([*board.overrides(entry, seed), *more])
                     refuse_sweeps(parsed)
+                    refuse_hydra(parsed)
                     points[entry, seed] = made.compose([*quiet, *(str(one.input_line) for one in parsed)])
                     validate(points[entry, seed], made)
                 except UserError as error:

@@ -7,6 +7,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
+from kdlab import memory
 from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.source import Rows, Source
 from kdlab.errors import UserError
@@ -41,6 +42,7 @@ def synthetic(
         whole(f"data.{name}", value, least)
     if not 0 <= noise < float("inf"):
         raise UserError(f"data.noise: {noise}; accepted: 0 or more")
+    memory.refuse_larger("data.n", n * 16 * (features + num_classes), f"{n:,} rows of {features:,} features")
     draw = np.random.Generator(np.random.PCG64(data_seed))
     inputs = draw.standard_normal((n, features))
     slopes = 3 * draw.standard_normal((features, _STEPS)) / features**0.5

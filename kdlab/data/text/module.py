@@ -96,7 +96,9 @@ class TextData(LightningDataModule):
         self.seed, self.pack, self._source = seed or 0, pack, source
         self.context = whole("data.context", context, 1)
         self.batch_size = whole("data.batch_size", batch_size, 1)
-        self.eval_batch_size = whole("data.eval_batch_size", eval_batch_size or batch_size, 1)
+        self.eval_batch_size = whole(
+            "data.eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1
+        )
         stride = whole("data.eval_stride", self.context if eval_stride is None else eval_stride, 1)
         if stride > self.context:
             raise UserError(f"data.eval_stride: {stride}; accepted: 1..{self.context} (data.context), or null")
