@@ -248,14 +248,18 @@ def test_what_is_not_finite_and_what_no_run_wrote():
         deep = deep.pop("a")
 
 
-def test_a_damaged_result_is_made_again_and_said(here, capsys, caplog):
-    run, words = run_of(0), [*WORDS, "seed=0", "teacher.seed=0", "name=seed0", "resume=auto"]
+def test_a_damaged_result_is_neither_believed_nor_written_over(here, capsys):
+    run, words = run_of(0), [*WORDS, "seed=0", "teacher.seed=0", "name=seed0"]
     before = result(run)
     edit(run / "result.json", lambda found: found["models"]["student"]["test"].update(acc=0.999))
-    said(capsys, words, 0)
-    assert f"{run / 'result.json'} is damaged, and counts as not there" in caplog.text
+    line = refused(capsys, [*words, f"resume={run}"], run / "result.json")
+    assert "its checksum does not fit what it says" in line and "accepted: without it (remove it)" in line
+    text = said(capsys, [*words, "resume=auto"], 0)
+    assert f"{run / 'result.json'}: damaged" in text and "passed over" in text
+    assert result(run)["models"]["student"]["test"]["acc"] == 0.999 and len(list(Path("outputs/seed0").iterdir())) == 2
+    (run / "result.json").unlink()
+    said(capsys, [*words, f"resume={run}"], 0)
     assert result(run)["models"]["student"]["test"] == before["models"]["student"]["test"]
-    assert len(list(Path("outputs/seed0").iterdir())) == 1
 
 
 def test_a_failure_carries_a_checksum_too(tmp_path):
@@ -292,7 +296,7 @@ def test_where_a_teacher_learned_is_covered(here, capsys):
     folder = kept("teacher", run_of(0))
     edit(folder / "result.json", lambda found: found.update(trained_on="9 labelled rows of nothing"))
     text = said(capsys, [*WORDS, "seed=0", "teacher.seed=0", "name=again"], 0)
-    assert f"{folder / 'result.json'} is damaged" in text
+    assert f"{folder / 'result.json'}: damaged, and not used" in text
     assert result(next(Path("outputs/again").iterdir()))["teacher_trained_on"] != "9 labelled rows of nothing"
     assert not integrity.damage(result(folder))
 
