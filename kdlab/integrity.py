@@ -28,7 +28,7 @@ FILES, CHECKSUM = "files", "checksum"
 """Entries of ``result.json``, and the first of a cache's manifest."""
 
 KEPT = (
-    *("model.json", "tokenizer.json", "tokenizer_config.json"),
+    *("model.json", "stages.yaml", "tokenizer.json", "tokenizer_config.json"),
     *("*.pt", "*.safetensors", "adapter/*", "checkpoints/best.pt"),
 )
 """What later commands read in the folder of a run, of one of its stages, or of a kept network. Of ``config.yaml`` the

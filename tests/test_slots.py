@@ -202,7 +202,7 @@ def test_what_is_accepted_is_of_the_kind(every_name):
 def test_without_the_check_the_same_trial_finds_what_writes(every_name, tmp_path, monkeypatch):
     """The control: the trial above would see a function that acts."""
     monkeypatch.chdir(tmp_path)
-    modules = ("kdlab.data.text.traces", "kdlab.models.checkpoint", "kdlab.methods.checkpoints", "kdlab.data.sources")
+    modules = ("kdlab.data.text.traces", "kdlab.models.checkpoint", "kdlab.data.sources")
     some = {name: v for name, v in every_name.items() if name.startswith(modules) and inspect.isfunction(v)}
     some = {name: v for name, v in some.items() if v.__module__.startswith("kdlab.")}
     monkeypatch.setattr(spec, "accepts", lambda *_: True)
@@ -215,7 +215,7 @@ def test_without_the_check_the_same_trial_finds_what_writes(every_name, tmp_path
             with contextlib.suppress(Exception):
                 spec.build(mapping, "part", slot="data")
     written = {path.name.removesuffix(".txt") for path in tmp_path.iterdir()}
-    assert {"append_traces", "write_traces", "save_weights", "write_or_fail", "cifar10"} <= written
+    assert {"append_traces", "write_traces", "save_weights", "cifar10"} <= written
     assert events
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kdlab import spec
+from kdlab import integrity, spec
 from kdlab.errors import UserError
 from kdlab.files import Unreadable, read_yaml
 
@@ -22,6 +22,9 @@ def stages_of(run: Path, trust: bool = False) -> Stages | None:
 
     Returns:
         Name → configuration; None where the run has no stages, or nothing says any more what they were.
+
+    Raises:
+        UserError: if those that are kept are not as they were written.
     """
     config = _read(run / "config.yaml")
     if not isinstance(config, Mapping) or not isinstance(config.get("stages"), Mapping) or not config["stages"]:
@@ -39,6 +42,7 @@ def _read(path: Path) -> Any:
 
 def _kept(path: Path, config: Mapping[str, Any]) -> Stages | None:
     """What the run wrote, if it belongs to this configuration."""
+    integrity.check(path)
     found = _read(path)
     if not isinstance(found, Mapping) or found.get("config_hash") != spec.config_hash(config):
         return None
