@@ -288,6 +288,19 @@ def test_questions(workplace):
     assert Job.of(asks[0], 1, 2) == Job.of(asks[0], 1, 2)
 
 
+def test_fields_of_questions_that_look_like_slips_are_named_once(workplace, caplog):
+    Path("x.jsonl").write_text(
+        '{"question": "a", "Answer": "1", "level": 3}\n' * 2 + '{"question": "b", "answers": "1"}\n'
+    )
+    assert all(ask.gold is None for ask in read_questions(Path("x.jsonl")))
+    assert caplog.messages == [
+        "x.jsonl: line 1: field 'Answer' is not read as 'answer'",
+        "x.jsonl: line 3: field 'answers' is not read as 'answer'",
+    ]
+    caplog.clear()
+    assert read_questions(Path("x.jsonl"), limit=1, answer_key="Answer")[0].gold == "1" and not caplog.messages
+
+
 @pytest.mark.parametrize(
     ("text", "reasoning", "answer"),
     [

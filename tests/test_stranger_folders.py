@@ -13,7 +13,6 @@ from tiny import MLP, mistake, place, train
 from kdlab import spec
 from kdlab.cli.main import main
 from kdlab.cli.recompose import stages_of
-from kdlab.experiment import parts
 from kdlab.models import save_weights
 
 __all__ = ["place"]  # a fixture
@@ -31,7 +30,6 @@ def stranger(place, tmp_path, monkeypatch):
     change(folder / "result.json", lambda said: {k: v for k, v in said.items() if k not in ("files", "checksum")})
     np.save(tmp_path / "row.npy", np.zeros((1, 8, 8), np.float32))
     monkeypatch.chdir(tmp_path)
-    parts._data.cache_clear()
     return folder
 
 
@@ -62,6 +60,11 @@ def writers(target: Path) -> dict[str, dict]:
     }
 
 
+def linear(width: int) -> dict:
+    """A square layer."""
+    return {"_target_": "torch.nn.Linear", "in_features": width, "out_features": width}
+
+
 WRITERS = tuple(writers(Path("x")))
 
 
@@ -82,7 +85,7 @@ def test_predict_builds_no_function_that_writes(stranger, capsys, tmp_path, whic
     assert not (tmp_path / "target").exists()
 
 
-@pytest.mark.parametrize("which", WRITERS)
+@pytest.mark.parametrize("which", ["append", "save", "download"])
 @pytest.mark.parametrize("key", ["data", "task", "loss"])
 def test_diagnose_builds_no_function_that_writes(stranger, capsys, tmp_path, key, which):
     mapping = writers(tmp_path / "target")[which]
@@ -99,14 +102,10 @@ def test_diagnose_builds_no_function_that_writes(stranger, capsys, tmp_path, key
     [
         ({"weights": "a\0b"}, "weights: 'a\\x00b'; accepted: the name of a file in the folder"),
         ({"weights": ".."}, "weights: '..'; accepted: the name of a file in the folder"),
-        ({"network": {"_target_": "torch.nn.Linear", "in_features": 2**20, "out_features": 2**20}}, "memory"),
-        (
-            {"network": {"_target_": "torch.nn.Linear", "in_features": 2**13, "out_features": 2**13}},
-            "MiB of parameters",
-        ),
-        ({"network": {"_target_": "torch.nn.Linear", "in_features": -2, "out_features": 2}}, "cannot be built with"),
+        ({"network": linear(2**20)}, "; accepted: "),  # as much as no machine has
+        ({"network": linear(2**13)}, "MiB of parameters"),
+        ({"network": linear(-2)}, "cannot be built with"),
         ({"network": {"_target_": "kdlab.methods.samples.Samples"}}, "may not be built here"),
-        ({"arguments": [1]}, "arguments: [1]; accepted: a mapping"),
     ],
 )
 def test_what_cannot_be_built_is_one_line(stranger, capsys, edit, says):

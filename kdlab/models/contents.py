@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,10 @@ _NO_WEIGHTS = frozenset(
 
 _NESTING = 4
 """Levels of mappings in which state dicts are looked for: callbacks, one of them, its average, a wrapper."""
+
+
+_NAMES = 100
+"""Under how many names one mapping is looked into: a file may hold it under any number, also within itself."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +73,26 @@ def names_average(name: str) -> bool:
 
 def entries_of(content: Any) -> list[Entry]:
     """The state dicts in what a checkpoint file holds, in the order in which they are looked for."""
-    found = _look(content, ())
+    found = _look(content, (), Counter())
     if any(entry.name == "current_model_state" for entry in found):
         # Lightning's WeightAveraging stores the average in the place of the weights
         found = [Entry(e.name, e.state, e.average or e.name == "state_dict", e.left_out) for e in found]
     return sorted(found, key=lambda entry: entry.rank)
 
 
-def lists_average(content: Any) -> str | None:
-    """The name of an average that is kept as a list without names (``shadow_params``), None where there is none."""
-    if not isinstance(content, Mapping):
+def lists_average(content: Any, levels: int = _NESTING) -> str | None:
+    """The name of an average that is kept as a list without names (``shadow_params``), None where there is none.
+
+    Args:
+        content: what a file holds.
+        levels: of mappings that are looked into; a mapping may be its own content.
+    """
+    if not isinstance(content, Mapping) or not levels:
         return None
-    for name, inner in content.items():
+    for name, inner in list(content.items())[:_NAMES]:
         if isinstance(inner, list) and inner and all(isinstance(v, Tensor) for v in inner) and names_average(str(name)):
             return str(name)
-        if (deeper := lists_average(inner)) is not None:
+        if (deeper := lists_average(inner, levels - 1)) is not None:
             return f"{name}.{deeper}"
     return None
 
@@ -97,13 +107,16 @@ def of_training_alone(content: Any) -> bool:
     )
 
 
-def _look(content: Any, path: tuple[str, ...]) -> list[Entry]:
+def _look(content: Any, path: tuple[str, ...], looked: Counter[int]) -> list[Entry]:
     if not isinstance(content, Mapping) or len(path) > _NESTING or "param_groups" in content:
+        return []
+    looked[id(content)] += 1
+    if looked[id(content)] > _NAMES:
         return []
     found = []
     for name, inner in content.items():
         if isinstance(name, str) and isinstance(inner, Mapping) and not words_of(name) & _NO_WEIGHTS:
-            found += _look(inner, (*path, name))
+            found += _look(inner, (*path, name), looked)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     # loose tensors beside a state dict are numbers such as an accuracy, unless they are named as weights are
     if tensors and all(isinstance(name, str) for name in tensors) and (not found or any("." in n for n in tensors)):

@@ -46,8 +46,8 @@ _LINKED = frozenset({"wandb"})
 
 _FOLDERS = ("checkpoints", "stages")
 _FILES = (
-    *("config.yaml", "overrides.yaml", RESULT, "model.json", "signature", ".lock", "run.log", "curves.jsonl"),
-    *("student.pt", "checkpoints/last.ckpt", "checkpoints/best.pt"),
+    *("config.yaml", "overrides.yaml", "stages.yaml", RESULT, "model.json", "signature"),
+    *(".lock", "run.log", "curves.jsonl", "student.pt", "checkpoints/last.ckpt", "checkpoints/best.pt"),
 )
 
 MOST_INPUTS = 2**26

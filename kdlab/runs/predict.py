@@ -80,11 +80,8 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
 
 
 def _build(described: Mapping[str, Any]) -> nn.Module:
-    arguments = described.get("arguments") or {}
-    if not isinstance(arguments, Mapping):
-        raise UserError(f"arguments: {arguments!r}; accepted: a mapping")
     try:
-        return spec.build(described["network"], "network", slot="network", offer=arguments)
+        return spec.build(described["network"], "network", slot="network", offer=described.get("arguments"))
     except RecursionError:
         raise UserError("network: nested too deeply; accepted: a network as kdlab describes it") from None
 
