@@ -190,7 +190,8 @@ def _not_made(owner: Signature, path: str, error: Exception) -> UserError:
     """A library's refusal, such as "Invalid learning rate: -1", or what no arithmetic or memory is made for."""
     said = (str(error).split("Exception raised from")[0].splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{path or 'config'}: {said}; accepted: what {owner.target} takes, of a size that fits into memory"
+        f"{path or 'config'}: {owner.target} cannot be built with these values ({said}); accepted: values that it "
+        "takes, and a size that fits into memory"
     )
 
 

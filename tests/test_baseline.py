@@ -56,7 +56,7 @@ def test_stages_that_differ_in_their_teacher_alone_are_one_fit(apart):
 
 def test_what_a_taught_student_starts_from_is_the_start_of_its_baseline(apart):
     words = ["pretrained=trained", "pretrained.epochs=1", "init=pretrained", "adapter=lora", "epochs=1"]
-    run = train(apart, "pretrained", *TAUGHT, "data.train=30", *words)
+    run = train(apart, "starts_pretrained", *TAUGHT, "data.train=30", *words)
     [(only, _, _)] = fits(run)
     assert only["begin"].startswith("from ") and only["adapter"] is not None
     ppl = {role: result(run)["models"][role]["test"]["ppl"] for role in ("student", "baseline")}

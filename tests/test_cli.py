@@ -378,7 +378,9 @@ def test_check_prints_each_finding(monkeypatch, calls, capsys):
 def test_check_knows_how_long_runs_took(calls, capsys, workplace):
     folder = workplace / "outputs" / "kd_resnet" / "run"
     folder.mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps({"status": "finished", "seconds": {"total": 20.0}}))
+    (folder / "result.json").write_text(
+        json.dumps({"status": "finished", "config_hash": "", "models": {}, "seconds": {"total": 20.0}})
+    )
     assert main(["check", "-m", "experiment=kd_resnet", "seed=0,1,2"]) == 0
     assert "time  about 60 s for 3 job(s): 1 before took 20 s each" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from tiny import MLP, QUIET, mistake, place, result, train, write_cifar
+from tiny import MLP, QUIET, mistake, place, result, train, unsealed, write_cifar
 
 from kdlab.cli.main import main
 from kdlab.experiment import preflight
@@ -51,7 +51,7 @@ MISTAKES = [
     (["student._target_=torch.nn.init.zeros_"], "student._target_: 'torch.nn.init.zeros_' may not be built here"),
     (["student._target_=kdlab.losses.KL"], "student._target_: 'kdlab.losses.KL' may not be built here; accepted: a n"),
     (["data._target_=kdlab.data.download.fetch"], "data._target_: 'kdlab.data.download.fetch' may not be built here"),
-    (["student=resnet8", "student.width=1000000"], "student: kdlab.models.CifarResNet cannot be built with these val"),
+    (["student=resnet8", "student.width=1000000"], "student: a network of "),
     (["init=pretrained"], "init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh"),
     (["init=teacher", "teacher=mlp_teacher"], "init: teacher, which is another architecture than the student"),
     (["experiment=ema", "init=teacher"], "init: teacher, and the experiment has no teacher; accepted: fresh, "),
@@ -76,7 +76,7 @@ MISTAKES = [
     (["teacher.data.classes=[1,0,2,3,4,5,6,7,8,9]"], "teacher.data: 10 classes 1, 0, 2, 3, ..., and data has 10"),
     (["teacher.data.labels=0"], "teacher.data.labels: 0, and it learns from labels; accepted: above 0, or null"),
     (["teacher.data.labels=5"], "teacher.data.labels: 5; accepted: 0 (no labels), 10..1200 "),
-    (["teacher.optimizer.lr=-1"], "teacher.optimizer: Invalid learning rate: -1"),
+    (["teacher.optimizer.lr=-1"], "teacher.optimizer: torch.optim.SGD cannot be built with these values (Inv"),
     (["teacher.scheduler.warmup=2"], "teacher.scheduler.warmup: 2; accepted: a share of training"),
     (["teacher.cache=nowhere"], "teacher.cache: nowhere holds no manifest.json; accepted: auto, off, or the folder"),
     (
@@ -109,7 +109,7 @@ MISTAKES = [
     (["experiment=born_again", "method.generations=0"], "method.generations: 0; accepted: a whole number, at least 1"),
     (["experiment=ema", "method.decay=1"], "method.decay: 1; accepted: at least 0 and below 1"),
     (["experiment=snapshot", "method.begin=1"], "method.begin: 1; accepted: a share of the epochs between 0 and 1"),
-    (["optimizer.lr=-1"], "optimizer: Invalid learning rate: -1"),
+    (["optimizer.lr=-1"], "optimizer: torch.optim.SGD cannot be built with these values (Invalid le"),
     (["scheduler=multistep", "scheduler.milestones=[3,1]"], "scheduler.milestones: [3, 1]; accepted: "),
     (["trainer.threads=0"], "trainer.threads: 0; accepted: a whole number, at least 1, or auto"),
     (["trainer.accumulate=0"], "trainer.accumulate: 0; accepted: a whole number, at least 1"),
@@ -347,6 +347,7 @@ def stranger(place, tmp_path, monkeypatch):
     described = json.loads((copy / "model.json").read_text())
     described["network"] = {"_target_": "their_parts.Net"}
     (copy / "model.json").write_text(json.dumps(described))
+    unsealed(copy)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "their_parts.py").write_text(
         f"open({str(tmp_path / 'ran')!r}, 'w')\nfrom kdlab.models import MLP\n"
@@ -388,6 +389,7 @@ def test_predict_from_a_folder_that_is_damaged(capsys, stranger, place, tmp_path
     run = tmp_path / "run"
     described = json.loads((run / "model.json").read_text())
     (run / "model.json").write_text(json.dumps(change(run, described)))
+    unsealed(run)
     said = mistake(capsys, ["predict", str(run), str(tmp_path / "row.npy")])
     assert says in said and str(run) in said, said
 

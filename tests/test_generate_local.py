@@ -84,7 +84,7 @@ def test_log_probabilities_reach_the_cache_where_tokens_agree(serve, capsys, wor
 
     folder = Path("out.jsonl.tokens")
     plain = json.loads((folder / "manifest.json").read_text())
-    manifest = TokenManifest(**{**plain, "splits": tuple(plain["splits"])})
+    manifest = TokenManifest.read(folder)
     assert manifest.classes == tokenizer.size and manifest.k == 4 and KEY not in json.dumps(plain)
     index = read_index(folder, manifest.record)
     records = np.fromfile(folder / "rows.bin", manifest.record)

@@ -69,7 +69,7 @@ REFUSED = [
     (["-r", "hydra.mode=MULTIRUN"], "--run: and hydra.mode is MULTIRUN; accepted: one of them"),
     (["-r", "-c", "job"], "--run and --cfg; accepted: one of them"),
     (["-i", "seed=3"], "--info: 'seed=3'; accepted: all, config, defaults"),
-    (["stages={a: [hydra.run.dir=x]}"], "stages.a: hydra.run.dir=x: a setting of Hydra's; accepted: outside of stages"),
+    (["stages={a: [hydra.run.dir=x]}"], "stages.a: hydra.run.dir: a setting of Hydra's; accepted here: keys of"),
 ]  # fmt: skip
 
 
@@ -88,7 +88,6 @@ def test_settings_that_would_do_nothing_are_refused(capsys, workplace, calls, wo
         ["hydra/job_logging=disabled", "hydra/hydra_logging=none"],
         ["hydra.searchpath=[]"],
         ["hydra.mode=RUN", "-r"],
-        ["hydra/sweeper=basic"],
     ],
 )
 def test_settings_that_ask_for_what_is_done_anyway_are_fine(workplace, calls, words):

@@ -78,7 +78,7 @@ def test_kl_is_t_squared_kl(temperature, shape):
     np.testing.assert_allclose(term_gradient(term, s, t, [0] * shape[0]).numpy(), grad, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize(("temperature", "tolerance"), [(1e4, 1e-3), (1e6, 2e-2)])
+@pytest.mark.parametrize(("temperature", "tolerance"), [(1e4, 1e-3), (1e5, 2e-3)])
 def test_t_squared_kl_tends_to_half_the_centred_variance(temperature, tolerance):
     s, t = logits(8, 10), logits(8, 10, seed=1)
     gap = (s - t).double()

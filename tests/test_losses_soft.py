@@ -240,7 +240,7 @@ def test_high_temperatures_neither_vanish_nor_blow_up(make):
 
 def test_virtual_teacher_tends_to_label_smoothing_without_the_label():
     even = -torch.log_softmax(S, -1).mean(-1) - math.log(5)
-    torch.testing.assert_close(value(TfKD(0.99, 1e7), S), even, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(value(TfKD(0.99, 1e5), S), even, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_uskd_weak_output_in_half_precision_on_vectors_and_unlabelled_rows():
         (lambda: USKD(weak_weight=math.nan), "weak_weight: nan"),
         (lambda: ConfidencePenalty(0.0), "threshold: 0.0"),
         (lambda: TfKD(1.0), "correct: 1.0"),
-        (lambda: TfKD(temperature=0.0), "temperature: 0.0"),
+        (lambda: TfKD(temperature=0.0), "temperature: 0"),
         (lambda: MLLDBatch([]), r"temperatures: \[\]"),
         (lambda: MLLDClass([2.0, -1.0]), r"temperatures: \[2.0, -1.0\]"),
         (lambda: USKD("absent").prepare(Outputs(S), None), "student_layer: no output of layer 'absent'"),

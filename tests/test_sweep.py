@@ -160,7 +160,9 @@ def test_joblib_runs_jobs_in_processes_of_their_own(workplace, elsewhere):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     (workplace / "conf" / "model").mkdir(parents=True)
     (workplace / "conf" / "model" / "tiny.yaml").write_text("# mine\n_target_: own_parts_sweep.Tiny\nhidden: 8\n")
-    (workplace / "own_parts_sweep.py").write_text("class Tiny:\n    def __init__(self, hidden: int): ...\n")
+    (workplace / "own_parts_sweep.py").write_text(
+        "from torch import nn\nclass Tiny(nn.Module):\n    def __init__(self, hidden: int): ...\n"
+    )
     words = ["-m", "experiment=kd_two_stage", "student=tiny", "loss.temperature=1,13,2,4",
              "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]  # fmt: skip
     done = elsewhere(*words)

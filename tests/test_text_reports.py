@@ -98,7 +98,11 @@ class Launcher:
             self.asked.append(x)
             failed = x < 0
             score = {} if self.greater is None else {"score": {"name": "any", "greater": self.greater}}
-            result = {"status": "failed"} if failed else {"status": "finished", **score}
+            result = (
+                {"status": "failed"}
+                if failed
+                else {"status": "finished", "config_hash": "", "models": {}, "seconds": {}, **score}
+            )
             job = self.folder / f"x={x:.6g}"
             job.mkdir(parents=True, exist_ok=True)
             (job / "result.json").write_text(json.dumps(result))

@@ -167,7 +167,7 @@ def test_the_hub_is_asked_for_a_name(monkeypatch, tmp_path, kinds):
     kinds["bpe"].save(tmp_path)
     asked = []
 
-    def download(name, file):
+    def download(name, file, local_files_only=False):
         asked.append((name, file))
         if name != "org/model":
             raise OSError("offline\nno network")

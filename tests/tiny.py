@@ -153,3 +153,10 @@ def write_cifar(folder: Path, monkeypatch, rows: int = 60) -> Path:
     names = {"fine_label_names": [f"fine {i}" for i in range(10)], "coarse_label_names": [f"c{i}" for i in range(5)]}
     (hundred / "meta").write_bytes(pickle.dumps(names))
     return folder
+
+
+def unsealed(run: Path) -> Path:
+    """The run, its hashes left out: they would find any damage, and whoever makes a folder can leave them out."""
+    content = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({k: v for k, v in content.items() if k not in ("files", "checksum")}))
+    return run

@@ -32,8 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line (without the program's name), and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
     clean_terminal()
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # for modules of the user's; ``python -m`` does so, the console script not
     with interrupts() as came:
         try:
             return _dispatch(argv)
