@@ -192,6 +192,19 @@ def test_a_finished_run_that_is_shown_again_names_what_changed(here, capsys, cap
     assert same(weights(run), whole) and not integrity.changed(run, result(run))
 
 
+def test_stages_are_those_that_ran(here, capsys):
+    words = [*WORDS, "teacher.seed=0", "baseline=false", "stages={a: [epochs=1], b: [epochs=1, init=previous]}"]
+    assert main([*words, "name=staged"]) == 0
+    run = next(Path("outputs/staged").iterdir())
+    weights_files = {"student.pt", "model.json", "checkpoints/best.pt"}
+    inside = {f"stages/{name}/{file}" for name in "ab" for file in weights_files}
+    assert set(result(run)["files"]) == {"model.json", "stages.yaml", "student.pt", *inside}
+    assert main(["diagnose", str(run), "--no-pictures"]) == 0
+    path = run / "stages.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 7"))
+    refused(capsys, ["diagnose", run, "--no-pictures"], path)
+
+
 # ---- result.json
 
 
