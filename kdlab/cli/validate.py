@@ -38,6 +38,7 @@ def _check(config: Mapping[str, Any]) -> None:
         if parameter.required and config.get(name) is None:
             raise UserError(f"{name}: missing; accepted: {name}=OPTION")
         _check_is_part(config.get(name), name, {"stages", "continued_from", "teacher", "pretrained"})
+    _check_is_part((config.get("companion") or {}).get("net"), "companion.net", ())
     for owner in ("teacher", "pretrained"):
         for name, value in (config.get(owner) or {}).items():
             if value or name == "net":  # a stage before that teaches has an empty recipe

@@ -24,9 +24,10 @@ def trace(net: nn.Module) -> Tensor:
     return torch.stack(sums).cpu() if sums else torch.zeros(0)
 
 
-def greatest(gradients: list[Tensor]) -> Tensor:
-    """The greatest absolute value in some gradients, as a scalar on their device."""
-    return torch.stack([norm.float() for norm in torch._foreach_norm(gradients, math.inf)]).max()
+def greatest(gradients: list[Tensor]) -> Tensor | None:
+    """The greatest absolute value in some gradients, a scalar on their device; None where all are empty or sparse."""
+    dense = [one for one in gradients if one.numel() and one.layout == torch.strided]
+    return torch.stack([norm.float() for norm in torch._foreach_norm(dense, math.inf)]).max() if dense else None
 
 
 def nothing_learned(unchanged: bool, gradient: float | None, curves: Mapping[str, float], steps: int) -> str | None:

@@ -202,9 +202,8 @@ class Method(pl.LightningModule):
         step = self.trainer.global_step
         if step & (step + 1):  # looks at steps 1, 2, 4, 8, ...: often at first, and hardly ever in the end
             return
-        found = [p.grad for p in self.student.parameters() if p.grad is not None]
-        if found:
-            now = greatest(found)
+        now = greatest([p.grad for p in self.student.parameters() if p.grad is not None])
+        if now is not None:
             before = self.greatest_gradient
             self.greatest_gradient = now if before is None else torch.maximum(before, now)
 

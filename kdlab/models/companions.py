@@ -46,6 +46,10 @@ class Companion(nn.Module):
         return self.answers(*inputs, **named) if self.training else self.student(*inputs, **named)
 
 
+MOST_PEERS = 100
+"""All train in the same step, so that one more costs as much as another student."""
+
+
 class Peers(Companion):
     """Networks that learn the same task at the same time, each from all others: ``peer1``, ``peer2``, ...
 
@@ -90,8 +94,8 @@ def peers(
     Raises:
         UserError: if there are none.
     """
-    if count < 1:
-        raise UserError(f"count: {count}; accepted: a whole number, at least 1")
+    if not 1 <= count <= MOST_PEERS:
+        raise UserError(f"count: {count}; accepted: a whole number, at least 1 and at most {MOST_PEERS}")
     return Peers(student, [make(n) for n in range(1, count + 1)])
 
 

@@ -68,6 +68,8 @@ def _statistic(key: str, value: Statistic, channels: int | None) -> Tensor | Non
             raise unknown(key, value, KNOWN, "data set")
         value = KNOWN[value][("mean", "std").index(key)]
     values = [float(value)] if isinstance(value, int | float) else [float(v) for v in value]
+    if not values:
+        raise UserError(f"{key}: an empty list; accepted: a number, a number a channel, or null")
     if channels is not None and len(values) not in (1, channels):
         raise UserError(f"{key}: {len(values)} numbers for {channels} channels; give 1 or {channels}")
     tensor = torch.tensor(values)
