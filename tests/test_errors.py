@@ -34,7 +34,6 @@ MISTAKES = [
     (["loss=[]"], "loss: []; accepted: an option (python -m kdlab list loss shows them); labels alone: loss=ce"),
     (["student=[]"], "student: []; accepted: an option"),
     (["optimizer.lr={a: 1}"], 'optimizer.lr: {"a": 1}; accepted: a number'),
-    (["student={_target_: null}"], 'student: {"_target_": null'),
     (["data.batch_size=many"], "data.batch_size: 'many'; accepted: an integer"),
     (["trainer.channels_last=maybe"], "trainer.channels_last: 'maybe'; accepted: "),
     # values of the experiment

@@ -41,7 +41,7 @@ def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
     config = dict(config)
     if config.get("resume") in (None, "auto"):
         return config
-    run = Path(config["resume"])
+    run = Path(str(config["resume"]))
     if not (run / "config.yaml").is_file():
         return config  # said where the run is looked for
     old = folders.read_config(run)

@@ -189,7 +189,7 @@ def _folder_for(experiment: Experiment, config: Mapping[str, Any], chosen: Path 
 
 def _is_run_of(config: Mapping[str, Any]) -> bool:
     """Whether ``resume`` names a run of this very configuration."""
-    return spec.config_hash(folders.read_config(Path(config["resume"]))) == spec.config_hash(config)
+    return spec.config_hash(folders.read_config(Path(str(config["resume"])))) == spec.config_hash(config)
 
 
 def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
