@@ -88,8 +88,8 @@ MISTAKES = [
     (["pretrained=trained"], "pretrained: trained, and init is fresh, and nothing starts from it; accepted: with init"),
     (["data.views=3"], "data.views: 3, and nothing in data.augment draws, and all views of an example are alike"),
     # sizes
-    (["student.width=1000000"], "student: a network of 298,000,133,000,021 numbers, with its gradients, takes 2,168.3"),
-    (["student.width=1000000000000000000000"], "student: a network of 9,000,000,000,000,000,000,000 numbers"),
+    (["student.width=1000000"], "student: a network of 298,000,133,000,021 numbers, with its gradients, takes 2,168."),
+    (["student.width=1000000000000000000000"], "student: kdlab.models.CifarResNet cannot be built with these values"),
     (["teacher.net.width=1000000"], "teacher.net: a network of "),
     (["student=mlp", "student.hidden=[1000000000,1000000000]"], "student: a network of "),
     (["data=synthetic", "student=mlp", "teacher=mlp", "data.n=1000000000000"], "data.n: 1,000,000,000,000 rows of 10"),
