@@ -21,8 +21,8 @@ FLOORS = {
 }  # fmt: skip
 
 LIGHT = (
-    "errors", "files", "integrity", "memory", "terminal", "termination", "names", "signatures", "annotations", "slots",
-    "trust", "spec", "cli", "__init__", "__main__",
+    "errors", "files", "integrity", "memory", "terminal", "termination", "names", "override_text", "signatures",
+    "annotations", "slots", "trust", "spec", "cli", "__init__", "__main__",
 )  # fmt: skip
 """Parts that must not import torch or lightning at the top of any module."""
 
