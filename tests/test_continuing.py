@@ -1,6 +1,7 @@
 """Longer training: a run that starts from the last state of an old one."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,19 @@ def test_the_same_command_again_is_the_same_run(place, capsys):
     further = longer(place, "longer_again", run, *CONSTANT, "epochs=3")
     assert f"goes on from {run}, after 2 epochs there" in " ".join(capsys.readouterr().out.split())
     assert result(further)["continued_from"]["epochs"] == 2 and result(further)["epochs"] == 3
+
+
+def test_it_needs_the_first_run_no_more_once_it_has_begun(place):
+    words = tuple(word for word in CONSTANT if word != "baseline=false")
+    short = train(place, "longer_alone", *words, "epochs=1")
+    run = longer(place, "longer_alone", short, *words, "epochs=2")
+    whole = result(run)
+    (run / "result.json").unlink()  # as if it had been killed at its end, and its first part removed since
+    shutil.rmtree(short)
+    assert longer(place, "longer_alone", run, *words, "epochs=2") == run
+    told = result(run)["continued_from"]
+    assert told == {key: whole["continued_from"][key] for key in ("run", "epochs", "state")}
+    assert result(run)["models"]["student"]["test"] == whole["models"]["student"]["test"]
 
 
 def test_another_rate_and_schedule_are_taken(place):

@@ -77,7 +77,7 @@ def _start(run: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> dict
         raise UserError(
             f"resume: {run} with other epochs, and its snapshots divide the epochs among them; accepted: another method"
         )
-    theirs, ours = (one["optimizer"].get("_target_") for one in (old, config))
+    theirs, ours = (flatten(one).get("optimizer._target_") for one in (old, config))
     if theirs != ours:
         raise UserError(
             f"optimizer: {ours}, and {run} holds the state of {theirs}; accepted: the same with other settings"
@@ -135,19 +135,29 @@ def copy_training_state(source: Path, folder: Path) -> None:
 
 
 def before(experiment: Experiment) -> Experiment | None:
-    """The experiment whose last state this one starts from; None where it starts by itself."""
+    """The experiment whose last state this one starts from; None where it starts by itself, or that run is gone."""
     if experiment.continued_from is None:
         return None
-    return Experiment.of(folders.read_config(Path(experiment.continued_from["run"])))
+    try:
+        return Experiment.of(folders.read_config(Path(experiment.continued_from["run"])))
+    except UserError as error:
+        log.warning("the run that this one started from: %s", error)
+        return None
 
 
 def first_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What ``result.json`` records of the run that this one started from; None where it started by itself."""
+    """What ``result.json`` records of the run that this one started from; None where it started by itself.
+
+    Where that run is gone by now, only what was known of it at the start.
+    """
     start = config.get("continued_from")
     if start is None:
         return None
     run = Path(start["run"])
-    theirs = folders.read_config(run)
+    try:
+        theirs = folders.read_config(run)
+    except UserError:
+        return dict(start)
     old, new = flatten(theirs), flatten(config)
     known = folders.read_result(run) or {}
     return {
