@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from tiny import MLP, place, result, train
+from tiny import MLP, curve, place, result, train
 from torch import nn
 
 from kdlab.functional import Batch, Outputs
@@ -59,7 +59,8 @@ def test_traces_are_equal_only_if_no_weight_changed():
 
 
 def test_log_every_may_be_larger_than_memory(place):
-    train(place, "seldom", *MLP, "epochs=1", "baseline=false", "trainer.log_every=1000000000000")
+    run = train(place, "seldom", *MLP, "epochs=1", "baseline=false", "trainer.log_every=1000000000000")
+    assert len(curve(run, "train/loss")) == 1  # the mean of the epoch, at its end
 
 
 # ---- a term of the user's

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny import MLP, QUIET, place, train
 
+from kdlab.cli.console import log_shown
 from kdlab.cli.main import main
 from kdlab.runs import table
 from kdlab.runs.loggers import csv as csv_logger
@@ -147,3 +148,10 @@ def test_overrides_are_repeated_clean(words, capsys):
     assert clean(said.out) and clean(said.err)
     assert main([f"{HOSTILE}", "x"]) == 2
     assert clean(capsys.readouterr().err)
+
+
+def test_verbs_that_show_the_log_print_hostile_names_clean(capsys):
+    with log_shown():
+        logging.getLogger("kdlab").info("data: %s", f"a{HOSTILE}")
+    shown = capsys.readouterr().err
+    assert shown.startswith("data: a") and shown.count("\n") == 1 and clean(shown)

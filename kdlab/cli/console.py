@@ -6,11 +6,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kdlab.terminal import LineFormatter
+
 
 @contextmanager
 def log_shown() -> Iterator[None]:
     """Show what kdlab logs, line by line."""
     log, handler = logging.getLogger("kdlab"), logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(message)s"))
     level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
