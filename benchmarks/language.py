@@ -31,9 +31,9 @@ from gpts import CACHED, KINDS, LIGER, Bench, liger_kinds, parameters, size_of
 from pairs import compare, duration, header, ratio, say, seconds
 from vocabulary import peak
 
-from kdlab.data.text.own import OwnText
+from kdlab.batch_transforms.on_policy import OwnText
 from kdlab.errors import UserError
-from kdlab.models.decode import continuations
+from kdlab.models.transformers.generation import continuations
 
 PARTS = ("step", "memory", "cache", "bias", "generation")
 RATIOS = (

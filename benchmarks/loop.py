@@ -28,12 +28,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from kdlab.data import digits, tensors
-from kdlab.experiment.parts import loggers
+from kdlab.experiment.build import loggers
 from kdlab.losses import KL, CrossEntropy, Objective
-from kdlab.methods import FineTune, LearningRate, OfflineKD, Training, fit
+from kdlab.methods import FineTune, LearningRate, OfflineKD
 from kdlab.models import MLP
 from kdlab.tasks import Classification
 from kdlab.teachers import Teacher
+from kdlab.training import Training, fit
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
 TENSORBOARD = {"_target_": "kdlab.runs.loggers.tensorboard"}
@@ -53,7 +54,7 @@ class Case:
 
 
 def lightning_loop(case: Case, folder: Path) -> float:
-    """Seconds of training through ``kdlab.methods.fit``."""
+    """Seconds of training through ``kdlab.training.fit``."""
     kind, terms = (FineTune, {"ce": CrossEntropy()})
     if case.teacher is not None:
         kind, terms = OfflineKD, {"ce": CrossEntropy(), "kl": KL()}

@@ -35,20 +35,19 @@ from steps import Step, endless
 from torch import nn
 from torch.nn import functional as F
 
-from kdlab import spec
-from kdlab.cli import options
-from kdlab.cli.compose import Composition, composer
-from kdlab.cli.plan import QUIET
+from kdlab.cli.hydra.compose import Composition, composer
+from kdlab.cli.hydra.plan import QUIET
 from kdlab.cli.validate import validate
+from kdlab.config import builder, options
 from kdlab.errors import UserError, unknown
-from kdlab.experiment import parts
+from kdlab.experiment import build
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.stage import is_taught, is_taught_by_previous
-from kdlab.experiment.teaching import Trained, each_member, give_lesson
+from kdlab.experiment.teacher import Trained, each_member, give_lesson
 from kdlab.functional import seed_all
 from kdlab.methods import Method
 from kdlab.methods.method import Curves
-from kdlab.runs.leaderboard import Board, Entry
+from kdlab.report.leaderboard.leaderboard import Board, Entry
 from kdlab.teachers import CachedTeacher, EnsembleTeacher, FrozenTeacher, Teacher
 
 SCALES = {
@@ -108,7 +107,7 @@ class Bench:
             label = f"{row}/{name}" if name else row
             usual = self._built(replace(experiment, output=str(self.folder)), before)
             live = self._built(_live(replace(experiment, output=str(self.folder))), before)
-            data = parts.data(experiment.data, experiment.seed)
+            data = build.data(experiment.data, experiment.seed)
             for method, nets in (usual, live):
                 _check(label, method, nets, data)
             plain = self._plain(experiment, data)
@@ -119,18 +118,18 @@ class Bench:
 
     def _built(self, experiment: Experiment, before: Experiment | None) -> tuple[Method, list[nn.Module]]:
         """A method ready to train, as a fit would make it, and the networks that teach in it."""
-        training = parts.training(experiment.trainer)
-        data = parts.data(experiment.data, experiment.seed)
+        training = build.training(experiment.trainer)
+        data = build.data(experiment.data, experiment.seed)
         data.place(training.device)
-        task, objective = parts.task(experiment.task, data), parts.objective(experiment.loss, data)
+        task, objective = build.task(experiment.task, data), build.objective(experiment.loss, data)
         source = self._source(experiment, before, data) if is_taught(experiment, objective) else None
         lesson = give_lesson(source, experiment, data, task, objective, training) if source is not None else None
-        student = parts.network(experiment.student, data, experiment.seed, "student")
+        student = build.network(experiment.student, data, experiment.seed, "student")
         if experiment.init == "classifier":
-            parts.start(student, experiment.init, previous=None, teacher=source and source.net, pretrained=None)
-        companion = parts.companion(experiment, student, data)
+            build.start(student, experiment.init, previous=None, teacher=source and source.net, pretrained=None)
+        companion = build.companion(experiment, student, data)
         teacher = lesson.teacher if lesson is not None else None
-        method = parts.method(experiment, student, objective, task, teacher, companion=companion)
+        method = build.method(experiment, student, objective, task, teacher, companion=companion)
         seed_all(experiment.seed)
         method.prepare(next(endless(data)), data.counts["train"])
         method.on_fit_start()
@@ -155,7 +154,7 @@ class Bench:
         """A network that has seen a few batches, so that its BatchNorms keep outputs in bounds, however deep it is."""
         key = json.dumps([config, seed], sort_keys=True)
         if key not in self._nets:
-            net = parts.network(config, data, seed, "teacher.net").train()
+            net = build.network(config, data, seed, "teacher.net").train()
             for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
                 norm.momentum = None  # the mean over all that it sees
             with torch.no_grad():
@@ -166,8 +165,8 @@ class Bench:
 
     def _plain(self, experiment: Experiment, data: Any) -> Step:
         """Cross-entropy on the labels, written by hand, with the experiment's optimizer."""
-        net = parts.network(experiment.student, data, experiment.seed, "student").train()
-        optimizer = parts.make_optimizer(experiment.optimizer)(list(net.parameters()))
+        net = build.network(experiment.student, data, experiment.seed, "student").train()
+        optimizer = build.make_optimizer(experiment.optimizer)(list(net.parameters()))
         batches = endless(data)
 
         def step() -> None:
@@ -277,7 +276,7 @@ def composed(board: Board, rows: Sequence[str], more: Sequence[str]) -> Iterator
     """Each row of a board at its first seed, with ``more`` laid beneath the row's own settings."""
     quiet = [f"{key}={value}" for key, value in QUIET.items()]
     under = replace(board, shared=[*board.shared, *more])
-    with composer() as made, spec.trust(user_modules=True):
+    with composer() as made, builder.trust(user_modules=True):
         for row in rows:
             try:
                 parsed = made.parse(under.overrides(Entry(row, tuple(board.rows[row])), board.seeds[0]))

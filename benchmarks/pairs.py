@@ -91,7 +91,7 @@ def header(title: str) -> None:
     import lightning
     import torch
 
-    from kdlab.methods.training import cpu_has_bf16
+    from kdlab.training.trainer import cpu_has_bf16
 
     bf16 = "bf16 in hardware" if cpu_has_bf16() else "no bf16 in hardware"
     print(f"\n== {title}")

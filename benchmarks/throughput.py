@@ -28,11 +28,12 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from kdlab.data import cifar10
-from kdlab.experiment.parts import loggers
+from kdlab.experiment.build import loggers
 from kdlab.losses import KL, CrossEntropy, Objective
-from kdlab.methods import LearningRate, OfflineKD, Training, fit
+from kdlab.methods import LearningRate, OfflineKD
 from kdlab.tasks import Classification
 from kdlab.teachers import FrozenTeacher
+from kdlab.training import Training, fit
 
 STEPS, BATCH, VIEWS = 8, 128, 16
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)

@@ -9,7 +9,7 @@ from typing import NoReturn
 def entry() -> NoReturn:
     """Run the command line and exit with its status, which is 130 also where Ctrl-C comes during the imports."""
     try:
-        from kdlab.cli.forking import allow_forks
+        from kdlab.cli.hydra.forking import allow_forks
         from kdlab.cli.main import main
 
         allow_forks()

@@ -10,7 +10,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-from kdlab.terminal import one_line
+from kdlab.system.terminal import one_line
 
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 """Errors of a disk, a quota or a file size limit that is reached."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kdlab.cli.compose import CONFIG, composer
+from kdlab.cli.hydra.compose import CONFIG, composer
 
 
 def complete(words: Sequence[str]) -> int:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from kdlab.terminal import LineFormatter
+from kdlab.system.terminal import LineFormatter
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def trace(net: Any, example: Any) -> Traced:
     import torch
 
     from kdlab.errors import UserError
-    from kdlab.models.surgery import head_of
+    from kdlab.models.transforms.surgery import head_of
 
     layers = {path: Layer(path, type(module).__name__) for path, module in net.named_modules() if path}
     outputs: dict[str, Any] = {}

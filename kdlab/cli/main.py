@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdlab.errors import NOT_WRITABLE, CannotWrite, RunFailed, UserError, told, unknown
-from kdlab.terminal import clean_terminal, one_line, say
-from kdlab.termination import TERMINATED, Terminated, exit_as_failure
+from kdlab.system.terminal import clean_terminal, one_line, say
+from kdlab.system.termination import TERMINATED, Terminated, exit_as_failure
 
 if TYPE_CHECKING:
-    from kdlab.cli.plan import Flags
+    from kdlab.cli.hydra.plan import Flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,7 +132,7 @@ def _dispatch(argv: list[str]) -> int:
     from kdlab.cli import verbs
 
     if not argv or argv[0] in ("-h", "--help", "help"):
-        from kdlab.cli.helptext import helptext
+        from kdlab.cli.help import helptext
 
         say(helptext())
         return 0
@@ -159,7 +159,7 @@ def _experiment(argv: list[str]) -> int:
     if "--version" in argv:
         return _version()
     if "--hydra-help" in argv:
-        from kdlab.cli.hydra_node import summary
+        from kdlab.cli.hydra.hydra_node import summary
 
         say(summary())
         return 0
@@ -202,7 +202,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     Raises:
         UserError: an unknown flag, or a word that is no override.
     """
-    from kdlab.cli.plan import Flags
+    from kdlab.cli.hydra.plan import Flags
 
     parser = Parser(prog="kdlab", add_help=False, allow_abbrev=False)
     parser.add_argument("-m", "--multirun", action="store_true")

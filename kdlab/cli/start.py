@@ -16,17 +16,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.utils import env_override
 from omegaconf import DictConfig, OmegaConf
 
-from kdlab import spec
-from kdlab.cli import hydra_node
-from kdlab.cli.compose import CONFIG, JOB_NAME, Composer, Composition, as_typed, composer
-from kdlab.cli.plan import OURS, QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
+from kdlab.cli.hydra import hydra_node
+from kdlab.cli.hydra.compose import CONFIG, JOB_NAME, Composer, Composition, as_typed, composer
+from kdlab.cli.hydra.plan import OURS, QUIET, Flags, Plan, distinct, make_plan, refuse_sweeps
 from kdlab.cli.validate import validate
+from kdlab.config import builder
 from kdlab.errors import RunFailed, UserError
-from kdlab.terminal import one_line, say
-from kdlab.termination import exit_on_sigterm
+from kdlab.system.terminal import one_line, say
+from kdlab.system.termination import exit_on_sigterm
 
 if TYPE_CHECKING:
-    from kdlab.cli.workers import InProcess
+    from kdlab.cli.hydra.workers import InProcess
 
 PLAIN = ("temperature=constant",)
 """Defaults: typing them out asks for nothing."""
@@ -38,7 +38,7 @@ HARMLESS = ("teacher.",)
 @contextmanager
 def session(flags: Flags, user_modules: bool = True) -> Iterator[Composer]:
     """Hydra over the config folders, and the user's own modules trusted."""
-    with composer(flags.config_dir) as found, spec.trust(user_modules=user_modules):
+    with composer(flags.config_dir) as found, builder.trust(user_modules=user_modules):
         yield found
 
 
@@ -144,7 +144,7 @@ def refuse_unread(made: Plan) -> None:
 
 
 def _single(made: Plan) -> int:
-    from kdlab.cli.job import Single
+    from kdlab.cli.hydra.job import Single
 
     task = Single(made.points[0], made.composer, made.folder)
     hydra = GlobalHydra.instance().hydra
@@ -156,8 +156,8 @@ def _single(made: Plan) -> int:
 
 
 def _sweep(made: Plan) -> int:
-    from kdlab.cli import sweep
-    from kdlab.cli.workers import pool
+    from kdlab.cli.hydra import sweep
+    from kdlab.cli.hydra.workers import pool
 
     own = as_typed(made.texts)
     folder = made.folder or sweep.sweep_folder(made.points[0].config, own, made.searched)
@@ -192,9 +192,9 @@ def _launch(
     made: Plan, folder: Path, jobs: list[Path], parallel: int, workers: InProcess, begin: Callable[[], None]
 ) -> None:
     """Run the jobs of a sweep, by kdlab's own launcher or by one that Hydra finds."""
-    from kdlab.cli.job import Job
-    from kdlab.cli.launcher import PoolLauncher
-    from kdlab.cli.sweep import read_any
+    from kdlab.cli.hydra.job import Job
+    from kdlab.cli.hydra.launcher import PoolLauncher
+    from kdlab.cli.hydra.sweep import read_any
 
     launcher = None
     if runs_in_pool(made.hydra):
@@ -215,9 +215,9 @@ def _end(made: Plan, folder: Path, jobs: list[Path], stopped: BaseException | No
     Raises:
         BaseException: what stopped it.
     """
-    from kdlab.cli.sweep import read_any
-    from kdlab.runs import table
-    from kdlab.runs.compare import sweep_table
+    from kdlab.cli.hydra.sweep import read_any
+    from kdlab.report import table
+    from kdlab.report.compare.compare import sweep_table
 
     table.show(f"\n{sweep_table(folder, jobs)}")
     if isinstance(stopped, Exception):
@@ -237,7 +237,7 @@ def _end(made: Plan, folder: Path, jobs: list[Path], stopped: BaseException | No
 
 
 def _folder(folder: Path, made: Plan, point: Composition) -> Path:
-    from kdlab.cli.sweep import job_folder
+    from kdlab.cli.hydra.sweep import job_folder
 
     return job_folder(folder, point.overrides, made.swept, point.config)
 
@@ -267,7 +267,7 @@ def runs_in_pool(hydra: DictConfig) -> bool:
 
 def _share_cores(hydra: DictConfig, total: int) -> int:
     """How many jobs run at a time; their share of the cores goes into the environment of the workers."""
-    from kdlab.cli.forking import may_fork
+    from kdlab.cli.hydra.forking import may_fork
 
     if "Joblib" not in str(hydra.launcher.get("_target_")) or (runs_in_pool(hydra) and not may_fork()):
         return 1

@@ -8,12 +8,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from kdlab import spec
-from kdlab.cli.compose import Composer, Composition
+from kdlab.cli.hydra.compose import Composer, Composition
+from kdlab.config import builder
 from kdlab.errors import UserError
 from kdlab.experiment.schema import ROOT, TEACHER, laid_over
-from kdlab.names import check_names, check_output
 from kdlab.runs import loggers
+from kdlab.system.names import check_names, check_output
 
 
 def validate(composition: Composition, composer: Composer) -> None:
@@ -33,8 +33,8 @@ def validate(composition: Composition, composer: Composer) -> None:
 
 
 def _check(config: Mapping[str, Any]) -> None:
-    spec.check(config, target=ROOT)
-    for name, parameter in spec.signature(ROOT).parameters.items():
+    builder.check(config, target=ROOT)
+    for name, parameter in builder.signature(ROOT).parameters.items():
         if parameter.required and config.get(name) is None:
             raise UserError(f"{name}: missing; accepted: {name}=OPTION")
         _check_is_part(config.get(name), name, {"stages", "continued_from", "teacher", "pretrained"})
@@ -52,7 +52,7 @@ def _check(config: Mapping[str, Any]) -> None:
     for owner in ("teacher", "pretrained"):
         overlay = (config.get(owner) or {}).get("data") if isinstance(config.get(owner), Mapping) else None
         if overlay:
-            spec.check({**data, **overlay}, f"{owner}.data", slot="data")
+            builder.check({**data, **overlay}, f"{owner}.data", slot="data")
     _check_members(config.get("teacher"), data)
 
 
@@ -67,9 +67,9 @@ def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
     if not isinstance(teacher, Mapping) or teacher.get("members") is None:
         return
     for n, member in enumerate(laid_over(teacher)):
-        spec.check(member, f"teacher.members[{n}]", target=TEACHER)
+        builder.check(member, f"teacher.members[{n}]", target=TEACHER)
         if member.get("data"):
-            spec.check({**data, **member["data"]}, f"teacher.members[{n}].data", slot="data")
+            builder.check({**data, **member["data"]}, f"teacher.members[{n}].data", slot="data")
 
 
 def _check_experiment(composition: Composition, composer: Composer) -> None:

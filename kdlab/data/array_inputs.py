@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.files import Unreadable
+from kdlab.system.files import Unreadable
 
 _FEW_CHANNELS = 4
 """Most channels of a picture whose channels may stand last: grey, grey and alpha, RGB, RGB and alpha."""

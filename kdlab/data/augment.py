@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.data.mix import CutMix, Mixing, MixUp
+from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.ops import OPS, affine, apply_ops, sample
 from kdlab.data.rng import Draws
 from kdlab.errors import UserError, unknown

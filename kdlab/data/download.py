@@ -17,10 +17,10 @@ from typing import IO
 
 from tqdm import tqdm
 
+from kdlab.config.trust import read_only
 from kdlab.errors import UserError
-from kdlab.files import lock_file, open_regular
-from kdlab.terminal import one_line
-from kdlab.trust import read_only
+from kdlab.system.files import lock_file, open_regular
+from kdlab.system.terminal import one_line
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0

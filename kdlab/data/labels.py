@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdlab.data.source import Labels, Source
+from kdlab.data.raw import Labels, Source
 from kdlab.errors import UserError, unknown
 
 Label = str | list | dict

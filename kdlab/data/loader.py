@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from kdlab.data.augment import Augmentation
-from kdlab.data.mix import Recipe
+from kdlab.data.mixing import Recipe
 from kdlab.data.order import Order, Steps, Views, parts_of
-from kdlab.data.source import Files
+from kdlab.data.raw import Files
 from kdlab.errors import UserError
 from kdlab.functional.types import Batch, Window
 

@@ -18,7 +18,7 @@ from kdlab.data.augment import Augmentation
 from kdlab.data.labels import told_apart
 from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
 from kdlab.data.order import Arrange, Order, Views
-from kdlab.data.source import Files, Labels, Rows, Source, fingerprint, statistics
+from kdlab.data.raw import Files, Labels, Rows, Source, fingerprint, statistics
 from kdlab.data.splits import check_classes, choose_classes, divide, keep_labels
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL

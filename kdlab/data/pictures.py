@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from kdlab.files import Unreadable, open_regular
+from kdlab.system.files import Unreadable, open_regular
 
 FORMATS = (
     "AVIF",

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from kdlab.errors import UserError
-from kdlab.files import open_regular
+from kdlab.system.files import open_regular
 
 
 def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdlab.data.raw import Labels, Rows, Source
 from kdlab.data.rng import permutation
-from kdlab.data.source import Labels, Rows, Source
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import Any
 
 _LAZY = {
-    "run": "kdlab.experiment.run",
-    "evaluate_teacher": "kdlab.experiment.measuring",
-    "preflight": "kdlab.experiment.preflight",
+    "run": "kdlab.experiment.runner",
+    "evaluate_teacher": "kdlab.experiment.evaluation",
+    "preflight": "kdlab.experiment.checks",
     "unread": "kdlab.experiment.reading",
     "Experiment": "kdlab.experiment.schema",
 }
@@ -23,14 +21,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """``run`` and ``preflight`` are functions here, whoever imports the modules of those names, and when."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _LAZY and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from kdlab.experiment import parts
+from kdlab.experiment import build
 from kdlab.experiment.continuing import LAST, MAY_DIFFER, before
+from kdlab.experiment.model_store import LABELS, STORES, Kept, Recipe, obtain
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
-from kdlab.experiment.store import LABELS, STORES, Kept, Recipe, obtain
 from kdlab.models import weights_hash
 from kdlab.runs import folder as folders
 
@@ -118,7 +118,7 @@ def _labels_alone(experiment: Experiment) -> bool:
     """Whether a fit without a teacher learns from nothing but the labels of the data's own rows."""
     if experiment.method_name != "FineTune" or experiment.source is not None:
         return False
-    return all(term.role == "label" for term in parts.objective(experiment.loss).terms.values())
+    return all(term.role == "label" for term in build.objective(experiment.loss).terms.values())
 
 
 def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
@@ -153,6 +153,6 @@ def _label_terms(experiment: Experiment) -> dict[str, Any]:
 
     Where it says nothing about them, or at weight 0, the labels are learned as teachers learn them.
     """
-    terms: dict[str, Any] = dict(parts.objective(experiment.loss).terms.items())
+    terms: dict[str, Any] = dict(build.objective(experiment.loss).terms.items())
     own = [name for name, term in terms.items() if term.role == "label" and not term.companion and term.weight.range[1]]
     return {name: experiment.loss["terms"][name] for name in own} or dict(LABELS)

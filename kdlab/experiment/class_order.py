@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdlab.config.override_text import argument
 from kdlab.errors import UserError
 from kdlab.functional import Outputs
-from kdlab.models.surgery import head_of, reorder_classes
-from kdlab.override_text import argument
+from kdlab.models.transforms.surgery import head_of, reorder_classes
 
 SHOWN = 12
 """Names of classes that a message shows."""

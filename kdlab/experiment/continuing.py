@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
+from kdlab.config.builder import flatten
 from kdlab.errors import UserError
 from kdlab.experiment.schema import Experiment
-from kdlab.files import Unreadable, atomic_write, file_hash
-from kdlab.methods.checkpoints import read_checkpoint
 from kdlab.runs import folder as folders
-from kdlab.spec import flatten
+from kdlab.system.files import Unreadable, atomic_write, file_hash
+from kdlab.training.checkpoints import read_checkpoint
 
 log = logging.getLogger("kdlab")
 

@@ -13,17 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab import spec
-from kdlab.cli.options import shipped
+from kdlab.config import builder
+from kdlab.config.options import shipped
 from kdlab.errors import UserError, unknown
-from kdlab.experiment.store import LABELS
-from kdlab.files import read_yaml
+from kdlab.experiment.model_store import LABELS
 from kdlab.functional import Batch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
-from kdlab.methods import FineTune, LearningRate, OfflineKD, Training, evaluate, fit
-from kdlab.models.companions import Companion
+from kdlab.methods import FineTune, LearningRate, OfflineKD
+from kdlab.models.transforms.auxiliary import Companion
+from kdlab.system.files import read_yaml
 from kdlab.tasks import Classification, LanguageModeling, Task
 from kdlab.teachers import FrozenTeacher
+from kdlab.training import Training, evaluate, fit
 
 Loss = str | Sequence[str] | Mapping[str, Term] | Objective
 
@@ -78,9 +79,9 @@ def distill(
         scheduler: course of the learning rate; None is half a cosine down to 0.
         seed: of dropout and of projectors' first weights. The order of examples is the loader's.
         folder: where checkpoints go; a fit that finds one there goes on from it. None keeps nothing.
-        trainer: arguments of :class:`~kdlab.methods.Training`, such as ``{"accelerator": "cpu"}``.
+        trainer: arguments of :class:`~kdlab.training.Training`, such as ``{"accelerator": "cpu"}``.
         companion: what trains beside the student, for a loss that looks at it, such as
-            ``kdlab.models.companions.Peers(student, [another_network])`` for ``loss="mutual"`` or
+            ``kdlab.models.transforms.auxiliary.Peers(student, [another_network])`` for ``loss="mutual"`` or
             ``Exits(student, ["layer1", "layer2"], inputs)`` for ``loss="byot"``.
 
     Raises:
@@ -104,7 +105,7 @@ def distill(
     try:
         training = Training(**(trainer or {}))
     except TypeError as error:
-        raise UserError(f"trainer: {error}; accepted: arguments of kdlab.methods.Training") from None
+        raise UserError(f"trainer: {error}; accepted: arguments of kdlab.training.Training") from None
     data = _Loaders(train_loader, val_loader, training)
     task = _task(teacher if teacher is not None else student, data, training.device)
     taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
@@ -168,7 +169,7 @@ def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
         alpha = config.get("alpha") if alpha is None else alpha
         for name, term in config["terms"].items():
             whole = {**LABELS.get(name, {}), **term}  # some change how labels count
-            terms[name] = spec.build(whole, f"loss.terms.{name}", slot="term")
+            terms[name] = builder.build(whole, f"loss.terms.{name}", slot="term")
     return Objective(terms, 4.0 if temperature is None else temperature, alpha)
 
 
@@ -187,7 +188,7 @@ def _beside(companion: Companion | None, student: nn.Module, objective: Objectiv
             made = "Peers(student, [network])" if kind == "peers" else "Exits(student, layers, inputs)"
             raise UserError(
                 f"companion: {there or None}, and loss.terms.{name} looks at {kind}; accepted: "
-                f"kdlab.models.companions.{made}, or another loss"
+                f"kdlab.models.transforms.auxiliary.{made}, or another loss"
             )
     if there and there not in wanted:
         raise UserError(f"companion: {there}, and no term of the loss looks at it; accepted: None, or another loss")

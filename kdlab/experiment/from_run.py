@@ -11,17 +11,18 @@ from typing import Any
 
 from torch import nn
 
-from kdlab import integrity, spec
-from kdlab.data.source import Columns
+from kdlab.config import builder
+from kdlab.config.override_text import argument
+from kdlab.data.raw import Columns
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment.class_order import listed, numbered, permutation, reordered, same_classes
 from kdlab.experiment.schema import Experiment, PretrainedSpec
 from kdlab.models import load_weights
-from kdlab.models.normalize import KNOWN
-from kdlab.override_text import argument
+from kdlab.models.vision.normalize import KNOWN
 from kdlab.runs.folder import read_model
 from kdlab.runs.origin import run_of, weights_path
+from kdlab.system import integrity
 
 log = logging.getLogger("kdlab")
 
@@ -322,7 +323,7 @@ def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, origin
 
 def _supplied(name: str, own: Any, other: Any) -> bool:
     """Whether one of the two is left to the data, which are compared by themselves."""
-    return name in spec.SUPPLIED and (own is None or other is None)
+    return name in builder.SUPPLIED and (own is None or other is None)
 
 
 def _plain(value: Any) -> Any:
@@ -348,7 +349,7 @@ def _stated(network: Mapping[str, Any], name: str) -> Any:
 
 def _with_statistics(network: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
     """A network's mapping with a normalisation wherever it takes one and states none."""
-    takes = spec.signature(str(network.get("_target_"))).parameters
+    takes = builder.signature(str(network.get("_target_"))).parameters
     stated = {name: value for name, value in statistics.items() if name in takes and network.get(name) is None}
     inner = {
         name: _with_statistics(value, statistics)

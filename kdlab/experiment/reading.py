@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kdlab.errors import UserError
-from kdlab.experiment import parts
+from kdlab.experiment import build
 from kdlab.experiment.schema import Experiment
 from kdlab.losses import Objective
 
@@ -46,7 +46,7 @@ def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, str]:
         typed: dotted keys and groups that the user set.
     """
     experiment = Experiment.of(config)
-    objective = parts.objective(experiment.loss)
+    objective = build.objective(experiment.loss)
     softens = any(getattr(module, "shares_temperature", False) for module in objective.modules())
     soft = any(term.role == "soft" for term in objective.terms.values())
     alike = experiment.data.get("views") not in (None, 1) and not experiment.data.get("augment")

@@ -1,6 +1,6 @@
 """What an experiment's configuration holds: the signatures that configs are bound to. Imports no torch.
 
-``Annotated[dict, "network"]`` says which part of :data:`kdlab.slots.SLOTS` a mapping describes.
+``Annotated[dict, "network"]`` says which part of :data:`kdlab.config.slots.SLOTS` a mapping describes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, Self, TypedDict
 
-from kdlab import spec
+from kdlab.config import builder
 from kdlab.errors import UserError, unknown
 
 ROOT = "kdlab.experiment.schema.Experiment"
@@ -42,7 +42,7 @@ class PretrainedSpec:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
         """From a plain mapping, its values as the annotations want them."""
-        return cls(**spec.bind(values, target=f"{__name__}.{cls.__name__}"))
+        return cls(**builder.bind(values, target=f"{__name__}.{cls.__name__}"))
 
 
 class Member(TypedDict, total=False):
@@ -198,7 +198,7 @@ class Experiment:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:
         """From a plain, checked mapping."""
-        values = spec.bind(config, target=f"{__name__}.Experiment")
+        values = builder.bind(config, target=f"{__name__}.Experiment")
         for name, kind in (("teacher", TeacherSpec), ("pretrained", PretrainedSpec)):
             if isinstance(values.get(name), Mapping):
                 values[name] = kind.of(values[name])

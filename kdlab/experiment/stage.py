@@ -12,22 +12,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.experiment import parts
+from kdlab.experiment import build
 from kdlab.experiment.class_order import classified_alone, permutation, reordered
 from kdlab.experiment.from_run import normalised_as_started
+from kdlab.experiment.model_store import write_model
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.store import write_model
-from kdlab.experiment.teaching import (
-    Lesson,
-    Trained,
-    find_teacher,
-    give_lesson,
-    pretrained_start,
-)
+from kdlab.experiment.teacher import Lesson, Trained, find_teacher, give_lesson, pretrained_start
 from kdlab.losses import Objective
-from kdlab.methods import Fitted, Training, fit
-from kdlab.runs.numbers import plural
+from kdlab.runs.formatting import plural
 from kdlab.tasks import Task
+from kdlab.training import Fitted, Training, fit
 
 log = logging.getLogger("kdlab")
 
@@ -57,10 +51,10 @@ def fit_stage(
     experiment: Experiment, folder: Path, previous: Trained | None, choices: Mapping[str, str], name: str
 ) -> Stage:
     """One fit: data, teacher, student, objective, method, trainer."""
-    training = parts.training(experiment.trainer)
-    data = parts.data(experiment.data, experiment.seed)
-    task = parts.task(experiment.task, data)
-    objective = parts.objective(experiment.loss, data)
+    training = build.training(experiment.trainer)
+    data = build.data(experiment.data, experiment.seed)
+    task = build.task(experiment.task, data)
+    objective = build.objective(experiment.loss, data)
     experiment = normalised_as_started(experiment, data)
 
     previous = _in_order(previous, experiment, data)
@@ -74,8 +68,8 @@ def fit_stage(
     if source is not None and taught:
         lesson = give_lesson(source, experiment, data, task, objective, training)
 
-    student = parts.network(experiment.student, data, experiment.seed, "student")
-    parts.start(
+    student = build.network(experiment.student, data, experiment.seed, "student")
+    build.start(
         student,
         experiment.init,
         previous=previous.net if previous else None,
@@ -85,14 +79,14 @@ def fit_stage(
     given = None
     if experiment.init in ("teacher", "cut", "pretrained"):
         given = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    batches = parts.source(experiment.source, data)
-    adapted = parts.adapted(student, experiment.adapter, experiment.seed)
-    companion = parts.companion(experiment, student, data)
+    batches = build.source(experiment.source, data)
+    adapted = build.adapted(student, experiment.adapter, experiment.seed)
+    companion = build.companion(experiment, student, data)
     teacher = lesson.teacher if lesson else None
-    method = parts.method(experiment, student, objective, task, teacher, batches, companion)
+    method = build.method(experiment, student, objective, task, teacher, batches, companion)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
-    loggers = parts.loggers(experiment.logger, folder, experiment.name)
+    loggers = build.loggers(experiment.logger, folder, experiment.name)
     log.info("%s: training %s on %s", name, plural(experiment.epochs, "epoch"), data.describe())
     for note in data.notes:
         log.info("data: %s", note)
@@ -129,7 +123,7 @@ def check_stages(plan: Mapping[str, Experiment]) -> None:
         return
     before: list[str] = []
     for name, experiment in plan.items():
-        data = parts.data(experiment.data, experiment.seed)
+        data = build.data(experiment.data, experiment.seed)
         names = list(data.class_names) if classified_alone(data) else []
         if goes_on_from_previous(experiment) and before and names and set(before) != set(names):
             raise UserError(

@@ -1,17 +1,29 @@
 """Floor 0: pure tensor maths, schedules, layer taps, and the types that flow between the parts."""
 
+from kdlab.functional.attack import pgd
 from kdlab.functional.chunked import chunked
-from kdlab.functional.correlation import (
-    batch_gram_distance,
-    class_gram_distance,
-    inter_class_distance,
-    intra_class_distance,
-    pearson_distance,
-)
-from kdlab.functional.divergence import (
-    attention_map,
+from kdlab.functional.feature.ab import boundary_distance
+from kdlab.functional.feature.attention import attention_map
+from kdlab.functional.feature.factor_transfer import factor_distance
+from kdlab.functional.feature.fsp import fsp_matrix
+from kdlab.functional.feature.nst import polynomial_mmd
+from kdlab.functional.feature.ofa import enhanced_target
+from kdlab.functional.feature.ofd import negative_mean, partial_l2
+from kdlab.functional.feature.review import hierarchical_context
+from kdlab.functional.feature.svd import aligned, radial_relation, right_singular_vectors, turned_positive
+from kdlab.functional.feature.vid import gaussian_nll
+from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, columns, comparable, dense, finite
+from kdlab.functional.modes import probing
+from kdlab.functional.relation.correlation_congruence import correlation_congruence
+from kdlab.functional.relation.crd import noise_contrast
+from kdlab.functional.relation.ickd import channel_correlation
+from kdlab.functional.relation.pkt import probabilistic_transfer
+from kdlab.functional.relation.rkd import relational_angle, relational_distance
+from kdlab.functional.relation.similarity import similarity_preserving
+from kdlab.functional.response.adversarial import reverse_gradient
+from kdlab.functional.response.dist import inter_class_distance, intra_class_distance, pearson_distance
+from kdlab.functional.response.divergence import (
     cross_entropy,
-    decoupled_kl,
     jsd,
     kl,
     log_probabilities,
@@ -25,9 +37,9 @@ from kdlab.functional.divergence import (
     symmetric_kl,
     total_variation,
 )
-from kdlab.functional.gradients import reverse_gradient
-from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, columns, comparable, dense, finite
-from kdlab.functional.made_targets import (
+from kdlab.functional.response.dkd import decoupled_kl
+from kdlab.functional.response.mlld import batch_gram_distance, class_gram_distance
+from kdlab.functional.response.soft_labels import (
     custom_target_weight,
     entropy,
     soft_label_weight,
@@ -36,31 +48,9 @@ from kdlab.functional.made_targets import (
     without_target,
     zipf_kl,
 )
-from kdlab.functional.maps import (
-    boundary_distance,
-    factor_distance,
-    fsp_matrix,
-    gaussian_nll,
-    negative_mean,
-    partial_l2,
-    polynomial_mmd,
-)
-from kdlab.functional.probing import pgd, probing
-from kdlab.functional.pyramid import hierarchical_context
-from kdlab.functional.relations import (
-    channel_correlation,
-    correlation_congruence,
-    noise_contrast,
-    probabilistic_transfer,
-    relational_angle,
-    relational_distance,
-    similarity_preserving,
-)
 from kdlab.functional.schedule import Schedule, schedule
 from kdlab.functional.seeds import mix, seed_all, seed_torch
-from kdlab.functional.singular import aligned, radial_relation, right_singular_vectors, turned_positive
 from kdlab.functional.taps import Taps
-from kdlab.functional.target import enhanced_target
 from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, Window, soft
 
 __all__ = [

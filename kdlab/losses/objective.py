@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Projected, Schedule, Window, chunked, dense, schedule
-from kdlab.losses.of_task import for_each_task
+from kdlab.losses.per_task import for_each_task
 from kdlab.losses.temperature import Temperature
 from kdlab.losses.temperature import temperature as to_temperature
 from kdlab.losses.term import Term
@@ -55,7 +55,7 @@ class Objective(nn.Module):
         alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
         chunk_rows: rows of a chunk; None is 128, or more of few classes, up to two million numbers.
         tasks: where there are several at once, name → how much each counts: each term on outputs is asked of every task
-            (:func:`~kdlab.losses.of_task.for_each_task`). None for one task.
+            (:func:`~kdlab.losses.per_task.for_each_task`). None for one task.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class Term(nn.Module):
     any_vocabulary: bool = False
     """Whether it can be asked of a teacher with other classes than the student's."""
     companion: str = ""
-    """The :attr:`~kdlab.models.companions.Companion.kind` that must train beside the student for it; empty for none."""
+    """The :attr:`~kdlab.models.transforms.auxiliary.Companion.kind` that must train beside the student for it; empty for none."""
     arrange: str = ""
     """How rows must be put together for it, a :data:`~kdlab.data.order.Arrange`; empty for any way."""
     student_layers: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from kdlab.losses import Objective
 from kdlab.methods.learned import greatest
 from kdlab.methods.learning_rate import LearningRate
 from kdlab.models import frozen_modules
-from kdlab.models.companions import Companion
+from kdlab.models.transforms.auxiliary import Companion
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 

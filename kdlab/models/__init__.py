@@ -1,22 +1,23 @@
 """Networks, and what is done to them: weights in and out, heads replaced, layers frozen, costs measured."""
 
-from kdlab.models.adapters import lora, merge, save_adapter
-from kdlab.models.checkpoint import atomic_write, load_weights, read_state, save_weights, weights_hash
-from kdlab.models.cut import blocks, cut
-from kdlab.models.decode import continuations
-from kdlab.models.heads import Heads
-from kdlab.models.language import CausalLM
-from kdlab.models.measure import flops, latency_ms, parameters, size_bytes
-from kdlab.models.mlp import MLP
-from kdlab.models.mobilenet import MobileNetV2
-from kdlab.models.normalize import Normalize
-from kdlab.models.resnet import BottleneckResNet, CifarResNet
-from kdlab.models.reused import Reused, reuse_classifier
-from kdlab.models.seq2seq import Seq2SeqLM
-from kdlab.models.shufflenet import ShuffleNetV1, ShuffleNetV2
-from kdlab.models.surgery import freeze, frozen_modules, head_of, keep_frozen_eval, layer_names, replace_head
-from kdlab.models.vgg import VGG
-from kdlab.models.wrn import WideResNet
+from kdlab.models.cost import flops, latency_ms, parameters, size_bytes
+from kdlab.models.transformers.causal_lm import CausalLM
+from kdlab.models.transformers.generation import continuations
+from kdlab.models.transformers.seq2seq import Seq2SeqLM
+from kdlab.models.transforms.auxiliary import Exits, peers
+from kdlab.models.transforms.layer_subset import blocks, cut
+from kdlab.models.transforms.lora import lora, merge, save_adapter
+from kdlab.models.transforms.multi_task import Heads
+from kdlab.models.transforms.simkd import Reused, reuse_classifier
+from kdlab.models.transforms.surgery import freeze, frozen_modules, head_of, keep_frozen_eval, layer_names, replace_head
+from kdlab.models.vision.mlp import MLP
+from kdlab.models.vision.mobilenet import MobileNetV2
+from kdlab.models.vision.normalize import Normalize
+from kdlab.models.vision.resnet import BottleneckResNet, CifarResNet
+from kdlab.models.vision.shufflenet import ShuffleNetV1, ShuffleNetV2
+from kdlab.models.vision.vgg import VGG
+from kdlab.models.vision.wrn import WideResNet
+from kdlab.models.weights.checkpoint import atomic_write, load_weights, read_state, save_weights, weights_hash
 
 __all__ = [
     "MLP",
@@ -24,6 +25,7 @@ __all__ = [
     "BottleneckResNet",
     "CausalLM",
     "CifarResNet",
+    "Exits",
     "Heads",
     "MobileNetV2",
     "Normalize",
@@ -47,6 +49,7 @@ __all__ = [
     "lora",
     "merge",
     "parameters",
+    "peers",
     "read_state",
     "replace_head",
     "reuse_classifier",

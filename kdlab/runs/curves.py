@@ -13,8 +13,8 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from kdlab.errors import CannotWrite, UserError
-from kdlab.files import Unreadable, atomic_write, open_to_append, read_json_lines
 from kdlab.runs.read import is_point
+from kdlab.system.files import Unreadable, atomic_write, open_to_append, read_json_lines
 
 log = logging.getLogger("kdlab")
 

@@ -18,9 +18,11 @@ from typing import Any
 import yaml
 from filelock import Timeout
 
-from kdlab import integrity
+from kdlab.config.builder import IRRELEVANT, config_hash, flatten
 from kdlab.errors import Busy, RunFailed, UserError, told
-from kdlab.files import (
+from kdlab.runs.result import RESULT, load_result, read_result
+from kdlab.system import integrity
+from kdlab.system.files import (
     Unreadable,
     links_inside,
     lock_file,
@@ -31,9 +33,7 @@ from kdlab.files import (
     remove_leftovers,
     write_text,
 )
-from kdlab.runs.result import RESULT, load_result, read_result
-from kdlab.spec import IRRELEVANT, config_hash, flatten
-from kdlab.terminal import warn
+from kdlab.system.terminal import warn
 
 __all__ = ["read_result", "write_text"]
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from kdlab.runs.numbers import count, decimal, number, percent, seconds, size
+from kdlab.runs.formatting import count, decimal, number, percent, seconds, size
 from kdlab.runs.read import Run, Stat, finite, mapping
-from kdlab.terminal import one_line
+from kdlab.system.terminal import one_line
 
 SPLITS = ("val", "test", "outside")
 """Splits that a model is measured on; ``outside`` is text from beyond the domain that a student was taught."""

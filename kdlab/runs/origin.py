@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, expanded, read_json
 from kdlab.runs.folder import read_model
+from kdlab.system.files import Unreadable, expanded, read_json
 
 DESCRIPTION = "model.json"
 """What says how to rebuild a run's network, beside its weights."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdlab import integrity
-from kdlab.files import Unreadable, read_json
-from kdlab.integrity import RESULT
+from kdlab.system import integrity
+from kdlab.system.files import Unreadable, read_json
+from kdlab.system.integrity import RESULT
 
 log = logging.getLogger("kdlab")
 

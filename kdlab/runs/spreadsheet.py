@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlab.files import atomic_write
-from kdlab.terminal import printable
+from kdlab.system.files import atomic_write
+from kdlab.system.terminal import printable
 
 _FORMULA = re.compile(r"""[\s"'`]*[=+\-@＝＋－＠]|[\t\r\n]""")
 """How a text begins that some spreadsheet computes, also behind white space and quotes."""

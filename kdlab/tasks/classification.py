@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, mix
-from kdlab.functional.probing import pgd, probing
+from kdlab.functional.attack import pgd
+from kdlab.functional.modes import probing
 from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures, class_ids
 from kdlab.tasks.task import Measures, Task
 

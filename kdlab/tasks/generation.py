@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from kdlab.batch_transforms.on_policy import sources, written
 from kdlab.data.rng import Draws, fold, permutation, seed_of
-from kdlab.data.text.own import sources, written
 from kdlab.errors import UserError
 
 _RUNNING = 64

@@ -13,18 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import (
-    SEGMENTS,
-    Batch,
-    Outputs,
-    Sampled,
-    Sparse,
-    columns,
-    comparable,
-    cross_entropy,
-    dense,
-    kl,
-)
+from kdlab.functional import SEGMENTS, Batch, Outputs, Sampled, Sparse, columns, comparable, cross_entropy, dense, kl
 from kdlab.tasks.generation import Answers, Generation, open_ended, table
 from kdlab.tasks.task import Task
 

@@ -1,11 +1,11 @@
 """Floor 2: who a student learns from: frozen, cached, an ensemble, or its own past."""
 
-from kdlab.teachers.cache import Arrays, CachedTeacher, Manifest, check_manifest, dtype_for, write_cache
-from kdlab.teachers.moving import EMATeacher, MovingTeacher, SnapshotTeacher
+from kdlab.teachers.cache.rows import Arrays, CachedTeacher, Manifest, check_manifest, dtype_for, write_cache
+from kdlab.teachers.cache.token_files import TokenManifest, TokenWriter
+from kdlab.teachers.cache.tokens import TokenCache, tail_mass, write_tokens
+from kdlab.teachers.cross_tokenizer import UnlikeTeacher
+from kdlab.teachers.momentum import EMATeacher, MovingTeacher, SnapshotTeacher
 from kdlab.teachers.teacher import EnsembleTeacher, FrozenTeacher, Several, TasksTeacher, Teacher
-from kdlab.teachers.token_files import TokenManifest, TokenWriter
-from kdlab.teachers.tokens import TokenCache, tail_mass, write_tokens
-from kdlab.teachers.unlike import UnlikeTeacher
 
 __all__ = [
     "Arrays",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, cross_entropy, dense, log_probabilities
-from kdlab.losses.several import MEMBER
+from kdlab.losses.response.multi_teacher import MEMBER
 from kdlab.tasks import Task
 
 AT_ONCE = 2**22

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdlab.cli.main import Parser
-from kdlab.terminal import one_line, say
+from kdlab.system.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -19,9 +19,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment")
     args = parser.parse_intermixed_args(argv)
     from kdlab.cli.console import log_shown
-    from kdlab.cli.plan import Flags, distinct
+    from kdlab.cli.hydra.plan import Flags, distinct
+    from kdlab.cli.hydra.sweep import expected
     from kdlab.cli.start import planned, refuse_unread
-    from kdlab.cli.sweep import expected
 
     with planned(Flags(tuple(args.overrides), multirun=args.multirun)) as plan, log_shown():
         say(f"ok    config: {plan.jobs} job(s), every key and value bound to its owner")

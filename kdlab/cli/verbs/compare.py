@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str]) -> int:
-    """Everything that follows is ``kdlab.runs.compare``'s."""
-    from kdlab.runs import compare
+    """Everything that follows is ``kdlab.report.compare.compare``'s."""
+    from kdlab.report.compare import compare
 
     return compare.main(argv)

@@ -62,11 +62,12 @@ def main(argv: Sequence[str]) -> int:
 def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     import torch
 
-    from kdlab.cli.recompose import stages_of
-    from kdlab.experiment.rebuild import rebuild
-    from kdlab.runs import diagnosis_report, table
-    from kdlab.runs.diagnosis_case import Case
-    from kdlab.runs.diagnosis_slices import groups
+    from kdlab.cli.hydra.recompose import stages_of
+    from kdlab.experiment.reload import rebuild
+    from kdlab.report import table
+    from kdlab.report.diagnosis import report
+    from kdlab.report.diagnosis.inputs import Case
+    from kdlab.report.diagnosis.slices import groups
 
     stages = stages_of(args.run, args.trust)
     found = rebuild(args.run, stages=stages, teacher=args.teacher, baseline=args.baseline, trust=args.trust)
@@ -78,7 +79,7 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     case = Case(args.run, found.experiment.name, data, config, split, logits, targets)
     counted = case.count(sliced)
     counted["notes"] = found.notes + _other_numbers(args, counted)
-    said = f"{case.title}\n\n{diagnosis_report.text(counted, table.terminal_width())}"
+    said = f"{case.title}\n\n{report.text(counted, table.terminal_width())}"
     names = case.write(counted, out, command, pictures=not args.no_pictures)
     table.show(f"{said}\n\nwritten to {table.shorten(out)}: {', '.join(names)}")
 

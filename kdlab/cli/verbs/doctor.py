@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kdlab.cli.main import Parser
-from kdlab.terminal import one_line, say
+from kdlab.system.terminal import one_line, say
 
 NEEDED = (
     "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "tensorboard", "numpy", "PyYAML",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdlab.cli.main import Parser
-from kdlab.terminal import one_line, say
+from kdlab.system.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +20,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="+", metavar="OVERRIDE", help="as for an experiment: teacher, data, ...")
     args = parser.parse_args(argv)
     from kdlab.cli.console import log_shown
-    from kdlab.cli.plan import Flags
+    from kdlab.cli.hydra.plan import Flags
     from kdlab.cli.start import planned
 
     with planned(Flags(tuple(args.overrides))) as plan, log_shown():

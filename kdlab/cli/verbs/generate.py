@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.cli.main import Parser
 from kdlab.errors import RunFailed, UserError
-from kdlab.files import Unreadable, read_text
-from kdlab.terminal import one_line, say, warn
+from kdlab.system.files import Unreadable, read_text
+from kdlab.system.terminal import one_line, say, warn
 
 if TYPE_CHECKING:
-    from kdlab.generate.produce import Soft, Source, Summary
-    from kdlab.generate.questions import Ask, Wording
-    from kdlab.generate.writer import Output
+    from kdlab.traces.pipeline import Soft, Source, Summary
+    from kdlab.traces.prompts import Ask, Wording
+    from kdlab.traces.writer import Output
 
 EPILOG = """\
 QUESTIONS is JSONL: {"question": "..."} or {"messages": [{"role": "user", "content": "..."}]}, and optionally "id",
@@ -99,10 +99,10 @@ def main(argv: Sequence[str]) -> int:
     """``kdlab generate QUESTIONS OUT --model NAME [--endpoint URL]``"""
     args = parser().parse_args(argv)
     check(args)
-    from kdlab.generate import questions
+    from kdlab.traces import prompts
 
-    wording = questions.Wording(_text(args.system, "--system"), _text(args.template, "--template"), args.marker)
-    asks = questions.read_questions(args.questions, args.limit, args.gold)
+    wording = prompts.Wording(_text(args.system, "--system"), _text(args.template, "--template"), args.marker)
+    asks = prompts.read_questions(args.questions, args.limit, args.gold)
     if args.endpoint is not None:
         source, about, soft = _remote(args, wording, asks)
     else:
@@ -155,8 +155,8 @@ def check(args: argparse.Namespace) -> None:
 def _remote(
     args: argparse.Namespace, wording: Wording, asks: Sequence[Ask]
 ) -> tuple[Source, dict[str, Any], Soft | None]:
-    from kdlab.generate.endpoint import Address, Endpoint, read_key
-    from kdlab.generate.pool import Pace, Pool, Tries
+    from kdlab.traces.endpoint import Address, Endpoint, read_key
+    from kdlab.traces.pool import Pace, Pool, Tries
 
     address = Address.of(args.endpoint, args.api, args.insecure)
     key = read_key(args.key_variable, address)
@@ -196,7 +196,7 @@ def _here(
 ) -> tuple[Source, dict[str, Any], Soft | None]:
     # what can be known without the model first: it may take minutes to load
     _output(args, wording, {"endpoint": None, "extra": {}})
-    from kdlab.generate.local import Local, load
+    from kdlab.traces.local import Local, load
 
     writer = load(args.model, args.device, args.trust)
     if writer.chat is None and any(ask.messages for ask in asks):
@@ -217,8 +217,8 @@ def _here(
 
 
 def _soft(args: argparse.Namespace, tokenizer: Any, teacher: str) -> Soft:
-    from kdlab.generate.produce import Soft
-    from kdlab.generate.scores import Pieces
+    from kdlab.traces.pipeline import Soft
+    from kdlab.traces.scores import Pieces
 
     folder = args.cache if args.cache is not None else args.out.with_name(f"{args.out.name}.tokens")
     return Soft(Pieces(tokenizer), args.logprobs, folder, teacher)
@@ -226,7 +226,7 @@ def _soft(args: argparse.Namespace, tokenizer: Any, teacher: str) -> Soft:
 
 def _output(args: argparse.Namespace, wording: Wording, where: dict[str, Any]) -> Output:
     """The output file, held against how its traces were asked for."""
-    from kdlab.generate.writer import Output
+    from kdlab.traces.writer import Output
 
     settings = {
         **where,
@@ -247,7 +247,7 @@ def _output(args: argparse.Namespace, wording: Wording, where: dict[str, Any]) -
 def _run(
     args: argparse.Namespace, asks: Sequence[Ask], source: Source, where: dict[str, Any], soft: Soft | None
 ) -> int:
-    from kdlab.generate.produce import check_keep, produce, write_filtered
+    from kdlab.traces.pipeline import check_keep, produce, write_filtered
 
     output = _output(args, source.wording, where)
     if args.keep:

@@ -13,16 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kdlab.cli import options
 from kdlab.cli.main import Parser
+from kdlab.config import options
 from kdlab.errors import UserError, unknown
-from kdlab.files import read_json
-from kdlab.integrity import RESULT
-from kdlab.terminal import one_line, say, warn
+from kdlab.system.files import read_json
+from kdlab.system.integrity import RESULT
+from kdlab.system.terminal import one_line, say, warn
 
 if TYPE_CHECKING:
-    from kdlab.cli.compose import Composer, Composition
-    from kdlab.runs.leaderboard import Board, Entry
+    from kdlab.cli.hydra.compose import Composer, Composition
+    from kdlab.report.leaderboard.leaderboard import Board, Entry
     from kdlab.runs.read import Run
 
 
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _board(args: argparse.Namespace, found: options.Options) -> Board:
-    from kdlab.runs.leaderboard import Board
+    from kdlab.report.leaderboard.leaderboard import Board
 
     path = found.file(options.BOARDS, args.board)
     if path is None:
@@ -79,15 +79,15 @@ Points = dict[tuple["Entry", int], "Composition"]
 @contextmanager
 def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Composer]]:
     """Every run of a board, composed, validated and looked at before anything is written."""
-    from kdlab import spec
-    from kdlab.cli.compose import composer, refuse_hydra
-    from kdlab.cli.plan import QUIET, refuse_sweeps
-    from kdlab.cli.sweep import check_writable
+    from kdlab.cli.hydra.compose import composer, refuse_hydra
+    from kdlab.cli.hydra.plan import QUIET, refuse_sweeps
+    from kdlab.cli.hydra.sweep import check_writable
     from kdlab.cli.validate import validate
+    from kdlab.config import builder
 
     quiet = [f"{key}={value}" for key, value in QUIET.items()]
     points: Points = {}
-    with composer() as made, spec.trust(user_modules=True):
+    with composer() as made, builder.trust(user_modules=True):
         for entry in board.entries():
             for seed in board.seeds:
                 try:
@@ -105,25 +105,25 @@ def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Compos
 
 def _folder(board: Board, more: Sequence[str], points: Points) -> Path:
     """Where a board's runs are: by its name, and by a hash of what was added to it."""
-    from kdlab import spec
+    from kdlab.config import builder
 
     first = next(iter(points.values())).config
     kept = [text for text in more if not text.startswith("output=")]
-    name = board.name if not kept else f"{board.name}-{spec.config_hash({'overrides': sorted(kept)})[:6]}"
+    name = board.name if not kept else f"{board.name}-{builder.config_hash({'overrides': sorted(kept)})[:6]}"
     return Path(str(first["output"])) / options.BOARDS / name
 
 
 def _place(folder: Path, entry: Entry, seed: int, point: Composition) -> Path:
-    from kdlab import spec
+    from kdlab.config import builder
 
-    return folder / entry.row / f"seed-{seed}-{spec.config_hash(point.config)[:8]}"
+    return folder / entry.row / f"seed-{seed}-{builder.config_hash(point.config)[:8]}"
 
 
 def _run_all(board: Board, points: Points, composer: Composer, folder: Path, jobs: int) -> None:
     """Run what has not run, ``jobs`` runs at a time, and leave to other processes what they are at."""
-    from kdlab.cli.job import note_end, settle
-    from kdlab.cli.sweep import WRITABLE, read_any
-    from kdlab.cli.workers import pool
+    from kdlab.cli.hydra.job import note_end, settle
+    from kdlab.cli.hydra.sweep import WRITABLE, read_any
+    from kdlab.cli.hydra.workers import pool
 
     # seed by seed, so that a board that is cut short has all methods over fewer seeds
     ordered = sorted(points.items(), key=lambda item: board.seeds.index(item[0][1]))
@@ -170,8 +170,8 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
 
     The methods take turns, and each is held against the other of its own round, since machines have moods.
     """
-    from kdlab.cli.workers import pool
-    from kdlab.files import atomic_write
+    from kdlab.cli.hydra.workers import pool
+    from kdlab.system.files import atomic_write
 
     path = folder / "times.json"
     if rounds < 1:
@@ -202,7 +202,7 @@ def _known_times(path: Path) -> dict[str, float]:
 
 def _step(chosen: dict[str, Composition], composer: Composer, place: Path, asked: tuple[int, str]) -> float:
     """Seconds of one training step of a row, in a run without baseline and validation."""
-    from kdlab.cli.job import run
+    from kdlab.cli.hydra.job import run
 
     number, row = asked
     again = composer.compose([*chosen[row].overrides, "baseline=false", "data.val=0"])
@@ -211,13 +211,13 @@ def _step(chosen: dict[str, Composition], composer: Composer, place: Path, asked
 
 
 def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -> int:
-    from kdlab import spec
-    from kdlab.cli.sweep import read_any
-    from kdlab.files import atomic_write
-    from kdlab.runs import table
-    from kdlab.runs.leaderboard import Results
-    from kdlab.runs.leaderboard_picture import draw
+    from kdlab.cli.hydra.sweep import read_any
+    from kdlab.config import builder
+    from kdlab.report import table
+    from kdlab.report.leaderboard.leaderboard import Results
+    from kdlab.report.leaderboard.picture import draw
     from kdlab.runs.read import Run
+    from kdlab.system.files import atomic_write
 
     runs: dict[tuple[Any, int], Run] = {}
     for (entry, seed), point in points.items():
@@ -225,7 +225,7 @@ def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -
         result = read_any(place)
         if not result and (place / RESULT).exists():
             warn(f"{place / RESULT}: damaged, left out")
-        if result and result.get("config_hash", spec.config_hash(point.config)) == spec.config_hash(point.config):
+        if result and result.get("config_hash", builder.config_hash(point.config)) == builder.config_hash(point.config):
             runs[entry, seed] = Run(place, result)
     if not any(not run.failed for run in runs.values()):
         raise UserError(f"leaderboard: no finished run in {folder}; accepted: without --show, which runs them")

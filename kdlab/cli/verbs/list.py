@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from kdlab.cli import layers, options
+from kdlab.cli import layers
 from kdlab.cli.main import Parser
+from kdlab.config import options
 from kdlab.errors import UserError, unknown
-from kdlab.terminal import one_line, say
+from kdlab.system.terminal import one_line, say
 
 LAYERS = "layers"
 
@@ -46,28 +47,28 @@ def main(argv: Sequence[str]) -> int:
 
 def _layers(chosen: Sequence[str]) -> int:
     """The module tree of student and teacher, with the shape that each module puts out for one example; and pairs."""
-    from kdlab.cli.plan import Flags
+    from kdlab.cli.hydra.plan import Flags
     from kdlab.cli.start import planned
 
     with planned(Flags(tuple(chosen))) as plan:
-        from kdlab.experiment import parts
+        from kdlab.experiment import build
 
         config = plan.points[0].config
-        data = parts.data(config["data"], config["seed"])
+        data = build.data(config["data"], config["seed"])
         example = next(iter(data.sequential("train", batch_size=1))).to("cpu").inputs
         networks = {"student": config["student"], "teacher.net": (config.get("teacher") or {}).get("net")}
         traced, nets = {}, []
         for role, mapping in networks.items():
             if mapping is None:
                 continue
-            nets.append(parts.network(mapping, data, 0, role))
+            nets.append(build.network(mapping, data, 0, role))
             traced[role] = layers.trace(nets[-1], example)
             width = max(len(layer.path) for layer in traced[role].layers) + 2
             say(f"{role}: {mapping['_target_']}")
             for layer in traced[role].layers:
                 say(f"  {layer.path:<{width}}{layer.kind:<20}{layer.said}".rstrip())
         if len(traced) == 2:
-            fits = _fitting(nets[0], nets[1], data, parts.task(config["task"], data))
+            fits = _fitting(nets[0], nets[1], data, build.task(config["task"], data))
             _show_pairs(layers.suggest(*traced.values()), config["loss"].get("terms") or {}, fits)
     return 0
 
@@ -79,7 +80,7 @@ def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
     """A function that says whether a term takes the layers that it is configured for."""
     import torch
 
-    from kdlab import spec
+    from kdlab.config import builder
     from kdlab.models import reuse_classifier
 
     with suppress(UserError):  # a term may want it (SimKD), and to others a classifier is as good as another
@@ -88,7 +89,7 @@ def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
 
     def fits(name: str, config: Mapping[str, Any]) -> bool:
         try:
-            term = spec.build(config, f"loss.terms.{name}", slot="term")
+            term = builder.build(config, f"loss.terms.{name}", slot="term")
             term.meet(student, teacher, data.counts["train"])
             with torch.no_grad():
                 ours = task.outputs(student.eval(), rows, term.student_layers)

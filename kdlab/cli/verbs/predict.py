@@ -9,7 +9,7 @@ from pathlib import Path
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError
 from kdlab.runs.folder import read_model
-from kdlab.terminal import one_line, say
+from kdlab.system.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,8 +52,8 @@ def main(argv: Sequence[str]) -> int:
         _exists(path)
     if args.out is not None:
         _can_write(args.out, [args.run, *paths])
-    from kdlab.runs.predict import predict
-    from kdlab.runs.predict_table import summaries, write_predictions
+    from kdlab.inference.predict import predict
+    from kdlab.inference.predict_table import summaries, write_predictions
 
     found = predict(args.run, paths, trust=args.trust)
     for one in found:
@@ -96,7 +96,7 @@ def _text(args: argparse.Namespace) -> None:
         raise UserError(f"predict: --temperature {args.temperature:g}; accepted: 0 or more")
     if args.new_tokens is not None and args.new_tokens < 1:
         raise UserError(f"predict: --new-tokens {args.new_tokens}; accepted: at least 1")
-    from kdlab.runs.complete import complete
+    from kdlab.inference.generate_text import complete
 
     found = complete(
         args.run,

@@ -1,6 +1,6 @@
 """Data sets of text: tokenizers, sequences, how they are batched, and where they come from."""
 
-from kdlab.data.text.combine import TextCommon, text_data
+from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, TEXT, Question, Sequence, TextSource
 from kdlab.data.text.tokenizer import Tokenizer

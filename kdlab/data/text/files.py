@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, open_regular
+from kdlab.system.files import Unreadable, open_regular
 
 
 def read_text(path: Path, key: str) -> str:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from kdlab.data.loader import EpochLoader
 from kdlab.data.order import Order
-from kdlab.data.text.flat import Flat
 from kdlab.data.text.sequence import PROMPT
+from kdlab.data.text.token_store import Flat
 from kdlab.functional.types import Batch, Window
 
 

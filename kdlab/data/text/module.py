@@ -16,9 +16,9 @@ from torch import Tensor
 from kdlab.data.module import whole
 from kdlab.data.order import Order
 from kdlab.data.rng import permutation
-from kdlab.data.text.flat import Flat, flatten
 from kdlab.data.text.loader import Reading, TextLoader
 from kdlab.data.text.sequence import Question, Sequence, TextSource
+from kdlab.data.text.token_store import Flat, flatten
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import SEGMENTS

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdlab import integrity
+from kdlab.config.trust import read_only
 from kdlab.errors import UserError
-from kdlab.files import Unreadable, atomic_write, parse_json, read_text
-from kdlab.trust import read_only
+from kdlab.system import integrity
+from kdlab.system.files import Unreadable, atomic_write, parse_json, read_text
 
 if TYPE_CHECKING:
     import tokenizers
@@ -209,7 +209,7 @@ class Tokenizer:
             raise UserError(f"{key}: {name}: no such file or folder; accepted: {accepted}")
         from huggingface_hub import hf_hub_download
 
-        from kdlab.models.hub import connection, quiet
+        from kdlab.models.transformers.base import connection, quiet
 
         kept = read_only()  # what the hub's client has fetched before, and nothing else
         with quiet(), connection():

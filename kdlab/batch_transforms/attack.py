@@ -1,0 +1,184 @@
+"""Inputs changed within a small ball so that the student errs, for a student that is to stand it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.data.rng import fold, seed_of
+from kdlab.errors import UserError, unknown
+from kdlab.functional import Batch, cross_entropy, dense, kl
+from kdlab.functional.attack import pgd
+from kdlab.functional.modes import probing
+
+Against = Literal["labels", "teacher"]
+
+
+class AttackedRows:
+    r"""Shows the student attacked inputs, and the teacher the clean ones.
+
+    The attack is projected gradient ascent in the maximum norm, from a random start inside the ball (Madry et al.,
+    *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018), on the student as it is now, in eval
+    mode: its gradients, its BatchNorm statistics and its mode stay as they were. It raises
+
+    - ``labels``: the cross-entropy. A row without a label is attacked against the student's own clean answer.
+    - ``teacher``: :math:`\mathrm{KL}(p^T(x) \| p^S(x'))`, x the clean input and x' the attacked one, as Zi et al.,
+      *Revisiting Adversarial Robustness Distillation*, ICCV 2021 (RSLAD) do. As long as there is no teacher yet, the
+      labels.
+
+    With a ``clean`` share s each row stays as it is too, and counts s, its attacked version 1 - s: every term is then
+    s times itself on clean rows and 1 - s times itself on attacked ones (RSLAD's 1/6 and 5/6 of KL).
+
+    The start of a row is a function of (seed, step, example): the split of a step into micro-batches changes no bit.
+
+    Args:
+        against: ``labels`` or ``teacher``.
+        eps: radius of the ball, on inputs in [0, 1].
+        steps: of the ascent.
+        step_size: of each step; None is a quarter of ``eps``, as 2/255 of 8/255.
+        clean: share of the clean rows, in [0, 1).
+
+    Raises:
+        UserError: for an argument out of its range.
+    """
+
+    reads = "rows"
+    needs_net = False
+
+    def __init__(
+        self,
+        against: Against = "labels",
+        eps: float = 8 / 255,
+        steps: int = 10,
+        step_size: float | None = None,
+        clean: float = 0.0,
+    ) -> None:
+        if against not in get_args(Against):
+            raise unknown("source.against", against, get_args(Against))
+        if not 0 < eps <= 1:
+            raise UserError(f"source.eps: {eps}; accepted: above 0, up to 1 (inputs are in [0, 1])")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            raise UserError(f"source.steps: {steps!r}; accepted: a whole number, at least 1")
+        if step_size is not None and not 0 < step_size < math.inf:
+            raise UserError(f"source.step_size: {step_size}; accepted: above 0, or null")
+        if not 0 <= clean < 1:
+            raise UserError(f"source.clean: {clean}; accepted: a share, at least 0 and below 1")
+        self.against, self.eps, self.steps = against, float(eps), steps
+        self.step_size = self.eps / 4 if step_size is None else float(step_size)
+        self.clean = float(clean)
+        self.needs_teacher = against == "teacher"
+        self.progress = 0.0
+        self._looked = False
+
+    def __call__(
+        self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
+    ) -> tuple[Batch, dict[str, Tensor]]:
+        """The batch with attacked inputs, and the clean ones in ``Batch.clean``.
+
+        Args:
+            batch: of rows, with inputs (B, ...) in [0, 1].
+            student: who is attacked.
+            teacher: who reads the clean rows; needed against the teacher alone.
+            task: reads the batch.
+            seed: of the run.
+            step: the optimizer step, counted from 0.
+            part: which micro-batch of the step; for batches without keys.
+
+        Raises:
+            UserError: for inputs that are no numbers in [0, 1].
+        """
+        inputs = self._checked(batch)
+        theirs = teacher(batch.clean_view()) if self.needs_teacher and teacher is not None else None
+
+        def answer(x: Tensor) -> Tensor:
+            return dense(task.outputs(student, replace(batch, inputs=x.to(inputs.dtype))).logits)
+
+        with probing(student, device=inputs.device):
+            if theirs is None:
+                targets = _targets(batch, answer, inputs)
+                harm = lambda x: cross_entropy(answer(x), targets)  # noqa: E731
+            else:
+                shown = dense(theirs.logits).detach()
+                harm = lambda x: kl(answer(x), shown)  # noqa: E731
+            start = _noise(batch, seed, step, part)
+            attacked = pgd(harm, inputs.float(), self.eps, self.steps, self.step_size, start).to(inputs.dtype)
+        read = inputs if batch.clean is None else batch.clean
+        if not self.clean:
+            return replace(batch, inputs=attacked, clean=read), {}
+        return self._both(batch, attacked, read), {}
+
+    def _checked(self, batch: Batch) -> Tensor:
+        inputs = batch.inputs
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or batch.where is not None:
+            raise UserError("source: an attack changes pictures or tables of numbers; accepted: source=none")
+        if not self._looked:  # once: on a GPU a look is a wait
+            self._looked = True
+            least, most = float(inputs.min()), float(inputs.max())
+            if least < 0 or most > 1:
+                raise UserError(
+                    f"source: an attack stays in [0, 1], and the inputs lie in [{least:.3g}, {most:.3g}]; accepted: "
+                    "pictures, or source=none"
+                )
+        return inputs
+
+    def _both(self, batch: Batch, attacked: Tensor, read: Any) -> Batch:
+        """Clean rows and then attacked ones, each pair with the weight of one row: so the window stays as it is."""
+        rows = len(batch)
+        weight = torch.ones(rows, device=attacked.device) if batch.weight is None else batch.weight
+        partner = batch.partner
+        if partner is not None:
+            partner = torch.cat([partner, torch.where(partner >= 0, partner + rows, partner)])
+        return replace(
+            batch,
+            inputs=torch.cat([batch.inputs, attacked]),  # type: ignore[list-item]
+            clean=torch.cat([read, read]),
+            targets=_twice(batch.targets),
+            key=_twice(batch.key),
+            truth=_twice(batch.truth),
+            weight=torch.cat([self.clean * weight, (1 - self.clean) * weight]),
+            partner=partner,
+            window=batch.window if batch.window is not None else batch.count(),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: an attack depends on (seed, step) and the student."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """There is nothing to take back."""
+
+
+def _twice(value: Any) -> Any:
+    return None if value is None else torch.cat([value, value])
+
+
+@torch.no_grad()
+def _targets(batch: Batch, answer: Any, inputs: Tensor) -> Tensor:
+    """Labels; where there is none, the student's own clean answer."""
+    labelled = batch.labelled
+    if bool(labelled.all()):
+        return batch.targets
+    logits = answer(inputs)
+    own = logits.argmax(-1)
+    if batch.targets.ndim == 2:
+        own = nn.functional.one_hot(own, logits.shape[-1]).to(batch.targets.dtype)
+        labelled = labelled[:, None]
+    return torch.where(labelled, batch.targets, own)
+
+
+def _noise(batch: Batch, seed: int, step: int, part: int) -> Tensor:
+    """Offsets in [-1, 1), a function of (seed, step, example); of (seed, step, part, row) where nobody says which."""
+    inputs = batch.inputs
+    assert isinstance(inputs, Tensor)
+    if batch.key is not None:
+        state = fold(seed_of(seed, "attack", step), batch.key[:, 0])
+    else:
+        state = fold(seed_of(seed, "attack", step, part), torch.arange(len(batch), device=inputs.device))
+    places = torch.arange(inputs[0].numel(), device=inputs.device)
+    bits = (fold(state[:, None], places[None]) >> 40) & 0xFFFFFF
+    return (bits.float() * 2.0**-23 - 1).view(inputs.shape)

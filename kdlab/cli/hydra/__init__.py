@@ -1,0 +1,1 @@
+"""Hydra: composing configs, sweeps and their jobs."""

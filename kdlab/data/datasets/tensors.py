@@ -1,0 +1,214 @@
+"""Inputs and class ids that are arrays already, in files or in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor
+
+from kdlab.data import array_inputs
+from kdlab.data.module import Common, ImageData
+from kdlab.data.raw import Rows, Source
+from kdlab.errors import UserError, unknown
+from kdlab.system.arrays import read_array, read_arrays
+from kdlab.system.files import Unreadable
+
+_KEYS = ("inputs", "targets", "val_inputs", "val_targets", "test_inputs", "test_targets", "class_names")
+_MOST_CLASSES = 1_000_000
+"""Most classes that ids may number; more of them are ids of something else."""
+
+
+def tensors(
+    inputs: Any = None,
+    targets: Any = None,
+    test: int | float | None = None,
+    class_names: Sequence[str] | None = None,
+    **common: Unpack[Common],
+) -> ImageData:
+    """Inputs and class ids from files or from Python.
+
+    Args:
+        inputs: a tensor or array, a ``.npy`` file, or a ``.pt`` or ``.npz`` file that holds ``inputs`` and ``targets``
+            (and perhaps ``val_inputs``, ``val_targets``, ``test_inputs``, ``test_targets``, ``class_names``). Pictures
+            (N, C, H, W), (N, H, W, C) as :func:`~kdlab.data.array_inputs.channels_first` tells them apart, or grey
+            (N, H, W): uint8, or float in [0, 1]. Tables (N, F).
+        targets: class ids (N,) from 0 on without gaps, a column (N, 1) of them, or one-hot (N, C); as a tensor, array
+            or ``.npy`` file, where ``inputs`` does not hold them. Other ids are chosen and renumbered by ``classes``.
+        test: rows (a number, or a fraction) taken from train where no test rows are given; None is a tenth.
+        class_names: in the order of the ids; None numbers them.
+
+    The other arguments are :class:`ImageData`'s.
+
+    Raises:
+        UserError: for files that are missing, damaged or hold something else, and rows that make no sense.
+    """
+    if inputs is None:
+        raise UserError("data.inputs: null; accepted: a .pt, .npz or .npy file (or, in Python, a tensor)")
+    held, notes = _load(inputs, "data.inputs"), []
+    if targets is not None:
+        if "targets" in held:
+            notes.append("the targets are those of data.targets; data.inputs holds others")
+        held["targets"] = _targets_alone(targets)
+    splits: dict[str, Rows] = {}
+    classes = 2
+    for split in ("", "val_", "test_"):
+        names = f"{split}inputs", f"{split}targets"
+        missing = [name for name in names if held.get(name) is None]
+        if len(missing) == 1 or (missing and not split):
+            raise UserError(
+                f"data.{missing[0].removeprefix(split)}: there are no {missing[0]}; the data hold "
+                f"{', '.join(held) or 'nothing'}"
+            )
+        if not missing:
+            splits[split], columns, said = _rows(held, *names)
+            notes += said
+            classes = max(classes, columns)
+    class_names = _names(class_names if class_names is not None else held.get("class_names"), splits, classes)
+    if common.get("classes") is None:
+        _check_ids(splits, class_names)
+    source = Source(
+        Path(inputs).stem if isinstance(inputs, (str, Path)) else "tensors",
+        splits[""],
+        class_names,
+        val=splits.get("val_"),
+        test=splits.get("test_", 0.1 if test is None else test),
+        key="data.inputs",
+        notes=list(dict.fromkeys(notes)),
+    )
+    return ImageData(source, **common)
+
+
+def _targets_alone(value: Any) -> Any:
+    """What ``data.targets`` names: an array, or a file with one."""
+    held = _load(value, "data.targets")
+    if isinstance(value, (str, Path)) and "inputs" not in held and "targets" in held:
+        return held["targets"]
+    if set(held) != {"inputs"}:
+        raise UserError(f"data.targets: {value} holds {', '.join(held) or 'nothing'}; accepted: one array of class ids")
+    return held["inputs"]
+
+
+def _load(value: Any, key: str) -> dict[str, Any]:
+    """What a file holds, by name; a bare tensor is called ``inputs``."""
+    if not isinstance(value, (str, Path)):
+        return _known(dict(value), key) if isinstance(value, dict) else {"inputs": value}
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise UserError(f"{key}: there is no file {path}; accepted: a .pt, .npz or .npy file")
+    try:
+        if path.suffix in (".npz", ".npy"):
+            content = read_arrays(path) if path.suffix == ".npz" else read_array(path)
+        elif path.suffix in (".pt", ".pth"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise UserError(f"{key}: {path} is of no known kind; accepted: .pt, .npz and .npy files")
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise almost anything
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{key}: {path} is truncated, damaged or holds more than plain tensors ({first})") from None
+    return _known(content, f"{key}: {path}") if isinstance(content, dict) else {"inputs": content}
+
+
+def _known(content: dict[str, Any], where: str) -> dict[str, Any]:
+    if strange := [name for name in content if name not in _KEYS]:
+        raise unknown(where, strange[0], _KEYS, "array")
+    return content
+
+
+def _rows(held: dict[str, Any], inputs: str, targets: str) -> tuple[Rows, int, list[str]]:
+    """Inputs and class ids of one split, how many classes its targets tell of, and lines on how they are read."""
+    try:
+        values, said = _inputs(array_inputs.to_tensor(held[inputs]))
+    except Unreadable as error:
+        which = "" if inputs == "inputs" else f"{inputs}: "
+        raise UserError(f"data.inputs: {which}{error}") from None
+    try:
+        ids, classes, of_ids = array_inputs.as_class_ids(held[targets])
+    except (Unreadable, ValueError) as error:
+        raise UserError(f"data.targets: {targets} {error}") from None
+    return Rows(values, ids), classes, [line for line in (said, of_ids) if line]
+
+
+def _inputs(inputs: Tensor) -> tuple[Tensor, str]:
+    """Inputs as uint8 pictures (N, C, H, W), or float ones, or a float table, and a line to say of their shape.
+
+    Raises:
+        Unreadable: for another shape, and values that are not accepted.
+    """
+    if inputs.ndim not in (2, 3, 4) or 0 in inputs.shape[1:]:
+        raise Unreadable(
+            f"shape {array_inputs.shape(inputs)}; accepted: (N, C, H, W), (N, H, W, C), (N, H, W), or (N, F) for a "
+            "table"
+        )
+    if inputs.ndim == 2:
+        return array_inputs.as_table(inputs), ""
+    inputs, said = (inputs[:, None], "") if inputs.ndim == 3 else array_inputs.channels_first(inputs)
+    return array_inputs.as_pictures(inputs), said
+
+
+def _names(given: Any, splits: dict[str, Rows], least: int) -> list[str]:
+    """Names of the classes, or the numbers of ``least`` or more where there are no names."""
+    if given is None:
+        highest = max((int(rows.targets.max()) for rows in splits.values() if len(rows)), default=1)
+        if highest >= _MOST_CLASSES:
+            raise UserError(
+                f"data.targets: class id {highest}; accepted: below {_MOST_CLASSES:,}; number the classes: "
+                "np.unique(targets, return_inverse=True)[1]"
+            )
+        return [str(number) for number in range(max(highest + 1, least))]
+    if isinstance(given, str):
+        raise UserError(f"data.class_names: {given!r}; accepted: a list of names, in the order of the ids")
+    names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"data.class_names: {twice!r} stands there twice; accepted: a different name for each class")
+    return names
+
+
+def _check_ids(splits: dict[str, Rows], class_names: Sequence[str]) -> None:
+    """Refuse class ids that have no name, or leave one of the classes without a training row.
+
+    Raises:
+        UserError: naming the ids found, and what to type.
+    """
+    found = splits[""].targets.unique().tolist()
+    if not found or found[0] < 0:
+        return
+    if found[-1] >= len(class_names):
+        raise UserError(
+            f"data.targets: a row has class id {found[-1]}; accepted: 0..{len(class_names) - 1}, which "
+            f"data.class_names names; ids found: {_ranges(found)}"
+        )
+    known = set(found)
+    missing = next((number for number in range(len(class_names)) if number not in known), None)
+    if missing is None:
+        return
+    named = "" if class_names[missing] == str(missing) else f" ({class_names[missing]})"
+    if len(found) == 1:
+        advice = "at least two different ids"
+    elif len(found) > 20:
+        advice = "ids from 0 on without gaps: np.unique(targets, return_inverse=True)[1]"
+    else:
+        advice = f"ids from 0 on without gaps, or data.classes=[{','.join(map(str, found))}], which renumbers them"
+    raise UserError(
+        f"data.targets: no training row has class id {missing}{named}; ids found: {_ranges(found)}; accepted: {advice}"
+    )
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """Ascending ids, runs of three or more as ``first..last``.
+
+    >>> _ranges([1, 2, 4, 5, 6])
+    '1, 2, 4..6'
+    """
+    parts: list[list[int]] = []
+    for number in ids:
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    shown = [f"{run[0]}..{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in parts]
+    return ", ".join(shown[:10]) + (", ..." if len(shown) > 10 else "")

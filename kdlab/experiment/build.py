@@ -1,0 +1,351 @@
+"""Building what an experiment names: data, networks, objective, method."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import nn
+
+from kdlab.config import builder
+from kdlab.config.trust import allowed
+from kdlab.errors import UserError
+from kdlab.experiment.schema import Experiment
+from kdlab.functional import mix, seed_all
+from kdlab.losses import Objective
+from kdlab.methods import Method
+from kdlab.models import reuse_classifier, save_weights
+from kdlab.models.transforms.auxiliary import Companion
+from kdlab.models.transforms.layer_subset import cut
+from kdlab.models.transforms.lora import merge, save_adapter
+from kdlab.models.weights.affordable import build_affordable
+from kdlab.runs.curves import CurvesFile
+from kdlab.runs.tensorboard_layout import Layout
+from kdlab.system.names import check_names, check_output
+from kdlab.tasks import Task
+from kdlab.teachers import Teacher
+from kdlab.training import Training
+from kdlab.training.checkpoints import read_checkpoint
+
+log = logging.getLogger("kdlab")
+
+TASKS = {"rows": "classification", "sequences": "language_modeling", "pairs": "text_to_text"}
+"""What data give → the option of ``task`` that reads it."""
+
+OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "arrange": None, "views": None}
+"""What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views, as they
+come."""
+
+
+def data(config: Mapping[str, Any], seed: int) -> Any:
+    """A data module; ``seed`` is that of the order and of augmentation.
+
+    The last three (a student's, its teacher's, and of what it starts from) are kept: a check, the run after it, and
+    the jobs of a sweep read the same files once.
+    """
+    text = json.dumps(config, sort_keys=True, default=str)
+    return _data(text, seed, str(Path.cwd()), allowed())
+
+
+@lru_cache(maxsize=3)
+def _data(text: str, seed: int, folder: str, allowed: object) -> Any:
+    return builder.build(json.loads(text), "data", slot="data", offer={"seed": seed})
+
+
+def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """The student's data with every label, and ``over`` laid on top."""
+    whole = {k: OF_ALL_ROWS.get(k, v) for k, v in config.items()}
+    if over.get("labels") is not None and "ratio" in whole:
+        whole["ratio"] = 0  # it learns from labels alone, as the baseline does: no rows without one in its batches
+    return {**whole, **over}
+
+
+def network(
+    config: Mapping[str, Any], data: Any, seed: int, key: str, offers: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``.
+
+    Args:
+        config: the mapping of the network.
+        data: what it is for.
+        seed: of its first weights.
+        key: the config key of ``config``, for messages.
+        offers: what its constructor may want to know; None is what ``data`` offer.
+
+    Raises:
+        UserError: if it takes pictures and the data are a table, or what its constructor refuses.
+    """
+    takes, offers = builder.parameters(config, key, slot="network"), data.offers if offers is None else offers
+    if "vocab_size" in takes and "vocab_size" not in offers:
+        raise _unlike(key, config, "sequences of tokens", data, "a network for pictures or tables")
+    if "vocab_size" in offers and "vocab_size" not in takes and takes & {"num_classes", "in_channels"}:
+        raise _unlike(key, config, "rows of classes", data, "a language model, such as gpt_tiny, or your own")
+    if "in_features" in offers and "in_channels" in takes and "in_features" not in takes:
+        raise _unlike(key, config, "pictures", data, "mlp, or your own")
+    least = offers.get("vocab_size", 0)
+    if isinstance(given := config.get("vocab_size"), int) and given < least:
+        raise UserError(
+            f"{key}.vocab_size: {given}, and data ({data.name}) has {least} tokens; accepted: null, or more"
+        )
+
+    def build() -> nn.Module:
+        seed_all(mix(seed, 0x6E6574))
+        return builder.build(config, key, slot="network", offer=offers)
+
+    net = build_affordable(build, key, trains=key == "student")
+    if data.gives != "rows":
+        _check_reads(net, data, key)
+    return net
+
+
+def _check_reads(net: nn.Module, data: Any, key: str) -> None:
+    """Refuse a network that cannot read sequences as long as the data's, or not of their kind.
+
+    Raises:
+        UserError: naming ``key``.
+    """
+    limit = getattr(net, "context", None)
+    if isinstance(limit, int) and limit < data.context:
+        raise UserError(f"{key}.context: {limit}, and data.context is {data.context}; accepted: null, or at least that")
+    takes = inspect.signature(net.forward).parameters
+    name, pairs = type(net).__name__, "decoder_input_ids" in takes
+    if pairs and data.gives == "sequences":
+        raise UserError(
+            f"{key}: {name} takes pairs, and data ({data.name}) gives sequences; accepted: such as gpt_tiny"
+        )
+    if "input_ids" in takes and not pairs and data.gives == "pairs":
+        raise UserError(
+            f"{key}: {name} takes sequences, and data ({data.name}) gives pairs; accepted: an encoder-decoder"
+        )
+
+
+def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: Any, accepted: str) -> UserError:
+    return UserError(
+        f"{key}: {_of(config)} takes {wanted}, and data ({data.name}) is {data.kind}; accepted: {accepted}"
+    )
+
+
+def task(config: Mapping[str, Any], data: Any) -> Task:
+    """The task of ``data``.
+
+    Raises:
+        UserError: if the task reads another kind of data.
+    """
+    takes, offers = builder.parameters(config, "task", slot="task"), data.offers
+    accepted = f"and data ({data.name}) gives {data.gives}; accepted: task={TASKS[data.gives]}, or other data"
+    for needed in ("num_classes", "vocab_size"):
+        if needed in takes and needed not in offers and config.get(needed) is None:
+            name = str(config["_target_"]).rpartition(".")[2]
+            raise UserError(f"task: {name} wants to know {needed}, {accepted}")
+    made: Task = builder.build(config, "task", slot="task", offer=offers)
+    if made.reads != data.gives:
+        raise UserError(f"task: {type(made).__name__} reads {made.reads}, {accepted}")
+    return made
+
+
+def objective(config: Mapping[str, Any], data: Any = None) -> Objective:
+    """The objective of a ``loss`` mapping; of each task of ``data``, where it has several."""
+    return builder.build(config, "loss", slot="loss", offer={"tasks": task_weights(data)})
+
+
+def labels_only(terms: Mapping[str, Any], data: Any) -> Objective:
+    """The objective of teachers and baselines: label terms alone."""
+    built = {name: builder.build(term, f"loss.terms.{name}", slot="term") for name, term in terms.items()}
+    return Objective(built, tasks=task_weights(data))
+
+
+def task_weights(data: Any) -> dict[str, float] | None:
+    """How much each of several tasks counts; None for one task."""
+    tasks = getattr(data, "tasks", None)
+    return {name: one.weight for name, one in tasks.items()} if tasks else None
+
+
+def method(
+    experiment: Experiment,
+    student: nn.Module,
+    objective: Objective,
+    task: Task,
+    teacher: Teacher | None,
+    batches: Any = None,
+    companion: Companion | None = None,
+) -> Method:
+    """The LightningModule of an experiment."""
+    scheduler = experiment.scheduler
+    try:
+        return builder.build(
+            experiment.method,
+            "method",
+            slot="method",
+            student=student,
+            objective=objective,
+            task=task,
+            optimizer=make_optimizer(experiment.optimizer),
+            scheduler=None if scheduler is None else builder.build(scheduler, "scheduler", slot="scheduler"),
+            teacher=teacher,
+            seed=experiment.seed,
+            batches=batches,
+            companion=companion,
+        )
+    except UserError as error:  # the teacher is an argument of the method, and a key of the root
+        raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
+
+
+def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Callable[[Path], None]:
+    """Let an adapter train in the place of a network's own weights; its first weights are a function of ``seed``.
+
+    Returns:
+        What to call after training, with the file of the network's weights: keeps the adapter beside it, merges it
+        into the network, and writes the merged weights.
+    """
+    if config is None:
+        return lambda weights: None
+    seed_all(mix(seed, 0x6C6F7261))
+    builder.build(config, "adapter", slot="adapter", net=net)
+
+    def finish(weights: Path) -> None:
+        save_adapter(net, weights.parent / "adapter")
+        merge(net)
+        save_weights(net, weights)
+
+    return finish
+
+
+def companion(experiment: Experiment, student: nn.Module, data: Any) -> Companion | None:
+    """What trains beside the student; its first weights are a function of the experiment's seed.
+
+    Raises:
+        UserError: if the data are no rows, or what its constructor refuses.
+    """
+    config = experiment.companion
+    if config is None:
+        return None
+    if data.gives != "rows":
+        raise UserError(
+            f"companion: {_of(config)} stands beside a classifier, and data ({data.name}) is text; accepted: "
+            "companion=none"
+        )
+    given = {name: value for name, value in config.items() if name != "net"}  # which is built for these classes below
+
+    def make(number: int) -> nn.Module:
+        net, key = (config["net"], "companion.net") if config.get("net") else (experiment.student, "student")
+        return network(net, data, mix(experiment.seed, 0x70656572, number), key)
+
+    example = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
+    seed_all(mix(experiment.seed, 0x636F6D70))
+    offer = {"make": make, "example": example}
+    return builder.build(given, "companion", slot="companion", offer=offer, student=student)
+
+
+def _of(config: Mapping[str, Any]) -> str:
+    return str(config["_target_"]).rpartition(".")[2]
+
+
+def source(config: Mapping[str, Any] | None, data: Any) -> Any:
+    """What puts other rows or sequences in the place of the data's; None for the data's own."""
+    if config is None:
+        return None
+    return builder.build(config, "source", slot="source", offer={**data.offers, "data": data})
+
+
+def make_optimizer(config: Mapping[str, Any]) -> Any:
+    """A function from parameters to an optimizer."""
+    return partial(_optimizer, dict(config))
+
+
+def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer:
+    return builder.build(config, "optimizer", slot="optimizer", params=params)
+
+
+def training(config: Mapping[str, Any]) -> Training:
+    """How training runs, of a ``trainer`` mapping."""
+    return builder.build(config, "trainer", slot="trainer")
+
+
+def start(
+    student: nn.Module, init: str, *, previous: nn.Module | None, teacher: nn.Module | None, pretrained: Any
+) -> None:
+    """Give a fresh student its first weights, in place.
+
+    Raises:
+        UserError: if what ``init`` names is not there, or is another architecture.
+    """
+    if init == "pretrained":
+        pretrained(student)
+        return
+    source = {"previous": previous, "teacher": teacher, "cut": teacher, "classifier": teacher}.get(init)
+    if source is None:
+        if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
+            return
+        missing = "teacher" if init in ("cut", "classifier") else init
+        raise UserError(f"init: {init}, and the experiment has no {missing}; accepted: fresh, previous, pretrained")
+    if init == "cut":
+        cut(student, source)
+        return
+    if init == "classifier":
+        reuse_classifier(student, source)
+        return
+    try:
+        student.load_state_dict(source.state_dict())
+    except RuntimeError:
+        raise UserError(
+            f"init: {init}, which is another architecture than the student; accepted: the same network, or init=fresh"
+        ) from None
+
+
+def dry_run(experiment: Experiment) -> None:
+    """Build what needs no data, so that a value out of range is said before anything is written.
+
+    Raises:
+        UserError: what a constructor refuses.
+    """
+    check_names("name", experiment.name, f"the name of a folder inside {check_output(experiment.output)}")
+    objective(experiment.loss)
+    training(experiment.trainer)
+    _recipe(experiment)
+    for owner in ("teacher", "pretrained"):
+        recipe = getattr(experiment, owner)
+        if recipe is not None and recipe.weights and not recipe.checkpoint and not getattr(recipe, "members", None):
+            raise UserError(f"{owner}.weights: {recipe.weights}, and {owner}.checkpoint names no file; accepted: null")
+        if recipe is not None and recipe.optimizer:  # a stage before that teaches has none
+            with of(owner):
+                _recipe(recipe)
+
+
+def _recipe(recipe: Any) -> None:
+    """Build the optimizer and scheduler of an experiment, a teacher or a pretrained network."""
+    if isinstance(recipe.epochs, bool) or not isinstance(recipe.epochs, int) or recipe.epochs < 1:
+        raise UserError(f"epochs: {recipe.epochs!r}; accepted: a whole number, at least 1")
+    if recipe.scheduler is not None:
+        builder.build(recipe.scheduler, "scheduler", slot="scheduler")
+    _optimizer(recipe.optimizer, [nn.Parameter(torch.zeros(1))])
+
+
+@contextmanager
+def of(owner: str) -> Iterator[None]:
+    """Lead a mistake with the key of the part that it is in: ``teacher.`` before ``data.labels: ...``."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{owner}.{error}") from None
+
+
+def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:
+    """Lightning loggers for one fit: always ``curves.jsonl``, and the configured one."""
+    last = folder / "checkpoints" / "last.ckpt"
+    done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
+    found: list = [CurvesFile(folder / "curves.jsonl", done)]
+    if config is not None:
+        built = builder.build(config, "logger", slot="logger", folder=folder, name=name)
+        if isinstance(built, TensorBoardLogger):
+            found.append(Layout(built))
+        if built is not None:
+            found.append(built)
+    return found

@@ -1,0 +1,326 @@
+"""Everything that can be known to be wrong before anything is trained or written."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from kdlab.errors import UserError
+from kdlab.experiment import build
+from kdlab.experiment.compatibility import check_beside, check_source, check_tasks, previous
+from kdlab.experiment.from_run import load_pretrained, normalised_as_started
+from kdlab.experiment.reading import check_learns
+from kdlab.experiment.schema import Experiment
+from kdlab.experiment.teacher import (
+    came_with_weights,
+    each_member,
+    ensemble,
+    foreign_teacher,
+    of_member,
+    own_data,
+    tasks_of,
+)
+from kdlab.experiment.teacher_cache import why_not_cached, written
+from kdlab.functional import Batch
+from kdlab.losses import Objective
+from kdlab.methods import Method
+from kdlab.models import cost
+from kdlab.tasks import Task
+from kdlab.teachers import FrozenTeacher, TasksTeacher, Teacher
+from kdlab.training import evaluate
+
+log = logging.getLogger("kdlab")
+
+CHECKPOINT_ROOM = 8
+"""Sizes of the student that a run folder may take: weights, two optimizer states, best, last, one being written."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: what was looked at, whether it is well, and what was found."""
+
+    name: str
+    ok: bool
+    text: str
+
+
+def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
+    """Check one experiment (or one stage of it); nothing is trained or written.
+
+    Args:
+        config: resolved and plain.
+        deep: look further than each run does (a teacher's checkpoint must beat chance, every loader must give a
+            batch), and return what is wrong as the last finding instead of raising it.
+
+    Raises:
+        UserError: the first thing that is wrong, unless ``deep``.
+    """
+    findings: list[Finding] = []
+    try:
+        for name, text in _checks(Experiment.of(config), deep):
+            findings.append(Finding(name, True, text))
+    except UserError as error:
+        if not deep:
+            raise
+        findings.append(Finding(str(error).split(":")[0], False, str(error)))
+    return findings
+
+
+def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
+    build.dry_run(experiment)
+    if experiment.method.get("source") == "snapshot" and experiment.epochs < 2:
+        raise UserError(f"epochs: {experiment.epochs}; accepted: at least 2 for snapshots to teach in the last ones")
+    yield "values", "in range"
+    data = build.data(experiment.data, experiment.seed)
+    yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"
+    for note in data.notes:
+        yield "data", note
+    if data.counts["test"] == 0 and deep:
+        raise UserError("data: the test split is empty; accepted: at least one row")
+    data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
+    objective = build.objective(experiment.loss, data)
+    check_learns(experiment, objective, data)
+    check_tasks(experiment, data)
+    task = build.task(experiment.task, data)
+    experiment = normalised_as_started(experiment, data)
+    student = build.network(experiment.student, data, experiment.seed, "student")
+    yield "student", f"{cost.parameters(student):,} parameters, {task.num_classes} classes"
+    teacher = _teacher(experiment, data, objective.any_vocabulary)
+    members = _members(experiment, data, task, objective)
+    itself = experiment.method.get("source") not in (None, "step")
+    if objective.needs_teacher and experiment.method.get("source") == "step":
+        raise UserError(
+            "method.source: step has no teacher, and the loss has terms that need one; accepted: method=offline_kd, or "
+            "a loss without, such as mutual"
+        )
+    if objective.needs_teacher and experiment.method_name == "FineTune":
+        raise UserError(
+            "method: FineTune learns from labels alone, and the loss has terms that need a teacher; "
+            "accepted: loss=ce, or method=offline_kd"
+        )
+    known = None
+    if experiment.teacher is not None and experiment.teacher.written:
+        known = written(experiment, data, objective)
+        yield "teacher", known.describe()
+    if (
+        objective.needs_teacher
+        and teacher is None
+        and not (itself or members or known is not None or previous(experiment))
+    ):
+        raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
+    if experiment.method_name == "SemiSupervisedKD" and data.gives != "rows":
+        raise UserError(
+            f"method: SemiSupervisedKD labels rows of their own, and data ({data.name}) is text; accepted: "
+            "method=offline_kd, whose soft targets need no labels (loss.alpha=1)"
+        )
+    _start(experiment, data, student, teacher)
+    _adapter(experiment, student)
+    check_source(experiment, data, teacher, objective)
+    companion = build.companion(experiment, student, data)
+    check_beside(experiment, companion, objective)
+    # the student's own past, or the stage before: a network like the student stands in for it
+    stands_in = teacher is None and (itself or previous(experiment))
+    told = build.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
+    shown: Teacher | None = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
+    if members:
+        shown = ensemble(experiment, [FrozenTeacher(net, task) for net in members], data)
+    method = build.method(experiment, student, objective, task, shown, companion=companion)
+    if teacher is not None:
+        yield "teacher", f"{cost.parameters(teacher):,} parameters, {_origin(experiment)}"
+        why_not_cached(experiment, data, objective)
+    if members:
+        size = sum(cost.parameters(net) for net in members)
+        yield "teacher", f"{len(members)} of {size:,} parameters together, {_origin(experiment)}"
+    if members or (told is not None and not previous(experiment) and not objective.any_vocabulary):
+        assert shown is not None
+        _probe(method, shown, told, data)
+        yield "layers and classes", "teacher and student fit together"
+    elif data.gives == "rows" and not objective.needs_teacher:
+        _probe(method, None, None, data)
+        if companion is not None:
+            yield "companion", f"{cost.parameters(companion):,} parameters beside the student"
+    if deep:
+        yield from _deep(experiment, data, task, teacher, members)
+    _room(experiment, *filter(None, (student, companion)))
+    yield "disk", "enough room"
+
+
+def _origin(experiment: Experiment) -> str:
+    assert experiment.teacher is not None
+    return f"weights of {experiment.teacher.checkpoint}" if experiment.teacher.checkpoint else "to be trained, or known"
+
+
+def _teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> nn.Module | None:
+    wanted = experiment.teacher
+    if wanted is None or wanted.net is None or wanted.members is not None:
+        return None
+    if came_with_weights(wanted):
+        return foreign_teacher(experiment, data, any_vocabulary)[0]
+    own = own_data(experiment, "teacher")
+    if not any_vocabulary:
+        data.like(own)
+    return build.network(wanted.net, own, wanted.seed, "teacher.net")
+
+
+def _members(experiment: Experiment, data: Any, task: Task, objective: Objective) -> list[nn.Module]:
+    """Each of several teachers as a single one; none where there is one, or nobody teaches."""
+    wanted = experiment.teacher
+    learned = any(getattr(term, "reads_members", False) for term in objective.terms.values())
+    if wanted is None or wanted.members is None:
+        if wanted is not None and wanted.weighing != "mean":
+            raise UserError(
+                f"teacher.weighing: {wanted.weighing}, and there is one teacher; accepted: mean, or teacher.members"
+            )
+        return []
+    if wanted.weighing == "learned" and not learned:
+        raise UserError(
+            "teacher.weighing: learned, and no term of the loss has weights for the members; accepted: mean, "
+            "confidence, or loss=several"
+        )
+    for name, term in objective.terms.items():
+        if layers := getattr(term, "teacher_layers", ()):
+            raise UserError(
+                f"loss.terms.{name}: looks at the teacher's layers ({', '.join(layers)}), and teacher.members are "
+                "several; accepted: terms on the output, or teacher.members=null"
+            )
+    if experiment.init in ("teacher", "cut", "classifier"):
+        raise UserError(f"init: {experiment.init}, and teacher.members are several; accepted: fresh, or one teacher")
+    rows = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+    wanted_classes = _classes_of_members(experiment, data, task)
+    nets = []
+    for n, one in enumerate(each_member(experiment)):
+        with of_member(n):
+            build.dry_run(one)
+            why_not_cached(one, data, objective)
+            net = _teacher(one, data, False)
+            assert net is not None
+            classes = FrozenTeacher(net, task)(rows).logits.shape[-1]
+            if classes != wanted_classes[n]:
+                raise UserError(
+                    f"teacher.net: {classes} classes, and data has {wanted_classes[n]}; accepted: the same classes"
+                )
+        nets.append(net)
+    return nets
+
+
+def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[int]:
+    """How many classes each of several teachers must know: those of its task, or all the same."""
+    assert experiment.teacher is not None
+    if experiment.teacher.weighing != "tasks":
+        return [task.num_classes] * len(each_member(experiment))
+    named = tasks_of(experiment)
+    if set(named) != set(data.tasks):
+        raise UserError(
+            f"teacher.members: know {', '.join(named)}, and data.label names {', '.join(data.tasks) or 'no tasks'}; "
+            "accepted: a member for each task"
+        )
+    return [len(data.tasks[name].class_names) for name in named]
+
+
+def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
+    """Whether the student can start from what ``init`` names."""
+    if experiment.init in ("teacher", "cut", "classifier") and not previous(experiment):
+        build.start(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
+    if experiment.init != "pretrained":
+        return
+    wanted = experiment.pretrained
+    if wanted is None:
+        raise UserError("init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh")
+    if wanted.checkpoint is not None:
+        log.info("pretrained: %s", load_pretrained(student, wanted, experiment.student, data))
+    else:
+        own_data(experiment, "pretrained")
+
+
+def _adapter(experiment: Experiment, student: nn.Module) -> None:
+    """Whether the adapter has something to adapt."""
+    build.adapted(student, experiment.adapter, experiment.seed)
+    random = experiment.init in ("fresh", "classifier")
+    if experiment.adapter is not None and random and not experiment.student.get("name"):
+        raise UserError(
+            f"adapter: trains beside the student's own weights, which are random with init={experiment.init}; "
+            "accepted: init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"
+        )
+
+
+def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: Any) -> None:
+    """Run two rows through all that train or teach, so that a wrong layer, shape or class count shows now."""
+    objective = method.objective
+    rows: Batch = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+    rows.partner = torch.tensor([1, 0])[: len(rows)] if data.gives == "rows" else None  # a source may give others
+    with torch.no_grad():
+        theirs = None if teacher is None else _named("teacher_layer", objective, lambda: teacher(rows))
+        ours = _named("student_layer", objective, lambda: method.shapes(rows))
+        objective.meet(method.student, net, data.counts["train"])
+        objective.prepare(ours, theirs)
+        objective(ours, theirs, rows)
+
+
+def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
+    """Do what may miss a layer, and lead the mistake with the key of the term that names it."""
+    try:
+        return action()
+    except UserError as error:
+        text = str(error)
+        if not text.startswith("layer:"):
+            raise
+        said = text.split(";")[0]
+        owners = [n for n, term in objective.terms.items() if any(repr(x) in said for x in getattr(term, f"{key}s"))]
+        raise UserError(f"{f'loss.terms.{owners[0]}.' if owners else ''}{key}{text[5:]}") from None
+
+
+def _deep(
+    experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None, members: Sequence[nn.Module] = ()
+) -> Iterator[tuple[str, str]]:
+    for split in ("train", "val", "test"):
+        if data.counts[split] or split != "val":
+            loader = getattr(data, f"{split}_dataloader")()
+            if not len(loader):
+                raise UserError(f"data: the {split} loader is empty; accepted: at least one batch")
+    yield "loaders", f"{len(data.train_dataloader())} steps an epoch"
+    for n, (one, net) in enumerate(zip(each_member(experiment), members, strict=True)):
+        with of_member(n):
+            yield from _beats_chance(one, data, task, net)
+    yield from _beats_chance(experiment, data, task, teacher)
+
+
+def _beats_chance(
+    experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None
+) -> Iterator[tuple[str, str]]:
+    wanted = experiment.teacher
+    if teacher is None or wanted is None or wanted.checkpoint is None:
+        return
+    split = "val" if data.counts["val"] else "test"
+    loader = getattr(data, f"{split}_dataloader")()
+    known: Teacher = FrozenTeacher(teacher, task)
+    if getattr(data, "tasks", None) and isinstance(label := wanted.data.get("label"), str):
+        known = TasksTeacher({label: known})
+    found = evaluate(task, known, loader, split=split)
+    score, chance = found[task.score], task.chance
+    form = ".1%" if task.greater else ".4g"
+    said = f"{task.score} {score:{form}} on the {split} split (chance is {chance:{form}})"
+    if score < 1.5 * chance if task.greater else 1.5 * score > chance:
+        raise UserError(
+            f"teacher.checkpoint: {wanted.checkpoint} has {said}; accepted: weights for these classes in this order, "
+            "with their input normalisation (teacher.net.mean, teacher.net.std) or tokenizer"
+        )
+    yield "teacher's score", said
+
+
+def _room(experiment: Experiment, *nets: nn.Module) -> None:
+    folder = Path(experiment.output).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    needed, free = CHECKPOINT_ROOM * sum(map(cost.size_bytes, nets)), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"output: {folder} has {free / 2**20:.0f} MiB free, and a run writes about {needed / 2**20:.0f} MiB; "
+            "accepted: a folder with more room"
+        )

@@ -1,0 +1,204 @@
+"""Networks that are trained once and kept: teachers, pretrained networks, baselines.
+
+Each has a folder named by a key made of its configuration, data and seed. A file lock guards it, so that jobs of a
+sweep that want the same one wait for the first; one that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+from torch import nn
+
+from kdlab.config import builder
+from kdlab.errors import UserError
+from kdlab.experiment import build
+from kdlab.experiment.continuing import LAST, copy_training_state
+from kdlab.methods import FineTune
+from kdlab.models import load_weights
+from kdlab.runs import folder as folders
+from kdlab.runs.formatting import plural
+from kdlab.system import integrity
+from kdlab.system.files import lock_file, remove_leftovers
+from kdlab.training import Training, fit
+
+log = logging.getLogger("kdlab")
+
+
+LABELS = {"ce": {"_target_": "kdlab.losses.CrossEntropy"}}
+"""What teachers learn by: plain cross-entropy."""
+
+STORES = {"teacher": "teachers", "pretrained": "pretrained", "baseline": "baselines"}
+"""Kind → its folder of the store."""
+
+HOW = ("accelerator", "channels_last", "threads", "deterministic", "log_every", "gradients", "progress", "save_minutes")
+"""Keys of the trainer that say how a network is computed, not what it is."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a network trained on labels alone."""
+
+    task: Mapping[str, Any]
+    network: Mapping[str, Any]
+    data: Mapping[str, Any]
+    epochs: int
+    seed: int
+    optimizer: Mapping[str, Any]
+    scheduler: Mapping[str, Any] | None
+    trainer: Mapping[str, Any]
+    terms: Mapping[str, Any] = field(default_factory=lambda: dict(LABELS))
+    """The label terms of its objective."""
+    adapter: Mapping[str, Any] | None = None
+    """What trains in the place of the network's own weights."""
+    begin: str = ""
+    """What it starts from, if not from random weights."""
+
+    def key(self, fingerprint: str) -> str:
+        """A short name: equal recipes on equal data have equal keys."""
+        computed = {k: v for k, v in self.trainer.items() if k not in HOW}
+        data = {k: v for k, v in self.data.items() if k != "label" or v is not None}  # what there was before labels
+        what = [self.network, data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
+        # how answers are generated and measured is no matter of the weights
+        task = {k: v for k, v in self.task.items() if k in ("_target_", "num_classes", "vocab_size", "score")}
+        what += [self.terms, task, self.adapter, self.begin]
+        text = json.dumps(what, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@dataclass
+class Kept:
+    """A network from the store."""
+
+    net: nn.Module
+    folder: Path
+    trained_on: str
+    seconds: float
+    """Of training, whenever that was."""
+    fresh: bool
+    """Whether it was trained just now."""
+
+
+def obtain(
+    kind: str,
+    recipe: Recipe,
+    output: Path,
+    training: Training,
+    name: str,
+    logger: Mapping[str, Any] | None = None,
+    data: Any = None,
+    begin: Callable[[nn.Module], Any] = lambda net: None,
+    shorter: Path | None = None,
+) -> Kept:
+    """The network of ``recipe``: from the store, or trained now and kept.
+
+    Args:
+        kind: ``teacher``, ``pretrained`` or ``baseline``.
+        recipe: what it is.
+        output: the folder of all outputs; the store is ``output/<kind>s``.
+        training: how training runs.
+        name: of the network, for the folder's name.
+        logger: mapping of the logger.
+        data: a data module of ``recipe.data``, if there is one already.
+        begin: gives the network its first weights, where ``recipe.begin`` says that they are not random.
+        shorter: the folder of a shorter training, from whose last state this one starts; None starts from the weights.
+
+    Raises:
+        UserError: what data or network refuse, or if the weights that were kept are not those that were trained.
+    """
+    data = data if data is not None else build.data(recipe.data, recipe.seed)
+    net = build.network(recipe.network, data, recipe.seed, kind)
+    folder = output / STORES[kind] / f"{name}-{recipe.key(data.fingerprint)}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = lock_file(f"{folder}.lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("%s: another run is training it; waiting", kind)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(f"{kind}: {folder}.lock: cannot be locked ({error}); accepted: without that file") from None
+    try:
+        remove_leftovers(folder)
+        known = folders.read_result(folder)
+        if known is None:
+            begin(net)
+            if shorter is not None and not (folder / LAST).exists():
+                log.info("%s: goes on from the last state of %s", kind, shorter)
+                copy_training_state(shorter, folder)
+            known = _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
+            return Kept(net, folder, known["trained_on"], known["seconds"], fresh=True)
+    finally:
+        lock.release()
+    weights = folder / FineTune.weights_file
+    integrity.check(weights, kind, cure=f"the folder {folder} removed (it is trained again)")
+    load_weights(net, weights, key=kind)
+    log.info("%s: %s, trained before (%s)", kind, name, folder)
+    return Kept(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False)
+
+
+def _train(
+    kind: str,
+    recipe: Recipe,
+    folder: Path,
+    training: Training,
+    net: nn.Module,
+    data: Any,
+    logger: Mapping[str, Any] | None,
+    continued: bool = False,
+) -> dict[str, Any]:
+    """Train a network into its folder; returns what ``result.json`` says of it."""
+    if data.counts["labelled"] == 0:
+        raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
+    log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
+    for note in data.notes:
+        log.info("%s's data: %s", kind, note)
+    folder.mkdir(parents=True, exist_ok=True)
+    folders.check_links(folder)
+    plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+    folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
+    adapted = build.adapted(net, recipe.adapter, recipe.seed)
+    method = FineTune(
+        student=net,
+        objective=build.labels_only(recipe.terms, data),
+        task=build.task(recipe.task, data),
+        optimizer=build.make_optimizer(recipe.optimizer),
+        scheduler=None if recipe.scheduler is None else builder.build(recipe.scheduler, "scheduler", slot="scheduler"),
+        seed=recipe.seed,
+    )
+    made = build.loggers(logger, folder, kind)
+    fitted = fit(method, data, training, folder, recipe.epochs, made, kind, continued)
+    adapted(fitted.weights)
+    write_model(folder, recipe.network, data, fitted.weights.name)
+    return folders.write_result(
+        folder,
+        {
+            "format": folders.FORMAT,
+            "status": "finished",
+            "trained_on": data.describe(),
+            "seconds": fitted.seconds,
+            "best_epoch": fitted.best_epoch,
+            "epochs": fitted.epochs,
+            "val": fitted.measures,
+            "finished": folders.now(),
+        },
+    )
+
+
+def write_model(folder: Path, network: Mapping[str, Any], data: Any, weights: str) -> None:
+    """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
+    described = {
+        "network": dict(network),
+        "arguments": data.offers,
+        "weights": weights,
+        **data.reading(folder),
+    }
+    folders.write_text(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False, default=str) + "\n")
+    folders.sign(folder)

@@ -1,0 +1,331 @@
+"""A finished run's data and networks again: student, teacher and baseline, from the run folder and the store."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.config import builder
+from kdlab.errors import UserError
+from kdlab.experiment import build
+from kdlab.experiment.baseline import without_teacher
+from kdlab.experiment.from_run import FromRun, load_pretrained, normalised_as_started
+from kdlab.experiment.model_store import STORES, Recipe
+from kdlab.experiment.runner import with_generations
+from kdlab.experiment.schema import ROOT, Experiment, TeacherSpec
+from kdlab.experiment.stage import is_taught, is_taught_by_previous
+from kdlab.experiment.teacher import came_with_weights, foreign_teacher
+from kdlab.functional import Outputs
+from kdlab.inference.predict import load_model
+from kdlab.methods import FineTune
+from kdlab.models import load_weights, weights_hash
+from kdlab.runs import folder as folders
+from kdlab.system import integrity
+from kdlab.system.names import check_name
+from kdlab.tasks import Task
+
+log = logging.getLogger("kdlab")
+
+Nets = Sequence[nn.Module]
+"""One network, or several whose probabilities are averaged."""
+
+
+class NotThere(Exception):
+    """Why a network cannot be rebuilt, in one line."""
+
+
+@dataclass
+class Rebuilt:
+    """A run's data, and those of its networks that could be rebuilt."""
+
+    experiment: Experiment
+    """Of the run, or of its last stage."""
+    data: Any
+    task: Task
+    nets: dict[str, Nets]
+    """Role (``student``, ``teacher``, ``baseline``) → networks."""
+    notes: list[str] = field(default_factory=list)
+    """What is missing, and why: a line each."""
+
+    @torch.no_grad()
+    def answers(self, split: str, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Tensor]:
+        """What every network says of a split: role → logits (N, C) float32, and the class ids (N,), on the CPU.
+
+        Raises:
+            UserError: if there are no such rows, or a network answers in another number of classes than the data have.
+        """
+        self.data.place(device)
+        found: dict[str, list[Tensor]] = {role: [] for role in self.nets}
+        targets = []
+        for nets in self.nets.values():
+            for net in nets:
+                net.to(device).eval()
+        for batch in self.data.sequential(split):
+            targets.append(batch.targets.cpu())
+            for role, nets in self.nets.items():
+                each = [Outputs.of(self.task.outputs(net, batch)).logits.float() for net in nets]
+                if each[0].shape[-1] != self.data.num_classes:
+                    raise UserError(
+                        f"{role}: {each[0].shape[-1]} classes, and the data have {self.data.num_classes}; accepted: "
+                        "a network of the same classes"
+                    )
+                one = each[0] if len(each) == 1 else torch.stack([x.log_softmax(-1) for x in each]).logsumexp(0)
+                found[role].append(one.cpu())
+        return {role: torch.cat(logits) for role, logits in found.items()}, torch.cat(targets)
+
+
+def rebuild(
+    run: Path,
+    *,
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
+    teacher: Path | None = None,
+    baseline: Path | None = None,
+    trust: bool = False,
+) -> Rebuilt:
+    """Data and networks of a classifier's run; nothing is trained, and nothing written.
+
+    Args:
+        run: the run folder.
+        stages: the composed configuration of each stage, of a run that has some.
+        teacher: the folder of another network to take for the teacher.
+        baseline: likewise.
+        trust: build modules of the user's that the folder names.
+
+    Raises:
+        UserError: if it is no run folder of a classifier, it has not finished training, or its data are not there.
+    """
+    described = folders.read_model(run)
+    if "tokenizer" in described or "classes" not in described:
+        raise UserError(f"diagnose: {run} holds a language model; accepted: the run folder of a classifier")
+    config = _config(run)
+    student, _ = load_model(run, trust)
+    with _trusted(run, trust):
+        plan = {check_name("stages", name): _experiment(run, one) for name, one in (stages or {}).items()}
+        fits = list(with_generations(plan or {"": _experiment(run, config)}))
+        experiment = fits[-1][1]
+        try:
+            data = build.data(experiment.data, experiment.seed)
+            task = build.task(experiment.task, data)
+        except UserError as error:
+            raise UserError(f"{run}/config.yaml: {error}") from None
+        experiment = normalised_as_started(experiment, data)
+        fits[-1] = (fits[-1][0], experiment)
+    if data.tasks:
+        raise UserError(
+            f"diagnose: {run} has several tasks ({', '.join(data.tasks)}); accepted: the run of a classifier with one"
+        )
+    if list(data.class_names) != list(described["classes"]):
+        raise UserError(
+            f"diagnose: {run}: its data have other classes now than its model; accepted: the data it learned"
+        )
+    found = Rebuilt(experiment, data, task, {"student": [student]})
+    if config.get("stages") and not stages:
+        found.notes.append("stages: not composed as they were; data and teacher are those of the run before its stages")
+    wanted: dict[str, tuple[Path | None, Callable[[], Nets | None]]] = {
+        "teacher": (teacher, lambda: _teacher(run, fits, data, trust)),
+        "baseline": (baseline, lambda: _baseline(run, fits, data, found.nets.get("teacher"), trust)),
+    }
+    for role, (given, find) in wanted.items():
+        try:
+            with _trusted(run, trust):
+                nets = find() if given is None else [_given(given, role, data, trust)]
+        except (NotThere, UserError) as error:
+            if given is not None:
+                raise
+            found.notes.append(
+                f"{role}: not rebuilt, {str(error).removeprefix(f'{role}: ')}; --{role} FOLDER names one"
+            )
+            continue
+        if nets:
+            found.nets[role] = nets
+    return found
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """The configuration of a run, as it ran.
+
+    Raises:
+        UserError: if it cannot be read, or another one stands there now.
+    """
+    config = folders.read_config(run)
+    known = folders.read_result(run) or {}
+    if integrity.CHECKSUM in known and known.get("config_hash") != builder.config_hash(config):
+        raise UserError(
+            f"{run / 'config.yaml'} is not what ran: its hash is not the one in {run / integrity.RESULT} (it is "
+            f"damaged, edited, or of another run); accepted: the file as it was, {integrity.ON_PURPOSE}"
+        )
+    return config
+
+
+def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
+    try:
+        builder.bind(config, target=ROOT)
+        return Experiment.of(config)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{run}/config.yaml: damaged, or of another version of kdlab ({error})") from None
+
+
+@contextmanager
+def _trusted(run: Path, trust: bool) -> Iterator[None]:
+    """What may be built: config.yaml bears no signature, so that the user says whose it is.
+
+    Raises:
+        UserError: whatever goes wrong with what an untrusted folder asks for.
+    """
+    with builder.trust(user_modules=trust, read_only=not trust):
+        try:
+            yield
+        except (UserError, NotThere, OSError):
+            raise
+        except Exception as error:
+            if trust:
+                raise
+            raise UserError(
+                f"{run}: cannot be rebuilt from its config.yaml ({type(error).__name__}: {error}); accepted: a folder "
+                "as kdlab wrote it"
+            ) from error
+
+
+def _given(folder: Path, role: str, data: Any, trust: bool) -> nn.Module:
+    """The network of a folder that the user names, its classes in the order of the data's."""
+    net = load_model(folder, trust)[0]
+    origin = FromRun(folder, f"--{role}")
+    origin.check_inputs(data)
+    origin.line_up(net, data, role)
+    return net
+
+
+# ---- the teacher --------------------------------------------------------------------------------------------------
+
+
+def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust: bool) -> Nets | None:
+    """Who taught the last fit; None where nobody did.
+
+    Raises:
+        NotThere: if that network is not there any more.
+    """
+    experiment = fits[-1][1]
+    if experiment.method.get("source") in ("ema", "snapshot"):
+        raise NotThere("it was the student itself, earlier")
+    if not is_taught(experiment, build.objective(experiment.loss)):
+        return None
+    if is_taught_by_previous(experiment) and len(fits) > 1:
+        return [load_model(run / "stages" / fits[-2][0], trust)[0]]
+    told = experiment.teacher
+    if told is None:
+        return None
+    members = getattr(told, "each", [told])
+    return [_one_teacher(run, experiment, one, data, trust) for one in members]
+
+
+def _one_teacher(run: Path, experiment: Experiment, told: TeacherSpec, data: Any, trust: bool) -> nn.Module:
+    if told.net is None:
+        raise NotThere("only its answers are known")
+    if came_with_weights(told):
+        alone = Experiment(**{**vars(experiment), "teacher": told})
+        return foreign_teacher(alone, data, False)[0].eval()
+    config = build.teacher_data(experiment.data, told.data)
+    with build.of("teacher"):
+        own = build.data(config, told.seed)
+    recipe = Recipe(
+        *(experiment.task, told.net, config, told.epochs, told.seed, told.optimizer, told.scheduler, experiment.trainer)
+    )
+    return load_model(_kept("teacher", recipe.key(own.fingerprint), experiment, run), trust)[0]
+
+
+# ---- the baseline -------------------------------------------------------------------------------------------------
+
+
+def _baseline(
+    run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, teacher: Nets | None, trust: bool
+) -> Nets | None:
+    """The same student without its teacher; None where the run has none.
+
+    Raises:
+        NotThere: if it is not there any more, or it was trained in several fits.
+    """
+    first, experiment = fits[0][1], fits[-1][1]
+    recorded = ((folders.read_result(run) or {}).get("models") or {}).get("baseline", 0)
+    if not experiment.baseline or recorded is None:
+        return None
+    if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
+        return [load_model(_found(Path(recorded["folder"]), run), trust)[0]]
+    if len(fits) > 1:
+        keys = ("student", "data", "epochs", "optimizer", "scheduler")
+        alike = all(getattr(first, key) == getattr(experiment, key) for key in keys) and experiment.init == "fresh"
+        if alike and not is_taught(first, build.objective(first.loss)):
+            return [load_model(run / "stages" / fits[0][0], trust)[0]]  # it learned from the labels alone
+        if alike and is_taught_by_previous(first) and first.teacher is None:
+            return [load_model(run / "stages" / fits[0][0], trust)[0]]
+        raise NotThere("a run of several stages may have several")
+    recipe = without_teacher(experiment, data)
+    if recipe is None:
+        return None
+    taught = is_taught(experiment, build.objective(experiment.loss))
+    given = _first_weights(run, experiment, data, teacher) if taught and experiment.init != "fresh" else None
+    values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
+    if given is not None:
+        values["begin"] = f"from {weights_hash(given)}"
+    elif not taught:
+        values["adapter"] = None
+    key = Recipe(**values).key(data.fingerprint)
+    return [load_model(_kept("baseline", key, experiment, run), trust)[0]]
+
+
+def _first_weights(run: Path, experiment: Experiment, data: Any, teacher: Nets | None) -> dict[str, Tensor] | None:
+    """What the student started from, where that was neither random nor a stage before."""
+    if experiment.init not in ("teacher", "cut", "pretrained"):
+        return None
+    student = build.network(experiment.student, data, experiment.seed, "student")
+    if experiment.init == "pretrained":
+        told = experiment.pretrained
+        if told is None:
+            raise NotThere("nothing says what the student started from")
+        if told.checkpoint is not None:
+            load_pretrained(student, told, experiment.student, data)
+        else:
+            config = build.teacher_data(experiment.data, told.data)
+            own = build.data(config, told.seed)
+            how = (told.epochs, told.seed, told.optimizer, told.scheduler, experiment.trainer)
+            key = Recipe(experiment.task, experiment.student, config, *how).key(own.fingerprint)
+            place = _kept("pretrained", key, experiment, run)
+            load_weights(student, place / FineTune.weights_file, key="pretrained", head=False)
+    else:
+        if not teacher:
+            raise NotThere("the student started from its teacher, which is not there")
+        source = teacher[0]
+        build.start(student, experiment.init, previous=None, teacher=source, pretrained=None)
+    return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+
+
+def _found(folder: Path, run: Path) -> Path:
+    """A folder of the store that a run has recorded, where the run was started or anywhere above it.
+
+    Raises:
+        NotThere: if there is none.
+    """
+    for place in (Path(), *list(run.resolve().parents)[:5]):
+        for found in (place / folder, place / Path(*folder.parts[-2:])):
+            if folders.read_result(found) is not None:
+                return found
+    raise NotThere(f"there is no {folder}")
+
+
+def _kept(kind: str, key: str, experiment: Experiment, run: Path) -> Path:
+    """The folder in the store, where the run was started or anywhere above the run.
+
+    Raises:
+        NotThere: if there is none.
+    """
+    for place in (Path(experiment.output), *list(run.resolve().parents)[:5]):
+        for found in sorted((place / STORES[kind]).glob(f"*-{key}")):
+            if found.is_dir() and folders.read_result(found) is not None:
+                return found
+    raise NotThere(f"there is no {Path(experiment.output) / STORES[kind] / f'*-{key}'}")

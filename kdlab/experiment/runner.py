@@ -1,0 +1,343 @@
+"""One experiment, from its configuration to its run folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+
+import kdlab
+from kdlab.config import builder
+from kdlab.errors import NOT_WRITABLE, Busy, CannotWrite, RunFailed, UserError
+from kdlab.experiment.checks import preflight
+from kdlab.experiment.continuing import copy_state, first_part, with_start
+from kdlab.experiment.error_overlap import Heard, drawable, redraw, report
+from kdlab.experiment.evaluation import measure_all
+from kdlab.experiment.model_store import write_model
+from kdlab.experiment.schema import Experiment
+from kdlab.experiment.stage import Stage, check_stages, fit_stage
+from kdlab.experiment.teacher import Trained
+from kdlab.experiment.teacher_cache import MEASURED
+from kdlab.report import table
+from kdlab.runs import chosen_folder
+from kdlab.runs import folder as folders
+from kdlab.runs.read import DIAGNOSIS, RESULT, Run, mapping
+from kdlab.system import integrity
+from kdlab.system.files import atomic_write, make_folder, open_to_append
+from kdlab.system.names import check_name
+from kdlab.system.terminal import LineFormatter, one_line, say
+from kdlab.system.termination import Terminated, exit_on_sigterm
+
+log = logging.getLogger("kdlab")
+
+NAMED = ("task", "student", "teacher", "data", "loss", "method", "source", "adapter", "companion")
+"""Groups whose chosen option a table names, instead of what is in it."""
+
+
+def run(
+    config: Mapping[str, Any],
+    *,
+    folder: Path | None = None,
+    chosen: Path | None = None,
+    overrides: Sequence[str] = (),
+    stages: Mapping[str, Mapping[str, Any]] | None = None,
+    choices: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Run one experiment and write its run folder.
+
+    Args:
+        config: resolved and plain, checked against :class:`~kdlab.experiment.schema.Experiment`.
+        folder: to run in (a job of a sweep); None claims a new one, or the one that ``resume`` names.
+        chosen: the folder that the user named for this one run; refused if it holds anything else.
+        overrides: what the user typed.
+        stages: the composed configuration of each stage, by name.
+        choices: group → chosen option, for names in tables and folders.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        UserError: before anything is written, if the configuration cannot run.
+    """
+    for name in stages or {}:
+        check_name("stages", name, "a name for each stage")
+    config = with_start(config)
+    plan = {name: Experiment.of(stage) for name, stage in (stages or {}).items()} or {"": Experiment.of(config)}
+    for stage in (stages or {"": config}).values():
+        preflight(stage)
+    _check_first(next(iter(plan.values())))
+    check_stages(plan)
+    experiment = Experiment.of(config)
+    in_sweep = folder is not None
+    folder, said = (folder, "") if folder is not None else _folder_for(experiment, config, chosen)
+    if in_sweep or chosen is not None:
+        folders.make_job_folder(folder)
+    folders.check_links(folder)
+    known = folders.read_result(folder)
+    if known is not None and known.get("config_hash") == builder.config_hash(config):
+        if not in_sweep:
+            _complete(known, folder, stages, overrides)
+        _show(known, folder, in_sweep)
+        return known
+    still_free = chosen_folder.still_free(chosen, config)
+    with (
+        folders.held(folder),
+        still_free,
+        _logging(folder, quiet=in_sweep),
+        exit_on_sigterm(),
+        _writing_into(folder),
+    ):
+        if said:
+            log.info(said)
+        (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
+        folders.write_config(folder, config, overrides, stages)
+        copy_state(experiment, folder)
+        started, clock = folders.now(), time.monotonic()
+        try:
+            done = _fit_stages(plan, folder, choices or {})
+        except RunFailed as error:
+            raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
+        last = list(done.values())[-1]
+        heard = Heard("test" if last.data.counts.get("test") else "val", whole=not in_sweep)
+        models, seconds = measure_all(done, choices or {}, heard)
+        result = _result(config, overrides, choices or {}, done, models)
+        result["seconds"] = {"total": time.monotonic() - clock, **seconds}
+        result["started"], result["finished"] = started, folders.now()
+        result["diagnosis"] = DIAGNOSIS if not in_sweep and drawable(heard) else None
+        _log_hparams(folder, result)
+        result = folders.write_result(folder, result)
+        if not in_sweep:
+            report(folder, heard, last, overrides)
+    _show(result, folder, in_sweep)
+    return result
+
+
+def _check_first(experiment: Experiment) -> None:
+    if experiment.init == "previous" and experiment.method.get("generations", 1) == 1:
+        raise UserError(
+            "init: previous, and no stage comes before; accepted: fresh, teacher, pretrained, or a stage before"
+        )
+    if experiment.teacher is not None and experiment.teacher.previous:
+        raise UserError("teacher: previous, and no stage comes before; accepted: teacher=NAME, or a stage before this")
+
+
+def _complete(
+    known: Mapping[str, Any],
+    folder: Path,
+    stages: Mapping[str, Mapping[str, Any]] | None,
+    overrides: Sequence[str],
+) -> None:
+    """What a process that was killed after its result left undone: temporary files are removed, the diagnosis is drawn.
+
+    A file that is no more what the run wrote is told of.
+    """
+    for path in integrity.changed(folder, known):
+        log.warning(
+            "%s is not the file that this run wrote (it is damaged, edited, or of another run); without %s, the same "
+            "command writes it again from the run's checkpoints",
+            *(path, folder / RESULT),
+        )
+    try:
+        with folders.held(folder):
+            if known.get("diagnosis") and not (folder / DIAGNOSIS).exists():
+                with _logging(folder, quiet=False), exit_on_sigterm():
+                    redraw(folder, stages, overrides)
+    except (Busy, OSError):
+        pass  # another process is at it, or the folder can only be read
+
+
+def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
+    """The table of a run; in a sweep, whose end shows one table of all jobs, a line."""
+    if not in_sweep:
+        table.show("\n" + table.run_table(result, folder=folder))
+        return
+    found = Run(folder, dict(result))
+    score = mapping(result.get("score"))
+    name, form = str(score.get("name")), ".2%" if score.get("greater") else ".4g"
+    scores = [(split, found.number("student", split, name)) for split in MEASURED]
+    said = ", ".join(f"{split} {one_line(name)} {value:{form}}" for split, value in scores if value is not None)
+    say(f"  {one_line(folder.name)}: {said}, {result['seconds']['total']:.1f} s")
+
+
+def _folder_for(experiment: Experiment, config: Mapping[str, Any], chosen: Path | None) -> tuple[Path, str]:
+    """The folder to run in, and what the log should say about it."""
+    output = Path(experiment.output)
+    if chosen is not None:
+        said = chosen_folder.check(chosen, config)
+        return chosen_folder.make(chosen), said
+    if experiment.resume is not None:
+        # a run that starts from another one's state is found by its own configuration
+        started_elsewhere = experiment.continued_from is not None
+        resume = "auto" if started_elsewhere and not _is_run_of(config) else experiment.resume
+        found = folders.to_resume(resume, output, experiment.name, config)
+        if found is not None:
+            return found, f"going on in {found}"
+    said = "" if experiment.resume != "auto" else "resume=auto: no run of this configuration; a new one"
+    return folders.claim(output, experiment.name, config), said
+
+
+def _is_run_of(config: Mapping[str, Any]) -> bool:
+    """Whether ``resume`` names a run of this very configuration."""
+    return builder.config_hash(folders.read_config(Path(str(config["resume"])))) == builder.config_hash(config)
+
+
+def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
+    """Fit every stage in turn; the generations of born-again networks are stages too."""
+    done: dict[str, Stage] = {}
+    previous: Trained | None = None
+    for name, experiment in with_generations(plan):
+        place = make_folder(make_folder(folder / "stages") / name) if name else folder
+        done[name] = fit_stage(experiment, place, previous, choices, name or "student")
+        previous = done[name].as_teacher
+    last = list(done.values())[-1]
+    if len(done) > 1:  # what an export or `predict` looks for lies at the top
+        with atomic_write(folder / "student.pt") as file:
+            file.write(last.fitted.weights.read_bytes())
+        write_model(folder, last.experiment.student, last.data, "student.pt")
+    return done
+
+
+def with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Experiment]]:
+    """Every fit of a plan by its name: stages, and the generations of each."""
+    for name, experiment in plan.items():
+        generations = experiment.method.get("generations", 1)
+        if generations == 1:
+            yield name, experiment
+        for n in range(1, generations + 1) if generations > 1 else ():
+            # each with a seed of its own: networks of one start and order would make a poor ensemble
+            yield f"{name}_generation_{n}".lstrip("_"), replace(experiment, seed=experiment.seed + n - 1)
+
+
+def _result(
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    choices: Mapping[str, str],
+    done: Mapping[str, Stage],
+    models: dict[str, Any],
+) -> dict[str, Any]:
+    last = list(done.values())[-1]
+    named = {group: choices[group] for group in NAMED if group in choices}
+    return {
+        "format": folders.FORMAT,
+        "status": "finished",
+        "error": None,
+        "name": str(config["name"]),
+        "method": last.experiment.method_name,
+        "config_hash": builder.config_hash(config),
+        "seed": config["seed"],
+        "overrides": list(overrides),
+        "settings": {**folders.settings(config), **named},
+        "models": {role: models.get(role) for role in ("student", "teacher", "baseline")} | models,
+        "score": {"name": last.task.score, "greater": last.task.greater},
+        "objective": _score(models["student"], last.task.score),
+        "best_epoch": last.fitted.best_epoch,
+        "epochs": sum(stage.fitted.epochs for stage in done.values()),
+        "steps": sum(stage.fitted.steps for stage in done.values()),
+        "warnings": [said for stage in done.values() for said in stage.fitted.warnings],
+        "data": last.data.describe(),
+        "teacher_trained_on": last.lesson.source.trained_on if last.lesson else None,
+        "hardware": last.fitted.hardware,
+        "versions": versions(),
+        "commit": _commit(),
+        "continued_from": first_part(config),
+    }
+
+
+def _score(model: Mapping[str, Any], measure: str) -> float | None:
+    return model.get("val", {}).get(measure)
+
+
+def versions() -> dict[str, str]:
+    """Of what decides a result."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+        "kdlab": kdlab.__version__,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the working folder, with a plus if it has changes; None outside a repository."""
+    try:
+        at = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return at.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def _log_hparams(folder: Path, result: Mapping[str, Any]) -> None:
+    """Enter the run into TensorBoard's HParams tab."""
+    if not list(folder.glob("**/events.out.tfevents.*")):
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    from kdlab.runs.tensorboard import log_result
+
+    with SummaryWriter(str(folder)) as writer:
+        log_result(writer, result)
+
+
+@contextmanager
+def _writing_into(folder: Path) -> Iterator[None]:
+    """Name the file, or at least the folder, where the disk is full or read-only."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        raise CannotWrite(error.filename or folder, error) from error
+
+
+class _LogFile(logging.StreamHandler):
+    """Writes ``run.log``; a disk without room costs the line, and what fails by it says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
+@contextmanager
+def _logging(folder: Path, quiet: bool) -> Iterator[None]:
+    """Send kdlab's log to the run folder, and to standard error unless ``quiet``."""
+    stream = os.fdopen(open_to_append(folder / "run.log"), "a", encoding="utf-8", errors="backslashreplace")
+    file = _LogFile(stream)
+    file.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(message)s"))
+    console = logging.StreamHandler()
+    console.setFormatter(LineFormatter("%(message)s"))
+    console.setLevel(logging.WARNING if quiet else logging.INFO)
+    level, log.propagate = log.level, False
+    log.setLevel(logging.INFO)
+    for handler in (file, console):
+        log.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        log.removeHandler(console)  # there the command line says it in one line
+        if isinstance(error, Terminated):
+            log.warning("stopped by SIGTERM; the same command with resume=auto goes on")
+        elif not isinstance(error, KeyboardInterrupt):
+            log.exception("the run failed")
+        raise
+    finally:
+        for handler in (file, console):
+            log.removeHandler(handler)
+            handler.close()
+        with suppress(OSError):  # what the disk had no room for
+            stream.close()
+        log.setLevel(level)
+        log.propagate = True

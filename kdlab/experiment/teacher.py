@@ -1,0 +1,356 @@
+"""Who teaches a student in one fit: found, trained, cached, or the stage before."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from kdlab.data.text.tokenizer import Tokenizer
+from kdlab.errors import UserError
+from kdlab.experiment import build
+from kdlab.experiment.from_run import FromRun, load_pretrained
+from kdlab.experiment.model_store import Recipe, obtain
+from kdlab.experiment.schema import Experiment, TeacherSpec
+from kdlab.experiment.teacher_cache import cached, why_not_cached, written
+from kdlab.losses import Objective
+from kdlab.models import load_weights
+from kdlab.runs.origin import weights_path
+from kdlab.tasks import Task
+from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Several, TasksTeacher, Teacher, TokenCache, UnlikeTeacher
+from kdlab.training import Training
+
+log = logging.getLogger("kdlab")
+
+
+@dataclass
+class Trained:
+    """A trained network that can teach."""
+
+    net: nn.Module | None
+    """None where only its answers are known, or there are several."""
+    trained_on: str
+    seconds: float | None = None
+    """Of its training; None for a checkpoint from elsewhere."""
+    fresh: bool = False
+    tokenizer: Any = None
+    """Of a language model; None where it is the data's, or not known."""
+    members: tuple[Trained, ...] = ()
+    """Several networks that teach together."""
+    classes: tuple[str, ...] = ()
+    """The names of its classes in the order of its logits, where these are those of a stage before."""
+
+    @property
+    def spent(self) -> float:
+        """Seconds of the training that was done just now."""
+        return sum(one.spent for one in self.members) + (self.seconds or 0.0 if self.fresh else 0.0)
+
+
+@dataclass
+class Lesson:
+    """A teacher ready to teach, and what is known of it."""
+
+    teacher: Teacher
+    source: Trained
+    cache_seconds: float = 0.0
+
+
+def find_teacher(
+    experiment: Experiment,
+    data: Any,
+    training: Training,
+    previous: Trained | None,
+    names: Mapping[str, str],
+    any_vocabulary: bool = False,
+) -> Trained | None:
+    """The experiment's teacher as a trained network; None where it has none.
+
+    Args:
+        any_vocabulary: its classes need not be those of ``data``.
+
+    Raises:
+        UserError: if its checkpoint does not load, or it has another number of classes than the data.
+    """
+    spec = experiment.teacher
+    if spec is not None and spec.written:
+        return Trained(None, f"elsewhere (its answers in {spec.cache})")
+    if previous is not None or spec is None:
+        return previous
+    if spec.members is not None:
+        return _find_members(experiment, data, training, names)
+    if spec.net is None:
+        return None
+    if came_with_weights(spec):
+        net, tokenizer, origin = foreign_teacher(experiment, data, any_vocabulary)
+        return Trained(net, origin, tokenizer=tokenizer)
+    config = build.teacher_data(experiment.data, spec.data)
+    own = own_data(experiment, "teacher")
+    if not any_vocabulary:
+        data.like(own)
+    recipe = Recipe(
+        *(experiment.task, spec.net, config, spec.epochs, spec.seed, spec.optimizer, spec.scheduler, experiment.trainer)
+    )
+    name = names.get("teacher", "teacher")
+    kept = obtain("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
+    return Trained(kept.net, kept.trained_on, kept.seconds, kept.fresh, getattr(own, "tokenizer", None))
+
+
+def _find_members(experiment: Experiment, data: Any, training: Training, names: Mapping[str, str]) -> Trained:
+    """Each of several teachers, found or trained as a single one is."""
+    members = []
+    for n, one in enumerate(each_member(experiment)):
+        with of_member(n):
+            found = find_teacher(one, data, training, None, names)
+        assert found is not None
+        members.append(found)
+    times = [one.seconds for one in members if one.seconds is not None]
+    trained_on = "; ".join(dict.fromkeys(one.trained_on for one in members))
+    return Trained(None, trained_on, sum(times) if times else None, members=tuple(members))
+
+
+def each_member(experiment: Experiment) -> list[Experiment]:
+    """The experiment with each of its several teachers alone; none where it has one teacher, or nobody teaches."""
+    spec = experiment.teacher
+    if spec is None or spec.members is None:
+        return []
+    return [replace(experiment, teacher=one) for one in spec.each]
+
+
+@contextmanager
+def of_member(number: int) -> Iterator[None]:
+    """Lead a mistake with the key of the member that it is in: ``teacher.members[1].net`` for ``teacher.net``.
+
+    Arguments to type become keys of the member, since no override reaches into a list.
+    """
+    try:
+        yield
+    except UserError as error:
+        rest = str(error).removeprefix("teacher.")
+        if rest == str(error):
+            raise
+        rest = re.sub(r'"teacher\.([\w.]+)=([^"]*)"|\bteacher\.([\w.]+)=([^\s,;]+)', _in_member, rest)
+        raise UserError(f"teacher.members[{number}].{rest}") from None
+
+
+def _in_member(match: re.Match[str]) -> str:
+    key, value = match[1] or match[3], match[2] or match[4]
+    first, *inner = key.split(".")
+    for name in reversed(inner):
+        value = f"{{{name}: {value}}}"
+    return f"{first}: {value} in that member"
+
+
+def ensemble(experiment: Experiment, members: Sequence[Teacher], data: Any) -> Several:
+    """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
+    assert experiment.teacher is not None
+    weighing = experiment.teacher.weighing
+    if weighing == "tasks":
+        return TasksTeacher(dict(zip(tasks_of(experiment), members, strict=True)), next(iter(data.tasks)))
+    by_confidence: Any = "confidence" if weighing == "confidence" else "mean"
+    return EnsembleTeacher(members, weighing=by_confidence, show=weighing == "learned")
+
+
+def tasks_of(experiment: Experiment) -> list[str]:
+    """The task that each of several teachers knows: its ``data.label``.
+
+    Raises:
+        UserError: if one names none, or several do the same.
+    """
+    found = []
+    for n, one in enumerate(each_member(experiment)):
+        assert one.teacher is not None
+        label = one.teacher.data.get("label")
+        if not isinstance(label, str) or label in found:
+            raise UserError(
+                f"teacher.members[{n}].data.label: {label!r}, and teacher.weighing is tasks; accepted: the name of a "
+                "task that no other member knows"
+            )
+        found.append(label)
+    return found
+
+
+def came_with_weights(spec: TeacherSpec) -> bool:
+    """Whether a teacher need not be trained: it has a checkpoint, or is one that others published."""
+    return spec.checkpoint is not None or (spec.net or {}).get("name") is not None
+
+
+def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> tuple[nn.Module, Any, str]:
+    """A teacher that was trained elsewhere, its tokenizer (None if not known), and where it is from.
+
+    Raises:
+        UserError: if its weights do not fit, or it speaks of other tokens than ``data``, unless ``any_vocabulary``.
+    """
+    spec = experiment.teacher
+    assert spec is not None and spec.net is not None
+    if getattr(data, "tasks", None) and isinstance(spec.data.get("label"), str):  # it knows one of several tasks
+        own = own_data(experiment, "teacher")
+        data.like(own)
+        data = own
+    if (origin := FromRun.of(spec.checkpoint, "teacher.checkpoint")) is not None:
+        return _teacher_from_run(origin, spec, data, any_vocabulary)
+    net = build.network(spec.net, data, spec.seed, "teacher.net")
+    tokenizer = None
+    if data.gives != "rows" and getattr(net, "tokenizer_name", None) is not None:
+        tokenizer = Tokenizer.load(str(net.tokenizer_name))
+        if not any_vocabulary:
+            data.same_tokens(tokenizer, "teacher.net.name")
+    if spec.checkpoint is None:
+        return net, tokenizer, f"elsewhere ({spec.net['name']})"
+    return net, tokenizer, _load(net, spec)
+
+
+def _teacher_from_run(
+    origin: FromRun, spec: TeacherSpec, data: Any, any_vocabulary: bool
+) -> tuple[nn.Module, Any, str]:
+    """A teacher whose weights are in a run folder: with its own normalisation, its classes in the order of the data's.
+
+    Raises:
+        UserError: if it is another network than ``teacher.net``, or reads other inputs, classes or tokens.
+    """
+    assert spec.net is not None
+    network = origin.network(spec.net, "teacher.net")
+    origin.check_inputs(data)
+    tokenizer = origin.tokenizer() if origin.reads_text else None
+    if tokenizer is not None and not any_vocabulary:
+        data.same_tokens(tokenizer, origin.key)
+    if tokenizer is None:
+        origin.check_classes(data)
+    net = build.network(network, data, spec.seed, "teacher.net", origin.offers(data))
+    loaded = _load(net, spec)
+    if tokenizer is None:
+        origin.say_normalisation(data, "teacher")
+        origin.line_up(net, data, "teacher")
+    return net, tokenizer, loaded
+
+
+def _load(net: nn.Module, spec: TeacherSpec) -> str:
+    """Load a teacher's checkpoint; returns where it is from."""
+    assert spec.checkpoint is not None
+    key = "teacher.checkpoint"
+    path = weights_path(spec.checkpoint, key)
+    log.info("teacher: %s", load_weights(net, path, spec.mapping, key=key, weights=spec.weights))
+    return f"elsewhere (checkpoint {Path(spec.checkpoint).name})"
+
+
+def own_data(experiment: Experiment, owner: str) -> Any:
+    """The data on which a teacher, or what the student starts from, is trained.
+
+    Raises:
+        UserError: what the data refuse, or if no row has a label.
+    """
+    spec = getattr(experiment, owner)
+    with build.of(owner):
+        data = build.data(build.teacher_data(experiment.data, spec.data), spec.seed)
+    if data.counts["labelled"] == 0:
+        raise UserError(f"{owner}.data.labels: 0, and it learns from labels; accepted: above 0, or null")
+    return data
+
+
+def tokens_of_teacher(experiment: Experiment) -> Any:
+    """The data in the tokens of a teacher with a tokenizer of its own.
+
+    Raises:
+        UserError: what the data refuse, such as a context with too little room for so many tokens.
+    """
+    spec = experiment.teacher
+    assert spec is not None and spec.net is not None
+    if not came_with_weights(spec):
+        return own_data(experiment, "teacher")
+    origin = FromRun.of(spec.checkpoint, "teacher.checkpoint")
+    tokens = spec.net.get("name") if origin is None else str(origin.folder / "tokenizer.json")
+    with build.of("teacher"):
+        return build.data({**build.teacher_data(experiment.data, spec.data), "tokenizer": tokens}, spec.seed)
+
+
+def give_lesson(
+    source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
+) -> Lesson:
+    """Freeze a trained network into a teacher; from its cache where that can be, else live, and say why.
+
+    Raises:
+        UserError: if it has another vocabulary than the student, and the objective compares token by token.
+    """
+    if source.members:
+        return _give_members(source, experiment, data, task, objective, training)
+    if source.net is None:
+        kept = written(experiment, data, objective)
+        log.info(kept.describe())
+        return Lesson(kept, source)
+    live = FrozenTeacher(source.net, task, objective.teacher_layers)
+    if objective.any_vocabulary and source.tokenizer is not None:
+        unlike = UnlikeTeacher(source.net, task, source.tokenizer, data.tokenizer)
+        log.info(unlike.describe())
+        return Lesson(unlike, source)
+    why_not = why_not_cached(experiment, data, objective)
+    if why_not:
+        log.info("%s; no cache, %s", live.describe(), why_not)
+        return Lesson(live, source)
+    started = time.monotonic()
+    teacher = cached(live, experiment, data, training)
+    log.info(teacher.describe())
+    if objective.softens and isinstance(teacher, TokenCache) and not teacher.manifest.plain_logits:
+        log.warning(
+            "teacher: a temperature other than 1 softens the %d cached tokens and one bucket of all others, which is "
+            "another objective than softening the whole vocabulary; temperature=one is what the cache is made for",
+            teacher.manifest.k,
+        )
+    return Lesson(teacher, source, time.monotonic() - started)
+
+
+def _give_members(
+    source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
+) -> Lesson:
+    """Several teachers as one; each answers from its own cache where that can be."""
+    started = time.monotonic()
+    members: list[Teacher] = []
+    for n, (found, one) in enumerate(zip(source.members, each_member(experiment), strict=True)):
+        assert found.net is not None
+        live = FrozenTeacher(found.net, task)
+        with of_member(n):
+            why_not = why_not_cached(one, data, objective)
+            members.append(live if why_not else cached(live, one, data, training))
+        if why_not:
+            log.info("teacher.members[%d]: no cache, %s", n, why_not)
+    teacher = ensemble(experiment, members, data)
+    log.info(teacher.describe())
+    return Lesson(teacher, source, time.monotonic() - started)
+
+
+def pretrained_start(experiment: Experiment, data: Any, training: Training, names: Mapping[str, str]) -> Any:
+    """A function that gives a student the weights of ``pretrained``, with its own head where classes differ."""
+    spec = experiment.pretrained
+    if spec is None:
+        raise UserError(
+            "init: pretrained, and the experiment has no pretrained; accepted: pretrained=trained, or fresh"
+        )
+
+    keeps_head = data.gives != "rows"  # the same tokens follow in any text; classes are the data's own
+
+    def give(student: nn.Module) -> None:
+        if spec.checkpoint is not None:
+            log.info("pretrained: %s", load_pretrained(student, spec, experiment.student, data))
+            return
+        config = build.teacher_data(experiment.data, spec.data)
+        recipe = Recipe(
+            experiment.task,
+            experiment.student,
+            config,
+            spec.epochs,
+            spec.seed,
+            spec.optimizer,
+            spec.scheduler,
+            experiment.trainer,
+        )
+        name = names.get("student", "student")
+        kept = obtain("pretrained", recipe, Path(experiment.output), training, name, experiment.logger)
+        load_weights(student, kept.folder / "model_finetuned.pt", key="pretrained", head=keeps_head)
+        log.info("pretrained: on %s%s", kept.trained_on, "" if keeps_head else "; a new head")
+
+    return give

@@ -1,0 +1,239 @@
+"""A teacher's answers from a cache: whether that can be, what the cache holds, and filling it once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from kdlab.errors import UserError
+from kdlab.experiment.schema import Experiment, TeacherSpec
+from kdlab.losses import Objective
+from kdlab.models import weights_hash
+from kdlab.teachers import (
+    Arrays,
+    CachedTeacher,
+    FrozenTeacher,
+    Manifest,
+    Teacher,
+    TokenCache,
+    TokenManifest,
+    dtype_for,
+    write_cache,
+    write_tokens,
+)
+from kdlab.training import Training
+
+log = logging.getLogger("kdlab")
+
+MEASURED = ("val", "test", "outside")
+"""The splits that a result reports; ``outside`` is of another domain than training."""
+
+WHOLE_ROWS = 257
+"""Size of a vocabulary up to which a cache of sequences holds all of it, and so leaves out nothing."""
+
+
+def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> str:
+    """Why a teacher answers live; empty where it can answer from a cache.
+
+    Raises:
+        UserError: if a certain cache is asked for, and cannot be used or is not there.
+    """
+    spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
+    asked, layers = spec.cache, objective.teacher_layers
+    sparse = _sparse(spec, data)
+    if spec.feature_mib < 0:
+        raise UserError(f"teacher.feature_mib: {spec.feature_mib}; accepted: a number, at least 0")
+    if asked == "off":
+        return "as teacher.cache=off asks"
+    reasons = []
+    if layers and (data.gives != "rows" or not spec.feature_mib):
+        reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
+    if data.views is None:
+        reasons.append(data.unlimited)
+    if experiment.source is not None:
+        makes = "makes rows" if data.gives == "rows" else "writes sequences"
+        reasons.append(f"source {makes} that nobody has seen before")
+    if getattr(data, "tasks", None) and not isinstance(spec.data.get("label"), str):
+        reasons.append("it answers several tasks, and a cache holds one answer")
+    if objective.any_vocabulary:
+        reasons.append("it reads the text in tokens of its own")
+    if reasons and (asked != "auto" or sparse):
+        said = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
+        raise UserError(f"teacher.{said}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
+    if asked == "auto" and data.gives != "rows" and not sparse and data.vocab_size > WHOLE_ROWS:
+        reasons.append(
+            f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"
+        )
+    if asked != "auto" and not (Path(asked) / "manifest.json").is_file():
+        raise UserError(f"teacher.cache: {asked} holds no manifest.json; accepted: auto, off, or the folder of a cache")
+    return " and ".join(f"since {reason}" for reason in reasons)
+
+
+def _sparse(spec: TeacherSpec, data: Any) -> str:
+    """The key that asks for a cache of some tokens a position; empty where neither does.
+
+    Raises:
+        UserError: if it is out of range, both do, or the data are no sequences.
+    """
+    given = [name for name in ("top_k", "draws") if getattr(spec, name) is not None]
+    if not given:
+        return ""
+    name, value = given[0], getattr(spec, given[0])
+    if len(given) > 1:
+        raise UserError(f"teacher.top_k: {spec.top_k}, and teacher.draws: {spec.draws}; accepted: one of them")
+    if data.gives == "rows":
+        raise UserError(f"teacher.{name}: {value}, and data ({data.name}) is no text; accepted: null")
+    most = data.vocab_size if name == "top_k" else 4096
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise UserError(f"teacher.{name}: {value!r}; accepted: a whole number from 1 to {most}, or null")
+    return name
+
+
+def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCache:
+    """A teacher of which nothing is known but a cache of its answers.
+
+    Raises:
+        UserError: if there is no such cache, it is of other tokens than ``data``, or the objective wants more of it.
+    """
+    spec = experiment.teacher
+    assert spec is not None
+    if data.gives == "rows":
+        raise UserError(f"teacher.cache: {spec.cache}, and data ({data.name}) is no text; accepted: teacher=NAME")
+    why_not_cached(experiment, data, objective)
+    manifest = TokenManifest.read(Path(spec.cache))
+    known = (data.fingerprint, data.tokenizer.identity)
+    if manifest.classes != data.vocab_size or manifest.data not in known:
+        raise UserError(
+            f"teacher.cache: {spec.cache} is of {manifest.data} ({manifest.classes} tokens), and data of {known[1]} "
+            f"({data.vocab_size} tokens); accepted: the data.tokenizer that it was written with"
+        )
+    cache = TokenCache(Path(spec.cache), manifest)
+    unknown, total = 0, 0
+    for batch in data.sequential("train"):
+        missing, among = cache.missing(batch)
+        unknown, total = unknown + missing, total + among
+    if unknown:
+        raise UserError(
+            f"teacher.cache: {spec.cache} lacks {unknown} of the {total} training sequences of {data.name}; accepted: "
+            "data it was written for (of kdlab generate: OUT.filtered.jsonl with data.form=steps)"
+        )
+    return cache
+
+
+def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Training) -> Teacher:
+    """The teacher, answering from its cache, which is filled first if it is not there; live where that would be too
+    large."""
+    spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
+    data.place(training.device)
+    live.to(training.device)
+    kept = Path(experiment.output) / "cache"
+    if data.gives != "rows":
+        tokens = describe_tokens(live.net, data, spec)
+        folder = kept / tokens.key if spec.cache == "auto" else Path(spec.cache)
+        if spec.cache == "auto" and not (folder / "manifest.json").exists():
+            with _progress() as report:
+                rows = sum(data.rows(split) for split in tokens.splits)
+                write_tokens(folder, tokens, live, data.sequential, report, rows)
+        return TokenCache(folder, tokens)
+    inside = describe_features(live, data) if live.layers else None
+    if inside is not None and inside.bytes > spec.feature_mib * 2**20:
+        said = f"its layers ({', '.join(live.layers)}) would take {inside.bytes / 2**20:.0f} MiB"
+        if spec.cache != "auto":
+            raise UserError(
+                f"teacher.cache: {spec.cache}, and {said}; accepted: teacher.feature_mib of so many, or "
+                "teacher.cache=auto"
+            )
+        log.info("teacher: no cache, since %s, and teacher.feature_mib is %g", said, spec.feature_mib)
+        return live
+    logits = _filled(kept, describe_rows(live, data), live, data, None if spec.cache == "auto" else spec.cache)
+    features = None if inside is None else _filled(kept, inside, live, data)
+    return CachedTeacher(logits, features, live.net)
+
+
+def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: Any, folder: str | None = None) -> Arrays:
+    """The arrays of a manifest, in ``folder``, or else below ``kept``, where they are made if they are not there."""
+    at = kept / manifest.key if folder is None else Path(folder)
+    if folder is None and not (at / "manifest.json").exists():
+        with _progress() as report:
+            write_cache(at, manifest, live, data.sequential, report)
+    return Arrays(at, manifest)
+
+
+def describe_rows(live: FrozenTeacher, data: Any) -> Manifest:
+    """What a cache of a teacher's answers to rows holds: its logits, of all splits."""
+    example = next(iter(data.sequential("train", batch_size=2)))
+    rows = {"train": (data.counts["train"], data.views or 1)}
+    rows.update({split: (data.counts[split], 1) for split in MEASURED if data.counts.get(split)})
+    return _manifest(live.net, data, rows, live(example).logits.shape[-1])
+
+
+def describe_features(live: FrozenTeacher, data: Any) -> Manifest:
+    """What a cache of the layers that ``live`` captures holds: training rows, which alone are compared inside."""
+    example = next(iter(data.sequential("train", batch_size=2)))
+    layers = {name: tuple(feature.shape[1:]) for name, feature in live(example).features.items()}
+    return _manifest(live.net, data, {"train": (data.counts["train"], data.views or 1)}, 0, layers)
+
+
+def _manifest(
+    net: nn.Module,
+    data: Any,
+    rows: dict[str, tuple[int, int]],
+    classes: int,
+    layers: dict[str, tuple[int, ...]] | None = None,
+) -> Manifest:
+    numbers = classes + sum(math.prod(shape) for shape in (layers or {}).values())
+    return Manifest(
+        teacher=_said_by(net),
+        data=data.fingerprint,
+        transform=data.transform,
+        classes=classes,
+        rows=rows,
+        dtype=dtype_for(rows, numbers),
+        layers=layers or {},
+    )
+
+
+def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManifest:
+    """What a cache of ``net`` on sequences holds.
+
+    Logits of the whole vocabulary are float32, as the teacher gives them, where that takes up to 256 MiB, and else
+    float16; a few tokens a position and draws, which are estimates anyway, are always float16.
+    """
+    drawn = spec.draws is not None
+    k = spec.draws or spec.top_k or data.vocab_size
+    splits = tuple(split for split in ("train", *MEASURED) if data.counts[split])
+    whole = not drawn and k == data.vocab_size
+    rows = {split: (data.rows(split), 1) for split in splits} if whole else {}
+    return TokenManifest(
+        teacher=_said_by(net),
+        data=data.fingerprint,
+        form="sampled" if drawn else "topk",
+        k=k,
+        classes=data.vocab_size,
+        dtype=dtype_for(rows, data.vocab_size) if whole else "float16",
+        seed=spec.seed if drawn else 0,
+        splits=splits,
+    )
+
+
+def _said_by(net: nn.Module) -> str:
+    # the input normalisation is no part of a state dict, but it is of what the teacher says
+    return weights_hash({**net.state_dict(), **dict(net.named_buffers())})
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    with tqdm(total=1, desc="teacher cache", unit="row", leave=False, disable=None) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report

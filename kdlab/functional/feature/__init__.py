@@ -1,0 +1,1 @@
+"""Distances between the outputs of two networks' layers, row by row."""

@@ -1,0 +1,26 @@
+"""Similarities of examples (similarity-preserving distillation)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kdlab.functional.relation.relation import _relations, unit
+
+
+@_relations(2)
+def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""How far the student's similarities of examples are from the teacher's.
+
+    .. math:: \tfrac{1}{B^2} \| G^S - G^T \|_F^2, \qquad G_{i:} = Q Q^\top_{i:} / \| Q Q^\top_{i:} \|_2
+
+    Q (B, d) holds the flattened features. Tung & Mori, *Similarity-Preserving Knowledge Distillation*, ICCV 2019.
+
+    Args:
+        student: (B, ...).
+        teacher: (B, ...), of any width.
+
+    Returns:
+        A scalar.
+    """
+    s, t = (unit(q @ q.T) for q in (student, teacher))
+    return (s - t).square().mean()

@@ -1,0 +1,1 @@
+"""Distances between what two networks answer: their logits and the probabilities behind them."""

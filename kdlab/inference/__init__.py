@@ -1,0 +1,1 @@
+"""Predictions and text from a finished run."""

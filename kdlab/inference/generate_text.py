@@ -1,0 +1,177 @@
+"""What a finished run's language model writes after a text, from its folder alone."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kdlab.data.rng import uniform
+from kdlab.data.text.tokenizer import Tokenizer
+from kdlab.errors import UserError
+from kdlab.inference.predict import load_model
+from kdlab.models.transformers.generation import continuations
+from kdlab.system import files
+from kdlab.system.files import Unreadable
+
+log = logging.getLogger("kdlab")
+
+_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What a model wrote after one text, or in answer to it."""
+
+    source: str
+    """The file that the text is from, or the text itself."""
+    prompt: str
+    """The text that the model read; empty where an encoder read it, and what it wrote stands alone."""
+    text: str
+    sample: int
+    ended: bool
+    """Whether the model came to an end of text by itself."""
+
+
+def complete(
+    run: Path,
+    inputs: Sequence[str],
+    *,
+    new_tokens: int | None = None,
+    temperature: float = 0.0,
+    samples: int = 1,
+    seed: int = 0,
+    trust: bool = False,
+) -> list[Completion]:
+    """Continue texts; with an encoder-decoder, answer them.
+
+    A text too long for the model's context is read from where the rest of it and the new tokens fit.
+
+    Args:
+        run: a run folder of a language model.
+        inputs: texts, or names of files with text.
+        new_tokens: at most so many for each; None is 64, or half of a context that is shorter than two times that.
+        temperature: 0 writes the most probable token each time.
+        samples: continuations of each text, which differ where the temperature is above 0.
+        seed: what is drawn is a function of (seed, text's number, sample, position).
+        trust: see :func:`~kdlab.inference.predict.load_model`.
+
+    Raises:
+        UserError: for settings out of range, a file that cannot be read, or characters that the model does not know.
+    """
+    if samples < 1 or (samples > 1 and temperature == 0):
+        accepted = "at least 1" if samples < 1 else "1 at temperature 0, where all would be alike"
+        raise UserError(f"predict: --samples {samples}; accepted: {accepted}")
+    texts = [read_text(one) for one in inputs]
+    net, described = load_model(run, trust)
+    if "tokenizer" not in described:
+        raise UserError(f"{run}/model.json: names no tokenizer; accepted: the run folder of a language model")
+    tokenizer = Tokenizer.load(_beside(run, described["tokenizer"]), key="predict")
+    limit = _context(net, described)
+    if new_tokens is None:
+        new_tokens = _NEW_TOKENS if limit is None else max(1, min(_NEW_TOKENS, limit // 2))
+    if limit is not None and not 1 <= new_tokens <= limit:
+        raise UserError(f"predict: --new-tokens {new_tokens}; accepted: 1 to {limit}, the model's context")
+    prompts, encoded = _prompts(net, texts, tokenizer, limit, new_tokens)
+    written = [
+        continuations(
+            net,
+            prompts,
+            new_tokens=new_tokens,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
+            temperature=temperature,
+            uniform=_Draws(seed, len(prompts), sample),
+            source=encoded,
+            classes=tokenizer.size,
+        )
+        for sample in range(samples)
+    ]
+    found = []
+    for number, (source, text) in enumerate(zip(inputs, texts, strict=True)):
+        for sample, of_all in enumerate(written):
+            ids, prompt = of_all[number].tolist(), "" if encoded else text
+            found.append(Completion(source, prompt, tokenizer.decode(ids), sample, tokenizer.eos_id in ids))
+    return found
+
+
+@dataclass(frozen=True)
+class _Draws:
+    """i → (rows,) in [0, 1): the numbers by which the i-th new tokens of one sample are drawn."""
+
+    seed: int
+    rows: int
+    sample: int
+
+    def __call__(self, i: int) -> Tensor:
+        return uniform(self.seed, torch.arange(self.rows), self.sample, i)
+
+
+def read_text(text: str) -> str:
+    """``text`` itself, or what stands in the file of that name, without the line break that ends it.
+
+    A text that ends in ``.txt`` is the name of a file whether it is there or not.
+
+    Raises:
+        UserError: if there is nothing to read, or it is no UTF-8.
+    """
+    if not _names_a_file(text):
+        if not text:
+            raise UserError("predict: the text is empty; accepted: at least one character, or a file with text")
+        return text
+    try:
+        found = files.read_text(text).replace("\r\n", "\n").removesuffix("\n")
+    except (OSError, Unreadable) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"predict: {text}: cannot be read as UTF-8 text ({reason}); accepted: a .txt file") from None
+    if not found:
+        raise UserError(f"predict: {text} is empty; accepted: a file with text")
+    return found
+
+
+def _names_a_file(text: str) -> bool:
+    if "\n" in text:
+        return False
+    try:
+        return text.lower().endswith(".txt") or Path(text).is_file()
+    except (OSError, ValueError):  # what no file can be called
+        return False
+
+
+def _beside(run: Path, name: Any) -> Path:
+    """A file of the run folder: whatever the folder says, nothing outside of it is read."""
+    path = run / Path(str(name)).name
+    if not path.is_file():
+        raise UserError(f"{path}: does not exist; accepted: a whole run folder, with its tokenizer")
+    return path
+
+
+def _context(net: nn.Module, described: dict[str, Any]) -> int | None:
+    """The most tokens that the model reads at once; None where nothing says it."""
+    known = [size for size in (getattr(net, "context", None), described.get("context")) if isinstance(size, int)]
+    return min(known, default=None)
+
+
+def _prompts(
+    net: nn.Module, texts: Sequence[str], tokenizer: Tokenizer, limit: int | None, new_tokens: int
+) -> tuple[list[Tensor], list[Tensor] | None]:
+    """What the decoder begins with, and what an encoder reads, if there is one."""
+    if getattr(net, "speech", False):
+        raise UserError("predict: the model reads sound; accepted: the run folder of a model that reads text")
+    rows = [tokenizer.encode(text) for text in texts]
+    if hasattr(net, "encode"):
+        start = torch.tensor([tokenizer.eos_id])
+        return [start] * len(rows), [torch.tensor([*ids, tokenizer.eos_id]) for ids in rows]
+    room = None if limit is None else limit + 1 - new_tokens
+    prompts = []
+    for ids in rows:
+        if room is not None and len(ids) > room:
+            log.warning("predict: %d of a text's %d tokens are read: the last that fit the context", room, len(ids))
+        # of nothing, a text begins as training texts do: after the end of another one
+        prompts.append(torch.tensor((ids if room is None else ids[-room:]) or [tokenizer.eos_id]))
+    return prompts, None

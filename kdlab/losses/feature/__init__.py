@@ -1,0 +1,1 @@
+"""Terms on the outputs of layers inside teacher and student."""

@@ -1,0 +1,78 @@
+"""VID: a Gaussian around what the student's feature predicts of the teacher's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from kdlab.errors import UserError
+from kdlab.functional import Batch, Outputs, Schedule, gaussian_nll
+from kdlab.losses.feature.layer_term import Layers, LayerTerm, project
+
+
+class VID(LayerTerm):
+    r"""How much the student's feature tells about the teacher's: a variational bound of their mutual information.
+
+    .. math:: -\log q(F^T \mid F^S) \quad\text{with}\quad q = N\big(\mu(F^S),\, \mathrm{softplus}(a_c) + \epsilon\big)
+
+    of :func:`~kdlab.functional.gaussian_nll`, summed over the pairs. The regressor :math:`\mu` (three 1×1 convolutions,
+    or linear maps for vectors) and the channels' variances train with the student. Ahn et al., *Variational Information
+    Distillation for Knowledge Transfer*, CVPR 2019.
+
+    Args:
+        student_layer: module path in the student, or several.
+        teacher_layer: module path in the teacher, or as many.
+        variance: what every channel begins with.
+        weight: see :class:`~kdlab.losses.Term`.
+
+    Raises:
+        UserError: if ``variance`` is not above the least one, 1e-5.
+    """
+
+    LEAST = 1e-5
+    """The least variance, ε."""
+
+    def __init__(
+        self,
+        student_layer: Layers,
+        teacher_layer: Layers,
+        variance: float = 5.0,
+        weight: float | Mapping | Schedule = 1.0,
+    ) -> None:
+        super().__init__(student_layer, teacher_layer, weight)
+        if not self.LEAST < variance < math.inf:
+            raise UserError(f"variance: {variance}; accepted: a finite number above {self.LEAST:g}")
+        self.variance = variance
+        self.regressors, self.scales = nn.ModuleList(), nn.ParameterList()
+
+    def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
+        if self.regressors:
+            return
+        begin = self.variance - self.LEAST
+        raw = begin + math.log(-math.expm1(-begin))  # the inverse of softplus, which does not overflow
+        for s, t in self.pairs(student, teacher):
+            maps = s.ndim == 4
+            ours, theirs = (s.shape[1], t.shape[1]) if maps else (s.shape[-1], t.shape[-1])
+            self.regressors.append(_regressor(ours, theirs, maps).to(s.device))
+            scale = nn.Parameter(torch.full((theirs,), raw, device=s.device))
+            scale.no_decay = True  # type: ignore[attr-defined]
+            self.scales.append(scale)
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        pairs = self.pairs(student, teacher)
+        if not self.regressors:
+            raise UserError("VID: call prepare(student, teacher) once before training, to make its regressors")
+        each = zip(pairs, self.regressors, self.scales, strict=True)
+        found = [gaussian_nll(project(s, with_=mu), F.softplus(a) + self.LEAST, t) for (s, t), mu, a in each]
+        return torch.stack(found).sum(0)
+
+
+def _regressor(inputs: int, outputs: int, maps: bool) -> nn.Sequential:
+    def layer(a: int, b: int) -> nn.Module:
+        return nn.Conv2d(a, b, 1, bias=False) if maps else nn.Linear(a, b, bias=False)
+
+    return nn.Sequential(layer(inputs, outputs), nn.ReLU(), layer(outputs, outputs), nn.ReLU(), layer(outputs, outputs))

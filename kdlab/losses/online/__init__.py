@@ -1,0 +1,1 @@
+"""Terms without a trained teacher: peers that train together, exits of one network, its own last steps."""

@@ -1,0 +1,1 @@
+"""Terms on relations: between the examples of a batch, or the channels of a layer."""

@@ -1,0 +1,47 @@
+"""Base of the terms on relations between the rows of a batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kdlab.errors import UserError
+from kdlab.functional import (
+    Batch,
+    Outputs,
+)
+from kdlab.losses.feature.layer_term import LayerTerm
+
+
+def rows_of(feature: Tensor, batch: Batch) -> Tensor:
+    """A layer's output as one row (rows, ...) for each of the batch's; of sequences, those that ``batch.where`` picks.
+
+    Raises:
+        UserError: if it has other rows.
+    """
+    if batch.where is not None and feature.ndim >= 3 and feature.shape[:2] == batch.where.shape:
+        return feature[batch.where]
+    if feature.ndim >= 2 and len(feature) == len(batch):
+        return feature
+    raise UserError(
+        f"student_layer, teacher_layer: an output of shape {tuple(feature.shape)}; accepted: one feature for each of "
+        f"the {len(batch)} rows, or for each position"
+    )
+
+
+class Relation(LayerTerm):
+    """A term on the relations of rows to each other, a scalar; summed over the pairs of layers."""
+
+    def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Of the features (rows, ...) of one pair of layers, a scalar."""
+        raise TypeError(f"{type(self).__name__} does not say what it measures: define distance")
+
+    def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
+        counted = None if batch.weight is None else batch.weight > 0
+        values = []
+        for pair in self.captured(student, teacher):
+            s, t = (rows_of(feature, batch) for feature in pair)
+            if counted is not None:
+                s, t = s[counted], t[counted]
+            values.append(self.distance(s, t))
+        return torch.stack(values).sum()

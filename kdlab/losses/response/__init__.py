@@ -1,0 +1,1 @@
+"""Terms on answers: logits of the student against logits, labels, or targets made of them."""

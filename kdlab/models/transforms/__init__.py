@@ -1,0 +1,1 @@
+"""Changes to a network: layers taken, heads replaced, adapters, auxiliary networks."""

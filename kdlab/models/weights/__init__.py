@@ -1,0 +1,1 @@
+"""Weight files: read, checked against a network, and written."""

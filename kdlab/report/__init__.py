@@ -1,0 +1,1 @@
+"""What runs are shown with: tables, pictures, pages."""

@@ -1,0 +1,1 @@
+"""Which examples a student gets wrong, and which its teacher got right."""

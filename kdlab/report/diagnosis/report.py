@@ -1,0 +1,224 @@
+"""A diagnosis in words: tables for the terminal, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdlab.report.compare import page
+from kdlab.report.compare.pictures import Picture
+from kdlab.report.diagnosis.diagnosis import KINDS
+from kdlab.report.diagnosis.pictures import TITLES, Shown, chosen_classes, difference, unusual
+from kdlab.report.table import ABSENT, Column, render
+from kdlab.runs.folder import write_text
+from kdlab.runs.formatting import percent, plural
+
+_MOST_ROWS = 20
+"""Classes of the table on a terminal."""
+_MOST_PAIRS = 6
+
+Table = tuple[list[dict[str, object]], list[Column]]
+
+
+def text(found: Mapping[str, Any], width: int | None = None) -> str:
+    """The tables for a terminal.
+
+    Args:
+        found: what :func:`~kdlab.report.diagnosis.diagnosis.diagnose` counted.
+        width: characters a line may take.
+    """
+
+    def shown(table: Table) -> str:
+        return render(*table, width=width)
+
+    blocks = [shown(networks(found))]
+    blocks.append("\n".join(remarks(found)))
+    rows = chosen_classes(found["per_class"], _MOST_ROWS)
+    title = "classes" if len(rows) == len(found["classes"]) else f"{len(rows)} of {len(found['classes'])} classes"
+    blocks.append(f"{title}\n{shown(parts(rows, 'class', 'class'))}")
+    for column, groups in found["slices"].items():
+        blocks.append(f"{column}\n{shown(parts(groups, 'value', 'group'))}")
+    for name, (table, left) in (("confusions", _confusions(found)), ("disagreements", _disagreements(found))):
+        if table[0]:
+            more = f" ({left} further pairs in diagnosis.json)" if left else ""
+            blocks.append(f"{name}{more}\n{shown(table)}")
+    return "\n\n".join(block for block in blocks if block)
+
+
+def remarks(found: Mapping[str, Any]) -> list[str]:
+    """What the numbers come to, a line each."""
+    lines = []
+    beside = found.get("against_teacher", {})
+    if beside:
+        own = beside["student"]
+        line = f"student: {plural(own['inherited'], 'error')} inherited from the teacher (the same wrong class)"
+        if "baseline" in beside:
+            line += f"; the baseline, which learned without it, shares {beside['baseline']['inherited']}"
+        lines.append(line)
+        lines.append(
+            f"student: {own['own']} wrong where the teacher is right, {own['corrected']} right where it is wrong, "
+            f"{own['other']} wrong in another class"
+        )
+    if "against_baseline" in found:
+        one = found["against_baseline"]
+        chance = "could be chance" if one["p"] > 0.05 else "unlikely to be chance"
+        lines.append(
+            f"student against baseline: {one['gained']} gained, {one['lost']} lost (sign test p = {one['p']:.2g}: "
+            f"{chance})"
+        )
+    return lines + [f"note: {line}" for line in found.get("notes", ())]
+
+
+def networks(found: Mapping[str, Any]) -> Table:
+    """A row for each network."""
+    rows: list[dict[str, object]] = []
+    for role, one in found["networks"].items():
+        beside = found.get("against_teacher", {}).get(role, {})
+        rows.append(
+            {
+                "network": role,
+                "accuracy": percent(one["accuracy"]),
+                "errors": one["errors"],
+                **{kind: beside.get(kind) for kind in KINDS},
+                "ece": percent(one["ece"], places=1),
+                "over": percent(one["overconfidence"], signed=True, places=1),
+                "ce": f"{one['cross_entropy']:.3f}",
+            }
+        )
+    columns = [
+        Column("network", "network", right=False),
+        Column("accuracy", "acc %"),
+        Column("errors", "errors"),
+        *_kinds(rows),
+        Column("ece", "ECE %"),
+        Column("over", "too sure, points"),
+        Column("ce", "CE"),
+    ]
+    return rows, columns
+
+
+def parts(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
+    """A row for each class, or each group of a slice."""
+    shown: list[dict[str, object]] = []
+    roles = list(rows[0]["accuracy"]) if rows else []
+    for row in rows:
+        values = {role: percent(row["accuracy"][role], places=1) for role in roles}
+        less = percent(difference(row), signed=True, places=1) if row["examples"] and len(roles) > 1 else None
+        counts = {kind: row.get(kind) for kind in KINDS}
+        shown.append({"name": row[key], "examples": row["examples"], **values, "less": less, **counts})
+    columns = [Column("name", title, right=False), Column("examples", "examples")]
+    columns += [Column(role, f"{role} %") for role in roles]
+    if len(roles) > 1:
+        columns.append(Column("less", f"student − {'teacher' if 'teacher' in roles else 'baseline'}"))
+    return shown, [*columns, *_kinds(shown)]
+
+
+def _kinds(rows: Sequence[Mapping[str, object]]) -> list[Column]:
+    titles = {"inherited": "inherited", "own": "its own", "other": "other class", "corrected": "corrected"}
+    return [Column(kind, titles[kind]) for kind in KINDS if any(row.get(kind) is not None for row in rows)]
+
+
+def _confusions(found: Mapping[str, Any], most: int = _MOST_PAIRS) -> tuple[Table, int]:
+    """How often each network takes one class for another, the student's most frequent first; and how many are left."""
+    rows = found["confusions"]
+    columns = [Column("true", "true", right=False), Column("said", "taken for", right=False)]
+    columns += [Column(role, role) for role in found["networks"]]
+    return (rows[:most], columns), max(len(rows) - most, 0)
+
+
+def _disagreements(found: Mapping[str, Any], most: int = _MOST_PAIRS) -> tuple[Table, int]:
+    """Where student and teacher differ, by what they say."""
+    rows = found["disagreements"]
+    columns = [
+        Column("teacher", "teacher says", right=False),
+        Column("student", "student says", right=False),
+        Column("examples", "examples"),
+        Column("teacher_right", "teacher right"),
+        Column("student_right", "student right"),
+    ]
+    return (rows[:most], columns), max(len(rows) - most, 0)
+
+
+def write_page(
+    path: Path,
+    found: Mapping[str, Any],
+    kinds: Sequence[Shown],
+    pictures: Sequence[Picture],
+    title: str,
+    command: str,
+) -> None:
+    """Write ``diagnosis.html``: what the numbers come to, pictures, and every table whole."""
+    known = {
+        "made by": f"<code>{page.escaped(command)}</code>",
+        "made on": page.made_on(),
+        "run": page.escaped(found.get("run", "")),
+        "examples": page.escaped(f"{found['examples']} of the {found.get('split', 'test')} split"),
+    }
+    said = "".join(f"<li>{page.escaped(line)}</li>" for line in remarks(found))
+    explained = "".join(
+        f"<li><strong>{page.escaped(TITLES[kind])}</strong>: {page.escaped(meaning)}</li>"
+        for kind, meaning in KINDS.items()
+        if "against_teacher" in found
+    )
+    lines = [
+        page.facts(title, known),
+        f"<h2>Networks</h2>{_html(networks(found))}<ul>{said}</ul>",
+        f"<p class=quiet>The kinds of answers:</p><ul class=quiet>{explained}</ul>" if explained else "",
+        *(page.figure(picture) for picture in pictures[:1]),
+        _rows(kinds, list(found["networks"])),
+        *(page.figure(picture) for picture in pictures[1:2]),
+        f"<h2>Every class</h2>{_html(parts(found['per_class'], 'class', 'class'))}",
+        *(
+            f"<h2>By {page.escaped(column)}</h2>{_html(parts(groups, 'value', 'group'))}"
+            for column, groups in found["slices"].items()
+        ),
+        *(page.figure(picture) for picture in pictures[2:]),
+        _pairs("One class taken for another", _confusions(found, 100)),
+        _pairs("Where student and teacher differ", _disagreements(found, 100)),
+        "<p class=quiet>diagnosis.json holds all counts, the numbers of the examples of every kind, and what each "
+        "network says of each example.</p>",
+    ]
+    write_text(path, page.document(title, lines))
+
+
+def _pairs(title: str, found: tuple[Table, int]) -> str:
+    table, left = found
+    more = f"<p class=quiet>{left} further pairs are in diagnosis.json.</p>" if left else ""
+    return f"<h2>{title}</h2>{_html(table)}{more}" if table[0] else ""
+
+
+def _rows(kinds: Sequence[Shown], roles: Sequence[str]) -> str:
+    """The examples shown of a table's rows, with their values; nothing for pictures."""
+    rows: list[dict[str, object]] = []
+    for one in kinds:
+        for example in one.examples:
+            if example.picture is None:
+                said = {role: f"{name} {100 * sure:.0f} %" for role, (name, sure) in example.said.items()}
+                known = {"kind": TITLES[one.kind], "number": example.number, "true": example.true}
+                rows.append({**known, **said, "values": unusual(example, 240)})
+    columns = [Column("kind", "kind", right=False), Column("number", "number"), Column("true", "true", right=False)]
+    columns += [Column(role, role, right=False) for role in roles]
+    columns.append(Column("values", "values, least usual first (standard deviations from the mean)", right=False))
+    return _html((rows, columns)) if rows else ""
+
+
+def _html(table: Table) -> str:
+    rows, columns = table
+    heads = "".join(
+        f'<th scope="col"{_side(column)}><button type="button">{page.escaped(column.title)}</button></th>'
+        for column in columns
+    )
+    body = "".join(f"<tr>{''.join(_cell(row.get(column.key), column) for column in columns)}</tr>" for row in rows)
+    return f"<div class=scroll><table class=sortable><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def _cell(value: object, column: Column) -> str:
+    shown = ABSENT if value is None else page.escaped(value)
+    # what is sorted by: a number with a sign of its own is no number to a browser
+    key = "" if value is None else page.escaped(str(value).replace("−", "-"))
+    return f'<td{_side(column)} data-value="{key}">{shown}</td>'
+
+
+def _side(column: Column) -> str:
+    return "" if column.right else " class=text"

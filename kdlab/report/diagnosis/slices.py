@@ -1,0 +1,113 @@
+"""Groups of examples: by a column of a file, or of the table that the data come from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from kdlab.data.datasets.table import table_source
+from kdlab.data.labels import told_apart
+from kdlab.data.raw import Rows
+from kdlab.data.splits import choose_classes, divide
+from kdlab.data.table_file import read_table
+from kdlab.errors import UserError
+
+MOST_GROUPS = 50
+"""Different values that a column of words may have."""
+
+_FEW = 12
+"""Different numbers up to which each is a group of its own; of more, groups are quarters of the examples."""
+
+
+def groups(text: str, config: Mapping[str, Any], data: Any, split: str, targets: torch.Tensor) -> list[str]:
+    """The group of each example of a split.
+
+    Args:
+        text: ``FILE.csv:COLUMN`` with a row for each example, in order; or ``COLUMN`` of the table that ``data`` read.
+        config: of the data.
+        data: the data module.
+        split: of which the examples are.
+        targets: (N,) their class ids, in order.
+
+    Raises:
+        UserError: for a file or column that is not there, or rows that are not as many.
+    """
+    file, colon, column = text.rpartition(":")
+    if colon:
+        values = read_table(file, "diagnose: --slice", wanted=[column]).cells(column)
+        if len(values) != len(targets):
+            raise UserError(
+                f"diagnose: --slice {text}: {len(values)} rows, and the {split} split has {len(targets)} examples; "
+                "accepted: a row for each example, in order"
+            )
+        return _grouped(values, text)
+    if str(config.get("_target_")) != "kdlab.data.csv":
+        raise UserError(
+            f"diagnose: --slice {text}: data ({data.name}) is no CSV file with columns; accepted: FILE.csv:COLUMN, "
+            "with a row for each example, in order"
+        )
+    return _grouped(_of_table(column, config, data, split, targets), text)
+
+
+def _of_table(column: str, config: Mapping[str, Any], data: Any, split: str, targets: torch.Tensor) -> list[str]:
+    """A column of the rows of a split, which is divided again as ``kdlab.data.csv`` divided the table."""
+    names = ("path", "target", "label", "columns", "test_path", "test", "delimiter", "classes")
+    changed = f"diagnose: --slice {column}: {config['path']} is no longer what the run read"
+    try:
+        source, files = table_source(**{name: config[name] for name in names if config.get(name) is not None})
+    except UserError as error:
+        raise UserError(f"{changed} ({error}); accepted: the same file") from None
+
+    def placed(rows: Any, file: int) -> Any:
+        """Where each row stands, (file, row), in the place of what it holds."""
+        if not isinstance(rows, Rows):
+            return rows
+        return Rows(torch.stack([torch.full((len(rows),), file), torch.arange(len(rows))], 1), rows.targets)
+
+    source = replace(source, train=placed(source.train, 0), test=placed(source.test, 1))
+    if config.get("classes") is not None:
+        source = choose_classes(told_apart(source), config["classes"])
+    there = divide(source, config.get("val"), config.get("fraction"), config.get("split_seed") or 0)[split]
+    label = next(iter(source.asked.values()), None)  # None where classes were chosen: they are told apart already
+    if there is None or not torch.equal((there if label is None else label.rows(there)).targets, targets):
+        raise UserError(f"{changed}; accepted: the same file")
+    assert isinstance(there.inputs, torch.Tensor)
+    cells = [one.cells(column, f"diagnose: --slice: {one.path}") for one in files]
+    return [cells[file][row] for file, row in there.inputs.tolist()]
+
+
+def _grouped(values: list[str], text: str) -> list[str]:
+    """Words and few numbers as they are; of many numbers, the quarter that each is in."""
+    numbers = [_number(value) for value in values]
+    if len(set(values)) > _FEW and None not in numbers:
+        return _quarters([float(value) for value in numbers if value is not None])
+    if len(set(values)) > MOST_GROUPS:
+        raise UserError(
+            f"diagnose: --slice {text}: {len(set(values))} different values; accepted: numbers, or at most "
+            f"{MOST_GROUPS} groups"
+        )
+    return [value or "(empty)" for value in values]
+
+
+def _quarters(numbers: list[float]) -> list[str]:
+    ordered = sorted(numbers)
+    cuts = sorted({ordered[round(len(ordered) * share)] for share in (0.25, 0.5, 0.75)})
+    bounds = [ordered[0], *(cut for cut in cuts if cut > ordered[0])]
+    names = []
+    for n, low in enumerate(bounds):
+        last = n + 1 == len(bounds)
+        high = ordered[-1] if last else bounds[n + 1]
+        names.append(f"{low:g} to {high:g}" if last else f"{low:g} to below {high:g}")
+    return [names[max(n for n, low in enumerate(bounds) if number >= low)] for number in numbers]
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None

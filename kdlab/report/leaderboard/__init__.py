@@ -1,0 +1,1 @@
+"""Boards: methods ranked over seeds."""

@@ -1,0 +1,70 @@
+"""Names that become folders: the experiment's, its stages', a board's rows. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kdlab.errors import UserError
+from kdlab.system.terminal import printable
+
+__all__ = ["check_name", "check_names", "check_output"]
+
+LONGEST = 100
+"""Bytes of a name in UTF-8; filesystems take 255, and some names get a number or a hash behind them."""
+
+DEEPEST = 8
+"""Parts of a name of folders inside each other."""
+
+RESERVED = ("teachers", "pretrained", "baselines", "cache", "leaderboard")
+"""Folders of ``output`` in which kdlab keeps what runs share; runs do not go there."""
+
+ACCEPTED = f"no path, no control characters, not blank, at most {LONGEST} bytes"
+
+
+def check_name(key: str, value: Any, accepted: str = "a name") -> str:
+    """Refuse what is not a plain name of one folder.
+
+    Args:
+        key: the config key to name in the message.
+        value: what stands there.
+        accepted: what a name means here.
+
+    Raises:
+        UserError: of a path, a blank, a control character, or a name too long for a folder.
+    """
+    if not isinstance(value, str) or not _is_name(value):
+        raise UserError(f"{key}: {value!r}; accepted: {accepted} ({ACCEPTED})")
+    return value
+
+
+def _is_name(text: str) -> bool:
+    if not text.strip() or text != text.strip() or text in (".", ".."):
+        return False
+    if any(separator in text for separator in ("/", "\\", "\n", "\t")) or printable(text) != text:
+        return False
+    return len(text.encode()) <= LONGEST
+
+
+def check_names(key: str, value: Any, accepted: str = "a name") -> str:
+    """Likewise, but ``a/b`` is accepted: a folder in a folder.
+
+    Raises:
+        UserError: as :func:`check_name`, of any part; or of a folder that kdlab keeps for itself.
+    """
+    parts = value.split("/") if isinstance(value, str) else []
+    if not 1 <= len(parts) <= DEEPEST or not all(map(_is_name, parts)):
+        raise UserError(f"{key}: {value!r}; accepted: {accepted} ({ACCEPTED}; a/b is a folder in a folder)")
+    if parts[0] in RESERVED:
+        raise UserError(f"{key}: {value!r}; {parts[0]} is kept for what runs share; accepted: another name")
+    return value
+
+
+def check_output(value: Any) -> str:
+    """Refuse an ``output`` that names no folder.
+
+    Raises:
+        UserError: of a blank, or of anything but a text.
+    """
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise UserError(f"output: {value!r}; accepted: a folder, such as outputs, or . for the working folder")
+    return value

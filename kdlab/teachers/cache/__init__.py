@@ -1,0 +1,1 @@
+"""Teacher outputs on disk: by example and view, or by token."""

@@ -1,0 +1,249 @@
+"""Many exchanges at a time: rate limits, tries with growing waits, and an end that waits for nobody."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kdlab.errors import RunFailed
+from kdlab.traces.endpoint import Endpoint
+from kdlab.traces.prompts import Job, Wording
+from kdlab.traces.reply import Hopeless, Refused, Reply, TryAgain
+
+log = logging.getLogger("kdlab")
+
+LONGEST_WAIT = 900.0
+"""Seconds above which waiting as an endpoint asks is left to the user."""
+
+_HOPELESS_AFTER = 5
+"""Questions refused in a row, with none answered, after which the request itself must be wrong."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a teacher wrote.
+
+    Attributes:
+        rows: for the token cache, or None: what :mod:`kdlab.traces.scores` makes of them.
+    """
+
+    job: Job
+    reply: Reply
+    rows: Any = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A question that stays without an answer."""
+
+    job: Job
+    reason: str
+    tries: int
+    refused: bool = False
+
+    def row(self) -> dict[str, Any]:
+        """As it stands in ``OUT.failed.jsonl``."""
+        named = {"id": self.job.ask.id, "key": self.job.ask.key, "sample": self.job.sample}
+        return {**named, "error": self.reason, "tries": self.tries}
+
+
+class Pace:
+    """Lets requests pass no faster than allowed.
+
+    Args:
+        requests: per minute, evenly spaced; None for any number.
+        tokens: per minute, of prompts and answers; None for any number. What an answer takes is first taken to be the
+            mean of those before, and put right once it is known.
+        guess: tokens of an exchange before any is known.
+        clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        requests: float | None = None,
+        tokens: float | None = None,
+        guess: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.requests, self.tokens, self.clock = requests, tokens, clock
+        self._lock = threading.Lock()
+        self._next = self._not_before = self._filled = clock()
+        self._balance = tokens or 0.0
+        self._guess, self._open, self._spent, self._exchanges = guess, 0, 0, 0
+
+    def claim(self) -> float:
+        """Seconds to wait before asking again for leave; 0: go, and call :meth:`spent` afterwards."""
+        with self._lock:
+            now = self.clock()
+            if now < self._not_before:
+                return self._not_before - now
+            if self.tokens is not None:
+                rate = self.tokens / 60
+                self._balance = min(self._balance + (now - self._filled) * rate, self.tokens)
+                self._filled = now
+                lacking = min(self._guess, self.tokens) + self._open * self._guess - self._balance
+                if lacking > 0:  # at most a second: exchanges under way may take less than thought
+                    return min(lacking / rate + 1e-3, 1.0)
+            if self.requests is not None:
+                if now < self._next:
+                    return self._next - now
+                self._next = now + 60 / self.requests
+            self._open += 1
+            return 0.0
+
+    def spent(self, tokens: int | None) -> None:
+        """An exchange took so many tokens (None: it failed, and took none)."""
+        with self._lock:
+            self._open -= 1
+            self._balance -= tokens or 0
+            if tokens:
+                self._exchanges += 1
+                self._spent += tokens
+                self._guess = self._spent / self._exchanges
+
+    def pause(self, seconds: float) -> None:
+        """Nobody passes for so long."""
+        with self._lock:
+            self._not_before = max(self._not_before, self.clock() + seconds)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """How often, and with which waits: ``first * 2^i`` seconds, at most ``longest``, times a random half to one."""
+
+    most: int = 6
+    first: float = 1.0
+    longest: float = 60.0
+
+    def wait(self, failed: int) -> float:
+        """Seconds after the ``failed``-th failure; random, so that those who failed together do not return together."""
+        return min(self.first * 2 ** (failed - 1), self.longest) * random.uniform(0.5, 1.0)
+
+
+class Pool:
+    """Asks an endpoint, several questions at a time.
+
+    Args:
+        endpoint: whom.
+        wording: how.
+        settings: further fields of every request; a ``seed`` is added.
+        concurrency: exchanges at a time.
+        pace: the rate limits.
+        tries: for what may work later.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        wording: Wording,
+        settings: Mapping[str, Any],
+        concurrency: int = 4,
+        pace: Pace | None = None,
+        tries: Tries | None = None,
+    ) -> None:
+        self.endpoint, self.wording, self.settings = endpoint, wording, dict(settings)
+        self.concurrency, self.pace, self.tries = concurrency, pace or Pace(), tries or Tries()
+        self._stop = threading.Event()
+
+    def body(self, job: Job) -> dict[str, Any]:
+        """The request for one job."""
+        if self.endpoint.address.chat:
+            asked: dict[str, Any] = {"messages": self.wording.messages(job.ask)}
+        else:
+            asked = {"prompt": self.wording.prompt(job.ask)}
+        body = {**asked, "seed": job.seed, **self.settings}
+        return {name: value for name, value in body.items() if value is not None}
+
+    def answers(self, jobs: Iterable[Job]) -> Iterator[Answer | Failure]:
+        """Every job's answer or failure, as they come.
+
+        Raises:
+            RunFailed: if no question can be answered: a wrong key, address or model.
+        """
+        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        done: queue.SimpleQueue[Answer | Failure | BaseException] = queue.SimpleQueue()
+        for job in jobs:
+            waiting.put(job)
+        total = waiting.qsize()
+        workers = [
+            # daemons: one that hangs in a name server's answer must not keep the program from ending
+            threading.Thread(target=self._work, args=(waiting, done), name=f"ask-{i}", daemon=True)
+            for i in range(min(self.concurrency, total))
+        ]
+        for worker in workers:
+            worker.start()
+        answered, refused = 0, 0
+        try:
+            for _ in range(total):
+                found = done.get()
+                if isinstance(found, BaseException):
+                    raise found
+                answered += isinstance(found, Answer)
+                refused += isinstance(found, Failure) and found.refused
+                yield found
+                if not answered and refused >= _HOPELESS_AFTER and isinstance(found, Failure):
+                    raise RunFailed(f"the endpoint refused the first {refused} questions: {found.reason}")
+        finally:
+            self._stop.set()
+            self.endpoint.close()
+            for worker in workers:
+                worker.join(timeout=1.0)
+
+    def _work(self, waiting: queue.SimpleQueue[Job], done: queue.SimpleQueue[Answer | Failure | BaseException]) -> None:
+        while not self._stop.is_set():
+            try:
+                job = waiting.get_nowait()
+            except queue.Empty:
+                return
+            try:
+                found = self._persist(job)
+            except Hopeless as error:
+                self._stop.set()  # nobody else asks with a wrong key
+                done.put(RunFailed(f"{self.endpoint.address.host}: {error}"))
+            except BaseException as error:
+                done.put(error)
+            else:
+                if found is not None:
+                    done.put(found)
+
+    def _persist(self, job: Job) -> Answer | Failure | None:
+        """Ask until there is an answer or no hope; None if told to stop meanwhile."""
+        body, reason = self.body(job), ""
+        for attempt in range(1, self.tries.most + 1):
+            while (wait := self.pace.claim()) > 0:
+                if self._stop.wait(wait):
+                    return None
+            if self._stop.is_set():
+                return None
+            tokens = None
+            try:
+                reply = self.endpoint.ask(body)
+                tokens = reply.usage.get("total_tokens") or sum(
+                    reply.usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")
+                )
+                return Answer(job, reply)
+            except Refused as error:
+                return Failure(job, str(error), attempt, refused=True)
+            except TryAgain as error:
+                reason = str(error)
+                wait = self._after(error, attempt)
+            finally:
+                self.pace.spent(tokens)
+            if attempt < self.tries.most and self._stop.wait(wait):
+                return None
+        return Failure(job, reason, self.tries.most)
+
+    def _after(self, error: TryAgain, attempt: int) -> float:
+        wait = self.tries.wait(attempt)
+        if error.after is None:
+            return wait
+        if error.after > LONGEST_WAIT:
+            raise Hopeless(f"{error}: asks to wait {error.after:,.0f} s; the same command goes on then")
+        self.pace.pause(error.after)  # the limit is everyone's
+        return error.after + wait * 0.1

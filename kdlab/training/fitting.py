@@ -1,0 +1,247 @@
+"""One fit in one folder: begun, resumed or already done; and the evaluation of what came out."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from kdlab.errors import RunFailed, UserError
+from kdlab.functional import Batch, finite, mix, seed_all
+from kdlab.methods.learned import no_use, nothing_learned, trace
+from kdlab.methods.method import Method
+from kdlab.models import read_state, save_weights
+from kdlab.models.cost import first_row
+from kdlab.system.files import make_folder
+from kdlab.training.checkpoints import CURE, Saver, read_checkpoint
+from kdlab.training.gradient_stats import Gradients
+from kdlab.training.progress import Progress
+from kdlab.training.samples import Samples
+from kdlab.training.trainer import Training
+
+log = logging.getLogger("kdlab")
+
+
+@dataclass
+class Fitted:
+    """What a fit came to."""
+
+    weights: Path
+    """The deployable weights: the student at its best epoch."""
+    best_epoch: int
+    """Counted from 0."""
+    epochs: int
+    steps: int
+    seconds: float
+    """Of training, over all sittings."""
+    hardware: dict[str, Any]
+    measures: dict[str, float]
+    """Of the best epoch, on the validation split."""
+    warnings: list[str] = field(default_factory=list)
+    """What makes its figures mean little, such as that nothing was learned."""
+
+
+def fit(
+    method: Method,
+    data: Any,
+    training: Training,
+    folder: Path,
+    epochs: int,
+    loggers: list | None = None,
+    name: str = "student",
+    continued: bool = False,
+) -> Fitted:
+    """Train ``method.student``, and leave it holding the weights of its best epoch.
+
+    If ``folder`` holds ``checkpoints/last.ckpt``, training goes on from there, to the same weights as if it had never
+    stopped.
+
+    Args:
+        method: what is trained, and how.
+        data: a data module; placed on the compute device here.
+        training: hardware, precision, saving.
+        folder: gets ``checkpoints/`` and the deployable weights.
+        epochs: at least 1.
+        loggers: Lightning loggers for the curves.
+        name: what is being trained, for the progress bar.
+        continued: the checkpoint may be of a fit with other settings of optimizer and scheduler; this one's count.
+
+    Raises:
+        UserError: if the training split is empty, or the checkpoint is damaged or of another network.
+        RunFailed: if the loss stops being finite, or the disk is full.
+    """
+    method.log_every = training.log_every
+    last = folder / "checkpoints" / "last.ckpt"
+    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder / "checkpoints")
+    data.place(training.device, accumulate=training.accumulate)
+    loader = data.train_dataloader()
+    if not len(loader):
+        raise UserError("data: the training split gives no batch; accepted: at least 2 rows, and a batch_size below it")
+    example = first_batch(loader).to(training.device)
+    method.to(training.device)
+    if method.teacher is not None:
+        method.teacher.to(training.device)
+    seed_all(mix(method.seed, 0x7465726D))  # what terms make, such as projectors
+    method.prepare(example, data.counts.get("train"))
+    hardware = training.adapt(method.student, first_row(example.inputs), data.batch_size)
+    method.channels_last = hardware["channels_last"]
+    layout = ", channels last" if hardware["channels_last"] else ""
+    log.info(
+        "%s: on %s (%s), %s%s, %d thread%s",
+        *(name, hardware["device"], hardware["name"], hardware["precision"], layout, hardware["threads"]),
+        "s" * (hardware["threads"] != 1),
+    )
+    patience, task = getattr(method, "patience", None), method.task
+    saver = Saver(folder / "checkpoints", task.score, training.save_minutes, patience, task.greater, method.seed)
+    callbacks: list[pl.Callback] = [saver]
+    if training.progress != "none":
+        callbacks.append(Progress(name, training.progress, training.log_every))
+    if data.counts["val"] and hasattr(data, "questions"):
+        callbacks.append(Samples(data, folder / "samples.md", every=max(1, epochs // 10)))
+    if training.gradients is not None and loggers:
+        callbacks.append(Gradients(training.gradients))
+    resume = last if last.exists() else None
+    if resume is not None:
+        log.info("%s: going on from %s", name, resume)
+        callbacks.append(_SkipDone(loader))  # only then: each callback costs every step six calls
+        if continued:
+            callbacks.append(_OwnSettings())
+    with _quiet_lightning():
+        trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
+    before = trace(method.student)
+    if resume is None or not _finished(resume, saver, epochs):
+        validation = data.val_dataloader() if data.counts["val"] else None
+        with _quiet_lightning():
+            _run(trainer, method, loader, validation, resume)
+    steps = int(trainer.global_step) or _steps_of(resume)
+    if not steps:
+        raise RunFailed(f"{name}: no optimizer step was made; look at data.batch_size and epochs")
+    idle = None
+    if resume is None:  # else the weights before are not known
+        pull = method.greatest_gradient
+        unchanged = torch.equal(before, trace(method.student))
+        idle = nothing_learned(unchanged, None if pull is None else float(pull), method.last_curves, steps)
+    saver.check_best()
+    best = read_state(folder / "checkpoints" / "best.pt")
+    method.student.load_state_dict(best)
+    method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    with torch.no_grad():  # without validation nobody has looked at what the last step made
+        said = method.task.outputs(method.student, example)
+        if not all(finite(one) for one in (said.logits, *said.heads.values())):
+            raise RunFailed(f"{name}: its outputs are not finite after step {steps}; {CURE}")
+    weights = folder / method.weights_file
+    save_weights(best, weights)
+    seconds = saver.seconds or saver._resumed_seconds
+    warned = [f"{name}: {why}" for why in (idle, no_use(saver.best_measures, method.task)) if why]
+    for warning in warned:
+        log.warning(warning)
+    return Fitted(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
+
+
+def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Path | None) -> None:
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(method, train_dataloaders=loader, val_dataloaders=validation, ckpt_path=resume, weights_only=True)
+    except RuntimeError as error:
+        if resume is not None and "Error(s) in loading state_dict" in str(error):
+            raise UserError(f"resume: {resume} holds another network than the one configured") from None
+        raise
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        # Lightning turns Ctrl-C into status 1, and leaves the next one ignored
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, on_interrupt)
+        raise KeyboardInterrupt from None
+
+
+def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
+    """Whether a checkpoint has nothing left to train: Lightning would make zero steps, or go on after a stop."""
+    state = read_checkpoint(checkpoint)
+    mine = state["callbacks"].get(saver.state_key)
+    if mine is None:
+        raise UserError(f"resume: {checkpoint} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+    saver.check_seed(mine)
+    progress = state["loops"]["fit_loop"]["epoch_progress"]["current"]
+    if not (mine["stopped"] or progress["processed"] >= epochs):
+        return False
+    saver.load_state_dict(mine)
+    return True
+
+
+def _steps_of(checkpoint: Path | None) -> int:
+    return int(read_checkpoint(checkpoint)["global_step"]) if checkpoint else 0
+
+
+class _SkipDone(pl.Callback):
+    """After a resume inside an epoch, skips the micro-batches that the checkpoint has seen.
+
+    Lightning restores its counters and starts the loader anew; the order is a function of (seed, epoch), so leaving
+    out the first ones continues the epoch.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # `completed` is one behind in a checkpoint saved at a step; `processed` is right
+        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        self.loader.skip = done if done < trainer.num_training_batches else 0
+
+
+class _OwnSettings(pl.Callback):
+    """Puts the configured settings of the optimizer in the place of those that its checkpoint was saved with."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._groups: list[dict[str, Any]] = []
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # made already, and not yet overwritten by the checkpoint
+        self._groups = [
+            {key: value for key, value in group.items() if key != "params"}
+            for optimizer in trainer.optimizers
+            for group in optimizer.param_groups
+        ]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        for group, own in zip(groups, self._groups, strict=True):
+            group.update(own)
+            group["initial_lr"] = own.get("initial_lr", own["lr"])
+        for config in trainer.lr_scheduler_configs:
+            course: Any = config.scheduler
+            course.last_epoch = trainer.global_step
+            course.base_lrs = [group["initial_lr"] for group in course.optimizer.param_groups]
+            for group, base, factor in zip(groups, course.base_lrs, course.lr_lambdas, strict=True):
+                group["lr"] = base * factor(course.last_epoch)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning's own start-up lines and hints say nothing that ours do not."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_batch(loader: Iterable[Batch]) -> Batch:
+    """One batch, to learn shapes from."""
+    return next(iter(loader))

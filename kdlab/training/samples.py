@@ -1,0 +1,36 @@
+"""Text to read while a language model trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from kdlab.system.files import write_text
+
+
+class Samples(pl.Callback):
+    """After each validation, what the student makes of a few validation examples: in TensorBoard, and in a file.
+
+    Args:
+        data: the data module.
+        file: the Markdown file that holds the latest ones.
+        every: epochs from one time to the next.
+    """
+
+    def __init__(self, data: Any, file: Path, every: int = 1) -> None:
+        self.data, self.file, self.every = data, file, every
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        last = trainer.current_epoch + 1 == trainer.max_epochs
+        if not trainer.is_global_zero or not (last or trainer.current_epoch % self.every == 0):
+            return
+        text = pl_module.task.samples(pl_module.student, self.data, "val", pl_module.device)
+        if not text:
+            return
+        write_text(self.file, text + "\n")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("val/samples", text, trainer.global_step)
