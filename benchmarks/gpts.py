@@ -123,7 +123,7 @@ class Bench:
             torch.stack([torch.arange(lines) + 1000 * (number + 1), torch.zeros(lines).long()], 1),
             weight=torch.ones(rows),
             segment=torch.full((rows,), 3),
-            where=torch.ones(lines, width, dtype=torch.bool),
+            loss_mask=torch.ones(lines, width, dtype=torch.bool),
         ).to(self.device)
 
     @cached_property

@@ -31,7 +31,7 @@ from gpts import CACHED, KINDS, LIGER, Bench, liger_kinds, parameters, size_of
 from pairs import compare, duration, header, ratio, say, seconds
 from vocabulary import peak
 
-from kdlab.batch_transforms.on_policy import OwnText
+from kdlab.batch_transforms.on_policy import GeneratedText
 from kdlab.errors import UserError
 from kdlab.models.transformers.generation import continuations
 
@@ -160,7 +160,7 @@ def own_text(bench: Bench, prompt: int, pairs: int) -> None:
     """A step on text that the student writes (as long as the data's), against one on the data."""
     size, end = bench.size, bench.classes - 1
     most = size.context + 1 - prompt
-    source = OwnText(end, end, bench.classes, size.context, fraction=1.0, new_tokens=most, prompt=prompt)
+    source = GeneratedText(end, end, bench.classes, size.context, fraction=1.0, new_tokens=most, prompt=prompt)
     taken = iter(range(10**9))
 
     def write():

@@ -34,7 +34,7 @@ from kdlab.methods import FineTune, LearningRate, OfflineKD
 from kdlab.models import MLP
 from kdlab.tasks import Classification
 from kdlab.teachers import Teacher
-from kdlab.training import Training, fit
+from kdlab.training import TrainerConfig, fit
 
 SGD = partial(torch.optim.SGD, lr=0.02, momentum=0.9)
 TENSORBOARD = {"_target_": "kdlab.runs.loggers.tensorboard"}
@@ -66,7 +66,7 @@ def lightning_loop(case: Case, folder: Path) -> float:
         scheduler=LearningRate(),
         teacher=case.teacher,
     )
-    training = Training(accelerator="cpu", precision="32-true", threads=case.threads, progress="bar")
+    training = TrainerConfig(accelerator="cpu", precision="32-true", threads=case.threads, progress="bar")
     folder.mkdir(parents=True)
     with contextlib.redirect_stderr(io.StringIO()):  # the bar is drawn, and not looked at
         found = fit(method, case.data, training, folder, case.epochs, loggers(TENSORBOARD, folder, "bench"))
@@ -77,7 +77,7 @@ def lightning_loop(case: Case, folder: Path) -> float:
 def bare_loop(case: Case) -> float:
     """Seconds of the same training, written by hand."""
     torch.set_num_threads(case.threads)
-    case.data.place("cpu")
+    case.data.to("cpu")
     train, val = (whole(case.data, split) for split in ("train", "val"))
     told = case.teacher
     net = case.student().train()
@@ -107,7 +107,7 @@ def whole(data: Any, split: str) -> Any:
     """A split as one batch of float inputs."""
     from kdlab.functional import Batch
 
-    parts = list(data.sequential(split))
+    parts = list(data.ordered_loader(split))
     return Batch(torch.cat([p.inputs for p in parts]), torch.cat([p.targets for p in parts]))
 
 
@@ -135,7 +135,7 @@ def measure(case: Case, pairs: int, folder: Path) -> None:
 def digits_again(times: int) -> Any:
     """The digits' training rows several times over, so that epochs are long."""
     whole_of = digits(batch_size=128, seed=0)
-    whole_of.place("cpu")
+    whole_of.to("cpu")
     train, val = whole(whole_of, "train"), whole(whole_of, "val")
     repeated = {"inputs": train.inputs.repeat(times, 1, 1, 1), "targets": train.targets.repeat(times)}
     held = {**repeated, "val_inputs": val.inputs, "val_targets": val.targets}
@@ -152,7 +152,7 @@ def main() -> None:
     header("loop: kdlab's fit against a bare PyTorch loop")
     threads = chosen.threads or torch.get_num_threads()
     small, long, big = digits(batch_size=128, seed=0), digits_again(10), pictures(128 * 12 + 512, 128)
-    small.place("cpu"), long.place("cpu")
+    small.to("cpu"), long.to("cpu")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
 

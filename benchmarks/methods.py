@@ -43,10 +43,10 @@ from kdlab.errors import UserError, unknown
 from kdlab.experiment import build
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.stage import is_taught, is_taught_by_previous
-from kdlab.experiment.teacher import Trained, each_member, give_lesson
+from kdlab.experiment.teacher import TrainedModel, each_member, resolve_teacher
 from kdlab.functional import seed_all
 from kdlab.methods import Method
-from kdlab.methods.method import Curves
+from kdlab.methods.method import TermAccumulator
 from kdlab.report.leaderboard.leaderboard import Board, Entry
 from kdlab.teachers import CachedTeacher, EnsembleTeacher, FrozenTeacher, Teacher
 
@@ -120,35 +120,35 @@ class Bench:
         """A method ready to train, as a fit would make it, and the networks that teach in it."""
         training = build.training(experiment.trainer)
         data = build.data(experiment.data, experiment.seed)
-        data.place(training.device)
+        data.to(training.device)
         task, objective = build.task(experiment.task, data), build.objective(experiment.loss, data)
         source = self._source(experiment, before, data) if is_taught(experiment, objective) else None
-        lesson = give_lesson(source, experiment, data, task, objective, training) if source is not None else None
+        lesson = resolve_teacher(source, experiment, data, task, objective, training) if source is not None else None
         student = build.network(experiment.student, data, experiment.seed, "student")
         if experiment.init == "classifier":
-            build.start(student, experiment.init, previous=None, teacher=source and source.net, pretrained=None)
-        companion = build.companion(experiment, student, data)
+            build.init_weights(student, experiment.init, previous=None, teacher=source and source.net, pretrained=None)
+        auxiliary = build.auxiliary(experiment, student, data)
         teacher = lesson.teacher if lesson is not None else None
-        method = build.method(experiment, student, objective, task, teacher, companion=companion)
+        method = build.method(experiment, student, objective, task, teacher, auxiliary=auxiliary)
         seed_all(experiment.seed)
         method.prepare(next(endless(data)), data.counts["train"])
         method.on_fit_start()
         if method.teacher is not None:  # snapshots are there from the second of two epochs on
-            method.teacher.follow(student, 1, 2, step_done=False)
+            method.teacher.update(student, 1, 2, step_done=False)
         found = [one.net for one in ((source.members or (source,)) if source is not None else ())]
         own = getattr(method.teacher, "net", None)
         return method, [net for net in (found or [own]) if net is not None]
 
-    def _source(self, experiment: Experiment, before: Experiment | None, data: Any) -> Trained:
+    def _source(self, experiment: Experiment, before: Experiment | None, data: Any) -> TrainedModel:
         """Who teaches, with random weights."""
         if is_taught_by_previous(experiment):
             assert before is not None
-            return Trained(self._net(before.student, data, before.seed), "made")
+            return TrainedModel(self._net(before.student, data, before.seed), "made")
         members = [self._net(one.teacher.net, data, one.teacher.seed) for one in each_member(experiment)]  # type: ignore[union-attr, arg-type]
         if members:
-            return Trained(None, "made", members=tuple(Trained(net, "made") for net in members))
+            return TrainedModel(None, "made", members=tuple(Trained(net, "made") for net in members))
         assert experiment.teacher is not None and experiment.teacher.net is not None
-        return Trained(self._net(experiment.teacher.net, data, experiment.teacher.seed), "made")
+        return TrainedModel(self._net(experiment.teacher.net, data, experiment.teacher.seed), "made")
 
     def _net(self, config: dict, data: Any, seed: int) -> nn.Module:
         """A network that has seen a few batches, so that its BatchNorms keep outputs in bounds, however deep it is."""
@@ -202,12 +202,12 @@ def _step(method: Method, data: Any) -> Step:
 
     def step() -> None:
         if method._curves is None or method._curves.full:
-            method._curves = Curves(method.objective.names, 50)
+            method._curves = TermAccumulator(method.objective.names, 50)
         optimizer.zero_grad()
         method.training_step(next(batches), 0).backward()
         optimizer.step()
         if method.teacher is not None:
-            method.teacher.follow(method.student, 1, 2, step_done=True)
+            method.teacher.update(method.student, 1, 2, step_done=True)
 
     return step
 
@@ -215,9 +215,9 @@ def _step(method: Method, data: Any) -> Step:
 def _told(method: Method) -> str:
     """Where the teacher's answers come from."""
     if method.teacher is not None:
-        return _kind(method.teacher) if method.asks else "not asked"
-    if method.companion is not None:
-        return method.companion.kind
+        return _kind(method.teacher) if method.uses_teacher else "not asked"
+    if method.auxiliary is not None:
+        return method.auxiliary.kind
     return "itself" if getattr(method, "source", None) == "step" else "nobody"
 
 
@@ -243,7 +243,7 @@ def _check(row: str, method: Method, nets: Sequence[nn.Module], data: Any) -> No
     with _counted(nets) as counts:
         for _ in range(steps):
             step()
-    wanted = steps * (0 if "cache" in kind or not method.asks else 1)
+    wanted = steps * (0 if "cache" in kind or not method.uses_teacher else 1)
     if any(count != wanted for count in counts):
         raise SystemExit(
             f"{row} ({kind}): its teacher's networks answered {counts} times in {steps} steps, and not {wanted} each"

@@ -22,14 +22,14 @@ def main() -> None:
     header("precision: bf16 and threads against float32 and one thread, by size of network")
     cores = torch.get_num_threads()
     small, big = digits(batch_size=64, seed=0), pictures(2048, 128)
-    small.place("cpu")
+    small.to("cpu")
     for name, data, shape in (
         ("digits ResNet-8 of width 4, 8x8, batch 64", small, {"depth": 8, "width": 4}),
         ("digits ResNet-20, 8x8, batch 64", small, {"depth": 20}),
         ("ResNet-8, 32x32, batch 128", big, {"depth": 8}),
         ("ResNet-20, 32x32, batch 128", big, {"depth": 20}),
     ):
-        work = flops(resnet(data=data, **shape), next(iter(data.sequential("val"))).inputs[:1]) * data.batch_size
+        work = flops(resnet(data=data, **shape), next(iter(data.ordered_loader("val"))).inputs[:1]) * data.batch_size
         print(f"{name}: {work / 1e9:.3g} GFLOP a forward pass")
         full = plain_step(resnet(data=data, **shape), data)
         half = plain_step(resnet(data=data, channels_last=True, **shape), data, bf16=True)

@@ -51,7 +51,7 @@ def files(bench: Bench, written: dict[str, float], rounds: int) -> None:
     for form, spent in written.items():
         cache = bench.cached(form)
         size = sum(path.stat().st_size for path in cache.folder.iterdir() if path.name != "manifest.json")
-        lines = sum(len(batch.key) for batch in (bench.least, bench.full))
+        lines = sum(len(batch.example_id) for batch in (bench.least, bench.full))
         target = "about 200 at k=32" if form == "topk" else ""
         say(
             f"cache, {form}: bytes a token", f"{size / tokens:.1f} ({size:,} for {tokens} in {lines} sequences)", target
@@ -88,7 +88,7 @@ def bias(device: torch.device, args: argparse.Namespace) -> None:
     """Train a teacher and a student on a text, and compare the gradients that sparse targets give."""
     with tempfile.TemporaryDirectory() as place:
         data, what = corpus(args, Path(place))
-    data.place(device)
+    data.to(device)
     steps = args.train_steps or (3000 if device.type == "cuda" else 120)
     start, nets, ppl = time.perf_counter(), {}, {}
     batch = heldout(data)

@@ -38,7 +38,7 @@ def pictures(rows: int, batch_size: int, views: int | None = None, val: int = 51
     held |= {"test_inputs": inputs[:256], "test_targets": held["targets"][:256]}
     augment = ["crop", "flip"] if views else None
     data = tensors(held, batch_size=batch_size, val=val, augment=augment, views=views, seed=0)
-    data.place("cpu")
+    data.to("cpu")
     return data
 
 
@@ -55,7 +55,9 @@ def cache(net: nn.Module, data, folder: Path) -> CachedTeacher:
     if data.counts["val"]:
         rows["val"] = (data.counts["val"], 1)
     manifest = Manifest(weights_hash(net), data.fingerprint, data.transform, data.num_classes, rows)
-    write_cache(folder / manifest.key, manifest, FrozenTeacher(net, Classification(data.num_classes)), data.sequential)
+    write_cache(
+        folder / manifest.key, manifest, FrozenTeacher(net, Classification(data.num_classes)), data.ordered_loader
+    )
     return CachedTeacher(Arrays(folder / manifest.key, manifest))
 
 
@@ -151,7 +153,7 @@ def main() -> None:
             cached("ResNet-20, 32x32, batch 128", big, {"depth": 20}, {"depth": 56}, pairs, folder, bf16, "<= 1.02")
         torch.set_num_threads(1)  # as kdlab does for networks this small
         small = digits(batch_size=64, seed=0)
-        small.place("cpu")
+        small.to("cpu")
         cached("digits ResNet-20, 8x8, batch 64", small, {"depth": 20}, {"depth": 20}, 4 * pairs, folder, False, "")
         tiny = {"depth": 8, "width": 4}
         cached("digits ResNet-8 of width 4", small, tiny, {"depth": 20}, 8 * pairs, folder, False, "")

@@ -33,13 +33,13 @@ from kdlab.losses import KL, CrossEntropy, Objective
 from kdlab.methods import LearningRate, OfflineKD
 from kdlab.tasks import Classification
 from kdlab.teachers import FrozenTeacher
-from kdlab.training import Training, fit
+from kdlab.training import TrainerConfig, fit
 
 STEPS, BATCH, VIEWS = 8, 128, 16
 SGD = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4)
 
 
-def ours(data: Any, teacher: Any, folder: Path, training: Training) -> float:
+def ours(data: Any, teacher: Any, folder: Path, training: TrainerConfig) -> float:
     """Images a second of kdlab's fit."""
     method = OfflineKD(
         student=resnet(20, data),
@@ -92,7 +92,7 @@ def real(folder: str, rows: int) -> Any:
     """A part of CIFAR-10."""
     share = rows / 50000
     data = cifar10(root=folder, batch_size=BATCH, val=0, fraction=share, augment=["crop", "flip"], views=VIEWS, seed=0)
-    data.place("cpu")
+    data.to("cpu")
     return data
 
 
@@ -105,16 +105,16 @@ def main() -> None:
     header("throughput: ResNet-56 teaches ResNet-20, 32x32, batch 128")
     rows = STEPS * BATCH
     data = real(chosen.data, rows) if chosen.data else pictures(rows, BATCH, VIEWS, val=0)
-    raw = torch.cat([b.inputs for b in data.sequential("train", 0)]).mul(255).byte()
-    targets = torch.cat([b.targets for b in data.sequential("train", 0)])
+    raw = torch.cat([b.inputs for b in data.ordered_loader("train", 0)]).mul(255).byte()
+    targets = torch.cat([b.targets for b in data.ordered_loader("train", 0)])
     big = resnet(56, data)
     with tempfile.TemporaryDirectory() as place:
         told = cache(resnet(8, data), data, Path(place))  # whose numbers they are changes nothing about reading them
-        batch, teacher = next(iter(data.sequential("train", 0))), FrozenTeacher(big, Classification(10))
+        batch, teacher = next(iter(data.ordered_loader("train", 0))), FrozenTeacher(big, Classification(10))
         filling = sorted(seconds(lambda: teacher(batch)) for _ in range(5))[2] / len(batch)
         say("filling the cache with ResNet-56, float32", f"{1 / filling:.0f} images/s (median of 5 batches)")
-        auto = Training(accelerator="cpu", progress="none")
-        plain = Training(accelerator="cpu", precision="32-true", channels_last=False, progress="none")
+        auto = TrainerConfig(accelerator="cpu", progress="none")
+        plain = TrainerConfig(accelerator="cpu", precision="32-true", channels_last=False, progress="none")
         fast, full, slow = [], [], []
         for n in range(chosen.pairs + 1):
             fast.append(ours(data, told, Path(place) / f"auto{n}", auto))

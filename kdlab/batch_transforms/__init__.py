@@ -2,7 +2,7 @@
 
 from kdlab.batch_transforms.attack import AttackedRows
 from kdlab.batch_transforms.data_free import GeneratedRows, InvertedRows
-from kdlab.batch_transforms.on_policy import OwnText
+from kdlab.batch_transforms.on_policy import GeneratedText
 from kdlab.batch_transforms.strong_view import StrongViews
 
-__all__ = ["AttackedRows", "GeneratedRows", "InvertedRows", "OwnText", "StrongViews"]
+__all__ = ["AttackedRows", "GeneratedRows", "GeneratedText", "InvertedRows", "StrongViews"]

@@ -47,7 +47,7 @@ class AttackedRows:
         UserError: for an argument out of its range.
     """
 
-    reads = "rows"
+    target = "class"
     needs_net = False
 
     def __init__(
@@ -59,15 +59,15 @@ class AttackedRows:
         clean: float = 0.0,
     ) -> None:
         if against not in get_args(Against):
-            raise unknown("source.against", against, get_args(Against))
+            raise unknown("batch_transform.against", against, get_args(Against))
         if not 0 < eps <= 1:
-            raise UserError(f"source.eps: {eps}; accepted: above 0, up to 1 (inputs are in [0, 1])")
+            raise UserError(f"batch_transform.eps: {eps}; accepted: above 0, up to 1 (inputs are in [0, 1])")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError(f"source.steps: {steps!r}; accepted: a whole number, at least 1")
+            raise UserError(f"batch_transform.steps: {steps!r}; accepted: a whole number, at least 1")
         if step_size is not None and not 0 < step_size < math.inf:
-            raise UserError(f"source.step_size: {step_size}; accepted: above 0, or null")
+            raise UserError(f"batch_transform.step_size: {step_size}; accepted: above 0, or null")
         if not 0 <= clean < 1:
-            raise UserError(f"source.clean: {clean}; accepted: a share, at least 0 and below 1")
+            raise UserError(f"batch_transform.clean: {clean}; accepted: a share, at least 0 and below 1")
         self.against, self.eps, self.steps = against, float(eps), steps
         self.step_size = self.eps / 4 if step_size is None else float(step_size)
         self.clean = float(clean)
@@ -78,7 +78,7 @@ class AttackedRows:
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch with attacked inputs, and the clean ones in ``Batch.clean``.
+        """The batch with attacked inputs, and the clean ones in ``Batch.teacher_inputs``.
 
         Args:
             batch: of rows, with inputs (B, ...) in [0, 1].
@@ -107,22 +107,24 @@ class AttackedRows:
                 harm = lambda x: kl(answer(x), shown)  # noqa: E731
             start = _noise(batch, seed, step, part)
             attacked = pgd(harm, inputs.float(), self.eps, self.steps, self.step_size, start).to(inputs.dtype)
-        read = inputs if batch.clean is None else batch.clean
+        read = inputs if batch.teacher_inputs is None else batch.teacher_inputs
         if not self.clean:
-            return replace(batch, inputs=attacked, clean=read), {}
+            return replace(batch, inputs=attacked, teacher_inputs=read), {}
         return self._both(batch, attacked, read), {}
 
     def _checked(self, batch: Batch) -> Tensor:
         inputs = batch.inputs
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or batch.where is not None:
-            raise UserError("source: an attack changes pictures or tables of numbers; accepted: source=none")
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or batch.loss_mask is not None:
+            raise UserError(
+                "batch_transform: an attack changes pictures or tables of numbers; accepted: batch_transform=none"
+            )
         if not self._looked:  # once: on a GPU a look is a wait
             self._looked = True
             least, most = float(inputs.min()), float(inputs.max())
             if least < 0 or most > 1:
                 raise UserError(
-                    f"source: an attack stays in [0, 1], and the inputs lie in [{least:.3g}, {most:.3g}]; accepted: "
-                    "pictures, or source=none"
+                    f"batch_transform: an attack stays in [0, 1], and the inputs lie in [{least:.3g}, {most:.3g}]; "
+                    "accepted: pictures, or batch_transform=none"
                 )
         return inputs
 
@@ -136,10 +138,10 @@ class AttackedRows:
         return replace(
             batch,
             inputs=torch.cat([batch.inputs, attacked]),  # type: ignore[list-item]
-            clean=torch.cat([read, read]),
+            teacher_inputs=torch.cat([read, read]),
             targets=_twice(batch.targets),
-            key=_twice(batch.key),
-            truth=_twice(batch.truth),
+            example_id=_twice(batch.example_id),
+            hidden_targets=_twice(batch.hidden_targets),
             weight=torch.cat([self.clean * weight, (1 - self.clean) * weight]),
             partner=partner,
             window=batch.window if batch.window is not None else batch.count(),
@@ -175,8 +177,8 @@ def _noise(batch: Batch, seed: int, step: int, part: int) -> Tensor:
     """Offsets in [-1, 1), a function of (seed, step, example); of (seed, step, part, row) where nobody says which."""
     inputs = batch.inputs
     assert isinstance(inputs, Tensor)
-    if batch.key is not None:
-        state = fold(seed_of(seed, "attack", step), batch.key[:, 0])
+    if batch.example_id is not None:
+        state = fold(seed_of(seed, "attack", step), batch.example_id[:, 0])
     else:
         state = fold(seed_of(seed, "attack", step, part), torch.arange(len(batch), device=inputs.device))
     places = torch.arange(inputs[0].numel(), device=inputs.device)

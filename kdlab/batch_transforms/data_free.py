@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import NO_LABEL, Batch, dense, kl, log_probabilities, mix
+from kdlab.functional import NO_LABEL, Batch, dense, hash_seed, kl, log_probabilities
 from kdlab.functional.modes import probing
 from kdlab.models.transforms.surgery import head_of
 
@@ -41,12 +41,14 @@ class MadeRows:
     A made row has no label, no key and no example that it is: only terms that need none of them count.
     """
 
-    reads = "rows"
+    target = "class"
     needs_teacher = needs_net = True
 
     def __init__(self, in_channels: int | None, image_size: Sequence[int] | None) -> None:
         if in_channels is None or image_size is None:
-            raise UserError("source: makes pictures, and data is no set of them; accepted: source=none")
+            raise UserError(
+                "batch_transform: makes pictures, and data is no set of them; accepted: batch_transform=none"
+            )
         self.shape = (in_channels, *image_size)
         self.progress = 0.0
 
@@ -69,7 +71,9 @@ class MadeRows:
         """
         net = getattr(teacher, "net", None)
         if not isinstance(net, nn.Module):
-            raise UserError("source: rows made after a teacher, and no network teaches live; accepted: teacher=NAME")
+            raise UserError(
+                "batch_transform: rows made after a teacher, and no network teaches live; accepted: teacher=NAME"
+            )
         device = batch.targets.device
         with probing(student, net, device=device):
             made, curves = self.make(Asked(len(batch), student, net, task, seed, step, part, device))
@@ -143,7 +147,7 @@ class GeneratedRows(MadeRows):
     ) -> None:
         super().__init__(in_channels, image_size)
         if goal not in get_args(Goal):
-            raise unknown("source.goal", goal, get_args(Goal))
+            raise unknown("batch_transform.goal", goal, get_args(Goal))
         _whole(latent=(latent, 1), width=(width, 2), rows=(rows, 2), every=(every, 1))
         _number(above_0={"lr": lr}, least_0={"one_hot": one_hot, "activation": activation, "entropy": entropy})
         self.goal, self.latent, self.width, self.lr = goal, latent, width, lr
@@ -184,14 +188,14 @@ class GeneratedRows(MadeRows):
         return self.one_hot * sure - self.activation * seen[0].abs().mean() - self.entropy * spread
 
     def _latents(self, rows: int, device: torch.device, *key: int) -> Tensor:
-        draws = torch.Generator().manual_seed(mix(*key))
+        draws = torch.Generator().manual_seed(hash_seed(*key))
         return torch.randn(rows, self.latent, generator=draws).to(device)
 
     def _ready(self, seed: int, device: torch.device) -> PictureGenerator:
         """The generator; made at the first step, with weights that are a function of the seed."""
         if self.net is None:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(mix(seed, _WEIGHTS))
+                torch.manual_seed(hash_seed(seed, _WEIGHTS))
                 self.net = PictureGenerator(self.shape, self.latent, self.width)
             self.net.to(device)
             self._optimizer = torch.optim.Adam(self.net.parameters(), lr=self.lr, betas=(0.5, 0.999))
@@ -259,10 +263,10 @@ class InvertedRows(MadeRows):
         rows, _, teacher, task, seed, step, part, device = asked
         if self.pool is None:
             sizes = [min(self.rows, self.size - first) for first in range(0, self.size, self.rows)]
-            made = [self._invert(n, teacher, task, mix(seed, _INVERT, k), device) for k, n in enumerate(sizes)]
+            made = [self._invert(n, teacher, task, hash_seed(seed, _INVERT, k), device) for k, n in enumerate(sizes)]
             self.pool = torch.cat(made)
         self.pool = self.pool.to(device)
-        draws = torch.Generator().manual_seed(mix(seed, _SHOW, step, part))
+        draws = torch.Generator().manual_seed(hash_seed(seed, _SHOW, step, part))
         chosen = torch.randint(self.size, (rows,), generator=draws).to(device)
         return self.pool[chosen], {}
 
@@ -271,8 +275,8 @@ class InvertedRows(MadeRows):
         norms = [m for m in norms if m.running_mean is not None]
         if not norms:
             raise UserError(
-                "source: inversion matches the statistics that BatchNorm layers remember, and the teacher has none; "
-                "accepted: a teacher with BatchNorm, or source=zskt"
+                "batch_transform: inversion matches the statistics that BatchNorm layers remember, and the teacher "
+                "has none; accepted: a teacher with BatchNorm, or batch_transform=zskt"
             )
         draws = torch.Generator().manual_seed(seed)
         x = torch.rand(rows, *self.shape, generator=draws).to(device).requires_grad_()
@@ -373,13 +377,13 @@ def _inputs_of(modules: Sequence[nn.Module]) -> Any:
 def _whole(**values: tuple[Any, int]) -> None:
     for name, (value, least) in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"source.{name}: {value!r}; accepted: a whole number, at least {least}")
+            raise UserError(f"batch_transform.{name}: {value!r}; accepted: a whole number, at least {least}")
 
 
 def _number(above_0: Mapping[str, float], least_0: Mapping[str, float]) -> None:
     for name, value in above_0.items():
         if not 0 < value < math.inf:
-            raise UserError(f"source.{name}: {value}; accepted: a number above 0")
+            raise UserError(f"batch_transform.{name}: {value}; accepted: a number above 0")
     for name, value in least_0.items():
         if not 0 <= value < math.inf:
-            raise UserError(f"source.{name}: {value}; accepted: a number, at least 0")
+            raise UserError(f"batch_transform.{name}: {value}; accepted: a number, at least 0")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from kdlab.data.rng import Draws, fold, seed_of
 from kdlab.data.text.sequence import ANSWER, TEXT
 from kdlab.errors import UserError, unknown
-from kdlab.functional import NO_LABEL, Batch, Schedule, Window, schedule
+from kdlab.functional import NO_LABEL, Batch, Schedule, StepTotals, schedule
 from kdlab.models.transformers.generation import continuations
 
 Writer = Literal["student", "teacher"]
@@ -21,7 +21,7 @@ Writer = Literal["student", "teacher"]
 _CURVES = ("own", "own_length", "own_ended", "own_truncated")
 
 
-class OwnText:
+class GeneratedText:
     r"""Replaces what follows the prompts of a batch by what the student, or the teacher, writes there.
 
     With ``writer="student"`` the loss is taken where the student itself arrives, under the teacher's judgement; with
@@ -80,19 +80,21 @@ class OwnText:
         replay: float = 0.5,
     ) -> None:
         if writer not in get_args(Writer):
-            raise unknown("source.writer", writer, get_args(Writer), "writer")
+            raise unknown("batch_transform.writer", writer, get_args(Writer), "writer")
         for name, value, least in (("new_tokens", new_tokens, 1), ("prompt", prompt, 1), ("buffer", buffer, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"source.{name}: {value!r}; accepted: a whole number, at least {least}")
+                raise UserError(f"batch_transform.{name}: {value!r}; accepted: a whole number, at least {least}")
         if not temperature >= 0:
-            raise UserError(f"source.temperature: {temperature}; accepted: 0 (the most probable token) or more")
+            raise UserError(
+                f"batch_transform.temperature: {temperature}; accepted: 0 (the most probable token) or more"
+            )
         if not 0 < top_p <= 1:
-            raise UserError(f"source.top_p: {top_p}; accepted: above 0, and at most 1")
+            raise UserError(f"batch_transform.top_p: {top_p}; accepted: above 0, and at most 1")
         if not 0 <= replay <= 1:
-            raise UserError(f"source.replay: {replay}; accepted: a probability, in [0, 1]")
+            raise UserError(f"batch_transform.replay: {replay}; accepted: a probability, in [0, 1]")
         self.eos_id, self.pad_id, self.vocab_size, self.context = eos_id, pad_id, vocab_size, context
         self.writer = writer
-        self.fraction = schedule(fraction, "source.fraction", 0.0, 1.0)
+        self.fraction = schedule(fraction, "batch_transform.fraction", 0.0, 1.0)
         self.new_tokens, self.prompt = new_tokens, prompt
         self.temperature, self.top_p = temperature, top_p
         self.replay = replay
@@ -123,8 +125,8 @@ class OwnText:
         """
         if self.writer == "teacher" and getattr(teacher, "unlike", False):
             raise UserError(
-                "source.writer: teacher, and its tokenizer is not the student's; accepted: a teacher with the same "
-                "tokenizer, or text that it wrote before (kdlab generate, then data=traces)"
+                "batch_transform.writer: teacher, and its tokenizer is not the student's; accepted: a teacher with "
+                "the same tokenizer, or text that it wrote before (kdlab generate, then data=traces)"
             )
         own = _chance(seed, "own", step) < self.fraction(self.progress)
         device = batch.targets.device
@@ -135,7 +137,9 @@ class OwnText:
         teaching = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "net", None)
         net = student if self.writer == "student" else teaching
         if not isinstance(net, nn.Module):
-            raise UserError("source.writer: teacher, and no network teaches; accepted: student, or a live teacher")
+            raise UserError(
+                "batch_transform.writer: teacher, and no network teaches; accepted: student, or a live teacher"
+            )
         starts = self._starts(batch)
         if not starts:
             return batch, curves
@@ -155,9 +159,11 @@ class OwnText:
 
     def _starts(self, batch: Batch) -> list[_Start]:
         """The sequences that have rows, and their prompts."""
-        where = batch.where
-        if where is None or not isinstance(batch.inputs, dict) or batch.key is None:
-            raise UserError("source: own text in place of inputs that are no sequences; accepted: source=none")
+        where = batch.loss_mask
+        if where is None or not isinstance(batch.inputs, dict) or batch.example_id is None:
+            raise UserError(
+                "batch_transform: own text in place of inputs that are no sequences; accepted: batch_transform=none"
+            )
         ids = batch.inputs[_name(batch)].long()
         places = torch.arange(where.shape[1], device=where.device)
         read = ((places + 1) * where).amax(1)  # up to the last one that counts
@@ -165,7 +171,7 @@ class OwnText:
         if bool(((positions != places) & (places < read[:, None])).any()):
             raise UserError("data.pack: true; accepted with own text (source): false")
         found = []
-        about = torch.stack([read, _prompts(batch), batch.key[:, 0]], 1)
+        about = torch.stack([read, _prompts(batch), batch.example_id[:, 0]], 1)
         for row, (length, prompt, example) in enumerate(about.tolist()):
             if length:
                 given, kind = (prompt, ANSWER) if prompt else (min(self.prompt, length), TEXT)
@@ -213,7 +219,7 @@ class OwnText:
 
     def _rebuilt(self, batch: Batch, starts: list[_Start], texts: list[Tensor]) -> Batch:
         """The batch with other continuations."""
-        assert isinstance(batch.inputs, dict) and batch.key is not None
+        assert isinstance(batch.inputs, dict) and batch.example_id is not None
         device, total = batch.targets.device, sum(len(text) for text in texts)
         about = [
             (start.row, start.kind, len(start.prompt), len(text)) for start, text in zip(starts, texts, strict=True)
@@ -225,19 +231,19 @@ class OwnText:
         inputs = {name: value[rows] for name, value in batch.inputs.items()} | {_name(batch): read}
         if "position_ids" in inputs:
             inputs["position_ids"] = places.expand_as(read)
-        share = torch.ones(len(rows), device=device) if batch.share is None else batch.share[rows]
+        share = torch.ones(len(rows), device=device) if batch.sequence_weight is None else batch.sequence_weight[rows]
         targets, labelled = torch.cat(texts), self.writer == "teacher"
         return replace(
             batch,
             inputs=inputs,
             targets=targets if labelled else torch.full_like(targets, NO_LABEL),
-            key=batch.key[rows],
+            example_id=batch.example_id[rows],
             weight=(share / sizes).repeat_interleave(sizes, output_size=total),
             segment=kinds.repeat_interleave(sizes, output_size=total),
-            where=(places >= given[:, None] - 1) & (places < (given + sizes)[:, None] - 1),
+            loss_mask=(places >= given[:, None] - 1) & (places < (given + sizes)[:, None] - 1),
             prompts=None if batch.prompts is None else batch.prompts[rows],
-            share=share,
-            truth=None,
+            sequence_weight=share,
+            hidden_targets=None,
             window=_window(batch.window, share, labelled),
         )
 
@@ -338,7 +344,7 @@ def written(
         vocab_size: ids from here on are never written.
         temperature, top_p: of the drawing; 0 takes the most probable token.
         draws: each prompt's random numbers; number i is for the i-th new token.
-        source: what an encoder is given, one by prompt.
+        batch_transform: what an encoder is given, one by prompt.
 
     Raises:
         UserError: if a prompt leaves no room.
@@ -387,10 +393,10 @@ def _prompts(batch: Batch) -> Tensor:
         return batch.prompts
     if batch.segment is not None and bool((batch.segment != TEXT).any()):
         raise UserError(
-            "source: own text, and the batch does not say how long its prompts are (Batch.prompts); accepted: a "
-            "sequence a row (data.pack=false) of a data set that says so, or source=none"
+            "batch_transform: own text, and the batch does not say how long its prompts are (Batch.prompts); "
+            "accepted: a sequence a row (data.pack=false) of a data set that says so, or batch_transform=none"
         )
-    return batch.targets.new_zeros(len(batch.key))  # type: ignore[arg-type]
+    return batch.targets.new_zeros(len(batch.example_id))  # type: ignore[arg-type]
 
 
 def _moved(texts: list[Tensor], device: Any, dtype: torch.dtype) -> list[Tensor]:
@@ -398,13 +404,13 @@ def _moved(texts: list[Tensor], device: Any, dtype: torch.dtype) -> list[Tensor]
     return list(torch.cat(texts).to(device, dtype).split([len(text) for text in texts])) if texts else []
 
 
-def _window(window: Window | None, share: Tensor, labelled: bool) -> Window:
+def _window(window: StepTotals | None, share: Tensor, labelled: bool) -> StepTotals:
     """Rows that add up to their sequence's weight, so the counts are the summed weights of the step's sequences."""
     whole = window is None or window.parts == 1
     total = float(share.double().sum()) if whole else window.examples  # type: ignore[union-attr]
     if not total:
-        raise ValueError("Window.examples: 0; accepted: the summed weight of the sequences of the optimizer step")
-    return Window(total if labelled else 0.0, total, 1 if whole else window.parts, total)  # type: ignore[union-attr]
+        raise ValueError("StepTotals.examples: 0; accepted: the summed weight of the sequences of the optimizer step")
+    return StepTotals(total if labelled else 0.0, total, 1 if whole else window.parts, total)  # type: ignore[union-attr]
 
 
 def _everywhere(new: list[Any]) -> list[Any]:

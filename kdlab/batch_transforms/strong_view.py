@@ -39,20 +39,22 @@ class StrongViews:
         UserError: for transforms that the data cannot be shown under.
     """
 
-    reads = "rows"
+    target = "class"
     needs_teacher = needs_net = False
 
     def __init__(self, data: Any, augment: Any, of: Of = "all", instead: bool = False) -> None:
         if of not in get_args(Of):
-            raise unknown("source.of", of, get_args(Of))
+            raise unknown("batch_transform.of", of, get_args(Of))
         if not hasattr(data, "augmented"):
-            raise UserError("source: strong views need pictures; accepted: data of pictures, or source=none")
+            raise UserError(
+                "batch_transform: strong views need pictures; accepted: data of pictures, or batch_transform=none"
+            )
         if not augment:
-            raise UserError("source.augment: none; accepted: transforms, as in data.augment")
+            raise UserError("batch_transform.augment: none; accepted: transforms, as in data.augment")
         try:
             data.augmented(torch.zeros(1, *data.input_shape), torch.zeros(1, dtype=torch.int64), 0, augment=augment)
         except UserError as error:
-            raise UserError(str(error).replace("data.augment", "source.augment")) from None
+            raise UserError(str(error).replace("data.augment", "batch_transform.augment")) from None
         self.data, self.augment, self.of, self.instead = data, augment, of, instead
         self.pairs = not instead
         self.progress = 0.0
@@ -72,24 +74,26 @@ class StrongViews:
         Raises:
             UserError: for rows that are no examples of the data.
         """
-        if batch.key is None or not isinstance(batch.inputs, Tensor):
+        if batch.example_id is None or not isinstance(batch.inputs, Tensor):
             raise UserError(
-                "source: strong views, and the rows are no examples of their own (data.augment mixes them); "
-                "accepted: data.augment without mixup and cutmix, or source=none"
+                "batch_transform: strong views, and the rows are no examples of their own (data.augment mixes them); "
+                "accepted: data.augment without mixup and cutmix, or batch_transform=none"
             )
         inputs = batch.inputs
         chosen = torch.arange(len(batch), device=inputs.device)
         if self.of == "unlabelled":
             chosen = chosen[~batch.labelled]
         view = seed_of(seed, "strong view", step) >> 1
-        strong = self.data.augmented(inputs[chosen], batch.key[chosen, 0], view, augment=self.augment).to(inputs.dtype)
-        read = inputs if batch.clean is None else batch.clean
+        strong = self.data.augmented(inputs[chosen], batch.example_id[chosen, 0], view, augment=self.augment).to(
+            inputs.dtype
+        )
+        read = inputs if batch.teacher_inputs is None else batch.teacher_inputs
         if self.instead:
-            return replace(batch, inputs=inputs.index_copy(0, chosen, strong), clean=read), {}
+            return replace(batch, inputs=inputs.index_copy(0, chosen, strong), teacher_inputs=read), {}
         if batch.partner is not None:
             raise UserError(
-                "source: strong views are the partners of rows, which have others already; accepted: "
-                "data.arrange=null, or source=none"
+                "batch_transform: strong views are the partners of rows, which have others already; accepted: "
+                "data.pairing=null, or batch_transform=none"
             )
         return self._added(batch, strong, chosen, read), {}
 
@@ -106,11 +110,11 @@ class StrongViews:
         return replace(
             batch,
             inputs=torch.cat([batch.inputs, strong]),  # type: ignore[list-item]
-            clean=with_chosen(read),
+            teacher_inputs=with_chosen(read),
             targets=torch.cat([batch.targets, none]),
-            key=with_chosen(batch.key),
+            example_id=with_chosen(batch.example_id),
             weight=with_chosen(batch.weight),
-            truth=with_chosen(batch.truth),
+            hidden_targets=with_chosen(batch.hidden_targets),
             partner=torch.cat([before, chosen]),
             window=window._replace(rows=window.rows + more, partnered=more),
         )

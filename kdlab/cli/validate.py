@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from kdlab.cli.hydra.compose import Composer, Composition
 from kdlab.config import builder
 from kdlab.errors import UserError
-from kdlab.experiment.schema import ROOT, TEACHER, laid_over
+from kdlab.experiment.schema import ROOT, TEACHER, merge_members
 from kdlab.runs import loggers
 from kdlab.system.names import check_names, check_output
 
@@ -38,7 +38,7 @@ def _check(config: Mapping[str, Any]) -> None:
         if parameter.required and config.get(name) is None:
             raise UserError(f"{name}: missing; accepted: {name}=OPTION")
         _check_is_part(config.get(name), name, {"stages", "continued_from", "teacher", "pretrained"})
-    _check_is_part((config.get("companion") or {}).get("net"), "companion.net", ())
+    _check_is_part((config.get("auxiliary") or {}).get("net"), "auxiliary.net", ())
     for owner in ("teacher", "pretrained"):
         for name, value in (config.get(owner) or {}).items():
             if value or name == "net":  # a stage before that teaches has an empty recipe
@@ -66,7 +66,7 @@ def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
     """Each of several teachers is checked as a single one is."""
     if not isinstance(teacher, Mapping) or teacher.get("members") is None:
         return
-    for n, member in enumerate(laid_over(teacher)):
+    for n, member in enumerate(merge_members(teacher)):
         builder.check(member, f"teacher.members[{n}]", target=TEACHER)
         if member.get("data"):
             builder.check({**data, **member["data"]}, f"teacher.members[{n}].data", slot="data")

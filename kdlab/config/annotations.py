@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kdlab.config.signatures import Definition, Source, dotted, has_fields, lookup
+from kdlab.config.signatures import Definition, SourceModule, dotted, has_fields, lookup
 
 _LISTS = {
     "list",
@@ -56,7 +56,7 @@ class Kind:
 
     name: str
     """int, float, bool, str, path, none, list, mapping, literal, fields (a dataclass), any, other (class)."""
-    scope: Source
+    scope: SourceModule
     inner: tuple[ast.expr, ...] = ()
     label: str = ""
     definition: Definition | None = None
@@ -64,12 +64,12 @@ class Kind:
     """The part of a config that is wanted, where the annotation says so: ``Annotated[dict, "network"]``."""
 
 
-def kinds(annotation: ast.expr | None, scope: Source) -> list[Kind]:
+def kinds(annotation: ast.expr | None, scope: SourceModule) -> list[Kind]:
     """The alternatives of an annotation, aliases followed."""
     return [Kind("any", scope)] if annotation is None else list(_kinds(annotation, scope))
 
 
-def _kinds(node: ast.expr, scope: Source) -> Iterator[Kind]:
+def _kinds(node: ast.expr, scope: SourceModule) -> Iterator[Kind]:
     if isinstance(node, ast.Constant):
         if isinstance(node.value, str):
             yield from _kinds(ast.parse(node.value, mode="eval").body, scope)
@@ -97,7 +97,7 @@ def _kinds(node: ast.expr, scope: Source) -> Iterator[Kind]:
         yield from _named(dotted(node), scope)
 
 
-def _named(full: str, scope: Source) -> Iterator[Kind]:
+def _named(full: str, scope: SourceModule) -> Iterator[Kind]:
     name = _original(full, scope)
     if name in ("int", "float", "bool", "str"):
         yield Kind(name, scope)
@@ -119,19 +119,19 @@ def _named(full: str, scope: Source) -> Iterator[Kind]:
         yield Kind("other", scope, label=name)
 
 
-def _original(full: str, scope: Source) -> str:
+def _original(full: str, scope: SourceModule) -> str:
     """The last part of a dotted name; of one that was imported under another name (``Sequence as Some``), its own."""
     module, own = scope.imports.get(full, ("", None))
     return own if own and module in _TYPING else full.rpartition(".")[2]
 
 
-def _ours(name: str, scope: Source) -> tuple[Source, Definition | ast.expr] | None:
+def _ours(name: str, scope: SourceModule) -> tuple[SourceModule, Definition | ast.expr] | None:
     """A name of the same top package; reading others (torch, typing) would be slow and say nothing."""
     module = scope.imports[name][0] if name in scope.imports else scope.name
     return lookup(scope, name) if module.split(".")[0] == scope.name.split(".")[0] else None
 
 
-def fit(value: Any, annotation: ast.expr | None, scope: Source) -> Any:
+def fit(value: Any, annotation: ast.expr | None, scope: SourceModule) -> Any:
     """``value`` as the argument wants it: ``"1e-3"`` as a number, 8.0 as an integer, where one is asked for.
 
     Raises:
@@ -197,7 +197,7 @@ def _fits_mapping(value: Any, kind: Kind) -> bool:
     )
 
 
-def _passes(value: Any, annotation: ast.expr, scope: Source) -> bool:
+def _passes(value: Any, annotation: ast.expr, scope: SourceModule) -> bool:
     try:
         fit(value, annotation, scope)
     except Mismatch:

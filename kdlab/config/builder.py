@@ -1,8 +1,8 @@
 """From a mapping of the config to the object it describes, and nothing else that the config could name.
 
 ``check`` binds every mapping to the signature of its owner without importing it; ``build`` is the one
-function that makes objects. What may be built depends on where it stands (:mod:`kdlab.config.slots`): a ``_target_`` that is
-no such part is refused, and so is a name that an allowed module merely imported.
+function that makes objects. What may be built depends on where it stands (:mod:`kdlab.config.slots`): a ``_target_``
+that is no such part is refused, and so is a name that an allowed module merely imported.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from kdlab.config.annotations import Mismatch, fit, kinds
+from kdlab.config.renamed import TARGETS, current
 from kdlab.config.signatures import NotFound, Signature, signature
 from kdlab.config.slots import OWN, SLOTS, Place, Slot, accepts, accepts_object, base_class, described, named
 from kdlab.config.trust import allowed, is_own, read_only, trust
@@ -240,6 +241,8 @@ def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Colle
         parameter = owner.parameters.get(name)
         if parameter is None:
             if not owner.open:
+                if (now := current(where)) is not None:
+                    raise UserError(f"{where}: has another name; accepted: {now}")
                 raise unknown(where, name, owner.parameters, f"key of {owner.target}")
             bound[name] = value
         elif value == "???":
@@ -303,6 +306,8 @@ def _permitted(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -
     target = mapping.get(TARGET) if isinstance(mapping, Mapping) else None
     if not isinstance(target, str):
         raise UserError(f"{path or 'config'}: {mapping!r}; accepted: a mapping with {TARGET}: dotted.name")
+    if target in TARGETS:
+        raise UserError(f"{_join(path, TARGET)}: {target!r} has another name; accepted: {TARGETS[target]}")
     hidden = any(part.startswith("_") for part in target.split("."))
     if hidden or not (slots and (named(slots, target) or is_own(target.rpartition(".")[0]))):
         raise _forbidden(target, path, slots)

@@ -48,7 +48,7 @@ class Parameter:
     name: str
     annotation: ast.expr | None
     required: bool
-    scope: Source
+    scope: SourceModule
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Signature:
     parameters: dict[str, Parameter]
     open: bool = False
     """Whether it accepts further keywords that cannot be known from the source."""
-    scope: Source | None = None
+    scope: SourceModule | None = None
     """The module that defines it, which may not be the one it was imported from."""
     definition: Definition | ast.expr | None = None
     """Its class or function there; an expression where it is made by a call."""
@@ -73,7 +73,7 @@ class Signature:
 
 
 @dataclass
-class Source:
+class SourceModule:
     """One parsed module: what it defines, names and imports at the top level."""
 
     name: str
@@ -120,12 +120,12 @@ def find(module: str) -> Path | None:
 
 
 @cache
-def source(module: str) -> Source | None:
+def source(module: str) -> SourceModule | None:
     """Parse a module, once in a process."""
     path = find(module)
     if path is None:
         return None
-    found = Source(module, path)
+    found = SourceModule(module, path)
     for node in _statements(ast.parse(path.read_bytes(), filename=str(path)).body):
         if isinstance(node, Definition):
             found.definitions[node.name] = node
@@ -153,7 +153,7 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield node
 
 
-def _read_import(found: Source, node: ast.ImportFrom) -> None:
+def _read_import(found: SourceModule, node: ast.ImportFrom) -> None:
     base = node.module or ""
     if node.level:
         parts = found.name.split(".")
@@ -167,7 +167,9 @@ def _read_import(found: Source, node: ast.ImportFrom) -> None:
             found.imports[alias.asname or alias.name] = (base, alias.name)
 
 
-def lookup(scope: Source, name: str, _seen: frozenset = frozenset()) -> tuple[Source, Definition | ast.expr] | None:
+def lookup(
+    scope: SourceModule, name: str, _seen: frozenset = frozenset()
+) -> tuple[SourceModule, Definition | ast.expr] | None:
     """Where ``name`` is defined as seen from a module, through imports and plain aliases."""
     if (scope.name, name) in _seen:
         return None
@@ -192,8 +194,8 @@ def lookup(scope: Source, name: str, _seen: frozenset = frozenset()) -> tuple[So
 
 
 def _lookup_expression(
-    scope: Source, node: ast.expr, seen: frozenset = frozenset()
-) -> tuple[Source, Definition | ast.expr] | None:
+    scope: SourceModule, node: ast.expr, seen: frozenset = frozenset()
+) -> tuple[SourceModule, Definition | ast.expr] | None:
     """The definition that a ``Name`` or a dotted ``a.b.Name`` points at."""
     if isinstance(node, ast.Name):
         return lookup(scope, node.id, seen)
@@ -217,7 +219,7 @@ def dotted(node: ast.expr) -> str:
 
 
 def derives(
-    scope: Source, node: ast.ClassDef, names: tuple[str, ...], _seen: frozenset[tuple[str, int]] = frozenset()
+    scope: SourceModule, node: ast.ClassDef, names: tuple[str, ...], _seen: frozenset[tuple[str, int]] = frozenset()
 ) -> bool | None:
     """Whether a class derives from (or is) one of ``names``, the dotted names of a class.
 
@@ -247,7 +249,7 @@ def derives(
     return None if unknown else False
 
 
-def _full_name(scope: Source, node: ast.expr) -> str:
+def _full_name(scope: SourceModule, node: ast.expr) -> str:
     """The dotted name of a base class, its imports followed one step: ``nn.Module`` as ``torch.nn.Module``."""
     first, _, rest = dotted(node).partition(".")
     if first in scope.definitions or first in scope.values or first not in scope.imports:
@@ -276,7 +278,7 @@ def signature(target: str) -> Signature:
     return Signature(target, parameters, is_open, where, node)
 
 
-def _parameters(scope: Source, node: Definition | ast.expr) -> tuple[dict[str, Parameter], bool]:
+def _parameters(scope: SourceModule, node: Definition | ast.expr) -> tuple[dict[str, Parameter], bool]:
     if isinstance(node, ast.ClassDef):
         return _of_class(scope, node)
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -284,7 +286,7 @@ def _parameters(scope: Source, node: Definition | ast.expr) -> tuple[dict[str, P
     return {}, True  # made by a call, such as functools.partial: cannot be known
 
 
-def _of_class(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+def _of_class(scope: SourceModule, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
     if has_fields(node):
         return _of_fields(scope, node)
     for statement in node.body:
@@ -293,7 +295,7 @@ def _of_class(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], 
     return _of_base(scope, node)
 
 
-def _of_base(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+def _of_base(scope: SourceModule, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
     for base in node.bases:
         plain = base.value if isinstance(base, ast.Subscript) else base
         if dotted(plain).rpartition(".")[2] in _TAKES_NOTHING:
@@ -311,7 +313,7 @@ def has_fields(node: ast.ClassDef) -> bool:
     )
 
 
-def _of_fields(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
+def _of_fields(scope: SourceModule, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
     parameters: dict[str, Parameter] = {}
     for base in reversed(node.bases):
         found = _lookup_expression(scope, base)
@@ -331,7 +333,7 @@ def _of_fields(scope: Source, node: ast.ClassDef) -> tuple[dict[str, Parameter],
 
 
 def _of_function(
-    scope: Source, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None
+    scope: SourceModule, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None
 ) -> tuple[dict[str, Parameter], bool]:
     given = node.args
     positional = given.args[1:] if owner else given.args
@@ -349,7 +351,7 @@ def _of_function(
 
 
 def _passed_on(
-    scope: Source, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None, rest: str
+    scope: SourceModule, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None, rest: str
 ) -> tuple[dict[str, Parameter], bool]:
     """What ``**rest`` may hold: the arguments of the call that it is passed to."""
     for call in ast.walk(node):

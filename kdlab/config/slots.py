@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kdlab.config.annotations import Kind, kinds
-from kdlab.config.signatures import Parameter, Signature, Source, derives, signature
+from kdlab.config.signatures import Parameter, Signature, SourceModule, derives, signature
 
 __all__ = ["OWN", "SLOTS", "Place", "Slot", "accepts", "accepts_object", "base_class"]
 
@@ -65,7 +65,7 @@ SLOTS: Mapping[str, Slot] = {
     "schedule": Slot("a schedule", builders=("kdlab.functional.schedule.Schedule",), public=("kdlab.functional.",)),
     "task": Slot("a task", base="kdlab.tasks.task.Task", package="kdlab.tasks."),
     "method": Slot("a method", base="kdlab.methods.method.Method", package="kdlab.methods."),
-    "trainer": Slot("a trainer", base="kdlab.training.trainer.Training", package="kdlab.training."),
+    "trainer": Slot("a trainer", base="kdlab.training.trainer.TrainerConfig", package="kdlab.training."),
     "scheduler": Slot("a scheduler", base="kdlab.methods.learning_rate.LearningRate", package="kdlab.methods."),
     "optimizer": Slot(
         "an optimizer",
@@ -73,20 +73,20 @@ SLOTS: Mapping[str, Slot] = {
         aliases=("torch.optim.Optimizer",),
         package="torch.optim.",
     ),
-    "companion": Slot(
-        "a companion",
-        base="kdlab.models.transforms.auxiliary.Companion",
+    "auxiliary": Slot(
+        "a auxiliary",
+        base="kdlab.models.transforms.auxiliary.Auxiliary",
         package="kdlab.models.",
         builders=("kdlab.models.transforms.auxiliary.peers",),
     ),
     "adapter": Slot("an adapter", builders=("kdlab.models.transforms.lora.lora",), public=("kdlab.models.",)),
-    "source": Slot(
-        "a source",
+    "batch_transform": Slot(
+        "a batch transform",
         builders=(
             "kdlab.batch_transforms.attack.AttackedRows",
             *_functions("kdlab.batch_transforms.data_free", "GeneratedRows", "InvertedRows"),
             "kdlab.batch_transforms.strong_view.StrongViews",
-            "kdlab.batch_transforms.on_policy.OwnText",
+            "kdlab.batch_transforms.on_policy.GeneratedText",
         ),
         public=("kdlab.batch_transforms.",),
     ),
@@ -244,7 +244,7 @@ def _slots_of(kind: Kind) -> list[Slot]:
     return [SLOTS["network"]] if kind.label == "Module" else []
 
 
-def _is_a(scope: Source, node: ast.ClassDef, names: tuple[str, ...]) -> bool:
+def _is_a(scope: SourceModule, node: ast.ClassDef, names: tuple[str, ...]) -> bool:
     return f"{scope.name}.{node.name}" in names or derives(scope, node, names) is True
 
 

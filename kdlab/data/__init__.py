@@ -1,7 +1,7 @@
 """Data sets: what they hold, how rows are chosen, ordered, augmented and batched.
 
 Every data set is a function that returns :class:`ImageData` or :class:`TextData`; a new one reads its files into a
-:class:`Source`, or a :class:`~kdlab.data.text.TextSource`.
+:class:`RawDataset`, or a :class:`~kdlab.data.text.RawText`.
 """
 
 from kdlab.data.audio.speech import spoken_digits
@@ -14,7 +14,7 @@ from kdlab.data.datasets.table import csv
 from kdlab.data.datasets.tensors import tensors
 from kdlab.data.loader import Loader, StreamLoader, TensorLoader
 from kdlab.data.module import CLEAN, ImageData
-from kdlab.data.raw import Files, Rows, Source
+from kdlab.data.raw import Files, RawDataset, Rows
 from kdlab.data.text.build import text_data
 from kdlab.data.text.datasets.arithmetic import arithmetic
 from kdlab.data.text.datasets.corpora import shakespeare, text_files, wikitext
@@ -28,8 +28,8 @@ __all__ = [
     "Files",
     "ImageData",
     "Loader",
+    "RawDataset",
     "Rows",
-    "Source",
     "StreamLoader",
     "TensorLoader",
     "TextData",

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from kdlab.data.raw import Labels, Source
+from kdlab.data.raw import Labels, RawDataset
 from kdlab.errors import UserError, unknown
 
 Label = str | list | dict
@@ -31,7 +31,7 @@ def names_of(label: Label | None, known: Iterable[str]) -> list[str]:
     return names
 
 
-def asked(source: Source, known: Mapping[str, Labels], label: Label | None) -> Source:
+def requested(source: RawDataset, known: Mapping[str, Labels], label: Label | None) -> RawDataset:
     """A source that is asked for one of its labels, or for several at once.
 
     Args:
@@ -52,7 +52,7 @@ def asked(source: Source, known: Mapping[str, Labels], label: Label | None) -> S
     return replace(source, name=f"{source.name} ({next(iter(chosen))})" if other else source.name, asked=chosen)
 
 
-def told_apart(source: Source) -> Source:
+def select_label(source: RawDataset) -> RawDataset:
     """A source of one label, whose classes are those of the label; its splits are then by them.
 
     Raises:
@@ -66,7 +66,7 @@ def told_apart(source: Source) -> Source:
     return source
 
 
-def joint(
+def combine_labels(
     columns: Mapping[str, tuple[Sequence[Tensor], list[str]]], key: str = "data"
 ) -> tuple[list[Tensor], list[str], dict[str, Labels]]:
     """Several labels of the same rows as one: each combination that occurs is a kind of row.
@@ -82,7 +82,7 @@ def joint(
         UserError: for a class id out of range.
 
     >>> a, b = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
-    >>> kinds, names, found = joint({"a": ([a], ["x", "y"]), "b": ([b], ["u", "v"])})
+    >>> kinds, names, found = combine_labels({"a": ([a], ["x", "y"]), "b": ([b], ["u", "v"])})
     >>> kinds[0].tolist(), names, found["b"].of.tolist()
     ([0, 1, 2], ['x, u', 'y, u', 'y, v'], [0, 0, 1])
     """

@@ -15,7 +15,7 @@ from kdlab.data.mixing import Recipe
 from kdlab.data.order import Order, Steps, Views, parts_of
 from kdlab.data.raw import Files
 from kdlab.errors import UserError
-from kdlab.functional.types import Batch, Window
+from kdlab.functional.types import Batch, StepTotals
 
 
 @dataclass
@@ -124,7 +124,7 @@ class _Plan:
     rows: Tensor
     views: Tensor
     lengths: list[int]
-    windows: list[Window | None]
+    windows: list[StepTotals | None]
     recipes: list[Recipe] | None = None
     partner: Tensor | None = None
     """Where in its own micro-batch the partner of each row is; -1 for none."""
@@ -179,7 +179,9 @@ class Loader(EpochLoader):
             truth = None if truths is None else truths[part]
             partner = None if partners is None else partners[part]
             window, tasks = plan.windows[part], {name: of[part] for name, of in each.items()} or None
-            yield Batch(shown, targets[part], keys[part], partner=partner, truth=truth, tasks=tasks, window=window)
+            yield Batch(
+                shown, targets[part], keys[part], partner=partner, hidden_targets=truth, tasks=tasks, window=window
+            )
 
     def _mixed(self, plan: _Plan, skip: int, inputs: Iterator[Tensor], targets: tuple[Tensor, ...]) -> Iterator[Batch]:
         # no key: a mixture is no example of the split, and no cache has an answer for it
@@ -215,7 +217,7 @@ class Loader(EpochLoader):
         parts = self.accumulate * self.world
         mixings = self.augmentation.mixings
         if parts == 1 and not mixings:
-            windows = [Window(n, float(size), 1) for n, size in zip(steps.labelled, steps.sizes, strict=True)]
+            windows = [StepTotals(n, float(size), 1) for n, size in zip(steps.labelled, steps.sizes, strict=True)]
             partner, partnered = _partners(steps, parts)
             if partner is not None:
                 windows = [w._replace(partnered=n) for w, n in zip(windows, partnered, strict=True)]
@@ -239,7 +241,7 @@ class Loader(EpochLoader):
                 recipes.append(recipe)
             places.append(own + starts[number])
             lengths.append(len(own))
-            windows.append(Window(labelled, float(size), parts, partnered=partnered[number]))
+            windows.append(StepTotals(labelled, float(size), parts, partnered=partnered[number]))
         place = torch.cat(places)
         partner = None if partner is None else partner[place]
         return _Plan(steps.rows[place], views[place], lengths, list(windows), recipes if mixings else None, partner)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kdlab.data.rng import permutation, seed_of
 from kdlab.errors import UserError
-from kdlab.functional.types import NO_LABEL, soft
+from kdlab.functional.types import NO_LABEL, as_probabilities
 
 
 class Mixing:
@@ -101,9 +101,9 @@ class Recipe:
         Returns:
             Inputs (B, ...), and soft targets (B, C): all zero unless both of a pair have a label.
         """
-        targets = soft(own_target, classes)
+        targets = as_probabilities(own_target, classes)
         if not self.active:
             return own, targets
         mixed, share = self.mixing.combine(own, partner, self.share, self.place)
         both = ((own_target != NO_LABEL) & (partner_target != NO_LABEL))[:, None]
-        return mixed, (targets * share + soft(partner_target, classes) * (1 - share)) * both
+        return mixed, (targets * share + as_probabilities(partner_target, classes) * (1 - share)) * both

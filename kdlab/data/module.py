@@ -15,10 +15,10 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from kdlab.data.augment import Augmentation
-from kdlab.data.labels import told_apart
+from kdlab.data.labels import select_label
 from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
-from kdlab.data.order import Arrange, Order, Views
-from kdlab.data.raw import Files, Labels, Rows, Source, fingerprint, statistics
+from kdlab.data.order import Order, Pairing, Views
+from kdlab.data.raw import Files, Labels, RawDataset, Rows, fingerprint, statistics
 from kdlab.data.splits import check_classes, choose_classes, divide, keep_labels
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
@@ -35,8 +35,8 @@ class Common(TypedDict, total=False):
     val: int | float | None
     labels: int | None
     fraction: float | None
-    ratio: float | None
-    arrange: Arrange | None
+    unlabelled_ratio: float | None
+    pairing: Pairing | None
     augment: Any
     views: int | Literal["all"] | None
     classes: Sequence[int | str] | None
@@ -58,12 +58,12 @@ class ImageData(LightningDataModule):
         val: validation rows (a number, or a fraction), stratified from train; 0 for none. None takes the data set's
             own validation split, or a tenth of train where it has none.
         labels: keep so many training labels, stratified by ``split_seed``; the other rows stay, with target -100 and
-            their label in ``Batch.truth``. 0 keeps none, None keeps all.
+            their label in ``Batch.hidden_targets``. 0 keeps none, None keeps all.
         fraction: train on this stratified share of the training rows only.
-        ratio: unlabelled rows for each labelled row of a batch; 0 shows labelled rows only, None takes them as they
-            come. An epoch has ceil(training rows / batch_size) steps all the same; the pools go round. Without effect
-            unless there are labelled rows and unlabelled ones.
-        arrange: how rows are put together in training, other than as they come: ``same_class`` in pairs of one class,
+        unlabelled_ratio: unlabelled rows for each labelled row of a batch; 0 shows labelled rows only, None takes them
+            as they come. An epoch has ceil(training rows / batch_size) steps all the same; the pools go round. Without
+            effect unless there are labelled rows and unlabelled ones.
+        pairing: how rows are put together in training, other than as they come: ``same_class`` in pairs of one class,
             ``repeat_half`` with half of each step from the one before; see :class:`~kdlab.data.order.Order`.
         augment: random transforms of training rows, by name: ``[crop, flip]``, ``[{crop: {padding: 4}}, flip]``.
         views: how many views of an example there are: None for a new one each time, a number K, or ``all`` outcomes
@@ -79,7 +79,7 @@ class ImageData(LightningDataModule):
         name, class_names, num_classes, input_shape ((C, H, W), or (F,) for a table),
         counts ({train, labelled, val, test}),
         views (number of views of an example, 1 if it is always shown the same way, None if there is no end to them),
-        unlimited (why there is no end, else None), transform (how training rows are shown, as a stable text),
+        uncacheable_reason (why there is no end, else None), transform (how training rows are shown, as a stable text),
         notes (lines that the log should have on how the data were read).
 
     Raises:
@@ -88,15 +88,15 @@ class ImageData(LightningDataModule):
 
     def __init__(
         self,
-        source: Source,
+        source: RawDataset,
         *,
         batch_size: int = 64,
         eval_batch_size: int | None = None,
         val: int | float | None = None,
         labels: int | None = None,
         fraction: float | None = None,
-        ratio: float | None = None,
-        arrange: Arrange | None = None,
+        unlabelled_ratio: float | None = None,
+        pairing: Pairing | None = None,
         augment: Any = None,
         views: int | Literal["all"] | None = None,
         classes: Sequence[int | str] | None = None,
@@ -111,9 +111,14 @@ class ImageData(LightningDataModule):
         self.eval_batch_size = whole(
             "data.eval_batch_size", max(batch_size, 256) if eval_batch_size is None else eval_batch_size, 1
         )
-        if ratio is not None and not (isinstance(ratio, (int, float)) and 0 <= ratio < float("inf")):
-            raise UserError(f"data.ratio: {ratio!r}; accepted: 0 or more unlabelled rows per labelled one, or null")
-        self.ratio, self.arrange = ratio, arrange
+        if unlabelled_ratio is not None and not (
+            isinstance(unlabelled_ratio, (int, float)) and 0 <= unlabelled_ratio < float("inf")
+        ):
+            raise UserError(
+                f"data.unlabelled_ratio: {unlabelled_ratio!r}; accepted: 0 or more unlabelled rows per labelled "
+                "one, or null"
+            )
+        self.unlabelled_ratio, self.pairing = unlabelled_ratio, pairing
         self._white = source.white
         self.columns = source.columns
 
@@ -123,7 +128,7 @@ class ImageData(LightningDataModule):
         self.tasks = dict(source.asked) if len(names) > 1 else {}
         self.chosen = classes is not None
         if classes is not None:
-            source = choose_classes(told_apart(source), classes)
+            source = choose_classes(select_label(source), classes)
         rows = divide(source, val, fraction, split_seed)
         train = rows["train"]
         assert train is not None
@@ -145,11 +150,11 @@ class ImageData(LightningDataModule):
         }
         self._augment(augment, views)
         self._place: dict[str, Any] = {}
-        self.place("cpu")
+        self.to("cpu")
 
     # ---- what the rest of kdlab may ask of any data module
 
-    gives = "rows"
+    target = "class"
     """What kind of task reads it, see :class:`~kdlab.tasks.Task`."""
 
     @property
@@ -158,7 +163,7 @@ class ImageData(LightningDataModule):
         return "a set of pictures" if len(self.input_shape) == 3 else "a table"
 
     @property
-    def offers(self) -> dict[str, Any]:
+    def network_kwargs(self) -> dict[str, Any]:
         """What a network's constructor may want to know."""
         known: dict[str, Any] = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
         if self.tasks:
@@ -167,7 +172,7 @@ class ImageData(LightningDataModule):
             return {**known, "in_channels": self.input_shape[0], "image_size": list(self.input_shape[1:])}
         return {**known, "in_features": self.input_shape[0]}
 
-    def like(self, other: ImageData) -> None:
+    def check_same_classes(self, other: ImageData) -> None:
         """Refuse a teacher's data of other classes than these, or of the same in another order.
 
         One teacher of several may know one of several tasks.
@@ -189,7 +194,7 @@ class ImageData(LightningDataModule):
         if self.columns is not None and other.columns is not None:
             self.columns.check_same(other.columns, "teacher.data")
 
-    def reading(self, folder: Path) -> dict[str, Any]:
+    def inference_metadata(self, folder: Path) -> dict[str, Any]:
         """What a run folder must know to read inputs and outputs again."""
         known: dict[str, Any] = {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
         if self.tasks:
@@ -261,18 +266,18 @@ class ImageData(LightningDataModule):
                 f"data.label: {', '.join(self.tasks)}; {shown.mixings[0].name} in data.augment mixes the labels of one "
                 "task; accepted with it: one label"
             )
-        if self.arrange is not None and shown.mixings:
+        if self.pairing is not None and shown.mixings:
             raise UserError(
-                f"data.arrange: {self.arrange}; {shown.mixings[0].name} in data.augment mixes rows; accepted with it: "
+                f"data.pairing: {self.pairing}; {shown.mixings[0].name} in data.augment mixes rows; accepted with it: "
                 "null"
             )
         self._augmentation = shown
         count = 1 if not shown.transforms else shown.finite if views == "all" else views
         self._views = Views(count, hashed=views == "all", seed=self.seed)
         self.views: int | None = None if shown.mixings else count
-        self.unlimited: str | None = None
+        self.uncacheable_reason: str | None = None
         if self.views is None:
-            self.unlimited = (
+            self.uncacheable_reason = (
                 f"data.augment ({shown.text}) mixes rows"
                 if shown.mixings
                 else f"data.augment ({shown.text}) shows a new view of every example each time; set data.views"
@@ -302,7 +307,7 @@ class ImageData(LightningDataModule):
 
     # ---- loaders
 
-    def place(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> ImageData:
+    def to(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> ImageData:
         """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
 
         Args:
@@ -321,7 +326,7 @@ class ImageData(LightningDataModule):
         """The training loader: the same object every time until :meth:`place` is called."""
         if "train" not in self._loaders:
             parts = self._place["accumulate"] * self._place["world"]
-            order = Order(self._targets, self.batch_size, self.ratio, self.seed, parts, arrange=self.arrange)
+            order = Order(self._targets, self.batch_size, self.unlabelled_ratio, self.seed, parts, pairing=self.pairing)
             self._loaders["train"] = self._loader(
                 "train", self.batch_size, order=order, views=self._views, accumulate=self._place["accumulate"]
             )
@@ -342,7 +347,7 @@ class ImageData(LightningDataModule):
             self._loaders[split] = self._loader(split, self.eval_batch_size, clean=True)
         return self._loaders[split]
 
-    def sequential(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> Loader:
+    def ordered_loader(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> Loader:
         """All examples of a split, in order, in this process, none left out: to fill a cache, or to predict.
 
         Args:
@@ -394,7 +399,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def published(*, source: Source, **common: Unpack[Common]) -> ImageData:
+def published(*, source: RawDataset, **common: Unpack[Common]) -> ImageData:
     """A data set shown by the protocol of published results: steps of 128 rows, 5,000 rows held out to validate."""
     common.setdefault("batch_size", 128)
     common.setdefault("val", 5000)

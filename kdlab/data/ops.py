@@ -107,7 +107,7 @@ def solarize(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """Stretch every channel to the full range; a flat one stays."""
+    """SequenceSpan every channel to the full range; a flat one stays."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     span = high - low
     return torch.where(span > 0, (images - low) / span.clamp(min=1e-6), images).clamp(0, 1)

@@ -13,7 +13,7 @@ from kdlab.data.rng import fold, permutation, seed_of
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
 
-Arrange = Literal["same_class", "repeat_half"]
+Pairing = Literal["same_class", "repeat_half"]
 """How rows are put together, other than as they come."""
 
 
@@ -39,13 +39,13 @@ class Order:
     Args:
         targets: (N,) class ids on the CPU, -100 where there is no label.
         batch_size: rows of one optimizer step, over all its micro-batches and processes.
-        ratio: unlabelled rows for each labelled row of a step. The two pools then go round by themselves, each
-            reshuffled when it is through, and every step is full. None takes rows as they come; so does a split
+        unlabelled_ratio: unlabelled rows for each labelled row of a step. The two pools then go round by themselves,
+            each reshuffled when it is through, and every step is full. None takes rows as they come; so does a split
             where all rows have a label, or none has.
         seed: of the run.
         parts: into how many micro-batches (over all processes) a step is split.
         least: rows that each of them must have. Two by default: BatchNorm has no variance of one row.
-        arrange: ``same_class`` shows the rows of an epoch in pairs of one class, drawn anew each epoch, each row the
+        pairing: ``same_class`` shows the rows of an epoch in pairs of one class, drawn anew each epoch, each row the
             other's partner; an odd one of a class, and rows without a label, have none. ``repeat_half`` makes the first
             half of each step of the rows that were new in the step before, so that a row is shown twice in a row, and
             half as many of them an epoch; the pool goes round. None takes rows as they come.
@@ -61,28 +61,28 @@ class Order:
         self,
         targets: Tensor,
         batch_size: int,
-        ratio: float | None = None,
+        unlabelled_ratio: float | None = None,
         seed: int = 0,
         parts: int = 1,
         least: int = 2,
-        arrange: str | None = None,
+        pairing: str | None = None,
     ) -> None:
-        self.seed, self.arrange = seed, arrange
+        self.seed, self.pairing = seed, pairing
         self._targets = targets
         self.known = targets != NO_LABEL
         self._all_known = bool(self.known.all())
         total = len(targets)
         labelled, unlabelled = self.known.nonzero()[:, 0], (~self.known).nonzero()[:, 0]
         self.steps = math.ceil(total / batch_size)
-        if arrange is not None:
-            _check(arrange, batch_size, ratio, bool(len(labelled) and len(unlabelled)), parts)
-        if arrange == "repeat_half":
+        if pairing is not None:
+            _check(pairing, batch_size, unlabelled_ratio, bool(len(labelled) and len(unlabelled)), parts)
+        if pairing == "repeat_half":
             self.pools, self.takes = [torch.arange(total)], [self.steps * batch_size]
             self.sizes = [min(batch_size, total - total % 2)] * self.steps
-        elif ratio is None or not len(labelled) or not len(unlabelled):
+        elif unlabelled_ratio is None or not len(labelled) or not len(unlabelled):
             self.pools = [torch.arange(total)]
             last = total - (self.steps - 1) * batch_size
-            if arrange is not None and parts > 1:
+            if pairing is not None and parts > 1:
                 last -= last % (2 * parts)  # so that no part cuts a pair
             if last < least * parts and self.steps > 1:
                 self.steps, last = self.steps - 1, batch_size
@@ -90,14 +90,14 @@ class Order:
             self.takes = [sum(self.sizes)]
         else:
             size = min(batch_size, total)
-            share = size if ratio == 0 else min(max(1, round(size / (1 + ratio))), size - 1)
+            share = size if unlabelled_ratio == 0 else min(max(1, round(size / (1 + unlabelled_ratio))), size - 1)
             self.pools = [labelled, unlabelled] if share < size else [labelled]
             self.sizes = [size] * self.steps
             self.takes = [self.steps * take for take in (share, size - share)[: len(self.pools)]]
 
     def epoch(self, epoch: int) -> Steps:
         """The steps of an epoch."""
-        if self.arrange == "repeat_half":
+        if self.pairing == "repeat_half":
             return self._counted(*self._repeated(epoch))
         pools = enumerate(zip(self.pools, self.takes, strict=True))
         drawn = [self._cycle(pool, take, number, epoch) for number, (pool, take) in pools]
@@ -105,7 +105,7 @@ class Order:
             rows, showing = drawn[0]
         else:
             rows, showing = (self._interleave([d[i] for d in drawn], epoch) for i in (0, 1))
-        if self.arrange is not None:
+        if self.pairing is not None:
             return self._counted(*self._paired(rows, showing, epoch))
         return self._counted(rows, showing)
 
@@ -170,16 +170,19 @@ class Order:
         return steps.gather(1, mixed.argsort(dim=1, stable=True)).flatten()
 
 
-def _check(arrange: str, batch_size: int, ratio: float | None, mixed: bool, parts: int) -> None:
+def _check(pairing: str, batch_size: int, unlabelled_ratio: float | None, mixed: bool, parts: int) -> None:
     """Whether rows can be arranged so."""
-    if arrange not in get_args(Arrange):
-        raise unknown("data.arrange", arrange, get_args(Arrange), "arrangement")
+    if pairing not in get_args(Pairing):
+        raise unknown("data.pairing", pairing, get_args(Pairing), "pairing")
     if batch_size % (2 * parts):
         raise UserError(
-            f"data.batch_size: {batch_size}, with data.arrange={arrange}; accepted: a multiple of {2 * parts}"
+            f"data.batch_size: {batch_size}, with data.pairing={pairing}; accepted: a multiple of {2 * parts}"
         )
-    if ratio is not None and mixed:
-        raise UserError(f"data.ratio: {ratio:g}, and data.arrange={arrange} mixes no two pools; accepted: null")
+    if unlabelled_ratio is not None and mixed:
+        raise UserError(
+            f"data.unlabelled_ratio: {unlabelled_ratio:g}, and data.pairing={pairing} mixes no two pools; accepted: "
+            "null"
+        )
 
 
 class Views:

@@ -102,7 +102,7 @@ class Labels:
 
     Args:
         class_names: name of class 0, 1, ...
-        of: (kinds,) int64: the class of each of ``Source.class_names``, which are then kinds of rows.
+        of: (kinds,) int64: the class of each of ``RawDataset.class_names``, which are then kinds of rows.
         weight: how much it counts, where it is one of several tasks.
     """
 
@@ -186,7 +186,7 @@ class Columns:
 
 
 @dataclass
-class Source:
+class RawDataset:
     """A data set as published.
 
     Args:
@@ -214,7 +214,7 @@ class Source:
     asked: Mapping[str, Labels] = field(default_factory=dict)
     columns: Columns | None = None
 
-    def check(self) -> Source:
+    def check(self) -> RawDataset:
         """This source, if its rows make sense.
 
         Raises:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdlab.data.raw import Labels, Rows, Source
+from kdlab.data.raw import Labels, RawDataset, Rows
 from kdlab.data.rng import permutation
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
@@ -134,7 +134,7 @@ def keep_labels(kinds: Tensor, labels: int | None, asked: Sequence[Labels], seed
     return torch.full_like(kinds, NO_LABEL).index_copy(0, kept, kinds[kept])
 
 
-def choose_classes(source: Source, classes: Sequence[int | str]) -> Source:
+def choose_classes(source: RawDataset, classes: Sequence[int | str]) -> RawDataset:
     """The rows of some classes, given by id or name, renumbered in the order given.
 
     Raises:
@@ -172,7 +172,7 @@ def choose_classes(source: Source, classes: Sequence[int | str]) -> Source:
 
 
 def divide(
-    source: Source, val: int | float | None = None, fraction: float | None = None, seed: int = 0
+    source: RawDataset, val: int | float | None = None, fraction: float | None = None, seed: int = 0
 ) -> dict[str, Rows | None]:
     """Rows of train, val and test; what the publisher did not split off is taken from train.
 

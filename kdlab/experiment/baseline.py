@@ -12,7 +12,7 @@ from torch import nn
 
 from kdlab.experiment import build
 from kdlab.experiment.continuing import LAST, MAY_DIFFER, before
-from kdlab.experiment.model_store import LABELS, STORES, Kept, Recipe, obtain
+from kdlab.experiment.model_store import LABELS, STORES, Recipe, StoredModel, get_or_train
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
 from kdlab.models import weights_hash
@@ -26,13 +26,13 @@ def first_is_baseline(stages: Sequence[Stage]) -> bool:
     first, last = stages[0].experiment, stages[-1].experiment
     if len(stages) == 1 or stages[0].lesson is not None or last.init != "fresh":
         return False
-    if first.teaches_itself or first.companion is not None:
+    if first.teaches_itself or first.auxiliary is not None:
         return False
     keys = ("student", "data", "epochs", "optimizer", "scheduler")
     return all(getattr(first, key) == getattr(last, key) for key in keys)
 
 
-def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list[Kept]:
+def get_or_train_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list[StoredModel]:
     """The student of a run, trained by the same steps on labels alone; each fit is kept in the store.
 
     Where somebody teaches, it starts from what the student started from (every stage alike), and has its adapters;
@@ -51,7 +51,7 @@ def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list
     if None in recipes:
         log.info("baseline: none, since no row has a label")
         return []
-    kept: list[Kept] = []
+    kept: list[StoredModel] = []
     name = choices.get("student", "student")
     for fit in _fits(stages, [recipe for recipe in recipes if recipe is not None]):
         stage, recipe = fit.stage, fit.recipe
@@ -68,7 +68,9 @@ def obtain_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list
 
         output, logger = Path(stage.experiment.output), stage.experiment.logger
         recipe, shorter = _going_on(recipe, stage.experiment, stage.data, name)
-        kept.append(obtain("baseline", recipe, output, stage.training, name, logger, begin=begin, shorter=shorter))
+        kept.append(
+            get_or_train("baseline", recipe, output, stage.training, name, logger, begin=begin, shorter=shorter)
+        )
     return kept
 
 
@@ -116,7 +118,7 @@ def _fits(stages: Sequence[Stage], recipes: Sequence[Recipe]) -> list[_Fit]:
 
 def _labels_alone(experiment: Experiment) -> bool:
     """Whether a fit without a teacher learns from nothing but the labels of the data's own rows."""
-    if experiment.method_name != "FineTune" or experiment.source is not None:
+    if experiment.method_name != "FineTune" or experiment.batch_transform is not None:
         return False
     return all(term.role == "label" for term in build.objective(experiment.loss).terms.values())
 
@@ -124,16 +126,16 @@ def _labels_alone(experiment: Experiment) -> bool:
 def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
     """What is left of one fit without its teacher: the same student, data, seed and steps, and the labels.
 
-    It has no companion, and takes rows as they come. Where only some rows have labels, its batches hold labelled rows
+    It has no auxiliary, and takes rows as they come. Where only some rows have labels, its batches hold labelled rows
     only. None where none has.
     """
     if data.counts["labelled"] == 0:
         return None
     config = dict(experiment.data)
-    if data.counts["labelled"] < data.counts["train"] and "ratio" in config:
-        config["ratio"] = 0
-    if "arrange" in config:
-        config["arrange"] = None
+    if data.counts["labelled"] < data.counts["train"] and "unlabelled_ratio" in config:
+        config["unlabelled_ratio"] = 0
+    if "pairing" in config:
+        config["pairing"] = None
     return Recipe(
         experiment.task,
         experiment.student,
@@ -154,5 +156,5 @@ def _label_terms(experiment: Experiment) -> dict[str, Any]:
     Where it says nothing about them, or at weight 0, the labels are learned as teachers learn them.
     """
     terms: dict[str, Any] = dict(build.objective(experiment.loss).terms.items())
-    own = [name for name, term in terms.items() if term.role == "label" and not term.companion and term.weight.range[1]]
+    own = [name for name, term in terms.items() if term.role == "label" and not term.auxiliary and term.weight.range[1]]
     return {name: experiment.loss["terms"][name] for name in own} or dict(LABELS)

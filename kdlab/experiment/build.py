@@ -19,11 +19,11 @@ from kdlab.config import builder
 from kdlab.config.trust import allowed
 from kdlab.errors import UserError
 from kdlab.experiment.schema import Experiment
-from kdlab.functional import mix, seed_all
+from kdlab.functional import hash_seed, seed_all
 from kdlab.losses import Objective
 from kdlab.methods import Method
-from kdlab.models import reuse_classifier, save_weights
-from kdlab.models.transforms.auxiliary import Companion
+from kdlab.models import reuse_teacher_head, save_weights
+from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.models.transforms.layer_subset import cut
 from kdlab.models.transforms.lora import merge, save_adapter
 from kdlab.models.weights.affordable import build_affordable
@@ -32,15 +32,15 @@ from kdlab.runs.tensorboard_layout import Layout
 from kdlab.system.names import check_names, check_output
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
-from kdlab.training import Training
+from kdlab.training import TrainerConfig
 from kdlab.training.checkpoints import read_checkpoint
 
 log = logging.getLogger("kdlab")
 
-TASKS = {"rows": "classification", "sequences": "language_modeling", "pairs": "text_to_text"}
-"""What data give → the option of ``task`` that reads it."""
+TASKS = {"class": "classification", "next_token": "language_modeling", "text": "text_to_text"}
+"""What data ask for → the option of ``task`` that reads it."""
 
-OF_ALL_ROWS = {"labels": None, "fraction": None, "ratio": None, "arrange": None, "views": None}
+RESET_FOR_TEACHER = {"labels": None, "fraction": None, "unlabelled_ratio": None, "pairing": None, "views": None}
 """What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views, as they
 come."""
 
@@ -62,9 +62,11 @@ def _data(text: str, seed: int, folder: str, allowed: object) -> Any:
 
 def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """The student's data with every label, and ``over`` laid on top."""
-    whole = {k: OF_ALL_ROWS.get(k, v) for k, v in config.items()}
-    if over.get("labels") is not None and "ratio" in whole:
-        whole["ratio"] = 0  # it learns from labels alone, as the baseline does: no rows without one in its batches
+    whole = {k: RESET_FOR_TEACHER.get(k, v) for k, v in config.items()}
+    if over.get("labels") is not None and "unlabelled_ratio" in whole:
+        whole["unlabelled_ratio"] = (
+            0  # it learns from labels alone, as the baseline does: no rows without one in its batches
+        )
     return {**whole, **over}
 
 
@@ -83,7 +85,7 @@ def network(
     Raises:
         UserError: if it takes pictures and the data are a table, or what its constructor refuses.
     """
-    takes, offers = builder.parameters(config, key, slot="network"), data.offers if offers is None else offers
+    takes, offers = builder.parameters(config, key, slot="network"), data.network_kwargs if offers is None else offers
     if "vocab_size" in takes and "vocab_size" not in offers:
         raise _unlike(key, config, "sequences of tokens", data, "a network for pictures or tables")
     if "vocab_size" in offers and "vocab_size" not in takes and takes & {"num_classes", "in_channels"}:
@@ -97,11 +99,11 @@ def network(
         )
 
     def build() -> nn.Module:
-        seed_all(mix(seed, 0x6E6574))
+        seed_all(hash_seed(seed, 0x6E6574))
         return builder.build(config, key, slot="network", offer=offers)
 
     net = build_affordable(build, key, trains=key == "student")
-    if data.gives != "rows":
+    if data.target != "class":
         _check_reads(net, data, key)
     return net
 
@@ -117,11 +119,11 @@ def _check_reads(net: nn.Module, data: Any, key: str) -> None:
         raise UserError(f"{key}.context: {limit}, and data.context is {data.context}; accepted: null, or at least that")
     takes = inspect.signature(net.forward).parameters
     name, pairs = type(net).__name__, "decoder_input_ids" in takes
-    if pairs and data.gives == "sequences":
+    if pairs and data.target == "next_token":
         raise UserError(
             f"{key}: {name} takes pairs, and data ({data.name}) gives sequences; accepted: such as gpt_tiny"
         )
-    if "input_ids" in takes and not pairs and data.gives == "pairs":
+    if "input_ids" in takes and not pairs and data.target == "text":
         raise UserError(
             f"{key}: {name} takes sequences, and data ({data.name}) gives pairs; accepted: an encoder-decoder"
         )
@@ -139,15 +141,15 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
     Raises:
         UserError: if the task reads another kind of data.
     """
-    takes, offers = builder.parameters(config, "task", slot="task"), data.offers
-    accepted = f"and data ({data.name}) gives {data.gives}; accepted: task={TASKS[data.gives]}, or other data"
+    takes, offers = builder.parameters(config, "task", slot="task"), data.network_kwargs
+    accepted = f"and data ({data.name}) gives {data.target}; accepted: task={TASKS[data.target]}, or other data"
     for needed in ("num_classes", "vocab_size"):
         if needed in takes and needed not in offers and config.get(needed) is None:
             name = str(config["_target_"]).rpartition(".")[2]
             raise UserError(f"task: {name} wants to know {needed}, {accepted}")
     made: Task = builder.build(config, "task", slot="task", offer=offers)
-    if made.reads != data.gives:
-        raise UserError(f"task: {type(made).__name__} reads {made.reads}, {accepted}")
+    if made.target != data.target:
+        raise UserError(f"task: {type(made).__name__} reads {made.target}, {accepted}")
     return made
 
 
@@ -175,7 +177,7 @@ def method(
     task: Task,
     teacher: Teacher | None,
     batches: Any = None,
-    companion: Companion | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> Method:
     """The LightningModule of an experiment."""
     scheduler = experiment.scheduler
@@ -192,13 +194,13 @@ def method(
             teacher=teacher,
             seed=experiment.seed,
             batches=batches,
-            companion=companion,
+            auxiliary=auxiliary,
         )
     except UserError as error:  # the teacher is an argument of the method, and a key of the root
         raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
 
 
-def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Callable[[Path], None]:
+def attach_adapter(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Callable[[Path], None]:
     """Let an adapter train in the place of a network's own weights; its first weights are a function of ``seed``.
 
     Returns:
@@ -207,7 +209,7 @@ def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Call
     """
     if config is None:
         return lambda weights: None
-    seed_all(mix(seed, 0x6C6F7261))
+    seed_all(hash_seed(seed, 0x6C6F7261))
     builder.build(config, "adapter", slot="adapter", net=net)
 
     def finish(weights: Path) -> None:
@@ -218,41 +220,41 @@ def adapted(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Call
     return finish
 
 
-def companion(experiment: Experiment, student: nn.Module, data: Any) -> Companion | None:
+def auxiliary(experiment: Experiment, student: nn.Module, data: Any) -> Auxiliary | None:
     """What trains beside the student; its first weights are a function of the experiment's seed.
 
     Raises:
         UserError: if the data are no rows, or what its constructor refuses.
     """
-    config = experiment.companion
+    config = experiment.auxiliary
     if config is None:
         return None
-    if data.gives != "rows":
+    if data.target != "class":
         raise UserError(
-            f"companion: {_of(config)} stands beside a classifier, and data ({data.name}) is text; accepted: "
-            "companion=none"
+            f"auxiliary: {_of(config)} stands beside a classifier, and data ({data.name}) is text; accepted: "
+            "auxiliary=none"
         )
     given = {name: value for name, value in config.items() if name != "net"}  # which is built for these classes below
 
     def make(number: int) -> nn.Module:
-        net, key = (config["net"], "companion.net") if config.get("net") else (experiment.student, "student")
-        return network(net, data, mix(experiment.seed, 0x70656572, number), key)
+        net, key = (config["net"], "auxiliary.net") if config.get("net") else (experiment.student, "student")
+        return network(net, data, hash_seed(experiment.seed, 0x70656572, number), key)
 
-    example = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
-    seed_all(mix(experiment.seed, 0x636F6D70))
+    example = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu").inputs
+    seed_all(hash_seed(experiment.seed, 0x636F6D70))
     offer = {"make": make, "example": example}
-    return builder.build(given, "companion", slot="companion", offer=offer, student=student)
+    return builder.build(given, "auxiliary", slot="auxiliary", offer=offer, student=student)
 
 
 def _of(config: Mapping[str, Any]) -> str:
     return str(config["_target_"]).rpartition(".")[2]
 
 
-def source(config: Mapping[str, Any] | None, data: Any) -> Any:
+def batch_transform(config: Mapping[str, Any] | None, data: Any) -> Any:
     """What puts other rows or sequences in the place of the data's; None for the data's own."""
     if config is None:
         return None
-    return builder.build(config, "source", slot="source", offer={**data.offers, "data": data})
+    return builder.build(config, "batch_transform", slot="batch_transform", offer={**data.network_kwargs, "data": data})
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
@@ -264,12 +266,12 @@ def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer
     return builder.build(config, "optimizer", slot="optimizer", params=params)
 
 
-def training(config: Mapping[str, Any]) -> Training:
+def training(config: Mapping[str, Any]) -> TrainerConfig:
     """How training runs, of a ``trainer`` mapping."""
     return builder.build(config, "trainer", slot="trainer")
 
 
-def start(
+def init_weights(
     student: nn.Module, init: str, *, previous: nn.Module | None, teacher: nn.Module | None, pretrained: Any
 ) -> None:
     """Give a fresh student its first weights, in place.
@@ -280,17 +282,17 @@ def start(
     if init == "pretrained":
         pretrained(student)
         return
-    source = {"previous": previous, "teacher": teacher, "cut": teacher, "classifier": teacher}.get(init)
+    source = {"previous": previous, "teacher": teacher, "layer_subset": teacher, "teacher_head": teacher}.get(init)
     if source is None:
         if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
             return
-        missing = "teacher" if init in ("cut", "classifier") else init
+        missing = "teacher" if init in ("layer_subset", "teacher_head") else init
         raise UserError(f"init: {init}, and the experiment has no {missing}; accepted: fresh, previous, pretrained")
-    if init == "cut":
+    if init == "layer_subset":
         cut(student, source)
         return
-    if init == "classifier":
-        reuse_classifier(student, source)
+    if init == "teacher_head":
+        reuse_teacher_head(student, source)
         return
     try:
         student.load_state_dict(source.state_dict())
@@ -315,7 +317,7 @@ def dry_run(experiment: Experiment) -> None:
         if recipe is not None and recipe.weights and not recipe.checkpoint and not getattr(recipe, "members", None):
             raise UserError(f"{owner}.weights: {recipe.weights}, and {owner}.checkpoint names no file; accepted: null")
         if recipe is not None and recipe.optimizer:  # a stage before that teaches has none
-            with of(owner):
+            with error_prefix(owner):
                 _recipe(recipe)
 
 
@@ -329,7 +331,7 @@ def _recipe(recipe: Any) -> None:
 
 
 @contextmanager
-def of(owner: str) -> Iterator[None]:
+def error_prefix(owner: str) -> Iterator[None]:
     """Lead a mistake with the key of the part that it is in: ``teacher.`` before ``data.labels: ...``."""
     try:
         yield

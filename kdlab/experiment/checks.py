@@ -19,15 +19,15 @@ from kdlab.experiment.from_run import load_pretrained, normalised_as_started
 from kdlab.experiment.reading import check_learns
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teacher import (
-    came_with_weights,
     each_member,
     ensemble,
-    foreign_teacher,
+    external_teacher,
+    has_weights,
     of_member,
     own_data,
     tasks_of,
 )
-from kdlab.experiment.teacher_cache import why_not_cached, written
+from kdlab.experiment.teacher_cache import cache_obstacle, written
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import Method
@@ -75,7 +75,7 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
 
 def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     build.dry_run(experiment)
-    if experiment.method.get("source") == "snapshot" and experiment.epochs < 2:
+    if experiment.method.get("self_teacher") == "snapshot" and experiment.epochs < 2:
         raise UserError(f"epochs: {experiment.epochs}; accepted: at least 2 for snapshots to teach in the last ones")
     yield "values", "in range"
     data = build.data(experiment.data, experiment.seed)
@@ -84,7 +84,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         yield "data", note
     if data.counts["test"] == 0 and deep:
         raise UserError("data: the test split is empty; accepted: at least one row")
-    data.place("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
+    data.to("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
     objective = build.objective(experiment.loss, data)
     check_learns(experiment, objective, data)
     check_tasks(experiment, data)
@@ -92,12 +92,13 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     experiment = normalised_as_started(experiment, data)
     student = build.network(experiment.student, data, experiment.seed, "student")
     yield "student", f"{cost.parameters(student):,} parameters, {task.num_classes} classes"
-    teacher = _teacher(experiment, data, objective.any_vocabulary)
+    teacher = _teacher(experiment, data, objective.vocabulary_agnostic)
     members = _members(experiment, data, task, objective)
-    itself = experiment.method.get("source") not in (None, "step")
-    if objective.needs_teacher and experiment.method.get("source") == "step":
+    itself = experiment.method.get("self_teacher") not in (None, "none")
+    if objective.needs_teacher and experiment.method.get("self_teacher") == "none":
         raise UserError(
-            "method.source: step has no teacher, and the loss has terms that need one; accepted: method=offline_kd, or "
+            "method.self_teacher: none has no teacher, and the loss has terms that need one; accepted: "
+            "method=offline_kd, or "
             "a loss without, such as mutual"
         )
     if objective.needs_teacher and experiment.method_name == "FineTune":
@@ -115,7 +116,7 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         and not (itself or members or known is not None or previous(experiment))
     ):
         raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
-    if experiment.method_name == "SemiSupervisedKD" and data.gives != "rows":
+    if experiment.method_name == "SemiSupervisedKD" and data.target != "class":
         raise UserError(
             f"method: SemiSupervisedKD labels rows of their own, and data ({data.name}) is text; accepted: "
             "method=offline_kd, whose soft targets need no labels (loss.alpha=1)"
@@ -123,32 +124,32 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     _start(experiment, data, student, teacher)
     _adapter(experiment, student)
     check_source(experiment, data, teacher, objective)
-    companion = build.companion(experiment, student, data)
-    check_beside(experiment, companion, objective)
+    auxiliary = build.auxiliary(experiment, student, data)
+    check_beside(experiment, auxiliary, objective)
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (itself or previous(experiment))
     told = build.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
     shown: Teacher | None = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
     if members:
         shown = ensemble(experiment, [FrozenTeacher(net, task) for net in members], data)
-    method = build.method(experiment, student, objective, task, shown, companion=companion)
+    method = build.method(experiment, student, objective, task, shown, auxiliary=auxiliary)
     if teacher is not None:
         yield "teacher", f"{cost.parameters(teacher):,} parameters, {_origin(experiment)}"
-        why_not_cached(experiment, data, objective)
+        cache_obstacle(experiment, data, objective)
     if members:
         size = sum(cost.parameters(net) for net in members)
         yield "teacher", f"{len(members)} of {size:,} parameters together, {_origin(experiment)}"
-    if members or (told is not None and not previous(experiment) and not objective.any_vocabulary):
+    if members or (told is not None and not previous(experiment) and not objective.vocabulary_agnostic):
         assert shown is not None
         _probe(method, shown, told, data)
         yield "layers and classes", "teacher and student fit together"
-    elif data.gives == "rows" and not objective.needs_teacher:
+    elif data.target == "class" and not objective.needs_teacher:
         _probe(method, None, None, data)
-        if companion is not None:
-            yield "companion", f"{cost.parameters(companion):,} parameters beside the student"
+        if auxiliary is not None:
+            yield "auxiliary", f"{cost.parameters(auxiliary):,} parameters beside the student"
     if deep:
         yield from _deep(experiment, data, task, teacher, members)
-    _room(experiment, *filter(None, (student, companion)))
+    _room(experiment, *filter(None, (student, auxiliary)))
     yield "disk", "enough room"
 
 
@@ -157,15 +158,15 @@ def _origin(experiment: Experiment) -> str:
     return f"weights of {experiment.teacher.checkpoint}" if experiment.teacher.checkpoint else "to be trained, or known"
 
 
-def _teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> nn.Module | None:
+def _teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> nn.Module | None:
     wanted = experiment.teacher
     if wanted is None or wanted.net is None or wanted.members is not None:
         return None
-    if came_with_weights(wanted):
-        return foreign_teacher(experiment, data, any_vocabulary)[0]
+    if has_weights(wanted):
+        return external_teacher(experiment, data, vocabulary_agnostic)[0]
     own = own_data(experiment, "teacher")
-    if not any_vocabulary:
-        data.like(own)
+    if not vocabulary_agnostic:
+        data.check_same_classes(own)
     return build.network(wanted.net, own, wanted.seed, "teacher.net")
 
 
@@ -174,14 +175,14 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
     wanted = experiment.teacher
     learned = any(getattr(term, "reads_members", False) for term in objective.terms.values())
     if wanted is None or wanted.members is None:
-        if wanted is not None and wanted.weighing != "mean":
+        if wanted is not None and wanted.weighting != "mean":
             raise UserError(
-                f"teacher.weighing: {wanted.weighing}, and there is one teacher; accepted: mean, or teacher.members"
+                f"teacher.weighting: {wanted.weighting}, and there is one teacher; accepted: mean, or teacher.members"
             )
         return []
-    if wanted.weighing == "learned" and not learned:
+    if wanted.weighting == "learned" and not learned:
         raise UserError(
-            "teacher.weighing: learned, and no term of the loss has weights for the members; accepted: mean, "
+            "teacher.weighting: learned, and no term of the loss has weights for the members; accepted: mean, "
             "confidence, or loss=several"
         )
     for name, term in objective.terms.items():
@@ -190,15 +191,15 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
                 f"loss.terms.{name}: looks at the teacher's layers ({', '.join(layers)}), and teacher.members are "
                 "several; accepted: terms on the output, or teacher.members=null"
             )
-    if experiment.init in ("teacher", "cut", "classifier"):
+    if experiment.init in ("teacher", "layer_subset", "teacher_head"):
         raise UserError(f"init: {experiment.init}, and teacher.members are several; accepted: fresh, or one teacher")
-    rows = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+    rows = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu")
     wanted_classes = _classes_of_members(experiment, data, task)
     nets = []
     for n, one in enumerate(each_member(experiment)):
         with of_member(n):
             build.dry_run(one)
-            why_not_cached(one, data, objective)
+            cache_obstacle(one, data, objective)
             net = _teacher(one, data, False)
             assert net is not None
             classes = FrozenTeacher(net, task)(rows).logits.shape[-1]
@@ -213,7 +214,7 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
 def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[int]:
     """How many classes each of several teachers must know: those of its task, or all the same."""
     assert experiment.teacher is not None
-    if experiment.teacher.weighing != "tasks":
+    if experiment.teacher.weighting != "tasks":
         return [task.num_classes] * len(each_member(experiment))
     named = tasks_of(experiment)
     if set(named) != set(data.tasks):
@@ -226,8 +227,8 @@ def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[i
 
 def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
     """Whether the student can start from what ``init`` names."""
-    if experiment.init in ("teacher", "cut", "classifier") and not previous(experiment):
-        build.start(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
+    if experiment.init in ("teacher", "layer_subset", "teacher_head") and not previous(experiment):
+        build.init_weights(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
     if experiment.init != "pretrained":
         return
     wanted = experiment.pretrained
@@ -241,8 +242,8 @@ def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Mo
 
 def _adapter(experiment: Experiment, student: nn.Module) -> None:
     """Whether the adapter has something to adapt."""
-    build.adapted(student, experiment.adapter, experiment.seed)
-    random = experiment.init in ("fresh", "classifier")
+    build.attach_adapter(student, experiment.adapter, experiment.seed)
+    random = experiment.init in ("fresh", "teacher_head")
     if experiment.adapter is not None and random and not experiment.student.get("name"):
         raise UserError(
             f"adapter: trains beside the student's own weights, which are random with init={experiment.init}; "
@@ -253,12 +254,12 @@ def _adapter(experiment: Experiment, student: nn.Module) -> None:
 def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: Any) -> None:
     """Run two rows through all that train or teach, so that a wrong layer, shape or class count shows now."""
     objective = method.objective
-    rows: Batch = next(iter(data.sequential("train", batch_size=2))).to("cpu")
-    rows.partner = torch.tensor([1, 0])[: len(rows)] if data.gives == "rows" else None  # a source may give others
+    rows: Batch = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu")
+    rows.partner = torch.tensor([1, 0])[: len(rows)] if data.target == "class" else None  # a source may give others
     with torch.no_grad():
         theirs = None if teacher is None else _named("teacher_layer", objective, lambda: teacher(rows))
-        ours = _named("student_layer", objective, lambda: method.shapes(rows))
-        objective.meet(method.student, net, data.counts["train"])
+        ours = _named("student_layer", objective, lambda: method.dry_forward(rows))
+        objective.setup(method.student, net, data.counts["train"])
         objective.prepare(ours, theirs)
         objective(ours, theirs, rows)
 

@@ -19,7 +19,7 @@ SHOWN = 12
 
 def classified_alone(data: Any) -> bool:
     """Whether data are rows of one task, whose classes have names."""
-    return data.gives == "rows" and not getattr(data, "tasks", None)
+    return data.target == "class" and not getattr(data, "tasks", None)
 
 
 def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
@@ -66,7 +66,7 @@ def reordered(net: nn.Module, order: Sequence[int], data: Any, task: str = "") -
         head = f"heads.{task}" if task else head_of(net)[0]
     except UserError:
         return False
-    inputs = next(iter(data.sequential("train", batch_size=2))).to("cpu").inputs
+    inputs = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu").inputs
     training = net.training
     net.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Whether the parts of an experiment belong together: its source of rows, companion, terms and tasks."""
+"""Whether the parts of an experiment belong together: its source of rows, auxiliary, terms and tasks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from kdlab.config import builder
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.teacher import tokens_of_teacher
+from kdlab.experiment.teacher import data_in_teacher_tokens
 from kdlab.losses import Objective
-from kdlab.models.transforms.auxiliary import Companion
+from kdlab.models.transforms.auxiliary import Auxiliary
 
 
 def previous(experiment: Experiment) -> bool:
@@ -25,29 +25,34 @@ def check_tasks(experiment: Experiment, data: Any) -> None:
     if not getattr(data, "tasks", None):
         return
     several = f"and data.label names several tasks ({', '.join(data.tasks)})"
-    if experiment.source is not None:
-        raise UserError(f"source: {_name(experiment.source)} makes rows of one task, {several}; accepted: source=none")
-    if experiment.companion is not None:
-        raise UserError(f"companion: {_name(experiment.companion)}, {several}; accepted: companion=none")
+    if experiment.batch_transform is not None:
+        raise UserError(
+            f"batch_transform: {_name(experiment.batch_transform)} makes rows of one task, {several}; accepted: "
+            "batch_transform=none"
+        )
+    if experiment.auxiliary is not None:
+        raise UserError(f"auxiliary: {_name(experiment.auxiliary)}, {several}; accepted: auxiliary=none")
     if experiment.method.get("labels") == "hard":
         raise UserError(f"method.labels: hard, {several}; accepted: soft")
     if threshold := experiment.method.get("threshold"):
         raise UserError(f"method.threshold: {threshold} of one answer, {several}; accepted: 0")
-    if experiment.init in ("classifier", "cut"):
+    if experiment.init in ("teacher_head", "layer_subset"):
         raise UserError(f"init: {experiment.init}, {several}; accepted: fresh, previous, teacher or pretrained")
-    weighing = experiment.teacher.weighing if experiment.teacher is not None else "mean"
-    if weighing in ("confidence", "learned"):
-        raise UserError(f"teacher.weighing: {weighing}, {several}; accepted: mean, or tasks")
+    weighting = experiment.teacher.weighting if experiment.teacher is not None else "mean"
+    if weighting in ("confidence", "learned"):
+        raise UserError(f"teacher.weighting: {weighting}, {several}; accepted: mean, or tasks")
 
 
 def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, objective: Objective) -> None:
     """Whether rows or sequences can come from where ``source`` says, and with the partners that terms ask for."""
-    wanted, source = experiment.source, None
+    wanted, source = experiment.batch_transform, None
     if wanted is not None:
-        takes = builder.parameters(wanted, "source", slot="source")
-        if data.gives == "rows" and "vocab_size" in takes:
-            raise UserError(f"source: {_name(wanted)}, and data ({data.name}) is no text; accepted: source=none")
-        source = build.source(wanted, data)
+        takes = builder.parameters(wanted, "batch_transform", slot="batch_transform")
+        if data.target == "class" and "vocab_size" in takes:
+            raise UserError(
+                f"batch_transform: {_name(wanted)}, and data ({data.name}) is no text; accepted: batch_transform=none"
+            )
+        source = build.batch_transform(wanted, data)
     _partners(experiment, objective, source)
     if wanted is None or source is None:
         return
@@ -55,71 +60,82 @@ def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, o
         _source_of_rows(experiment, source, data, teacher)
         return
     if source.writer == "teacher" and teacher is None and not previous(experiment):
-        raise UserError("source: the teacher's text, and there is no teacher; accepted: teacher=NAME, or source=none")
-    if source.writer == "teacher" and teacher is not None and objective.any_vocabulary:
-        theirs = tokens_of_teacher(experiment).tokenizer
+        raise UserError(
+            "batch_transform: the teacher's text, and there is no teacher; accepted: teacher=NAME, or "
+            "batch_transform=none"
+        )
+    if source.writer == "teacher" and teacher is not None and objective.vocabulary_agnostic:
+        theirs = data_in_teacher_tokens(experiment).tokenizer
         if theirs.fingerprint != data.tokenizer.fingerprint:
             raise UserError(
-                "source: the teacher's text, and it writes tokens of its own; accepted: its text as traces (kdlab "
-                "generate, then data=traces), or source=on_policy"
+                "batch_transform: the teacher's text, and it writes tokens of its own; accepted: its text as traces "
+                "(kdlab generate, then data=traces), or batch_transform=on_policy"
             )
     if experiment.data.get("pack"):
-        raise UserError("source: needs a sequence a row, and data.pack joins several; accepted: data.pack=false")
+        raise UserError(
+            "batch_transform: needs a sequence a row, and data.pack joins several; accepted: data.pack=false"
+        )
 
 
 def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.Module | None) -> None:
     """Whether what changes or makes rows has rows, and the teacher that it asks."""
-    assert experiment.source is not None
-    name = _name(experiment.source)
-    if data.gives != "rows":
-        raise UserError(f"source: {name} gives rows, and data ({data.name}) is text; accepted: source=none")
+    assert experiment.batch_transform is not None
+    name = _name(experiment.batch_transform)
+    if data.target != "class":
+        raise UserError(
+            f"batch_transform: {name} gives rows, and data ({data.name}) is text; accepted: batch_transform=none"
+        )
     if (teacher is not None or previous(experiment)) and not experiment.teaches_itself:
         return
     members = getattr(experiment.teacher, "members", None)
     if source.needs_net and members and not experiment.teaches_itself:
         raise UserError(
-            f"source: {name} makes rows after one network, and teacher.members are several; accepted: "
-            "teacher.members=null, or source=none"
+            f"batch_transform: {name} makes rows after one network, and teacher.members are several; accepted: "
+            "teacher.members=null, or batch_transform=none"
         )
-    other = experiment.method.get("source") is not None or members
+    other = experiment.method.get("self_teacher") is not None or members
     if source.needs_net or (source.needs_teacher and not other):
         raise UserError(
-            f"source: {name} asks a teacher, and no network teaches; accepted: teacher=NAME, or source=none"
+            f"batch_transform: {name} asks a teacher, and no network teaches; accepted: teacher=NAME, or "
+            "batch_transform=none"
         )
 
 
 def _partners(experiment: Experiment, objective: Objective, source: Any) -> None:
     """Whether rows have partners where a term compares each with its own."""
     for name, term in objective.terms.items():
-        if term.arrange:  # partners that data gives
+        if term.pairing:  # partners that data gives
             continue
-        if term.rows == "partnered" and experiment.source is None:
-            raise UserError(f"loss.terms.{name}: compares two views of a row; accepted: with source=strong_view")
+        if term.rows == "partnered" and experiment.batch_transform is None:
+            raise UserError(
+                f"loss.terms.{name}: compares two views of a row; accepted: with batch_transform=strong_view"
+            )
         if term.rows == "partnered" and not getattr(source, "pairs", True):
             raise UserError(
-                f"loss.terms.{name}: compares two views of a row, and source shows one; accepted: source=strong_view"
+                f"loss.terms.{name}: compares two views of a row, and batch_transform shows one; accepted: "
+                "batch_transform=strong_view"
             )
 
 
-def check_beside(experiment: Experiment, companion: Companion | None, objective: Objective) -> None:
-    """Whether companion, terms and the arrangement of rows belong together."""
-    there = "" if companion is None else companion.kind
+def check_beside(experiment: Experiment, auxiliary: Auxiliary | None, objective: Objective) -> None:
+    """Whether auxiliary, terms and the arrangement of rows belong together."""
+    there = "" if auxiliary is None else auxiliary.kind
     for name, term in zip(objective.names, objective.terms.values(), strict=True):
-        if term.companion and term.companion != there:
+        if term.auxiliary and term.auxiliary != there:
             raise UserError(
-                f"companion: {there or 'none'}, and loss.terms.{name} looks at {term.companion}; "
-                f"accepted: companion={term.companion}, or another loss"
+                f"auxiliary: {there or 'none'}, and loss.terms.{name} looks at {term.auxiliary}; "
+                f"accepted: auxiliary={term.auxiliary}, or another loss"
             )
-        arranged = experiment.data.get("arrange")
-        if term.arrange and term.arrange != arranged and "arrange" in experiment.data:
+        arranged = experiment.data.get("pairing")
+        if term.pairing and term.pairing != arranged and "pairing" in experiment.data:
             raise UserError(
-                f"data.arrange: {arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise; "
-                f"accepted: data.arrange={term.arrange}, or another loss"
+                f"data.pairing: {arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise; "
+                f"accepted: data.pairing={term.arrange}, or another loss"
             )
-    if there and not any(term.companion == there for term in objective.terms.values()):
+    if there and not any(term.auxiliary == there for term in objective.terms.values()):
         fitting = {"peers": "loss=mutual", "exits": "loss=byot"}.get(there, "a loss with such a term")
         raise UserError(
-            f"companion: {there}, and no term of the loss looks at it; accepted: {fitting}, or companion=none"
+            f"auxiliary: {there}, and no term of the loss looks at it; accepted: {fitting}, or auxiliary=none"
         )
 
 

@@ -73,7 +73,7 @@ def _start(run: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> dict
                 "one fit, or its student as a start: init=pretrained pretrained=trained "
                 f"pretrained.checkpoint={run}/student.pt"
             )
-    if (config.get("method") or {}).get("source") == "snapshot":
+    if (config.get("method") or {}).get("self_teacher") == "snapshot":
         raise UserError(
             f"resume: {run} with other epochs, and its snapshots divide the epochs among them; accepted: another method"
         )

@@ -20,11 +20,11 @@ from kdlab.experiment.model_store import LABELS
 from kdlab.functional import Batch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD
-from kdlab.models.transforms.auxiliary import Companion
+from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.system.files import read_yaml
 from kdlab.tasks import Classification, LanguageModeling, Task
 from kdlab.teachers import FrozenTeacher
-from kdlab.training import Training, evaluate, fit
+from kdlab.training import TrainerConfig, evaluate, fit
 
 Loss = str | Sequence[str] | Mapping[str, Term] | Objective
 
@@ -58,7 +58,7 @@ def distill(
     seed: int = 0,
     folder: str | Path | None = None,
     trainer: Mapping[str, Any] | None = None,
-    companion: Companion | None = None,
+    auxiliary: Auxiliary | None = None,
 ) -> Distilled:
     """Train ``student`` to imitate ``teacher``, in place.
 
@@ -79,8 +79,8 @@ def distill(
         scheduler: course of the learning rate; None is half a cosine down to 0.
         seed: of dropout and of projectors' first weights. The order of examples is the loader's.
         folder: where checkpoints go; a fit that finds one there goes on from it. None keeps nothing.
-        trainer: arguments of :class:`~kdlab.training.Training`, such as ``{"accelerator": "cpu"}``.
-        companion: what trains beside the student, for a loss that looks at it, such as
+        trainer: arguments of :class:`~kdlab.training.TrainerConfig`, such as ``{"accelerator": "cpu"}``.
+        auxiliary: what trains beside the student, for a loss that looks at it, such as
             ``kdlab.models.transforms.auxiliary.Peers(student, [another_network])`` for ``loss="mutual"`` or
             ``Exits(student, ["layer1", "layer2"], inputs)`` for ``loss="byot"``.
 
@@ -97,15 +97,15 @@ def distill(
     if teacher is None and alpha is not None:
         raise UserError(f"alpha: {alpha}, and there is no teacher to distil from; accepted: None")
     objective = _objective(loss, temperature, alpha)
-    _beside(companion, student, objective)
-    if teacher is None and objective.needs_teacher and companion is not None:
+    _beside(auxiliary, student, objective)
+    if teacher is None and objective.needs_teacher and auxiliary is not None:
         raise UserError("teacher: None, and the loss has terms that need one; accepted: a teacher, or a loss without")
     if teacher is None and objective.needs_teacher:
         objective = _objective({}, temperature, alpha)
     try:
-        training = Training(**(trainer or {}))
+        training = TrainerConfig(**(trainer or {}))
     except TypeError as error:
-        raise UserError(f"trainer: {error}; accepted: arguments of kdlab.training.Training") from None
+        raise UserError(f"trainer: {error}; accepted: arguments of kdlab.training.TrainerConfig") from None
     data = _Loaders(train_loader, val_loader, training)
     task = _task(teacher if teacher is not None else student, data, training.device)
     taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
@@ -117,7 +117,7 @@ def distill(
         "optimizer": optimizer or _sgd,
         "scheduler": scheduler or LearningRate("cosine"),
         "seed": seed,
-        "companion": companion,
+        "auxiliary": auxiliary,
     }
     method = FineTune(**parts) if taught is None else OfflineKD(**parts, teacher=taught)
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
@@ -173,25 +173,25 @@ def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
     return Objective(terms, 4.0 if temperature is None else temperature, alpha)
 
 
-def _beside(companion: Companion | None, student: nn.Module, objective: Objective) -> None:
-    """Refuse a companion that does not belong to the student or to the loss, and a loss that lacks its own.
+def _beside(auxiliary: Auxiliary | None, student: nn.Module, objective: Objective) -> None:
+    """Refuse a auxiliary that does not belong to the student or to the loss, and a loss that lacks its own.
 
     Raises:
         UserError: naming the term.
     """
-    there = "" if companion is None else companion.kind
-    if companion is not None and companion.student is not student:
-        raise UserError("companion: stands beside another network; accepted: one that was made for this student")
-    wanted = {str(term.companion): name for name, term in objective.terms.items() if term.companion}
+    there = "" if auxiliary is None else auxiliary.kind
+    if auxiliary is not None and auxiliary.student is not student:
+        raise UserError("auxiliary: stands beside another network; accepted: one that was made for this student")
+    wanted = {str(term.auxiliary): name for name, term in objective.terms.items() if term.auxiliary}
     for kind, name in wanted.items():
         if kind != there:
             made = "Peers(student, [network])" if kind == "peers" else "Exits(student, layers, inputs)"
             raise UserError(
-                f"companion: {there or None}, and loss.terms.{name} looks at {kind}; accepted: "
+                f"auxiliary: {there or None}, and loss.terms.{name} looks at {kind}; accepted: "
                 f"kdlab.models.transforms.auxiliary.{made}, or another loss"
             )
     if there and there not in wanted:
-        raise UserError(f"companion: {there}, and no term of the loss looks at it; accepted: None, or another loss")
+        raise UserError(f"auxiliary: {there}, and no term of the loss looks at it; accepted: None, or another loss")
 
 
 def _sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -211,10 +211,10 @@ def _task(net: nn.Module, data: _Loaders, device: torch.device) -> Task:
     with torch.no_grad():
         shape = tuple(Classification(2).outputs(net, batch).logits.shape)
     net.train(training)
-    wanted = "(B, C)" if batch.where is None else "(B, T, C)"
+    wanted = "(B, C)" if batch.loss_mask is None else "(B, T, C)"
     if len(shape) != wanted.count(",") + 1 or shape[-1] < 2:
         raise UserError(f"teacher: returns logits of shape {shape}; accepted: {wanted} with C at least 2")
-    return Classification(shape[-1]) if batch.where is None else LanguageModeling(shape[-1])
+    return Classification(shape[-1]) if batch.loss_mask is None else LanguageModeling(shape[-1])
 
 
 class _Batches:
@@ -251,7 +251,7 @@ def _batch(item: Any, key: str) -> Batch:
 class _Loaders(SimpleNamespace):
     """A data module of two loaders."""
 
-    def __init__(self, train: Iterable, val: Iterable | None, training: Training) -> None:
+    def __init__(self, train: Iterable, val: Iterable | None, training: TrainerConfig) -> None:
         if training.accumulate > 1:
             raise UserError("trainer.accumulate: a loader's batch is one optimizer step here; accepted: 1")
         self.train = _Batches(train, "train_loader")
@@ -261,7 +261,7 @@ class _Loaders(SimpleNamespace):
         self.counts = {"val": len(self.val) if self.val is not None else 0}
         self.batch_size = len(next(iter(self.train)))
 
-    def place(self, device: torch.device, **split: int) -> None:
+    def to(self, device: torch.device, **split: int) -> None:
         """Lightning moves each batch."""
 
     def train_dataloader(self) -> _Batches:

@@ -28,7 +28,7 @@ LARGEST = 2**24
 """Numbers of one network's logits that are held for pictures (64 MiB); where there are more, ``diagnose`` draws."""
 
 
-class Heard:
+class PredictionRecorder:
     """What student, teacher and baseline said while they were measured, so that nobody asks them again.
 
     Of tasks other than classification it hears nothing.
@@ -65,7 +65,8 @@ class Heard:
 
     def errors(self) -> dict[str, dict[str, Any]]:
         """Role → its errors, as they stand in ``result.json``: a number for each of
-        :data:`~kdlab.report.diagnosis.diagnosis.KINDS`. Rows without a label do not count; nothing where nobody taught."""
+        :data:`~kdlab.report.diagnosis.diagnosis.KINDS`. Rows without a label do not count; nothing where nobody
+        taught."""
         if not self.taught or self.targets is None:
             return {}
         known = self.targets != NO_LABEL
@@ -79,17 +80,17 @@ class Heard:
         return found
 
 
-def drawable(heard: Heard) -> bool:
+def drawable(heard: PredictionRecorder) -> bool:
     """Whether there is a diagnosis to draw: somebody taught, every row has a label (else it is neither right nor
     wrong), and the logits were held."""
     return _compared(heard) and "student" in heard.logits
 
 
-def _compared(heard: Heard) -> bool:
+def _compared(heard: PredictionRecorder) -> bool:
     return heard.taught and heard.targets is not None and not bool(torch.eq(heard.targets, NO_LABEL).any())
 
 
-def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -> None:
+def report(folder: Path, heard: PredictionRecorder, stage: Stage, overrides: Sequence[str]) -> None:
     """Write what ``diagnose`` would into a finished run's folder, from what was heard already.
 
     Whatever goes wrong here is a line in the log: the run has been measured, and is none the worse for it.
@@ -109,11 +110,11 @@ def report(folder: Path, heard: Heard, stage: Stage, overrides: Sequence[str]) -
         return
     assert heard.targets is not None
     try:
-        from kdlab.report.diagnosis.inputs import Case  # draws, and with it comes what only drawing needs
+        from kdlab.report.diagnosis.inputs import DiagnosisInputs  # draws, and with it comes what only drawing needs
 
         experiment = stage.experiment
         logits, targets = heard.logits, heard.targets
-        case = Case(folder, experiment.name, stage.data, experiment.data, heard.split, logits, targets)
+        case = DiagnosisInputs(folder, experiment.name, stage.data, experiment.data, heard.split, logits, targets)
         case.write(case.count(), folder, shlex.join(["python", "-m", "kdlab", *overrides]))
     except Exception as error:
         log.warning("diagnosis: not drawn (%s: %s); %s draws it", type(error).__name__, error, _again(folder))
@@ -130,14 +131,14 @@ def redraw(folder: Path, stages: Mapping[str, Mapping[str, Any]] | None, overrid
     log.info("diagnosis: the run ended before it was drawn; drawing it")
     try:
         from kdlab.experiment.reload import rebuild  # which knows how experiments run, and so builds on this module
-        from kdlab.report.diagnosis.inputs import Case
+        from kdlab.report.diagnosis.inputs import DiagnosisInputs
 
         found = rebuild(folder, stages=stages or None, trust=True)
         split = "test" if found.data.counts.get("test") else "val"
         logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
         if "teacher" not in logits:
             raise RunFailed("; ".join(found.notes))
-        case = Case(folder, found.experiment.name, found.data, found.experiment.data, split, logits, targets)
+        case = DiagnosisInputs(folder, found.experiment.name, found.data, found.experiment.data, split, logits, targets)
         counted = case.count() | {"notes": found.notes}
         case.write(counted, folder, shlex.join(["python", "-m", "kdlab", *overrides]))
     except Exception as error:

@@ -10,22 +10,22 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import build
-from kdlab.experiment.baseline import first_is_baseline, obtain_baseline
-from kdlab.experiment.error_overlap import Heard, Keep
+from kdlab.experiment.baseline import first_is_baseline, get_or_train_baseline
+from kdlab.experiment.error_overlap import Keep, PredictionRecorder
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage
-from kdlab.experiment.teacher import Lesson, Trained, ensemble, find_teacher, tokens_of_teacher
+from kdlab.experiment.teacher import ResolvedTeacher, TrainedModel, data_in_teacher_tokens, ensemble, find_teacher
 from kdlab.experiment.teacher_cache import MEASURED
 from kdlab.models import cost
 from kdlab.tasks import Task, tokens_per_second
 from kdlab.teachers import CachedTeacher, EnsembleTeacher, FrozenTeacher, TasksTeacher, Teacher, UnlikeTeacher
-from kdlab.training import Training, evaluate
+from kdlab.training import TrainerConfig, evaluate
 
 log = logging.getLogger("kdlab")
 
 
 def measure_all(
-    done: Mapping[str, Stage], choices: Mapping[str, str], heard: Heard
+    done: Mapping[str, Stage], choices: Mapping[str, str], heard: PredictionRecorder
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Every network of the run on validation and test, and what each part took.
 
@@ -54,12 +54,12 @@ def measure_all(
         teaches = lesson is not None and lesson.source.net is stage.student
         keep = heard.of("baseline") if first_alone and stage is stages[0] and not teaches else None
         models[name] = _model(stage, stage.student, stage.fitted.seconds, keep)
-    if last.experiment.method.get("source") == "previous" and len(stages) > 1:
+    if last.experiment.method.get("self_teacher") == "previous" and len(stages) > 1:
         models["ensemble"] = _ensemble(stages)
     if last.experiment.baseline:
         if first_alone:
             models["baseline"] = next(iter(models[name] for name in done))  # it learned from the labels alone
-        elif kept := obtain_baseline(stages, choices):
+        elif kept := get_or_train_baseline(stages, choices):
             seconds_alone = sum(fit.seconds for fit in kept)
             models["baseline"] = _model(last, kept[-1].net, seconds_alone, heard.of("baseline"))
             models["baseline"]["folder"] = str(kept[-1].folder)
@@ -75,13 +75,13 @@ def _model(stage: Stage, net: nn.Module, seconds: float | None, keep: Keep | Non
     return describe_network(stage.data, stage.task, stage.training, net, seconds, told, keep=keep)
 
 
-def _teacher(stage: Stage, lesson: Lesson, keep: Keep) -> dict[str, Any] | None:
+def _teacher(stage: Stage, lesson: ResolvedTeacher, keep: Keep) -> dict[str, Any] | None:
     """What a table says about the teacher; one that speaks of other tokens is measured in those."""
     assert lesson.source.net is not None
     data, task = stage.data, stage.task
     if isinstance(lesson.teacher, UnlikeTeacher):
         try:
-            data = tokens_of_teacher(stage.experiment)
+            data = data_in_teacher_tokens(stage.experiment)
         except UserError as error:
             log.warning("teacher: not measured in its own tokens, since %s", error)
             return None
@@ -95,7 +95,7 @@ def _teacher(stage: Stage, lesson: Lesson, keep: Keep) -> dict[str, Any] | None:
 def describe_network(
     data: Any,
     task: Task,
-    training: Training,
+    training: TrainerConfig,
     net: nn.Module,
     seconds: float | None,
     told: Teacher | None = None,
@@ -115,7 +115,7 @@ def describe_network(
         keep: gets what was measured of each split, as of :func:`~kdlab.training.evaluate`.
     """
     net.cpu().eval()
-    example = next(iter(data.sequential("test" if data.counts["test"] else "train", batch_size=1))).to("cpu").inputs
+    example = next(iter(data.ordered_loader("test" if data.counts["test"] else "train", batch_size=1))).to("cpu").inputs
     described = {
         "parameters": cost.parameters(net),
         "bytes": cost.size_bytes(net),
@@ -123,7 +123,7 @@ def describe_network(
         "latency_ms": cost.latency_ms(net, example),
         "seconds": seconds,
     }
-    if data.gives != "rows":
+    if data.target != "class":
         described["tokens_per_s"] = tokens_per_second(net, data)
     net.to(training.device)
     found = _splits(data, task, training, known or (lambda batch, _: task.outputs(net, batch)), told, keep)
@@ -133,7 +133,7 @@ def describe_network(
 
 
 def _several(
-    data: Any, task: Task, training: Training, source: Trained, teacher: Teacher, keep: Keep | None = None
+    data: Any, task: Task, training: TrainerConfig, source: TrainedModel, teacher: Teacher, keep: Keep | None = None
 ) -> dict[str, Any]:
     """Several teachers together, which answer one after the other, and each of them by itself."""
     each: dict[str, Any] = {}
@@ -166,9 +166,9 @@ def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def _splits(
-    data: Any, task: Task, training: Training, answers: Any, teacher: Teacher | None, keep: Keep | None = None
+    data: Any, task: Task, training: TrainerConfig, answers: Any, teacher: Teacher | None, keep: Keep | None = None
 ) -> dict[str, dict[str, float]]:
-    data.place(training.device)
+    data.to(training.device)
     found = {}
     for split in MEASURED:
         if data.counts.get(split):

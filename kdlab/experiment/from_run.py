@@ -82,17 +82,17 @@ class FromRun:
         Raises:
             UserError: naming both.
         """
-        if self.reads_text != (data.gives != "rows"):
+        if self.reads_text != (data.target != "class"):
             kinds = ("text", data.kind) if self.reads_text else ("pictures or a table", data.kind)
             raise UserError(
                 f"{self.key}: {self.folder} reads {kinds[0]}, and data ({data.name}) is {kinds[1]}; accepted: the run "
                 "of a network for such data"
             )
         if self.reads_text:
-            if (mels := self.described.get("mels")) is not None and mels != data.offers.get("mels"):
+            if (mels := self.described.get("mels")) is not None and mels != data.network_kwargs.get("mels"):
                 raise UserError(
                     f"{self.key}: {self.folder} reads sound of {mels} mels, and data ({data.name}) has "
-                    f"{data.offers.get('mels')}; accepted: the run of a network for such data"
+                    f"{data.network_kwargs.get('mels')}; accepted: the run of a network for such data"
                 )
             return
         theirs, ours = list(self.described["input_shape"]), list(data.input_shape)
@@ -142,9 +142,9 @@ class FromRun:
             if isinstance(inner, Mapping):
                 self._check_stated(inner)
 
-    def offers(self, data: Any) -> dict[str, Any]:
+    def network_kwargs(self, data: Any) -> dict[str, Any]:
         """What the constructor of its network gets to know: as at its training, not as of ``data``."""
-        known = dict(data.offers)
+        known = dict(data.network_kwargs)
         if self.reads_text:
             return known | {name: self.described[name] for name in OF_TEXT if self.described.get(name) is not None}
         return known | {name: self.statistic(name) for name in STATISTICS if name in self.arguments}
@@ -163,7 +163,7 @@ class FromRun:
             return
         network = self.described["network"]
         theirs = [_known(name, _stated(network, name) or self.statistic(name)) for name in STATISTICS]
-        ours = [data.offers.get(name) for name in STATISTICS]
+        ours = [data.network_kwargs.get(name) for name in STATISTICS]
         if not _close(theirs, ours):
             log.info(
                 "%s: keeps the input normalisation of %s (mean %s, std %s; the data's mean is %s, std %s)",
@@ -258,7 +258,7 @@ def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[
         if origin.reads_text:
             data.same_tokens(origin.tokenizer(), key)
     path = weights_path(spec_.checkpoint, key)
-    return load_weights(student, path, spec_.mapping, key=key, head=data.gives != "rows", weights=spec_.weights)
+    return load_weights(student, path, spec_.mapping, key=key, head=data.target != "class", weights=spec_.weights)
 
 
 def normalised_as_started(experiment: Experiment, data: Any) -> Experiment:
@@ -266,18 +266,18 @@ def normalised_as_started(experiment: Experiment, data: Any) -> Experiment:
 
     Where these are of a run whose data had another mean or deviation, and the student is told none of its own.
     """
-    if data.gives != "rows":
+    if data.target != "class":
         return experiment
     key, start = {
         "pretrained": ("pretrained.checkpoint", experiment.pretrained),
         "teacher": ("teacher.checkpoint", experiment.teacher),
-        "cut": ("teacher.checkpoint", experiment.teacher),
+        "layer_subset": ("teacher.checkpoint", experiment.teacher),
     }.get(experiment.init, ("", None))
     if start is None or (origin := FromRun.of(start.checkpoint, key)) is None:
         return experiment
     network = origin.described["network"]
     mean, std = (_known(name, _stated(network, name) or origin.statistic(name)) for name in STATISTICS)
-    if _close([mean, std], [data.offers.get(name) for name in STATISTICS]):
+    if _close([mean, std], [data.network_kwargs.get(name) for name in STATISTICS]):
         return experiment
     student = _with_statistics(experiment.student, {"mean": mean, "std": std})
     if student == experiment.student:

@@ -27,7 +27,7 @@ from kdlab.runs import folder as folders
 from kdlab.runs.formatting import plural
 from kdlab.system import integrity
 from kdlab.system.files import lock_file, remove_leftovers
-from kdlab.training import Training, fit
+from kdlab.training import TrainerConfig, fit
 
 log = logging.getLogger("kdlab")
 
@@ -38,7 +38,16 @@ LABELS = {"ce": {"_target_": "kdlab.losses.CrossEntropy"}}
 STORES = {"teacher": "teachers", "pretrained": "pretrained", "baseline": "baselines"}
 """Kind → its folder of the store."""
 
-HOW = ("accelerator", "channels_last", "threads", "deterministic", "log_every", "gradients", "progress", "save_minutes")
+RUNTIME_KEYS = (
+    "accelerator",
+    "channels_last",
+    "threads",
+    "deterministic",
+    "log_every",
+    "gradients",
+    "progress",
+    "save_minutes",
+)
 """Keys of the trainer that say how a network is computed, not what it is."""
 
 
@@ -63,7 +72,7 @@ class Recipe:
 
     def key(self, fingerprint: str) -> str:
         """A short name: equal recipes on equal data have equal keys."""
-        computed = {k: v for k, v in self.trainer.items() if k not in HOW}
+        computed = {k: v for k, v in self.trainer.items() if k not in RUNTIME_KEYS}
         data = {k: v for k, v in self.data.items() if k != "label" or v is not None}  # what there was before labels
         what = [self.network, data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
         # how answers are generated and measured is no matter of the weights
@@ -74,7 +83,7 @@ class Recipe:
 
 
 @dataclass
-class Kept:
+class StoredModel:
     """A network from the store."""
 
     net: nn.Module
@@ -86,17 +95,17 @@ class Kept:
     """Whether it was trained just now."""
 
 
-def obtain(
+def get_or_train(
     kind: str,
     recipe: Recipe,
     output: Path,
-    training: Training,
+    training: TrainerConfig,
     name: str,
     logger: Mapping[str, Any] | None = None,
     data: Any = None,
     begin: Callable[[nn.Module], Any] = lambda net: None,
     shorter: Path | None = None,
-) -> Kept:
+) -> StoredModel:
     """The network of ``recipe``: from the store, or trained now and kept.
 
     Args:
@@ -134,21 +143,21 @@ def obtain(
                 log.info("%s: goes on from the last state of %s", kind, shorter)
                 copy_training_state(shorter, folder)
             known = _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
-            return Kept(net, folder, known["trained_on"], known["seconds"], fresh=True)
+            return StoredModel(net, folder, known["trained_on"], known["seconds"], fresh=True)
     finally:
         lock.release()
     weights = folder / FineTune.weights_file
     integrity.check(weights, kind, cure=f"the folder {folder} removed (it is trained again)")
     load_weights(net, weights, key=kind)
     log.info("%s: %s, trained before (%s)", kind, name, folder)
-    return Kept(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False)
+    return StoredModel(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False)
 
 
 def _train(
     kind: str,
     recipe: Recipe,
     folder: Path,
-    training: Training,
+    training: TrainerConfig,
     net: nn.Module,
     data: Any,
     logger: Mapping[str, Any] | None,
@@ -164,7 +173,7 @@ def _train(
     folders.check_links(folder)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
-    adapted = build.adapted(net, recipe.adapter, recipe.seed)
+    adapted = build.attach_adapter(net, recipe.adapter, recipe.seed)
     method = FineTune(
         student=net,
         objective=build.labels_only(recipe.terms, data),
@@ -196,9 +205,9 @@ def write_model(folder: Path, network: Mapping[str, Any], data: Any, weights: st
     """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
     described = {
         "network": dict(network),
-        "arguments": data.offers,
+        "arguments": data.network_kwargs,
         "weights": weights,
-        **data.reading(folder),
+        **data.inference_metadata(folder),
     }
     folders.write_text(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False, default=str) + "\n")
     folders.sign(folder)

@@ -32,7 +32,7 @@ def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, dat
         return "weighs 1 - alpha, and alpha is 1"
     if alpha is not None and term.role == "soft" and alpha.range[1] == 0:
         return "weighs alpha, and alpha is 0"
-    gets_labels = experiment.method.get("labels") == "hard" or experiment.source is not None
+    gets_labels = experiment.method.get("labels") == "hard" or experiment.batch_transform is not None
     if term.rows == "labelled" and not data.counts["labelled"] and not gets_labels:
         return "counts rows with a label, and data have none"
     return ""
@@ -47,14 +47,14 @@ def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, str]:
     """
     experiment = Experiment.of(config)
     objective = build.objective(experiment.loss)
-    softens = any(getattr(module, "shares_temperature", False) for module in objective.modules())
+    uses_temperature = any(getattr(module, "shares_temperature", False) for module in objective.modules())
     soft = any(term.role == "soft" for term in objective.terms.values())
     alike = experiment.data.get("views") not in (None, 1) and not experiment.data.get("augment")
     teacher = experiment.teacher
     given = teacher is not None and teacher.checkpoint is not None
     reasons = (
         (
-            not softens,
+            not uses_temperature,
             ("loss.temperature", "temperature"),
             "no term of the loss softens; accepted: leave it out, or loss=hinton",
         ),

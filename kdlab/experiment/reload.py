@@ -21,7 +21,7 @@ from kdlab.experiment.model_store import STORES, Recipe
 from kdlab.experiment.runner import with_generations
 from kdlab.experiment.schema import ROOT, Experiment, TeacherSpec
 from kdlab.experiment.stage import is_taught, is_taught_by_previous
-from kdlab.experiment.teacher import came_with_weights, foreign_teacher
+from kdlab.experiment.teacher import external_teacher, has_weights
 from kdlab.functional import Outputs
 from kdlab.inference.predict import load_model
 from kdlab.methods import FineTune
@@ -37,7 +37,7 @@ Nets = Sequence[nn.Module]
 """One network, or several whose probabilities are averaged."""
 
 
-class NotThere(Exception):
+class ModelMissing(Exception):
     """Why a network cannot be rebuilt, in one line."""
 
 
@@ -61,13 +61,13 @@ class Rebuilt:
         Raises:
             UserError: if there are no such rows, or a network answers in another number of classes than the data have.
         """
-        self.data.place(device)
+        self.data.to(device)
         found: dict[str, list[Tensor]] = {role: [] for role in self.nets}
         targets = []
         for nets in self.nets.values():
             for net in nets:
                 net.to(device).eval()
-        for batch in self.data.sequential(split):
+        for batch in self.data.ordered_loader(split):
             targets.append(batch.targets.cpu())
             for role, nets in self.nets.items():
                 each = [Outputs.of(self.task.outputs(net, batch)).logits.float() for net in nets]
@@ -136,7 +136,7 @@ def rebuild(
         try:
             with _trusted(run, trust):
                 nets = find() if given is None else [_given(given, role, data, trust)]
-        except (NotThere, UserError) as error:
+        except (ModelMissing, UserError) as error:
             if given is not None:
                 raise
             found.notes.append(
@@ -182,7 +182,7 @@ def _trusted(run: Path, trust: bool) -> Iterator[None]:
     with builder.trust(user_modules=trust, read_only=not trust):
         try:
             yield
-        except (UserError, NotThere, OSError):
+        except (UserError, ModelMissing, OSError):
             raise
         except Exception as error:
             if trust:
@@ -209,11 +209,11 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust
     """Who taught the last fit; None where nobody did.
 
     Raises:
-        NotThere: if that network is not there any more.
+        ModelMissing: if that network is not there any more.
     """
     experiment = fits[-1][1]
-    if experiment.method.get("source") in ("ema", "snapshot"):
-        raise NotThere("it was the student itself, earlier")
+    if experiment.method.get("self_teacher") in ("ema", "snapshot"):
+        raise ModelMissing("it was the student itself, earlier")
     if not is_taught(experiment, build.objective(experiment.loss)):
         return None
     if is_taught_by_previous(experiment) and len(fits) > 1:
@@ -227,12 +227,12 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust
 
 def _one_teacher(run: Path, experiment: Experiment, told: TeacherSpec, data: Any, trust: bool) -> nn.Module:
     if told.net is None:
-        raise NotThere("only its answers are known")
-    if came_with_weights(told):
+        raise ModelMissing("only its answers are known")
+    if has_weights(told):
         alone = Experiment(**{**vars(experiment), "teacher": told})
-        return foreign_teacher(alone, data, False)[0].eval()
+        return external_teacher(alone, data, False)[0].eval()
     config = build.teacher_data(experiment.data, told.data)
-    with build.of("teacher"):
+    with build.error_prefix("teacher"):
         own = build.data(config, told.seed)
     recipe = Recipe(
         *(experiment.task, told.net, config, told.epochs, told.seed, told.optimizer, told.scheduler, experiment.trainer)
@@ -249,7 +249,7 @@ def _baseline(
     """The same student without its teacher; None where the run has none.
 
     Raises:
-        NotThere: if it is not there any more, or it was trained in several fits.
+        ModelMissing: if it is not there any more, or it was trained in several fits.
     """
     first, experiment = fits[0][1], fits[-1][1]
     recorded = ((folders.read_result(run) or {}).get("models") or {}).get("baseline", 0)
@@ -264,7 +264,7 @@ def _baseline(
             return [load_model(run / "stages" / fits[0][0], trust)[0]]  # it learned from the labels alone
         if alike and is_taught_by_previous(first) and first.teacher is None:
             return [load_model(run / "stages" / fits[0][0], trust)[0]]
-        raise NotThere("a run of several stages may have several")
+        raise ModelMissing("a run of several stages may have several")
     recipe = without_teacher(experiment, data)
     if recipe is None:
         return None
@@ -281,13 +281,13 @@ def _baseline(
 
 def _first_weights(run: Path, experiment: Experiment, data: Any, teacher: Nets | None) -> dict[str, Tensor] | None:
     """What the student started from, where that was neither random nor a stage before."""
-    if experiment.init not in ("teacher", "cut", "pretrained"):
+    if experiment.init not in ("teacher", "layer_subset", "pretrained"):
         return None
     student = build.network(experiment.student, data, experiment.seed, "student")
     if experiment.init == "pretrained":
         told = experiment.pretrained
         if told is None:
-            raise NotThere("nothing says what the student started from")
+            raise ModelMissing("nothing says what the student started from")
         if told.checkpoint is not None:
             load_pretrained(student, told, experiment.student, data)
         else:
@@ -299,9 +299,9 @@ def _first_weights(run: Path, experiment: Experiment, data: Any, teacher: Nets |
             load_weights(student, place / FineTune.weights_file, key="pretrained", head=False)
     else:
         if not teacher:
-            raise NotThere("the student started from its teacher, which is not there")
+            raise ModelMissing("the student started from its teacher, which is not there")
         source = teacher[0]
-        build.start(student, experiment.init, previous=None, teacher=source, pretrained=None)
+        build.init_weights(student, experiment.init, previous=None, teacher=source, pretrained=None)
     return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
 
 
@@ -309,23 +309,23 @@ def _found(folder: Path, run: Path) -> Path:
     """A folder of the store that a run has recorded, where the run was started or anywhere above it.
 
     Raises:
-        NotThere: if there is none.
+        ModelMissing: if there is none.
     """
     for place in (Path(), *list(run.resolve().parents)[:5]):
         for found in (place / folder, place / Path(*folder.parts[-2:])):
             if folders.read_result(found) is not None:
                 return found
-    raise NotThere(f"there is no {folder}")
+    raise ModelMissing(f"there is no {folder}")
 
 
 def _kept(kind: str, key: str, experiment: Experiment, run: Path) -> Path:
     """The folder in the store, where the run was started or anywhere above the run.
 
     Raises:
-        NotThere: if there is none.
+        ModelMissing: if there is none.
     """
     for place in (Path(experiment.output), *list(run.resolve().parents)[:5]):
         for found in sorted((place / STORES[kind]).glob(f"*-{key}")):
             if found.is_dir() and folders.read_result(found) is not None:
                 return found
-    raise NotThere(f"there is no {Path(experiment.output) / STORES[kind] / f'*-{key}'}")
+    raise ModelMissing(f"there is no {Path(experiment.output) / STORES[kind] / f'*-{key}'}")

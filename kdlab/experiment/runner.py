@@ -22,12 +22,12 @@ from kdlab.config import builder
 from kdlab.errors import NOT_WRITABLE, Busy, CannotWrite, RunFailed, UserError
 from kdlab.experiment.checks import preflight
 from kdlab.experiment.continuing import copy_state, first_part, with_start
-from kdlab.experiment.error_overlap import Heard, drawable, redraw, report
+from kdlab.experiment.error_overlap import PredictionRecorder, drawable, redraw, report
 from kdlab.experiment.evaluation import measure_all
 from kdlab.experiment.model_store import write_model
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage, check_stages, fit_stage
-from kdlab.experiment.teacher import Trained
+from kdlab.experiment.teacher import TrainedModel
 from kdlab.experiment.teacher_cache import MEASURED
 from kdlab.report import table
 from kdlab.runs import chosen_folder
@@ -41,7 +41,7 @@ from kdlab.system.termination import Terminated, exit_on_sigterm
 
 log = logging.getLogger("kdlab")
 
-NAMED = ("task", "student", "teacher", "data", "loss", "method", "source", "adapter", "companion")
+NAMED = ("task", "student", "teacher", "data", "loss", "method", "batch_transform", "adapter", "auxiliary")
 """Groups whose chosen option a table names, instead of what is in it."""
 
 
@@ -109,7 +109,7 @@ def run(
         except RunFailed as error:
             raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
         last = list(done.values())[-1]
-        heard = Heard("test" if last.data.counts.get("test") else "val", whole=not in_sweep)
+        heard = PredictionRecorder("test" if last.data.counts.get("test") else "val", whole=not in_sweep)
         models, seconds = measure_all(done, choices or {}, heard)
         result = _result(config, overrides, choices or {}, done, models)
         result["seconds"] = {"total": time.monotonic() - clock, **seconds}
@@ -195,7 +195,7 @@ def _is_run_of(config: Mapping[str, Any]) -> bool:
 def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
     """Fit every stage in turn; the generations of born-again networks are stages too."""
     done: dict[str, Stage] = {}
-    previous: Trained | None = None
+    previous: TrainedModel | None = None
     for name, experiment in with_generations(plan):
         place = make_folder(make_folder(folder / "stages") / name) if name else folder
         done[name] = fit_stage(experiment, place, previous, choices, name or "student")

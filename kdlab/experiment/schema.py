@@ -77,7 +77,7 @@ class TeacherSpec(PretrainedSpec):
     """Where the loss looks at its layers: cache what these say of training rows if it takes no more; 0 never does."""
     members: list[Member] | None = None
     """Several teachers instead of one: what each differs in from the keys above, such as ``[{seed: 1}, {seed: 2}]``."""
-    weighing: Literal["mean", "confidence", "learned", "tasks"] = "mean"
+    weighting: Literal["mean", "confidence", "learned", "tasks"] = "mean"
     """Of the members: all alike, by how well each knows a row's label, by weights that the loss trains; or each for the
     task that its ``data.label`` names (without members, one for each of the data's tasks)."""
 
@@ -101,14 +101,14 @@ class TeacherSpec(PretrainedSpec):
         if self.members is None:
             return [self]
         own = {f.name: getattr(self, f.name) for f in fields(self)}
-        return [TeacherSpec.of(values) for values in laid_over(own)]
+        return [TeacherSpec.of(values) for values in merge_members(own)]
 
 
-NOT_OF_ONE = ("members", "weighing", "top_k", "draws")
+NOT_OF_ONE = ("members", "weighting", "top_k", "draws")
 """Keys of a teacher that no single one of several has."""
 
 
-def laid_over(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
+def merge_members(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The keys of each member of a teacher: its own, laid over those of all; mappings inside key by key.
 
     A mapping of another ``_target_`` stands for itself: what one network is told means nothing to another.
@@ -162,18 +162,19 @@ class Experiment:
     pretrained: PretrainedSpec | None = None
     scheduler: Annotated[dict | None, "scheduler"] = None
     logger: Annotated[dict | None, "logger"] = None
-    source: Annotated[dict | None, "source"] = None
+    batch_transform: Annotated[dict | None, "batch_transform"] = None
     """What puts other sequences in the place of the data's: the student's own text, or the teacher's."""
     adapter: Annotated[dict | None, "adapter"] = None
     """What trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
-    companion: Annotated[dict | None, "companion"] = None
+    auxiliary: Annotated[dict | None, "auxiliary"] = None
     """What trains beside the student and is left behind: peers, or exits on its inner layers."""
     seed: int = 0
     """Of the student: its first weights, the order of examples, augmentation."""
     epochs: int = 30
-    init: Literal["fresh", "previous", "teacher", "cut", "classifier", "pretrained"] = "fresh"
+    init: Literal["fresh", "previous", "teacher", "layer_subset", "teacher_head", "pretrained"] = "fresh"
     """What the student starts from: random weights, the stage before, its teacher, every second layer of its teacher
-    (``cut``), random weights but for the ``classifier`` of its teacher, which stays as it is, or ``pretrained``."""
+    (``layer_subset``), random weights but for the head (``teacher_head``) of its teacher, which stays as it is, or
+    ``pretrained``."""
     baseline: bool = True
     """Also train the same student without its teacher."""
     stages: dict = field(default_factory=dict)
@@ -193,7 +194,7 @@ class Experiment:
     @property
     def teaches_itself(self) -> bool:
         """Whether nobody but the student teaches it: its past, or what stands beside it in the same step."""
-        return self.method.get("source") in ("ema", "snapshot", "step")
+        return self.method.get("self_teacher") in ("ema", "snapshot", "none")
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:
@@ -203,7 +204,7 @@ class Experiment:
             if isinstance(values.get(name), Mapping):
                 values[name] = kind.of(values[name])
         found = cls(**values)
-        if found.teacher is not None and found.teacher.weighing == "tasks" and found.teacher.members is None:
+        if found.teacher is not None and found.teacher.weighting == "tasks" and found.teacher.members is None:
             found.teacher = replace(found.teacher, members=[{"data": {"label": name}} for name in found.labels])
         return found
 
@@ -217,6 +218,6 @@ class Experiment:
         label = self.data.get("label") or self.data.get("target")
         if not isinstance(label, list | tuple | Mapping) or len(label) < 2:
             raise UserError(
-                f"teacher.weighing: tasks, and data.label is {label!r}; accepted: mean, or data with several labels"
+                f"teacher.weighting: tasks, and data.label is {label!r}; accepted: mean, or data with several labels"
             )
         return [str(name) for name in label]

@@ -17,11 +17,11 @@ from kdlab.experiment.class_order import classified_alone, permutation, reordere
 from kdlab.experiment.from_run import normalised_as_started
 from kdlab.experiment.model_store import write_model
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.teacher import Lesson, Trained, find_teacher, give_lesson, pretrained_start
+from kdlab.experiment.teacher import ResolvedTeacher, TrainedModel, find_teacher, pretrained_start, resolve_teacher
 from kdlab.losses import Objective
 from kdlab.runs.formatting import plural
 from kdlab.tasks import Task
-from kdlab.training import Fitted, Training, fit
+from kdlab.training import FitResult, TrainerConfig, fit
 
 log = logging.getLogger("kdlab")
 
@@ -33,22 +33,22 @@ class Stage:
     experiment: Experiment
     data: Any
     task: Task
-    training: Training
+    training: TrainerConfig
     student: nn.Module
-    lesson: Lesson | None
-    fitted: Fitted
+    lesson: ResolvedTeacher | None
+    fitted: FitResult
     started_with: dict[str, Tensor] | None = None
     """The student's first weights, where they are neither random nor those of the stage before."""
 
     @property
-    def as_teacher(self) -> Trained:
+    def as_teacher(self) -> TrainedModel:
         """Its student, for the stage after."""
         classes = tuple(self.data.class_names) if classified_alone(self.data) else ()
-        return Trained(self.student, self.data.describe(), self.fitted.seconds, classes=classes)
+        return TrainedModel(self.student, self.data.describe(), self.fitted.seconds, classes=classes)
 
 
 def fit_stage(
-    experiment: Experiment, folder: Path, previous: Trained | None, choices: Mapping[str, str], name: str
+    experiment: Experiment, folder: Path, previous: TrainedModel | None, choices: Mapping[str, str], name: str
 ) -> Stage:
     """One fit: data, teacher, student, objective, method, trainer."""
     training = build.training(experiment.trainer)
@@ -61,15 +61,15 @@ def fit_stage(
     from_before = previous if is_taught_by_previous(experiment) else None
     taught = is_taught(experiment, objective)
     source = lesson = None
-    if taught or experiment.init in ("teacher", "cut", "classifier"):
-        source = find_teacher(experiment, data, training, from_before, choices, objective.any_vocabulary)
+    if taught or experiment.init in ("teacher", "layer_subset", "teacher_head"):
+        source = find_teacher(experiment, data, training, from_before, choices, objective.vocabulary_agnostic)
     elif experiment.teacher is not None:
         log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
     if source is not None and taught:
-        lesson = give_lesson(source, experiment, data, task, objective, training)
+        lesson = resolve_teacher(source, experiment, data, task, objective, training)
 
     student = build.network(experiment.student, data, experiment.seed, "student")
-    build.start(
+    build.init_weights(
         student,
         experiment.init,
         previous=previous.net if previous else None,
@@ -77,13 +77,13 @@ def fit_stage(
         pretrained=pretrained_start(experiment, data, training, choices) if experiment.init == "pretrained" else None,
     )
     given = None
-    if experiment.init in ("teacher", "cut", "pretrained"):
+    if experiment.init in ("teacher", "layer_subset", "pretrained"):
         given = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    batches = build.source(experiment.source, data)
-    adapted = build.adapted(student, experiment.adapter, experiment.seed)
-    companion = build.companion(experiment, student, data)
+    batches = build.batch_transform(experiment.batch_transform, data)
+    adapted = build.attach_adapter(student, experiment.adapter, experiment.seed)
+    auxiliary = build.auxiliary(experiment, student, data)
     teacher = lesson.teacher if lesson else None
-    method = build.method(experiment, student, objective, task, teacher, batches, companion)
+    method = build.method(experiment, student, objective, task, teacher, batches, auxiliary)
     folder.mkdir(parents=True, exist_ok=True)
     write_model(folder, experiment.student, data, method.weights_file)
     loggers = build.loggers(experiment.logger, folder, experiment.name)
@@ -96,7 +96,7 @@ def fit_stage(
     return Stage(experiment, data, task, training, student, lesson, fitted, given)
 
 
-def _in_order(previous: Trained | None, experiment: Experiment, data: Any) -> Trained | None:
+def _in_order(previous: TrainedModel | None, experiment: Experiment, data: Any) -> TrainedModel | None:
     """The stage before, with its classes in the order of ``data``: a copy where that is another one."""
     if previous is None or not previous.classes or not goes_on_from_previous(experiment) or not classified_alone(data):
         return previous
@@ -140,7 +140,7 @@ def goes_on_from_previous(experiment: Experiment) -> bool:
 
 def is_taught_by_previous(experiment: Experiment) -> bool:
     """Whether the stage before teaches: born-again generations, and ``teacher=previous``."""
-    return experiment.method.get("source") == "previous" or (
+    return experiment.method.get("self_teacher") == "previous" or (
         experiment.teacher is not None and experiment.teacher.previous
     )
 

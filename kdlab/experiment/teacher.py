@@ -17,21 +17,29 @@ from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.from_run import FromRun, load_pretrained
-from kdlab.experiment.model_store import Recipe, obtain
+from kdlab.experiment.model_store import Recipe, get_or_train
 from kdlab.experiment.schema import Experiment, TeacherSpec
-from kdlab.experiment.teacher_cache import cached, why_not_cached, written
+from kdlab.experiment.teacher_cache import cache_obstacle, cached, written
 from kdlab.losses import Objective
 from kdlab.models import load_weights
 from kdlab.runs.origin import weights_path
 from kdlab.tasks import Task
-from kdlab.teachers import EnsembleTeacher, FrozenTeacher, Several, TasksTeacher, Teacher, TokenCache, UnlikeTeacher
-from kdlab.training import Training
+from kdlab.teachers import (
+    EnsembleTeacher,
+    FrozenTeacher,
+    MultiTeacher,
+    TasksTeacher,
+    Teacher,
+    TokenCache,
+    UnlikeTeacher,
+)
+from kdlab.training import TrainerConfig
 
 log = logging.getLogger("kdlab")
 
 
 @dataclass
-class Trained:
+class TrainedModel:
     """A trained network that can teach."""
 
     net: nn.Module | None
@@ -42,7 +50,7 @@ class Trained:
     fresh: bool = False
     tokenizer: Any = None
     """Of a language model; None where it is the data's, or not known."""
-    members: tuple[Trained, ...] = ()
+    members: tuple[TrainedModel, ...] = ()
     """Several networks that teach together."""
     classes: tuple[str, ...] = ()
     """The names of its classes in the order of its logits, where these are those of a stage before."""
@@ -54,55 +62,55 @@ class Trained:
 
 
 @dataclass
-class Lesson:
+class ResolvedTeacher:
     """A teacher ready to teach, and what is known of it."""
 
     teacher: Teacher
-    source: Trained
+    source: TrainedModel
     cache_seconds: float = 0.0
 
 
 def find_teacher(
     experiment: Experiment,
     data: Any,
-    training: Training,
-    previous: Trained | None,
+    training: TrainerConfig,
+    previous: TrainedModel | None,
     names: Mapping[str, str],
-    any_vocabulary: bool = False,
-) -> Trained | None:
+    vocabulary_agnostic: bool = False,
+) -> TrainedModel | None:
     """The experiment's teacher as a trained network; None where it has none.
 
     Args:
-        any_vocabulary: its classes need not be those of ``data``.
+        vocabulary_agnostic: its classes need not be those of ``data``.
 
     Raises:
         UserError: if its checkpoint does not load, or it has another number of classes than the data.
     """
     spec = experiment.teacher
     if spec is not None and spec.written:
-        return Trained(None, f"elsewhere (its answers in {spec.cache})")
+        return TrainedModel(None, f"elsewhere (its answers in {spec.cache})")
     if previous is not None or spec is None:
         return previous
     if spec.members is not None:
         return _find_members(experiment, data, training, names)
     if spec.net is None:
         return None
-    if came_with_weights(spec):
-        net, tokenizer, origin = foreign_teacher(experiment, data, any_vocabulary)
-        return Trained(net, origin, tokenizer=tokenizer)
+    if has_weights(spec):
+        net, tokenizer, origin = external_teacher(experiment, data, vocabulary_agnostic)
+        return TrainedModel(net, origin, tokenizer=tokenizer)
     config = build.teacher_data(experiment.data, spec.data)
     own = own_data(experiment, "teacher")
-    if not any_vocabulary:
-        data.like(own)
+    if not vocabulary_agnostic:
+        data.check_same_classes(own)
     recipe = Recipe(
         *(experiment.task, spec.net, config, spec.epochs, spec.seed, spec.optimizer, spec.scheduler, experiment.trainer)
     )
     name = names.get("teacher", "teacher")
-    kept = obtain("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
-    return Trained(kept.net, kept.trained_on, kept.seconds, kept.fresh, getattr(own, "tokenizer", None))
+    kept = get_or_train("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
+    return TrainedModel(kept.net, kept.trained_on, kept.seconds, kept.fresh, getattr(own, "tokenizer", None))
 
 
-def _find_members(experiment: Experiment, data: Any, training: Training, names: Mapping[str, str]) -> Trained:
+def _find_members(experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]) -> TrainedModel:
     """Each of several teachers, found or trained as a single one is."""
     members = []
     for n, one in enumerate(each_member(experiment)):
@@ -112,7 +120,7 @@ def _find_members(experiment: Experiment, data: Any, training: Training, names: 
         members.append(found)
     times = [one.seconds for one in members if one.seconds is not None]
     trained_on = "; ".join(dict.fromkeys(one.trained_on for one in members))
-    return Trained(None, trained_on, sum(times) if times else None, members=tuple(members))
+    return TrainedModel(None, trained_on, sum(times) if times else None, members=tuple(members))
 
 
 def each_member(experiment: Experiment) -> list[Experiment]:
@@ -147,14 +155,14 @@ def _in_member(match: re.Match[str]) -> str:
     return f"{first}: {value} in that member"
 
 
-def ensemble(experiment: Experiment, members: Sequence[Teacher], data: Any) -> Several:
+def ensemble(experiment: Experiment, members: Sequence[Teacher], data: Any) -> MultiTeacher:
     """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
     assert experiment.teacher is not None
-    weighing = experiment.teacher.weighing
-    if weighing == "tasks":
+    weighting = experiment.teacher.weighting
+    if weighting == "tasks":
         return TasksTeacher(dict(zip(tasks_of(experiment), members, strict=True)), next(iter(data.tasks)))
-    by_confidence: Any = "confidence" if weighing == "confidence" else "mean"
-    return EnsembleTeacher(members, weighing=by_confidence, show=weighing == "learned")
+    by_confidence: Any = "confidence" if weighting == "confidence" else "mean"
+    return EnsembleTeacher(members, weighting=by_confidence, show=weighting == "learned")
 
 
 def tasks_of(experiment: Experiment) -> list[str]:
@@ -169,37 +177,38 @@ def tasks_of(experiment: Experiment) -> list[str]:
         label = one.teacher.data.get("label")
         if not isinstance(label, str) or label in found:
             raise UserError(
-                f"teacher.members[{n}].data.label: {label!r}, and teacher.weighing is tasks; accepted: the name of a "
+                f"teacher.members[{n}].data.label: {label!r}, and teacher.weighting is tasks; accepted: the name of a "
                 "task that no other member knows"
             )
         found.append(label)
     return found
 
 
-def came_with_weights(spec: TeacherSpec) -> bool:
+def has_weights(spec: TeacherSpec) -> bool:
     """Whether a teacher need not be trained: it has a checkpoint, or is one that others published."""
     return spec.checkpoint is not None or (spec.net or {}).get("name") is not None
 
 
-def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> tuple[nn.Module, Any, str]:
+def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> tuple[nn.Module, Any, str]:
     """A teacher that was trained elsewhere, its tokenizer (None if not known), and where it is from.
 
     Raises:
-        UserError: if its weights do not fit, or it speaks of other tokens than ``data``, unless ``any_vocabulary``.
+        UserError: if its weights do not fit, or it speaks of other tokens than ``data``, unless
+        ``vocabulary_agnostic``.
     """
     spec = experiment.teacher
     assert spec is not None and spec.net is not None
     if getattr(data, "tasks", None) and isinstance(spec.data.get("label"), str):  # it knows one of several tasks
         own = own_data(experiment, "teacher")
-        data.like(own)
+        data.check_same_classes(own)
         data = own
     if (origin := FromRun.of(spec.checkpoint, "teacher.checkpoint")) is not None:
-        return _teacher_from_run(origin, spec, data, any_vocabulary)
+        return _teacher_from_run(origin, spec, data, vocabulary_agnostic)
     net = build.network(spec.net, data, spec.seed, "teacher.net")
     tokenizer = None
-    if data.gives != "rows" and getattr(net, "tokenizer_name", None) is not None:
+    if data.target != "class" and getattr(net, "tokenizer_name", None) is not None:
         tokenizer = Tokenizer.load(str(net.tokenizer_name))
-        if not any_vocabulary:
+        if not vocabulary_agnostic:
             data.same_tokens(tokenizer, "teacher.net.name")
     if spec.checkpoint is None:
         return net, tokenizer, f"elsewhere ({spec.net['name']})"
@@ -207,7 +216,7 @@ def foreign_teacher(experiment: Experiment, data: Any, any_vocabulary: bool) -> 
 
 
 def _teacher_from_run(
-    origin: FromRun, spec: TeacherSpec, data: Any, any_vocabulary: bool
+    origin: FromRun, spec: TeacherSpec, data: Any, vocabulary_agnostic: bool
 ) -> tuple[nn.Module, Any, str]:
     """A teacher whose weights are in a run folder: with its own normalisation, its classes in the order of the data's.
 
@@ -218,11 +227,11 @@ def _teacher_from_run(
     network = origin.network(spec.net, "teacher.net")
     origin.check_inputs(data)
     tokenizer = origin.tokenizer() if origin.reads_text else None
-    if tokenizer is not None and not any_vocabulary:
+    if tokenizer is not None and not vocabulary_agnostic:
         data.same_tokens(tokenizer, origin.key)
     if tokenizer is None:
         origin.check_classes(data)
-    net = build.network(network, data, spec.seed, "teacher.net", origin.offers(data))
+    net = build.network(network, data, spec.seed, "teacher.net", origin.network_kwargs(data))
     loaded = _load(net, spec)
     if tokenizer is None:
         origin.say_normalisation(data, "teacher")
@@ -246,14 +255,14 @@ def own_data(experiment: Experiment, owner: str) -> Any:
         UserError: what the data refuse, or if no row has a label.
     """
     spec = getattr(experiment, owner)
-    with build.of(owner):
+    with build.error_prefix(owner):
         data = build.data(build.teacher_data(experiment.data, spec.data), spec.seed)
     if data.counts["labelled"] == 0:
         raise UserError(f"{owner}.data.labels: 0, and it learns from labels; accepted: above 0, or null")
     return data
 
 
-def tokens_of_teacher(experiment: Experiment) -> Any:
+def data_in_teacher_tokens(experiment: Experiment) -> Any:
     """The data in the tokens of a teacher with a tokenizer of its own.
 
     Raises:
@@ -261,17 +270,17 @@ def tokens_of_teacher(experiment: Experiment) -> Any:
     """
     spec = experiment.teacher
     assert spec is not None and spec.net is not None
-    if not came_with_weights(spec):
+    if not has_weights(spec):
         return own_data(experiment, "teacher")
     origin = FromRun.of(spec.checkpoint, "teacher.checkpoint")
     tokens = spec.net.get("name") if origin is None else str(origin.folder / "tokenizer.json")
-    with build.of("teacher"):
+    with build.error_prefix("teacher"):
         return build.data({**build.teacher_data(experiment.data, spec.data), "tokenizer": tokens}, spec.seed)
 
 
-def give_lesson(
-    source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
-) -> Lesson:
+def resolve_teacher(
+    source: TrainedModel, experiment: Experiment, data: Any, task: Task, objective: Objective, training: TrainerConfig
+) -> ResolvedTeacher:
     """Freeze a trained network into a teacher; from its cache where that can be, else live, and say why.
 
     Raises:
@@ -282,31 +291,32 @@ def give_lesson(
     if source.net is None:
         kept = written(experiment, data, objective)
         log.info(kept.describe())
-        return Lesson(kept, source)
+        return ResolvedTeacher(kept, source)
     live = FrozenTeacher(source.net, task, objective.teacher_layers)
-    if objective.any_vocabulary and source.tokenizer is not None:
+    if objective.vocabulary_agnostic and source.tokenizer is not None:
         unlike = UnlikeTeacher(source.net, task, source.tokenizer, data.tokenizer)
         log.info(unlike.describe())
-        return Lesson(unlike, source)
-    why_not = why_not_cached(experiment, data, objective)
+        return ResolvedTeacher(unlike, source)
+    why_not = cache_obstacle(experiment, data, objective)
     if why_not:
         log.info("%s; no cache, %s", live.describe(), why_not)
-        return Lesson(live, source)
+        return ResolvedTeacher(live, source)
     started = time.monotonic()
     teacher = cached(live, experiment, data, training)
     log.info(teacher.describe())
-    if objective.softens and isinstance(teacher, TokenCache) and not teacher.manifest.plain_logits:
+    if objective.uses_temperature and isinstance(teacher, TokenCache) and not teacher.manifest.plain_logits:
         log.warning(
-            "teacher: a temperature other than 1 softens the %d cached tokens and one bucket of all others, which is "
-            "another objective than softening the whole vocabulary; temperature=one is what the cache is made for",
+            "teacher: a temperature other than 1 softens the %d cached tokens and one bucket of all "
+            "others, which is "
+            "another objective than softening the whole vocabulary; temperature=none is what the cache is made for",
             teacher.manifest.k,
         )
-    return Lesson(teacher, source, time.monotonic() - started)
+    return ResolvedTeacher(teacher, source, time.monotonic() - started)
 
 
 def _give_members(
-    source: Trained, experiment: Experiment, data: Any, task: Task, objective: Objective, training: Training
-) -> Lesson:
+    source: TrainedModel, experiment: Experiment, data: Any, task: Task, objective: Objective, training: TrainerConfig
+) -> ResolvedTeacher:
     """Several teachers as one; each answers from its own cache where that can be."""
     started = time.monotonic()
     members: list[Teacher] = []
@@ -314,16 +324,16 @@ def _give_members(
         assert found.net is not None
         live = FrozenTeacher(found.net, task)
         with of_member(n):
-            why_not = why_not_cached(one, data, objective)
+            why_not = cache_obstacle(one, data, objective)
             members.append(live if why_not else cached(live, one, data, training))
         if why_not:
             log.info("teacher.members[%d]: no cache, %s", n, why_not)
     teacher = ensemble(experiment, members, data)
     log.info(teacher.describe())
-    return Lesson(teacher, source, time.monotonic() - started)
+    return ResolvedTeacher(teacher, source, time.monotonic() - started)
 
 
-def pretrained_start(experiment: Experiment, data: Any, training: Training, names: Mapping[str, str]) -> Any:
+def pretrained_start(experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]) -> Any:
     """A function that gives a student the weights of ``pretrained``, with its own head where classes differ."""
     spec = experiment.pretrained
     if spec is None:
@@ -331,7 +341,7 @@ def pretrained_start(experiment: Experiment, data: Any, training: Training, name
             "init: pretrained, and the experiment has no pretrained; accepted: pretrained=trained, or fresh"
         )
 
-    keeps_head = data.gives != "rows"  # the same tokens follow in any text; classes are the data's own
+    keeps_head = data.target != "class"  # the same tokens follow in any text; classes are the data's own
 
     def give(student: nn.Module) -> None:
         if spec.checkpoint is not None:
@@ -349,7 +359,7 @@ def pretrained_start(experiment: Experiment, data: Any, training: Training, name
             experiment.trainer,
         )
         name = names.get("student", "student")
-        kept = obtain("pretrained", recipe, Path(experiment.output), training, name, experiment.logger)
+        kept = get_or_train("pretrained", recipe, Path(experiment.output), training, name, experiment.logger)
         load_weights(student, kept.folder / "model_finetuned.pt", key="pretrained", head=keeps_head)
         log.info("pretrained: on %s%s", kept.trained_on, "" if keeps_head else "; a new head")
 

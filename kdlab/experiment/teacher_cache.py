@@ -28,18 +28,18 @@ from kdlab.teachers import (
     write_cache,
     write_tokens,
 )
-from kdlab.training import Training
+from kdlab.training import TrainerConfig
 
 log = logging.getLogger("kdlab")
 
-MEASURED = ("val", "test", "outside")
-"""The splits that a result reports; ``outside`` is of another domain than training."""
+MEASURED = ("val", "test", "ood")
+"""The splits that a result reports; ``ood`` is of another domain than training."""
 
 WHOLE_ROWS = 257
 """Size of a vocabulary up to which a cache of sequences holds all of it, and so leaves out nothing."""
 
 
-def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> str:
+def cache_obstacle(experiment: Experiment, data: Any, objective: Objective) -> str:
     """Why a teacher answers live; empty where it can answer from a cache.
 
     Raises:
@@ -53,21 +53,21 @@ def why_not_cached(experiment: Experiment, data: Any, objective: Objective) -> s
     if asked == "off":
         return "as teacher.cache=off asks"
     reasons = []
-    if layers and (data.gives != "rows" or not spec.feature_mib):
+    if layers and (data.target != "class" or not spec.feature_mib):
         reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
     if data.views is None:
-        reasons.append(data.unlimited)
-    if experiment.source is not None:
-        makes = "makes rows" if data.gives == "rows" else "writes sequences"
-        reasons.append(f"source {makes} that nobody has seen before")
+        reasons.append(data.uncacheable_reason)
+    if experiment.batch_transform is not None:
+        makes = "makes rows" if data.target == "class" else "writes sequences"
+        reasons.append(f"batch_transform {makes} that nobody has seen before")
     if getattr(data, "tasks", None) and not isinstance(spec.data.get("label"), str):
         reasons.append("it answers several tasks, and a cache holds one answer")
-    if objective.any_vocabulary:
+    if objective.vocabulary_agnostic:
         reasons.append("it reads the text in tokens of its own")
     if reasons and (asked != "auto" or sparse):
         said = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
         raise UserError(f"teacher.{said}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
-    if asked == "auto" and data.gives != "rows" and not sparse and data.vocab_size > WHOLE_ROWS:
+    if asked == "auto" and data.target != "class" and not sparse and data.vocab_size > WHOLE_ROWS:
         reasons.append(
             f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"
         )
@@ -88,7 +88,7 @@ def _sparse(spec: TeacherSpec, data: Any) -> str:
     name, value = given[0], getattr(spec, given[0])
     if len(given) > 1:
         raise UserError(f"teacher.top_k: {spec.top_k}, and teacher.draws: {spec.draws}; accepted: one of them")
-    if data.gives == "rows":
+    if data.target == "class":
         raise UserError(f"teacher.{name}: {value}, and data ({data.name}) is no text; accepted: null")
     most = data.vocab_size if name == "top_k" else 4096
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -104,9 +104,9 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
     """
     spec = experiment.teacher
     assert spec is not None
-    if data.gives == "rows":
+    if data.target == "class":
         raise UserError(f"teacher.cache: {spec.cache}, and data ({data.name}) is no text; accepted: teacher=NAME")
-    why_not_cached(experiment, data, objective)
+    cache_obstacle(experiment, data, objective)
     manifest = TokenManifest.read(Path(spec.cache))
     known = (data.fingerprint, data.tokenizer.identity)
     if manifest.classes != data.vocab_size or manifest.data not in known:
@@ -116,7 +116,7 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
         )
     cache = TokenCache(Path(spec.cache), manifest)
     unknown, total = 0, 0
-    for batch in data.sequential("train"):
+    for batch in data.ordered_loader("train"):
         missing, among = cache.missing(batch)
         unknown, total = unknown + missing, total + among
     if unknown:
@@ -127,20 +127,20 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
     return cache
 
 
-def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Training) -> Teacher:
+def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: TrainerConfig) -> Teacher:
     """The teacher, answering from its cache, which is filled first if it is not there; live where that would be too
     large."""
     spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
-    data.place(training.device)
+    data.to(training.device)
     live.to(training.device)
     kept = Path(experiment.output) / "cache"
-    if data.gives != "rows":
+    if data.target != "class":
         tokens = describe_tokens(live.net, data, spec)
         folder = kept / tokens.key if spec.cache == "auto" else Path(spec.cache)
         if spec.cache == "auto" and not (folder / "manifest.json").exists():
             with _progress() as report:
                 rows = sum(data.rows(split) for split in tokens.splits)
-                write_tokens(folder, tokens, live, data.sequential, report, rows)
+                write_tokens(folder, tokens, live, data.ordered_loader, report, rows)
         return TokenCache(folder, tokens)
     inside = describe_features(live, data) if live.layers else None
     if inside is not None and inside.bytes > spec.feature_mib * 2**20:
@@ -162,13 +162,13 @@ def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: Any, fold
     at = kept / manifest.key if folder is None else Path(folder)
     if folder is None and not (at / "manifest.json").exists():
         with _progress() as report:
-            write_cache(at, manifest, live, data.sequential, report)
+            write_cache(at, manifest, live, data.ordered_loader, report)
     return Arrays(at, manifest)
 
 
 def describe_rows(live: FrozenTeacher, data: Any) -> Manifest:
     """What a cache of a teacher's answers to rows holds: its logits, of all splits."""
-    example = next(iter(data.sequential("train", batch_size=2)))
+    example = next(iter(data.ordered_loader("train", batch_size=2)))
     rows = {"train": (data.counts["train"], data.views or 1)}
     rows.update({split: (data.counts[split], 1) for split in MEASURED if data.counts.get(split)})
     return _manifest(live.net, data, rows, live(example).logits.shape[-1])
@@ -176,7 +176,7 @@ def describe_rows(live: FrozenTeacher, data: Any) -> Manifest:
 
 def describe_features(live: FrozenTeacher, data: Any) -> Manifest:
     """What a cache of the layers that ``live`` captures holds: training rows, which alone are compared inside."""
-    example = next(iter(data.sequential("train", batch_size=2)))
+    example = next(iter(data.ordered_loader("train", batch_size=2)))
     layers = {name: tuple(feature.shape[1:]) for name, feature in live(example).features.items()}
     return _manifest(live.net, data, {"train": (data.counts["train"], data.views or 1)}, 0, layers)
 
@@ -190,7 +190,7 @@ def _manifest(
 ) -> Manifest:
     numbers = classes + sum(math.prod(shape) for shape in (layers or {}).values())
     return Manifest(
-        teacher=_said_by(net),
+        teacher=weights_fingerprint(net),
         data=data.fingerprint,
         transform=data.transform,
         classes=classes,
@@ -212,7 +212,7 @@ def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManife
     whole = not drawn and k == data.vocab_size
     rows = {split: (data.rows(split), 1) for split in splits} if whole else {}
     return TokenManifest(
-        teacher=_said_by(net),
+        teacher=weights_fingerprint(net),
         data=data.fingerprint,
         form="sampled" if drawn else "topk",
         k=k,
@@ -223,7 +223,7 @@ def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManife
     )
 
 
-def _said_by(net: nn.Module) -> str:
+def weights_fingerprint(net: nn.Module) -> str:
     # the input normalisation is no part of a state dict, but it is of what the teacher says
     return weights_hash({**net.state_dict(), **dict(net.named_buffers())})
 

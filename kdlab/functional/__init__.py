@@ -10,9 +10,14 @@ from kdlab.functional.feature.nst import polynomial_mmd
 from kdlab.functional.feature.ofa import enhanced_target
 from kdlab.functional.feature.ofd import negative_mean, partial_l2
 from kdlab.functional.feature.review import hierarchical_context
-from kdlab.functional.feature.svd import aligned, radial_relation, right_singular_vectors, turned_positive
+from kdlab.functional.feature.svd import (
+    align_singular_vectors,
+    radial_relation,
+    right_singular_vectors,
+    turned_positive,
+)
 from kdlab.functional.feature.vid import gaussian_nll
-from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, columns, comparable, dense, finite
+from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, align_logits, columns, dense, finite
 from kdlab.functional.modes import probing
 from kdlab.functional.relation.correlation_congruence import correlation_congruence
 from kdlab.functional.relation.crd import noise_contrast
@@ -49,9 +54,9 @@ from kdlab.functional.response.soft_labels import (
     zipf_kl,
 )
 from kdlab.functional.schedule import Schedule, schedule
-from kdlab.functional.seeds import mix, seed_all, seed_torch
+from kdlab.functional.seeds import hash_seed, seed_all, seed_torch
 from kdlab.functional.taps import Taps
-from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, Window, soft
+from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, StepTotals, as_probabilities
 
 __all__ = [
     "NO_LABEL",
@@ -63,9 +68,11 @@ __all__ = [
     "Sampled",
     "Schedule",
     "Sparse",
+    "StepTotals",
     "Taps",
-    "Window",
-    "aligned",
+    "align_logits",
+    "align_singular_vectors",
+    "as_probabilities",
     "attention_map",
     "batch_gram_distance",
     "boundary_distance",
@@ -73,7 +80,6 @@ __all__ = [
     "chunked",
     "class_gram_distance",
     "columns",
-    "comparable",
     "correlation_congruence",
     "cross_entropy",
     "custom_target_weight",
@@ -85,6 +91,7 @@ __all__ = [
     "finite",
     "fsp_matrix",
     "gaussian_nll",
+    "hash_seed",
     "hierarchical_context",
     "inter_class_distance",
     "intra_class_distance",
@@ -93,7 +100,6 @@ __all__ = [
     "log_probabilities",
     "logit_squared_error",
     "masked_classes",
-    "mix",
     "negative_mean",
     "noise_contrast",
     "partial_l2",
@@ -114,7 +120,6 @@ __all__ = [
     "similarity_preserving",
     "skew_kl",
     "skew_reverse_kl",
-    "soft",
     "soft_label_weight",
     "squared_error",
     "standardize",

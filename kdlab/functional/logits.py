@@ -2,7 +2,7 @@
 
 ``Projected`` has not been multiplied out; ``Sparse`` keeps the most probable classes and the mass of all others;
 ``Sampled`` keeps classes drawn from the distribution. All forms have ``shape``, ``dtype``, ``device``, ``detach``, and
-slices of rows; ``comparable`` turns any pair of them into two dense tensors that every divergence takes.
+slices of rows; ``align_logits`` turns any pair of them into two dense tensors that every divergence takes.
 """
 
 from __future__ import annotations
@@ -244,7 +244,7 @@ def finite(logits: Any) -> bool:
     return bool(values.isfinite().all())
 
 
-def comparable(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
+def align_logits(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
     """The logits of both as two dense tensors of one shape: (rows, C), or (rows, k + 1) with a sparse teacher."""
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return student, teacher

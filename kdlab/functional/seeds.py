@@ -14,7 +14,7 @@ import torch
 _MASK = (1 << 64) - 1
 
 
-def mix(*parts: int) -> int:
+def hash_seed(*parts: int) -> int:
     """A 63-bit hash of whole numbers (the finaliser of splitmix64, Steele et al., OOPSLA 2014, chained)."""
     state = 0x9E3779B97F4A7C15
     for part in parts:
@@ -28,7 +28,7 @@ def mix(*parts: int) -> int:
 
 def seed_torch(*parts: int) -> None:
     """Seed torch's generators (dropout and the like) from ``parts``; a few microseconds on CPU."""
-    torch.manual_seed(mix(*parts))
+    torch.manual_seed(hash_seed(*parts))
 
 
 def seed_all(seed: int) -> None:

@@ -19,7 +19,7 @@ SEGMENTS = ("prompt", "reasoning", "answer", "text")
 """What a token of a sequence can be part of; ``Batch.segment`` holds indices into it."""
 
 
-class Window(NamedTuple):
+class StepTotals(NamedTuple):
     """What one optimizer step counts, over all its micro-batches and processes.
 
     An average over the step is exact, whatever the split, only if every part divides by the count of the whole;
@@ -33,7 +33,8 @@ class Window(NamedTuple):
     parts: int = 1
     """Number of micro-batches (over all processes) that the step is split into."""
     examples: float = 0.0
-    """Summed weight (``Batch.share``) of the sequences, where a row is a position of one; 0 where nobody counted."""
+    """Summed weight (``Batch.sequence_weight``) of the sequences, where a row is a position of one; 0 where
+    nobody counted."""
     partnered: float = 0.0
     """Summed weight of the rows that have a partner."""
 
@@ -45,36 +46,36 @@ class Batch:
     ``inputs`` is a tensor (B, ...) or a dict of tensors, which a network gets as keywords; ``targets`` holds class ids
     (B,), with ``-100`` for a row without a label, or soft targets (B, C), where an all-zero row has no label.
 
-    Of sequences, a row is a position whose prediction counts: ``where`` says which, and ``targets`` (rows,) holds the
-    token that follows each of them.
+    Of sequences, a row is a position whose prediction counts: ``loss_mask`` says which, and ``targets`` (rows,) holds
+    the token that follows each of them.
     """
 
     inputs: Tensor | dict[str, Tensor]
     targets: Tensor
-    key: Tensor | None = None
+    example_id: Tensor | None = None
     """(B, 2) int64: which example of the split, and which view of it. The key of every cache."""
     weight: Tensor | None = None
     """(rows,) float: how much each row counts; None is 1 for all."""
     segment: Tensor | None = None
     """(rows,) int64: which part of a sequence the predicted token belongs to, an index into ``SEGMENTS``."""
-    where: Tensor | None = None
+    loss_mask: Tensor | None = None
     """(B, T) bool: the positions of the sequences that are the rows, in row-major order; None where a row is an
     example."""
     prompts: Tensor | None = None
     """(B,) int64: how many of the tokens that are read of a sequence are its prompt, and given whoever writes the rest;
     0 for running text. None where a line holds several sequences, or nobody said."""
-    share: Tensor | None = None
+    sequence_weight: Tensor | None = None
     """(B,) float: how much each sequence counts as a whole, beside how much its tokens do; None is 1 for all."""
     partner: Tensor | None = None
     """(rows,) int64: which row of the same batch each row is to agree with (another view of it, another of its class);
     -1 for none."""
-    clean: Tensor | dict[str, Tensor] | None = None
+    teacher_inputs: Tensor | dict[str, Tensor] | None = None
     """What the teacher reads where that is not ``inputs``, such as pictures before an attack."""
-    truth: Tensor | None = None
+    hidden_targets: Tensor | None = None
     """(B,) labels withheld from training, for curves about pseudo-labels alone."""
     tasks: dict[str, Tensor] | None = None
     """Name of each task → its class ids (B,), where there are several at once; ``targets`` are those of the first."""
-    window: Window | None = None
+    window: StepTotals | None = None
 
     @property
     def labelled(self) -> Tensor:
@@ -84,15 +85,15 @@ class Batch:
     def __len__(self) -> int:
         return self.targets.shape[0]
 
-    def count(self, weight: Tensor | None = None) -> Window:
+    def count(self, weight: Tensor | None = None) -> StepTotals:
         """The window of a batch that is a whole optimizer step by itself."""
         weight = self.weight if weight is None else weight
         labelled, paired = self.labelled, None if self.partner is None else self.partner >= 0
         if weight is None:
             counts = float(labelled.sum()), float(len(labelled))
-            return Window(*counts, partnered=0.0 if paired is None else float(paired.sum()))
+            return StepTotals(*counts, partnered=0.0 if paired is None else float(paired.sum()))
         counts = float(weight[labelled].sum()), float(weight.sum())
-        return Window(*counts, partnered=0.0 if paired is None else float(weight[paired].sum()))
+        return StepTotals(*counts, partnered=0.0 if paired is None else float(weight[paired].sum()))
 
     def part(self, rows: slice) -> Batch:
         """The targets, weights and segments of some of the rows; what counts by example stays whole."""
@@ -113,7 +114,7 @@ class Batch:
 
     def clean_view(self) -> Batch:
         """The batch as the teacher reads it."""
-        return self if self.clean is None else replace(self, inputs=self.clean, clean=None)
+        return self if self.teacher_inputs is None else replace(self, inputs=self.teacher_inputs, teacher_inputs=None)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
         """This batch with every tensor on ``device``."""
@@ -161,7 +162,7 @@ class Outputs:
         return Outputs(self.logits.detach(), cut, {k: v.detach() for k, v in self.heads.items()})
 
 
-def soft(targets: Tensor, classes: int) -> Tensor:
+def as_probabilities(targets: Tensor, classes: int) -> Tensor:
     """Targets as probabilities (B, C); a row without a label is all zero."""
     if targets.ndim == 2:
         return targets.float()

@@ -17,8 +17,8 @@ from kdlab.losses.feature.svd import KDSVD
 from kdlab.losses.feature.vid import VID
 from kdlab.losses.objective import Losses, Objective
 from kdlab.losses.online.byot import ExitsCE, ExitsHint, ExitsKL
-from kdlab.losses.online.cs_kd import PartnerKL
-from kdlab.losses.online.dlb import LastStepKL
+from kdlab.losses.online.cs_kd import CSKD
+from kdlab.losses.online.dlb import DLB
 from kdlab.losses.online.mutual import MutualKL, PeersCE
 from kdlab.losses.relation.correlation_congruence import CorrelationCongruence
 from kdlab.losses.relation.crd import CRD
@@ -55,7 +55,9 @@ from kdlab.losses.term import LabelTerm, Role, Rows, Term
 
 __all__ = [
     "CRD",
+    "CSKD",
     "DKD",
+    "DLB",
     "FSP",
     "JSD",
     "KDSVD",
@@ -87,7 +89,6 @@ __all__ = [
     "HiddenCosine",
     "Hint",
     "LabelTerm",
-    "LastStepKL",
     "LayerTerm",
     "LearnedTemperature",
     "LogitMSE",
@@ -98,7 +99,6 @@ __all__ = [
     "MultiTeacherKL",
     "MutualKL",
     "Objective",
-    "PartnerKL",
     "PeersCE",
     "ProbabilisticTransfer",
     "RKDAngle",

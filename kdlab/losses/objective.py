@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Projected, Schedule, Window, chunked, dense, schedule
+from kdlab.functional import Batch, Outputs, Projected, Schedule, StepTotals, chunked, dense, schedule
 from kdlab.losses.per_task import for_each_task
 from kdlab.losses.temperature import Temperature
 from kdlab.losses.temperature import temperature as to_temperature
@@ -44,7 +44,7 @@ class Objective(nn.Module):
     counts by the rows it saw. Without a teacher, terms that need one are left out and alpha is 0.
 
     Where student or teacher bring :class:`~kdlab.functional.Projected` logits, the terms that look at one row at a time
-    (``Term.by_row``) see them a chunk of rows at a time, and are differentiated at once: the same numbers and
+    (``Term.rowwise``) see them a chunk of rows at a time, and are differentiated at once: the same numbers and
     gradients, without ever holding (rows, C) logits. So they see dense logits of more than ``AT_ONCE`` numbers, of
     which the chunks spare the softmaxes.
 
@@ -89,7 +89,7 @@ class Objective(nn.Module):
         for module in list(self.terms.modules()):
             if getattr(module, "shares_temperature", False):
                 module.temperature = self.temperature
-        self.apart: dict[str, Tensor] | None = None
+        self.per_term: dict[str, Tensor] | None = None
         """Where somebody puts a dict, each call leaves what every term of weight above 0 adds to the total."""
         self._progress = 0.0
         self._temperatures = [module for module in self.modules() if isinstance(module, Temperature)]
@@ -111,16 +111,16 @@ class Objective(nn.Module):
         return any(term.needs_teacher for term in self._each())
 
     @property
-    def softens(self) -> bool:
+    def uses_temperature(self) -> bool:
         """Whether some term that compares with a teacher does so at another temperature than 1, now."""
         terms = [term for term in self._each() if term.needs_teacher]
         return any(t.now != 1 for t in self._temperatures if any(t in term.modules() for term in terms))
 
     @property
-    def any_vocabulary(self) -> bool:
+    def vocabulary_agnostic(self) -> bool:
         """Whether the teacher may have other classes than the student: no term compares class by class."""
         compared = [term for term in self._each() if term.needs_teacher]
-        return bool(compared) and all(term.any_vocabulary for term in compared)
+        return bool(compared) and all(term.vocabulary_agnostic for term in compared)
 
     @property
     def progress(self) -> float:
@@ -133,11 +133,11 @@ class Objective(nn.Module):
         for each in self._followers:
             each.progress = value  # type: ignore[assignment]
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None = None) -> None:
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None = None) -> None:
         """Show every term the networks, and how many examples there are to learn from; once, before ``prepare``."""
         for name, term in zip(self.names, self._each(), strict=True):
             with _named(name):
-                term.meet(student, teacher, examples)
+                term.setup(student, teacher, examples)
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         """Let every term make what depends on shapes; needs one batch's outputs."""
@@ -184,18 +184,18 @@ class Objective(nn.Module):
             if weight:  # one multiplication: on a small network, what autograd records here is felt
                 weighted = value * (weight * share * window.parts)
                 total = weighted if total is None else total + weighted
-                if self.apart is not None:
-                    self.apart[self.names[n]] = weighted
+                if self.per_term is not None:
+                    self.per_term[self.names[n]] = weighted
         if total is None:  # every weight is zero: keep the graph, so that backward is legal
             total = dense(student.logits[:0]).float().sum()  # of nothing: a masked class is -inf, and 0 * -inf is nan
         return Losses(total, torch.stack(values), tuple(counted))
 
     def _refuse(self, student: torch.Size, teacher: torch.Size) -> None:
         """Logits of two shapes, unless every term takes a teacher with other classes."""
-        if self.any_vocabulary and student[:-1] == teacher[:-1]:
+        if self.vocabulary_agnostic and student[:-1] == teacher[:-1]:
             return
         each = zip(self.names, self._each(), strict=True)
-        strict = next((n for n, term in each if term.needs_teacher and not term.any_vocabulary), None)
+        strict = next((n for n, term in each if term.needs_teacher and not term.vocabulary_agnostic), None)
         raise UserError(
             f"student, teacher: logits of shape {tuple(student)} and {tuple(teacher)}"
             + (f", and loss.terms.{strict} compares class by class" if strict else "")
@@ -204,7 +204,7 @@ class Objective(nn.Module):
         )
 
     @staticmethod
-    def _share(term: Term, value: Tensor, batch: Batch, labelled: Tensor, window: Window) -> tuple[Tensor, float]:
+    def _share(term: Term, value: Tensor, batch: Batch, labelled: Tensor, window: StepTotals) -> tuple[Tensor, float]:
         """A number and a factor, whose product is this micro-batch's part of the term's mean over the whole step."""
         if value.ndim == 0:
             seen = batch.count()
@@ -225,7 +225,7 @@ class Objective(nn.Module):
         teacher: Outputs | None,
         batch: Batch,
         labelled: Tensor,
-        window: Window,
+        window: StepTotals,
         weights: list[float],
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
         """The weighted sum of the terms that a chunk of rows is enough for, and each one's share by its number."""
@@ -233,7 +233,9 @@ class Objective(nn.Module):
         rows_at_once = self._rows_at_once(logits, others)
         if not rows_at_once:
             return None, {}
-        chosen = {n: t for n, t in enumerate(self._each()) if t.by_row and (teacher is not None or not t.needs_teacher)}
+        chosen = {
+            n: t for n, t in enumerate(self._each()) if t.rowwise and (teacher is not None or not t.needs_teacher)
+        }
         if not chosen:
             return None, {}
 
@@ -243,7 +245,7 @@ class Objective(nn.Module):
             found = []
             for n, term in chosen.items():
                 with nullcontext() if weights[n] else torch.no_grad():
-                    found.append(_ask(self.names[n], term, mine, theirs, part, s.shape[:1], by_row=True))
+                    found.append(_ask(self.names[n], term, mine, theirs, part, s.shape[:1], rowwise=True))
             return torch.stack(found)
 
         # what _share and forward multiply each row's value with
@@ -258,11 +260,11 @@ class Objective(nn.Module):
         scale = torch.tensor([weights[n] * window.parts for n in chosen], device=share.device, dtype=share.dtype)
         trained = dict.fromkeys(p for term in chosen.values() for p in term.parameters())
         total, values = chunked(values_of, logits, others, share * scale[:, None], rows_at_once, trained)
-        if self.apart is not None:  # differentiated at once, their sum cannot be taken apart afterwards
+        if self.per_term is not None:  # differentiated at once, their sum cannot be taken apart afterwards
             for k, n in enumerate(chosen):
                 if weights[n]:
                     alone = share * torch.where(torch.arange(len(chosen), device=scale.device) == k, scale, 0)[:, None]
-                    self.apart[self.names[n]] = chunked(values_of, logits, others, alone, rows_at_once, trained)[0]
+                    self.per_term[self.names[n]] = chunked(values_of, logits, others, alone, rows_at_once, trained)[0]
         means = (torch.where(share != 0, values, 0.0) * share).sum(1).float()
         return total, dict(zip(chosen, means, strict=True))
 
@@ -287,7 +289,7 @@ def _named(term: str) -> Iterator[None]:
         raise UserError(f"loss.terms.{term}.{error}") from None
 
 
-def _counted(term: Term, window: Window) -> float:
+def _counted(term: Term, window: StepTotals) -> float:
     """The summed weight of the rows that a term's values count over."""
     return {"labelled": window.labelled, "all": window.rows, "partnered": window.partnered}[term.rows]
 
@@ -303,12 +305,12 @@ def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
 
 
 def _ask(
-    name: str, term: Term, student: Outputs, teacher: Any, batch: Batch, rows: torch.Size, by_row: bool = False
+    name: str, term: Term, student: Outputs, teacher: Any, batch: Batch, rows: torch.Size, rowwise: bool = False
 ) -> Tensor:
     """What a term says; what goes wrong in it carries its name.
 
     Raises:
-        ValueError: if it says neither one value per row nor, unless it is asked ``by_row``, a scalar.
+        ValueError: if it says neither one value per row nor, unless it is asked ``rowwise``, a scalar.
     """
     try:
         value = term(student, teacher, batch)
@@ -319,7 +321,7 @@ def _ask(
         raise
     if not isinstance(value, Tensor):
         said = type(value).__name__ if value is not None else "None"
-    elif value.shape == rows or (value.ndim == 0 and not by_row):
+    elif value.shape == rows or (value.ndim == 0 and not rowwise):
         return value
     else:  # (rows, 1) would broadcast into (rows, rows) without a word
         said = str(tuple(value.shape))

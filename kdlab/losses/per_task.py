@@ -12,7 +12,7 @@ from kdlab.functional import Batch, Outputs
 from kdlab.losses.term import Term
 
 
-class OfTask(Term):
+class TaskTerm(Term):
     """A term on the outputs of one of several tasks, which a network gives as ``heads`` by name.
 
     It has the role, the rows and the state of the term inside it; it is never asked by chunks of rows, since heads are
@@ -28,11 +28,11 @@ class OfTask(Term):
         super().__init__()
         self.term, self.task = term, task
         self.role, self.rows, self.needs_teacher = term.role, term.rows, term.needs_teacher
-        self.companion, self.arrange = term.companion, term.arrange
+        self.auxiliary, self.arrange = term.auxiliary, term.arrange
         self.weight = term.weight.times(share)
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
-        self.term.meet(student, teacher, examples)
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+        self.term.setup(student, teacher, examples)
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         self.term.prepare(self._own(student), None if teacher is None else self._own(teacher))
@@ -66,7 +66,7 @@ def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict
     mean = sum(tasks.values()) / len(tasks)
     found: dict[str, Term] = {}
     for name, term in terms.items():
-        if term.one_task and (term.student_layers or term.teacher_layers):
+        if term.single_task_only and (term.student_layers or term.teacher_layers):
             raise UserError(
                 f"loss.terms.{name}: looks at an output beside layers, and there are several tasks "
                 f"({', '.join(tasks)}); accepted: terms on outputs, or on layers alone"
@@ -75,5 +75,5 @@ def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict
             found[name] = term
             continue
         for task, weight in tasks.items():
-            found[f"{name}_{task}"] = OfTask(copy.deepcopy(term), task, weight / mean)
+            found[f"{name}_{task}"] = TaskTerm(copy.deepcopy(term), task, weight / mean)
     return found

@@ -33,18 +33,19 @@ class Term(nn.Module):
     rows: Rows = "all"
     """Over which rows the values count: those with a label, all valid ones, or those with a partner."""
     needs_teacher: bool = True
-    by_row: bool = False
+    rowwise: bool = False
     """Whether each value depends on nothing but that row's logits, heads, target, weight and segment. Such a term is
     called on chunks of rows where logits come as :class:`~kdlab.functional.Projected`, or are many, and needs no code
     for it."""
-    one_task: bool = False
+    single_task_only: bool = False
     """Whether it looks at layers and at an output, of which several tasks have several."""
-    any_vocabulary: bool = False
+    vocabulary_agnostic: bool = False
     """Whether it can be asked of a teacher with other classes than the student's."""
-    companion: str = ""
-    """The :attr:`~kdlab.models.transforms.auxiliary.Companion.kind` that must train beside the student for it; empty for none."""
-    arrange: str = ""
-    """How rows must be put together for it, a :data:`~kdlab.data.order.Arrange`; empty for any way."""
+    auxiliary: str = ""
+    """The :attr:`~kdlab.models.transforms.auxiliary.Auxiliary.kind` that must train beside the student for it;
+    empty for none."""
+    pairing: str = ""
+    """How rows must be put together for it, a :data:`~kdlab.data.order.Pairing`; empty for any way."""
     student_layers: tuple[str, ...] = ()
     """Module paths whose outputs the term wants in ``student.features``."""
     teacher_layers: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class Term(nn.Module):
         if 0 < self.weight.range[1] < LEAST_WEIGHT:
             raise UserError(f"weight: {self.weight.range[1]:g}; accepted: 0, or at least {LEAST_WEIGHT:g}")
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         """See the networks themselves, and how many examples the training split has; called once, before ``prepare``.
 
         For terms that use a part of the teacher (its classifier) or remember every example. None where there is no

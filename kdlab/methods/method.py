@@ -17,7 +17,7 @@ from kdlab.losses import Objective
 from kdlab.methods.learned import greatest
 from kdlab.methods.learning_rate import LearningRate
 from kdlab.models import frozen_modules
-from kdlab.models.transforms.auxiliary import Companion
+from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
@@ -27,7 +27,7 @@ MOST_APART = 2**16
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
-class Source(Protocol):
+class BatchTransform(Protocol):
     """What puts other rows or sequences in the place of the data's: attacked, generated, written by a network."""
 
     progress: float
@@ -61,7 +61,7 @@ class Method(pl.LightningModule):
         seed: of dropout and other randomness inside networks, as a function of (seed, epoch, batch).
         batches: what puts other sequences in the place of the data's, such as the student's own text; None for the
             data's own.
-        companion: what trains beside the student, and is in no export; None for nothing.
+        auxiliary: what trains beside the student, and is in no export; None for nothing.
     """
 
     weights_file = "student.pt"
@@ -76,12 +76,12 @@ class Method(pl.LightningModule):
         scheduler: LearningRate | None = None,
         teacher: Teacher | None = None,
         seed: int = 0,
-        batches: Source | None = None,
-        companion: Companion | None = None,
+        batches: BatchTransform | None = None,
+        auxiliary: Auxiliary | None = None,
     ) -> None:
         super().__init__()
         self.student = student
-        self.companion = companion
+        self.auxiliary = auxiliary
         self.objective = objective
         self.task = task
         self.teacher = teacher
@@ -90,7 +90,7 @@ class Method(pl.LightningModule):
         self.log_every = 50
         self.channels_last = False
         self._make_optimizer, self._scheduler = optimizer, scheduler
-        self._curves: Curves | None = None
+        self._curves: TermAccumulator | None = None
         self.last_curves: dict[str, float] = {}
         """The means of loss and terms that were written last."""
         self.greatest_gradient: Tensor | None = None
@@ -115,9 +115,9 @@ class Method(pl.LightningModule):
             seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.objective.progress = self._progress()
         batch, told = self._sequences(self._layout(batch), batch_idx)
-        teacher = self.teacher(batch.clean_view()) if self.teacher is not None and self.asks else None
+        teacher = self.teacher(batch.clean_view()) if self.teacher is not None and self.uses_teacher else None
         batch, extra = self.relabel(batch, teacher)
-        student = self.answers(batch)
+        student = self.forward_student(batch)
         losses = self.objective(student, teacher, batch)
         parts = batch.window.parts if batch.window is not None else 1
         assert self._curves is not None
@@ -125,28 +125,28 @@ class Method(pl.LightningModule):
         return losses.total
 
     @cached_property
-    def asks(self) -> bool:
+    def uses_teacher(self) -> bool:
         """Whether training looks at a teacher's answers; with labels alone it is there to be measured against."""
         relabels = type(self).relabel is not Method.relabel
         return self.objective.needs_teacher or self.objective.alpha is not None or relabels
 
-    def answers(self, batch: Batch) -> Outputs:
-        """What the student says, with the layers that terms look at and, while it trains, what its companion adds."""
+    def forward_student(self, batch: Batch) -> Outputs:
+        """What the student says, with the layers that terms look at and, while it trains, what its auxiliary adds."""
         layers = self.objective.student_layers
-        if self.companion is None:
+        if self.auxiliary is None:
             return self.task.outputs(self.student, batch, layers)
         with Taps(self.student, layers) as features:  # their names are the student's
-            said = self.task.outputs(self.companion, batch)
+            said = self.task.outputs(self.auxiliary, batch)
         said.features.update(features)
         return said
 
     @torch.no_grad()
-    def shapes(self, batch: Batch) -> Outputs:
+    def dry_forward(self, batch: Batch) -> Outputs:
         """What it answers in training, but said in eval mode: nothing drops out, and no statistics move."""
         self.student.eval()
-        if self.companion is not None:
-            self.companion.eval().training = True  # itself alone, so that it adds what it adds in training
-        said = self.answers(batch)
+        if self.auxiliary is not None:
+            self.auxiliary.eval().training = True  # itself alone, so that it adds what it adds in training
+        said = self.forward_student(batch)
         self.train()
         return said
 
@@ -161,9 +161,9 @@ class Method(pl.LightningModule):
             batch: to learn shapes from.
             examples: how many the training split has; None where nobody counted.
         """
-        self.objective.meet(self.student, getattr(self.teacher, "net", None), examples)
+        self.objective.setup(self.student, getattr(self.teacher, "net", None), examples)
         with torch.no_grad():
-            student = self.shapes(batch)
+            student = self.dry_forward(batch)
             self.student.eval()
             teacher = self.teacher(batch) if self.teacher is not None else None
             if teacher is None and self.teacher is not None:  # it will be this student, later
@@ -181,22 +181,22 @@ class Method(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         if self.channels_last:
-            for net in filter(None, (self.student, self.companion)):
+            for net in filter(None, (self.student, self.auxiliary)):
                 net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.teacher is not None:
             self.teacher.to(self.device)
         # sequence models drop out by functions, which no list of their layers shows
-        trained = [*self.student.modules(), *(self.companion.modules() if self.companion is not None else ())]
-        self._random = self.task.reads != "rows" or any(isinstance(m, _RANDOM_LAYERS) for m in trained)
+        trained = [*self.student.modules(), *(self.auxiliary.modules() if self.auxiliary is not None else ())]
+        self._random = self.task.target != "class" or any(isinstance(m, _RANDOM_LAYERS) for m in trained)
 
     def on_train_start(self) -> None:
         self._steps = max(int(self.trainer.estimated_stepping_batches), 1)
         apart = min(self.log_every, self._steps, MOST_APART)
-        self._curves = Curves(self.objective.names, apart * self.trainer.accumulate_grad_batches)
+        self._curves = TermAccumulator(self.objective.names, apart * self.trainer.accumulate_grad_batches)
 
     def on_train_epoch_start(self) -> None:
         if self.teacher is not None:
-            self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=False)
+            self.teacher.update(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=False)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         step = self.trainer.global_step
@@ -210,7 +210,7 @@ class Method(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:  # here, before a checkpoint of this step is saved
-            self.teacher.follow(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=True)
+            self.teacher.update(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
@@ -309,7 +309,7 @@ class Method(pl.LightningModule):
 Method.training_step.__signature__ = inspect.signature(Method.training_step)  # type: ignore[attr-defined]
 
 
-class Curves:
+class TermAccumulator:
     """Collects the terms of every step in one tensor, so that a step costs two small copies and no synchronisation.
 
     A term's mean leaves out the steps in which nothing counted for it, such as those without labels on a student's own

@@ -8,7 +8,7 @@ from kdlab.errors import UserError, unknown
 from kdlab.methods.method import Method
 from kdlab.teachers import EMATeacher, SnapshotTeacher
 
-Source = Literal["previous", "ema", "snapshot", "step"]
+TeacherKind = Literal["previous", "ema", "snapshot", "none"]
 
 
 class SelfDistillation(Method):
@@ -17,11 +17,11 @@ class SelfDistillation(Method):
     ``previous``: born-again networks; each generation is a fit of its own and learns from the one before, the first
     from labels (or from a given teacher). The generations, and the ensemble of all, are compared. Furlanello et al.,
     *Born-Again Neural Networks*, ICML 2018. ``ema``: a running average of the weights teaches. ``snapshot``: no
-    teacher at first, and in the last epochs the earlier self. ``step``: no teacher; the terms compare what is said in
+    teacher at first, and in the last epochs the earlier self. ``none``: no teacher; the terms compare what is said in
     the same step, by peers, by exits on inner layers, or about other rows, or was said in the step before.
 
     Args:
-        source: ``previous``, ``ema``, ``snapshot`` or ``step``.
+        self_teacher: ``previous``, ``ema``, ``snapshot`` or ``none``.
         generations: number of fits (``previous`` only).
         decay: of the running average (``ema`` only), see :class:`~kdlab.teachers.EMATeacher`.
         begin: share of the epochs without a teacher (``snapshot`` only), see :class:`~kdlab.teachers.SnapshotTeacher`.
@@ -32,7 +32,7 @@ class SelfDistillation(Method):
     def __init__(
         self,
         *,
-        source: Source = "previous",
+        self_teacher: TeacherKind = "previous",
         generations: int = 1,
         decay: float = 0.99,
         begin: float = 0.5,
@@ -40,15 +40,15 @@ class SelfDistillation(Method):
         **shared: Any,
     ) -> None:
         super().__init__(**shared)
-        if source not in get_args(Source):
-            raise unknown("method.source", source, get_args(Source))
+        if self_teacher not in get_args(TeacherKind):
+            raise unknown("method.self_teacher", self_teacher, get_args(TeacherKind))
         if generations < 1:
             raise UserError(f"method.generations: {generations}; accepted: a whole number, at least 1")
-        if source == "ema":
+        if self_teacher == "ema":
             self.teacher = EMATeacher(self.task, decay)
-        elif source == "snapshot":
+        elif self_teacher == "snapshot":
             self.teacher = SnapshotTeacher(self.task, begin, every)
-        if source in ("ema", "snapshot"):
+        if self_teacher in ("ema", "snapshot"):
             assert self.teacher is not None
             self.teacher.layers = tuple(self.objective.teacher_layers)
-        self.source, self.generations = source, generations
+        self.self_teacher, self.generations = self_teacher, generations

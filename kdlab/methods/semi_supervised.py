@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import Batch, Outputs, soft
+from kdlab.functional import Batch, Outputs, as_probabilities
 from kdlab.methods.offline import OfflineKD
 
 PseudoLabels = Literal["soft", "hard"]
@@ -21,10 +21,10 @@ class SemiSupervisedKD(OfflineKD):
     ``soft``: unlabelled rows count for the soft-target terms. ``hard``: the teacher's first choice becomes the row's
     label. Under a ``threshold``, rows where the teacher is less sure are left out of both; they stay in the
     count, so that few confident rows weigh little. The share of unlabelled rows in a batch is the data's
-    (``data.ratio``). With no labels at all this is distillation from the teacher alone.
+    (``data.unlabelled_ratio``). With no labels at all this is distillation from the teacher alone.
 
-    Curves: ``train/pseudo_coverage`` (share of the unlabelled rows that are used) and ``train/pseudo_acc`` (share of
-    those where the teacher is right, by the labels withheld from training).
+    Curves: ``train/pseudo_coverage`` (share of the unlabelled rows that are used) and ``train/pseudo_acc``
+    (share of those where the teacher is right, by the labels withheld from training).
 
     Lee, *Pseudo-Label*, ICML 2013 workshop; Chen et al., *Big Self-Supervised Models are Strong Semi-Supervised
     Learners*, NeurIPS 2020 (soft form).
@@ -64,12 +64,12 @@ class SemiSupervisedKD(OfflineKD):
     @staticmethod
     def _with_choice(batch: Batch, used: Tensor, choice: Tensor, classes: int) -> Tensor:
         if batch.targets.ndim == 2:
-            return torch.where(used[:, None], soft(choice, classes), batch.targets)
+            return torch.where(used[:, None], as_probabilities(choice, classes), batch.targets)
         return torch.where(used, choice, batch.targets)
 
     @staticmethod
     def _curves_of(batch: Batch, unlabelled: Tensor, used: Tensor, choice: Tensor) -> dict[str, Tensor]:
         curves = {"pseudo_coverage": used.sum() / unlabelled.sum()}  # 0 / 0 is nan: no unlabelled row in this batch
-        if batch.truth is not None:
-            curves["pseudo_acc"] = ((choice == batch.truth) & used).sum() / used.sum()
+        if batch.hidden_targets is not None:
+            curves["pseudo_acc"] = ((choice == batch.hidden_targets) & used).sum() / used.sum()
         return curves

@@ -8,7 +8,7 @@ from kdlab.models.transforms.auxiliary import Exits, peers
 from kdlab.models.transforms.layer_subset import blocks, cut
 from kdlab.models.transforms.lora import lora, merge, save_adapter
 from kdlab.models.transforms.multi_task import Heads
-from kdlab.models.transforms.simkd import Reused, reuse_classifier
+from kdlab.models.transforms.simkd import SimKDStudent, reuse_teacher_head
 from kdlab.models.transforms.surgery import freeze, frozen_modules, head_of, keep_frozen_eval, layer_names, replace_head
 from kdlab.models.vision.mlp import MLP
 from kdlab.models.vision.mobilenet import MobileNetV2
@@ -29,10 +29,10 @@ __all__ = [
     "Heads",
     "MobileNetV2",
     "Normalize",
-    "Reused",
     "Seq2SeqLM",
     "ShuffleNetV1",
     "ShuffleNetV2",
+    "SimKDStudent",
     "WideResNet",
     "atomic_write",
     "blocks",
@@ -52,7 +52,7 @@ __all__ = [
     "peers",
     "read_state",
     "replace_head",
-    "reuse_classifier",
+    "reuse_teacher_head",
     "save_adapter",
     "save_weights",
     "size_bytes",

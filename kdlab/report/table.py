@@ -113,7 +113,7 @@ def run_table(result: Mapping[str, Any], folder: str | os.PathLike[str] | None =
         Column("size", "size"),
         Column("score", f"{split} {score.unit}"),
         *(Column(one.key, one.unit) for one in more),
-        Column("outside", f"outside {score.unit}"),
+        Column("ood", f"ood {score.unit}"),
         Column("share", "of teacher %"),
         Column("agreement", "agreement %"),
         Column("kl", "KL"),
@@ -129,15 +129,15 @@ def run_table(result: Mapping[str, Any], folder: str | os.PathLike[str] | None =
 
 def _model_row(run: Run, role: str, split: str, score: Score, more: Sequence[Score]) -> dict[str, object]:
     own, teacher = run.number(role, split, score.key), run.number("teacher", split, score.key)
-    comparable = score.fraction and score.higher and own is not None and teacher
+    align_logits = score.fraction and score.higher and own is not None and teacher
     return {
         "model": role.replace("_", " "),
         "parameters": count(run.number(role, "parameters")),
         "size": size(run.number(role, "bytes")),
         "score": score.form(own),
         **{one.key: one.form(run.number(role, split, one.key)) for one in more},
-        "outside": score.form(run.number(role, "outside", score.key)),
-        "share": f"{100 * own / teacher:.1f}" if comparable and own is not None and teacher else None,
+        "ood": score.form(run.number(role, "ood", score.key)),
+        "share": f"{100 * own / teacher:.1f}" if align_logits and own is not None and teacher else None,
         "agreement": None if role == "teacher" else percent(run.number(role, split, "agreement")),
         "kl": None if role == "teacher" or score.key == "acc" else number(run.number(role, split, "kl")),
         "tokens": count(run.number(role, "tokens_per_s")),
@@ -152,12 +152,12 @@ def _remarks(
     lines = [f"failed: {one_line(run.error)}"] if run.failed else []
     warned = run.result.get("warnings")
     lines += [f"warning: {one_line(said)}" for said in (warned if isinstance(warned, list) else [])]
-    inside = split if run.number(run.subject, "outside", score.key) is None else f"{split}, inside the domain"
+    inside = split if run.number(run.subject, "ood", score.key) is None else f"{split}, inside the domain"
     for one in (score, *more):
         if (said := _gain(run, split, one)) is not None:
             note = " (same network and budget, no teacher)" if one is score else ""
             lines.append(f"{run.subject} − baseline: {said} on {inside}{note}")
-    if (said := _gain(run, "outside", score)) is not None:
+    if (said := _gain(run, "ood", score)) is not None:
         lines.append(f"{run.subject} − baseline: {said} outside the domain")
     closed = gap_closed(run, split, score)
     if closed is not None and score.key != "acc":

@@ -11,8 +11,8 @@ from kdlab.runs.formatting import count, decimal, number, percent, seconds, size
 from kdlab.runs.read import Run, Stat, finite, mapping
 from kdlab.system.terminal import one_line
 
-SPLITS = ("val", "test", "outside")
-"""Splits that a model is measured on; ``outside`` is text from beyond the domain that a student was taught."""
+SPLITS = ("val", "test", "ood")
+"""Splits that a model is measured on; ``ood`` is text from beyond the domain that a student was taught."""
 
 
 class Score(NamedTuple):
@@ -195,10 +195,10 @@ def measures(runs: Sequence[Run]) -> dict[str, Measure]:
         Measure("ece", "test ECE", of("test", "ece"), number, False),
         Measure("best_epoch", "best epoch", lambda run: finite(run.result.get("best_epoch")), count, False),
         Measure("total_seconds", "total s", lambda run: _clock(run, "total"), seconds, False),
-        _scored(score, "outside", f"outside {score.unit}", "outside"),
-        _scored(score, "outside_teacher", f"outside teacher {score.unit}", "outside", "teacher"),
-        _scored(score, "outside_baseline", f"outside baseline {score.unit}", "outside", "baseline"),
-        _difference(score, "outside_difference", "outside", f"outside {_title(score)}"),
+        _scored(score, "ood", f"ood {score.unit}", "ood"),
+        _scored(score, "ood_teacher", f"ood teacher {score.unit}", "ood", "teacher"),
+        _scored(score, "ood_baseline", f"ood baseline {score.unit}", "ood", "baseline"),
+        _difference(score, "ood_difference", "ood", f"ood {_title(score)}"),
     ]
     for one in further(runs):
         all_of_them += [
@@ -217,12 +217,12 @@ WIDE = ("bytes", "parameters", "tokens", "kl", "seconds", "teacher", "agreement"
 def shown(runs: Sequence[Run]) -> tuple[str, ...]:
     """The keys that a table shows unless told otherwise, as far as they were measured."""
     score = score_of(runs)
-    outside = ("outside", "outside_difference")
+    ood = ("ood", "ood_difference")
     others = [key for one in headline(runs) for key in (one.key, f"{one.key}_difference")]
     if score.key == "acc":
-        return ("val", "test", "baseline", "difference", *others, *outside, "agreement", "parameters", "seconds")
+        return ("val", "test", "baseline", "difference", *others, *ood, "agreement", "parameters", "seconds")
     first = ("val", "test", "teacher", "baseline", "difference", "gap")
-    return (*first, *others, *outside, "agreement", "kl", "parameters", "bytes", "tokens", "seconds")
+    return (*first, *others, *ood, "agreement", "kl", "parameters", "bytes", "tokens", "seconds")
 
 
 def _scored(score: Score, key: str, title: str, split: str, role: str | None = None) -> Measure:

@@ -34,7 +34,7 @@ TEMPERATURE, ALPHA = "loss.temperature", "loss.alpha"
 
 _FIRST = (
     *("name", "method", "data", "data.form", "data.tokenizer"),
-    *("teacher", "student", "source", "loss", TEMPERATURE, ALPHA),
+    *("teacher", "student", "batch_transform", "loss", TEMPERATURE, ALPHA),
 )
 """Settings that people look for first, in this order; the others follow by name."""
 
@@ -43,7 +43,7 @@ _SHORT = {TEMPERATURE: "T", ALPHA: "alpha", "name": "experiment"}
 _LONGEST_NAME = 200
 """Most characters of the name of a curve."""
 
-_PARTS = ("source", "adapter", "companion")
+_PARTS = ("batch_transform", "adapter", "auxiliary")
 """Parts that a run may do without, and that a setting of their own name then calls none."""
 
 _REFERENCES = ("teacher", "baseline")

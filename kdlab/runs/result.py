@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from kdlab.config.renamed import with_current_names
 from kdlab.system import integrity
 from kdlab.system.files import Unreadable, read_json
 from kdlab.system.integrity import RESULT
@@ -69,6 +70,16 @@ def load_result(folder: Path) -> dict[str, Any] | None:
                 raise Unreadable(f"finished, and has no {entry}")
     if why := integrity.damage(found):
         raise Unreadable(why)
+    return _by_current_names(found)
+
+
+def _by_current_names(found: dict[str, Any]) -> dict[str, Any]:
+    """The result of an earlier version, its settings and splits by the names of now."""
+    if "settings" in found:
+        found["settings"] = with_current_names(found["settings"])
+    for measured in (found.get("models") or {}).values():
+        if measured and "outside" in measured:
+            measured["ood"] = measured.pop("outside")
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, mix
+from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, hash_seed
 from kdlab.functional.attack import pgd
 from kdlab.functional.modes import probing
 from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures, class_ids
@@ -94,7 +94,7 @@ class Classification(Task):
         if self.attack is None:
             return {}
         right = rows = 0
-        for number, batch in enumerate(data.sequential(split)):
+        for number, batch in enumerate(data.ordered_loader(split)):
             stands = self._stands(net, batch.to(device), self.attack, number)
             right, rows = right + int(stands.sum()), rows + int(batch.labelled.sum())
         return {"robust_acc": right / rows} if rows else {}
@@ -111,7 +111,7 @@ class Classification(Task):
         def answer(x: Tensor) -> Tensor:
             return dense(self.outputs(net, replace(batch, inputs=x)).logits)
 
-        draws = torch.Generator().manual_seed(mix(attack.seed, number))
+        draws = torch.Generator().manual_seed(hash_seed(attack.seed, number))
         start = (2 * torch.rand(inputs.shape, generator=draws) - 1).to(inputs)
         step = 2.5 * attack.eps / attack.steps if attack.step_size is None else attack.step_size
         with probing(net, device=inputs.device):

@@ -194,10 +194,10 @@ def open_ended(
     net: nn.Module, data: Any, split: str, device: Any, width: int, how: Generation, count: int
 ) -> list[tuple[str, ...]]:
     """(beginning, how it goes on, what ``net`` writes greedily) of some sequences of a split's first batch."""
-    batch = next(iter(data.sequential(split)), None)
+    batch = next(iter(data.ordered_loader(split)), None)
     if batch is None or "input_ids" not in batch.inputs or "decoder_input_ids" in batch.inputs:
         return []
-    ids, ends = batch.inputs["input_ids"], _lengths(batch.where)
+    ids, ends = batch.inputs["input_ids"], _lengths(batch.loss_mask)
     usable = [row for row, end in enumerate(ends) if end > how.prompt]
     chosen = usable[:: max(1, len(usable) // count)][:count]
     if not chosen:
@@ -272,13 +272,13 @@ def _padded(source: Tensor, data: Any) -> Tensor:
     """Features (F, m) of the length that batches have; ids as they are, since a mask tells where they end."""
     if not source.is_floating_point():
         return source
-    return nn.functional.pad(source, (0, data.offers["frames"] - source.shape[1]))
+    return nn.functional.pad(source, (0, data.network_kwargs["frames"] - source.shape[1]))
 
 
 def _first_source(data: Any, device: Any) -> list[Tensor] | None:
     """What an encoder reads of the first example of a split; None where there is no encoder."""
     split = "test" if data.counts["test"] else "train"
-    batch = next(iter(data.sequential(split, batch_size=1))).to(device)
+    batch = next(iter(data.ordered_loader(split, batch_size=1))).to(device)
     return sources(batch.inputs, [0])
 
 

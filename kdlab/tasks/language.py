@@ -6,16 +6,16 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError, unknown
-from kdlab.functional import SEGMENTS, Batch, Outputs, Sampled, Sparse, columns, comparable, cross_entropy, dense, kl
+from kdlab.functional import SEGMENTS, Batch, Outputs, Sampled, Sparse, align_logits, columns, cross_entropy, dense, kl
 from kdlab.tasks.generation import Answers, Generation, open_ended, table
-from kdlab.tasks.task import Task
+from kdlab.tasks.task import Target, Task
 
 log = logging.getLogger("kdlab")
 
@@ -24,7 +24,7 @@ SCORES = {"ppl": False, "ce": False, "acc": True}
 
 
 class LanguageModeling(Task):
-    """Tokens in, the next token out, at every position of ``Batch.where``.
+    """Tokens in, the next token out, at every position of ``Batch.loss_mask``.
 
     Args:
         vocab_size: ids of the tokenizer. A network whose output layer is padded beyond it is cut to it.
@@ -46,7 +46,7 @@ class LanguageModeling(Task):
         UserError: for an argument out of its range.
     """
 
-    reads: Literal["rows", "sequences", "pairs"] = "sequences"
+    target: Target = "next_token"
 
     def __init__(
         self,
@@ -80,15 +80,15 @@ class LanguageModeling(Task):
             UserError: if the network has fewer outputs than the vocabulary has ids, or answers other positions.
         """
         found = super().outputs(net, batch, layers)
-        if batch.where is None:
+        if batch.loss_mask is None:
             return replace(found, logits=self._columns(net, found.logits))
-        shape = batch.where.shape
+        shape = batch.loss_mask.shape
         if found.logits.shape[:-1] != shape:
             raise UserError(
                 f"model: {type(net).__name__} answers with logits of shape {tuple(found.logits.shape)} for sequences of"
                 f" shape {tuple(shape)}; accepted: one answer a position"
             )
-        rows = batch.where.nonzero(as_tuple=True)  # once, not for every tensor: it waits for the device
+        rows = batch.loss_mask.nonzero(as_tuple=True)  # once, not for every tensor: it waits for the device
         features = {
             name: value[rows] if self._by_position(name) and value.shape[:2] == shape else value
             for name, value in found.features.items()
@@ -133,7 +133,7 @@ class LanguageModeling(Task):
         return {}
 
     def _by_position(self, layer: str) -> bool:
-        """Whether a layer's output has the positions of ``Batch.where``."""
+        """Whether a layer's output has the positions of ``Batch.loss_mask``."""
         return True
 
     def _columns(self, net: nn.Module, logits: Any) -> Any:
@@ -207,7 +207,7 @@ class TokenMeasures:
         self._labelled.index_add_(0, segment, torch.stack([weight, weight * nats, weight * right, nats], 1))
 
     def _compare(self, logits: Tensor, first: Tensor, weight: Tensor, teacher: Any) -> None:
-        ours, theirs = comparable(logits, teacher)
+        ours, theirs = align_logits(logits, teacher)
         if isinstance(teacher, Sparse):
             self._divergence = f"kl_top{teacher.ids.shape[-1]}"
             top = teacher.ids.gather(-1, teacher.log_probs.argmax(-1, keepdim=True))[:, 0].long()

@@ -11,6 +11,9 @@ from torch import nn
 
 from kdlab.functional import Batch, Outputs, Taps
 
+Target = Literal["class", "next_token", "text"]
+"""What is predicted of an example: its class, each next token of a sequence, or a text that answers to it."""
+
 
 class Measures(Protocol):
     """Measures of one pass over a split."""
@@ -32,8 +35,8 @@ class Task:
         num_classes: of the logits, at least 2.
     """
 
-    reads: Literal["rows", "sequences", "pairs"] = "rows"
-    """What data must give: rows of their own, sequences, or sequences that each answer to a source."""
+    target: Target = "class"
+    """What data must ask for."""
     score = "acc"
     """The validation measure that chooses between epochs and runs."""
     greater = True

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from torchmetrics.functional.text import char_error_rate, word_error_rate
 
 from kdlab.tasks.generation import Answers
 from kdlab.tasks.language import LanguageModeling
+from kdlab.tasks.task import Target
 
 
 class TextToText(LanguageModeling):
-    """An encoder-decoder's next tokens; ``Batch.where`` is about the decoder's positions.
+    """An encoder-decoder's next tokens; ``Batch.loss_mask`` is about the decoder's positions.
 
     Layers inside an encoder keep their own positions, (B, S, d): a source has no rows.
 
@@ -23,7 +24,7 @@ class TextToText(LanguageModeling):
         options: as of :class:`~kdlab.tasks.LanguageModeling`.
     """
 
-    reads: Literal["rows", "sequences", "pairs"] = "pairs"
+    target: Target = "text"
 
     def __init__(self, vocab_size: int, transcripts: bool = False, **options: Any) -> None:
         super().__init__(vocab_size, **options)

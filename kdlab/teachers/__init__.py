@@ -5,7 +5,7 @@ from kdlab.teachers.cache.token_files import TokenManifest, TokenWriter
 from kdlab.teachers.cache.tokens import TokenCache, tail_mass, write_tokens
 from kdlab.teachers.cross_tokenizer import UnlikeTeacher
 from kdlab.teachers.momentum import EMATeacher, MovingTeacher, SnapshotTeacher
-from kdlab.teachers.teacher import EnsembleTeacher, FrozenTeacher, Several, TasksTeacher, Teacher
+from kdlab.teachers.teacher import EnsembleTeacher, FrozenTeacher, MultiTeacher, TasksTeacher, Teacher
 
 __all__ = [
     "Arrays",
@@ -15,7 +15,7 @@ __all__ = [
     "FrozenTeacher",
     "Manifest",
     "MovingTeacher",
-    "Several",
+    "MultiTeacher",
     "SnapshotTeacher",
     "TasksTeacher",
     "Teacher",

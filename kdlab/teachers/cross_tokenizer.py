@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
 from kdlab.tasks import Task
-from kdlab.teachers.cache.sequences import Stretch, sequences
+from kdlab.teachers.cache.sequences import SequenceSpan, sequences
 from kdlab.teachers.teacher import FrozenTeacher
 
 
@@ -86,7 +86,7 @@ class UnlikeTeacher(FrozenTeacher):
         answer = super().__call__(theirs, split)
         return Outputs(answer.logits[rows.to(device)], heads={"paired": paired.to(device)})
 
-    def _read(self, stretch: Stretch, last: int) -> _Reading:
+    def _read(self, stretch: SequenceSpan, last: int) -> _Reading:
         first = int(stretch.positions[0]) + 1
         ids = [*stretch.ids.tolist(), *([last] if last >= 0 else [])]
         prompt = self._translate(ids[:first])
@@ -122,10 +122,10 @@ class UnlikeTeacher(FrozenTeacher):
             where[line, reading.prompt - 1 : len(reading.ids) - 1] = True
         positions = torch.arange(where.shape[1]).expand(where.shape).contiguous()
         inputs = {"input_ids": ids[:, :-1].contiguous(), "position_ids": positions}
-        return Batch(inputs, ids[:, 1:][where], where=where)
+        return Batch(inputs, ids[:, 1:][where], loss_mask=where)
 
     @staticmethod
-    def _pair(found: list[Stretch], readings: list[_Reading], rows: int) -> tuple[Tensor, Tensor]:
+    def _pair(found: list[SequenceSpan], readings: list[_Reading], rows: int) -> tuple[Tensor, Tensor]:
         """For each of the student's rows the teacher's, and whether there is one."""
         partner, paired = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
         start = 0

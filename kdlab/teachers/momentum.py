@@ -69,7 +69,7 @@ class EMATeacher(MovingTeacher):
         self.steps = 0
 
     @torch.no_grad()
-    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+    def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         if self.net is None:
             self._copy(student)
         if not step_done:
@@ -113,7 +113,7 @@ class SnapshotTeacher(MovingTeacher):
             raise UserError(f"method.every: {every}; accepted: a whole number of epochs, at least 1")
         self.begin, self.every = begin, every
 
-    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+    def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         first = min(math.ceil(self.begin * epochs), epochs - 1)
         if step_done or epoch < max(first, 1):
             return

@@ -43,7 +43,7 @@ class Teacher:
     def restore(self, state: dict[str, Any], student: nn.Module) -> None:
         """Take back what :meth:`state_dict` gave; ``student`` shows the architecture."""
 
-    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+    def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         """Look at the student, after an optimizer step (``step_done``) or at the start of epoch ``epoch``."""
 
     def describe(self) -> str:
@@ -99,13 +99,13 @@ def confidence_weights(doubt: Tensor) -> Tensor:
     return (1 - doubt.softmax(0)) / many if many else torch.ones_like(doubt)
 
 
-class Several(Teacher):
+class MultiTeacher(Teacher):
     """Teachers that answer together; the members move, and keep what a resumed run needs, as they would alone."""
 
     def __init__(self, members: Sequence[Teacher]) -> None:
         self.members = list(members)
 
-    def to(self, device: torch.device) -> Several:
+    def to(self, device: torch.device) -> MultiTeacher:
         for member in self.members:
             member.to(device)
         return self
@@ -118,12 +118,12 @@ class Several(Teacher):
         for i, mine in state.get("members", {}).items():
             self.members[int(i)].restore(mine, student)
 
-    def follow(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
+    def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         for member in self.members:
-            member.follow(student, epoch, epochs, step_done)
+            member.update(student, epoch, epochs, step_done)
 
 
-class TasksTeacher(Several):
+class TasksTeacher(MultiTeacher):
     """A teacher for each of several tasks: together they answer as one network with a head a task.
 
     Args:
@@ -147,7 +147,7 @@ class TasksTeacher(Several):
         return "a teacher a task: " + "; ".join(f"{name}: {member.describe()}" for name, member in each)
 
 
-class EnsembleTeacher(Several):
+class EnsembleTeacher(MultiTeacher):
     r"""The weighted mean of several teachers' probabilities, given as dense logits (their logarithm).
 
     .. math:: p_{ic} = \sum_k w_{ik}\, p^k_{ic}, \qquad \sum_k w_{ik} = 1
@@ -163,7 +163,7 @@ class EnsembleTeacher(Several):
     Args:
         members: at least one teacher.
         weights: one weight each, normalised to sum to 1; None weighs all alike.
-        weighing: ``mean`` for those weights, or ``confidence``.
+        weighting: ``mean`` for those weights, or ``confidence``.
         show: also give each member's own logits, as ``heads["member_0"]`` and so on, to a term that weighs them.
     """
 
@@ -171,27 +171,27 @@ class EnsembleTeacher(Several):
         self,
         members: Sequence[Teacher],
         weights: Sequence[float] | None = None,
-        weighing: Literal["mean", "confidence"] = "mean",
+        weighting: Literal["mean", "confidence"] = "mean",
         show: bool = False,
     ) -> None:
         if not members:
             raise UserError("teacher: an ensemble of none; accepted: at least one member")
-        if weighing not in ("mean", "confidence"):
-            raise unknown("teacher.weighing", weighing, ("mean", "confidence"))
+        if weighting not in ("mean", "confidence"):
+            raise unknown("teacher.weighting", weighting, ("mean", "confidence"))
         if weights is not None and (
             len(weights) != len(members) or min(weights) < 0 or not 0 < sum(weights) < math.inf
         ):
             raise UserError(f"teacher.weights: {list(weights)}; accepted: {len(members)} numbers of at least 0")
-        if weights is not None and weighing == "confidence":
+        if weights is not None and weighting == "confidence":
             raise UserError(f"teacher.weights: {list(weights)}, and confidence decides; accepted: none")
         super().__init__(members)
         share = list(weights) if weights is not None else [1.0] * len(members)
         self.weights = [w / sum(share) for w in share]
-        self.weighing, self.show = weighing, show
+        self.weighting, self.show = weighting, show
 
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
-        if self.weighing == "mean" and not self.show:
+        if self.weighting == "mean" and not self.show:
             mean: Tensor | None = None
             heads: dict[str, Tensor] = {}
             for member, weight in zip(self.members, self.weights, strict=True):
@@ -205,7 +205,7 @@ class EnsembleTeacher(Several):
         said = {n: answer.logits for n, answer in enumerate(answers) if answer is not None}
         if not said:
             return None
-        if self.weighing == "mean":
+        if self.weighting == "mean":
             logits = None
             for n, own in said.items():
                 logits = self._plus(logits, own, math.log(self.weights[n])) if self.weights[n] > 0 else logits
@@ -247,6 +247,6 @@ class EnsembleTeacher(Several):
         return mean
 
     def describe(self) -> str:
-        how = "weighed by confidence" if self.weighing == "confidence" else "the mean"
+        how = "weighed by confidence" if self.weighting == "confidence" else "the mean"
         how = "weighed by the loss" if self.show else how
         return f"ensemble of {len(self.members)}, {how}: {'; '.join(m.describe() for m in self.members)}"

@@ -4,7 +4,7 @@
 - ``endpoint``: one exchange over HTTP. ``reply``: what is odd about the answer. ``pool``: many, with tries and limits.
 - ``local``: a transformers model or a run folder.
 - ``writer``: the output file, which a killed run leaves whole. ``scores``: log-probabilities for the token cache.
-- ``produce``: all of it, in order.
+- ``run_pipeline``: all of it, in order.
 
 Imports no torch by itself.
 """

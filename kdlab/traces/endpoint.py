@@ -26,7 +26,7 @@ from typing import Any
 
 from kdlab import __version__
 from kdlab.errors import UserError
-from kdlab.traces.reply import Failed, Hopeless, Refused, Reply, TryAgain, complaint, read_reply
+from kdlab.traces.reply import Failed, Fatal, Rejected, Reply, Retryable, complaint, read_reply
 
 LARGEST = 64 * 2**20
 """Bytes of an answer above which it is not read on."""
@@ -167,7 +167,7 @@ class Endpoint:
             body: the request's fields; ``messages`` or ``prompt`` by :attr:`Address.chat`.
 
         Raises:
-            TryAgain, Refused, Hopeless: by what helps.
+            Retryable, Rejected, Fatal: by what helps.
         """
         status, headers, raw = self._exchange(json.dumps(body).encode())
         if status == 200:
@@ -206,7 +206,7 @@ class Endpoint:
             with self._lock:
                 self._under_way.add(sock)
                 if self._closed:
-                    raise TryAgain("broken off")
+                    raise Retryable("broken off")
             timer = threading.Timer(max(deadline - time.monotonic(), 0), _break_off, [sock])
             timer.daemon = True
             timer.start()
@@ -215,12 +215,12 @@ class Endpoint:
             return response.status, response.headers, self._body(response)
         except ssl.SSLCertVerificationError as error:
             said = getattr(error, "verify_message", error)
-            raise Hopeless(f"its certificate is not accepted ({said})") from None
+            raise Fatal(f"its certificate is not accepted ({said})") from None
         except (OSError, http.client.HTTPException, ValueError) as error:
             if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-                raise TryAgain(f"no answer within {self.timeout:g} s") from None
+                raise Retryable(f"no answer within {self.timeout:g} s") from None
             said = self._clean(str(error)[:200])
-            raise TryAgain(f"connection failed ({type(error).__name__}{': ' if said else ''}{said})") from None
+            raise Retryable(f"connection failed ({type(error).__name__}{': ' if said else ''}{said})") from None
         finally:
             if timer is not None:
                 timer.cancel()
@@ -255,7 +255,7 @@ class Endpoint:
             parts.append(chunk)
             size += len(chunk)
             if size > self.largest:
-                raise Refused(f"the answer is larger than {self.largest / 2**20:.3g} MiB")
+                raise Rejected(f"the answer is larger than {self.largest / 2**20:.3g} MiB")
         if response.length:  # read1 says nothing about bytes that were promised and never came
             raise http.client.IncompleteRead(b"", response.length)
         return b"".join(parts)
@@ -265,9 +265,9 @@ class Endpoint:
             found = json.loads(raw)
         except (ValueError, RecursionError):
             kind = "an HTML page" if raw.lstrip()[:1] == b"<" else "nothing" if not raw.strip() else "damaged JSON"
-            raise TryAgain(f"the answer is {kind}") from None
+            raise Retryable(f"the answer is {kind}") from None
         if not isinstance(found, dict):
-            raise TryAgain(f"the answer is a JSON {type(found).__name__}, not an object")
+            raise Retryable(f"the answer is a JSON {type(found).__name__}, not an object")
         return found
 
     def _trouble(self, status: int, headers: http.client.HTTPMessage, raw: bytes) -> Failed:
@@ -276,14 +276,14 @@ class Endpoint:
         if 300 <= status < 400:
             # the other place is not asked: it would get the key
             host = urllib.parse.urlsplit(self._clean(headers.get("Location") or "")).hostname
-            return Hopeless(f"HTTP {status}: redirects to {host or 'another path'}; accepted: --endpoint with that")
+            return Fatal(f"HTTP {status}: redirects to {host or 'another path'}; accepted: --endpoint with that")
         if status in _PERMANENT:
-            return Hopeless(f"HTTP {status}, {_PERMANENT[status]}" + (f": {self._clean(said)}" if said else ""))
+            return Fatal(f"HTTP {status}, {_PERMANENT[status]}" + (f": {self._clean(said)}" if said else ""))
         if code == "insufficient_quota":
-            return Hopeless(reason)
+            return Fatal(reason)
         if status in _PASSING or status >= 500:
-            return TryAgain(reason, retry_after(headers))
-        return Refused(reason)
+            return Retryable(reason, retry_after(headers))
+        return Rejected(reason)
 
 
 def _break_off(sock: socket.socket) -> None:

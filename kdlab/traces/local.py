@@ -17,7 +17,7 @@ from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.functional import Projected
 from kdlab.traces.pool import Answer, Failure
-from kdlab.traces.prompts import Job, Wording
+from kdlab.traces.prompts import Job, PromptTemplate
 from kdlab.traces.reply import Reply, Scored
 
 log = logging.getLogger("kdlab")
@@ -116,7 +116,7 @@ class Local:
     def __init__(
         self,
         writer: Writer,
-        wording: Wording,
+        wording: PromptTemplate,
         *,
         temperature: float = 0.0,
         top_p: float = 1.0,

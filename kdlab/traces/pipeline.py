@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kdlab.errors import UserError
 from kdlab.system.terminal import say
 from kdlab.traces.pool import Answer, Failure
-from kdlab.traces.prompts import Ask, Job, Wording
+from kdlab.traces.prompts import Job, Prompt, PromptTemplate
 from kdlab.traces.writer import Output
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from kdlab.traces.scores import Pieces
 
 
-class Source(Protocol):
-    """Who answers: :class:`~kdlab.traces.pool.Pool` or :class:`~kdlab.traces.local.Local`."""
+class AnswerSource(Protocol):
+    """Who answers: :class:`~kdlab.traces.pool.ConcurrentClient` or :class:`~kdlab.traces.local.Local`."""
 
-    wording: Wording
+    wording: PromptTemplate
 
     def answers(self, jobs: Iterable[Job]) -> Iterator[Answer | Failure]: ...
 
@@ -123,16 +123,16 @@ class Soft:
         return True
 
 
-def produce(
-    asks: Sequence[Ask],
+def run_pipeline(
+    asks: Sequence[Prompt],
     samples: int,
     seed: int,
-    source: Source,
+    source: AnswerSource,
     output: Output,
     about: Mapping[str, Any],
     soft: Soft | None = None,
 ) -> Summary:
-    """Ask what is not answered yet, and append each answer as a trace.
+    """Prompt what is not answered yet, and append each answer as a trace.
 
     Args:
         asks: the questions.
@@ -182,7 +182,7 @@ def produce(
     return summary
 
 
-def to_trace(answer: Answer, wording: Wording, about: Mapping[str, Any]) -> Trace:
+def to_trace(answer: Answer, wording: PromptTemplate, about: Mapping[str, Any]) -> Trace:
     """What a teacher wrote, divided into reasoning and final answer, and judged where the right answer is known."""
     from kdlab.data.text.datasets.traces import Trace
 
@@ -219,7 +219,7 @@ def spoken(messages: Sequence[Mapping[str, str]]) -> str:
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
-def is_right(given: str | None, ask: Ask) -> bool:
+def is_right(given: str | None, ask: Prompt) -> bool:
     """Whether an answer is the right one: among the question's choices, as a number, or else as words."""
     from kdlab.data.text.answers import choice, same_number, same_text
     from kdlab.data.text.numerals import is_number
@@ -264,7 +264,7 @@ def write_filtered(output: Output, keep: str, scored: bool) -> tuple[Path, int]:
     return path, len(traces)
 
 
-def check_keep(keep: str, asks: Sequence[Ask], samples: int) -> None:
+def check_keep(keep: str, asks: Sequence[Prompt], samples: int) -> None:
     """
     Raises:
         UserError: for a filter that could keep nothing.

@@ -13,8 +13,8 @@ from typing import Any
 
 from kdlab.errors import RunFailed
 from kdlab.traces.endpoint import Endpoint
-from kdlab.traces.prompts import Job, Wording
-from kdlab.traces.reply import Hopeless, Refused, Reply, TryAgain
+from kdlab.traces.prompts import Job, PromptTemplate
+from kdlab.traces.reply import Fatal, Rejected, Reply, Retryable
 
 log = logging.getLogger("kdlab")
 
@@ -53,7 +53,7 @@ class Failure:
         return {**named, "error": self.reason, "tries": self.tries}
 
 
-class Pace:
+class RateLimiter:
     """Lets requests pass no faster than allowed.
 
     Args:
@@ -114,7 +114,7 @@ class Pace:
 
 
 @dataclass(frozen=True)
-class Tries:
+class RetryPolicy:
     """How often, and with which waits: ``first * 2^i`` seconds, at most ``longest``, times a random half to one."""
 
     most: int = 6
@@ -126,7 +126,7 @@ class Tries:
         return min(self.first * 2 ** (failed - 1), self.longest) * random.uniform(0.5, 1.0)
 
 
-class Pool:
+class ConcurrentClient:
     """Asks an endpoint, several questions at a time.
 
     Args:
@@ -141,14 +141,14 @@ class Pool:
     def __init__(
         self,
         endpoint: Endpoint,
-        wording: Wording,
+        wording: PromptTemplate,
         settings: Mapping[str, Any],
         concurrency: int = 4,
-        pace: Pace | None = None,
-        tries: Tries | None = None,
+        pace: RateLimiter | None = None,
+        tries: RetryPolicy | None = None,
     ) -> None:
         self.endpoint, self.wording, self.settings = endpoint, wording, dict(settings)
-        self.concurrency, self.pace, self.tries = concurrency, pace or Pace(), tries or Tries()
+        self.concurrency, self.pace, self.tries = concurrency, pace or RateLimiter(), tries or RetryPolicy()
         self._stop = threading.Event()
 
     def body(self, job: Job) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Pool:
                 return
             try:
                 found = self._persist(job)
-            except Hopeless as error:
+            except Fatal as error:
                 self._stop.set()  # nobody else asks with a wrong key
                 done.put(RunFailed(f"{self.endpoint.address.host}: {error}"))
             except BaseException as error:
@@ -213,7 +213,7 @@ class Pool:
                     done.put(found)
 
     def _persist(self, job: Job) -> Answer | Failure | None:
-        """Ask until there is an answer or no hope; None if told to stop meanwhile."""
+        """Prompt until there is an answer or no hope; None if told to stop meanwhile."""
         body, reason = self.body(job), ""
         for attempt in range(1, self.tries.most + 1):
             while (wait := self.pace.claim()) > 0:
@@ -228,9 +228,9 @@ class Pool:
                     reply.usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")
                 )
                 return Answer(job, reply)
-            except Refused as error:
+            except Rejected as error:
                 return Failure(job, str(error), attempt, refused=True)
-            except TryAgain as error:
+            except Retryable as error:
                 reason = str(error)
                 wait = self._after(error, attempt)
             finally:
@@ -239,11 +239,11 @@ class Pool:
                 return None
         return Failure(job, reason, self.tries.most)
 
-    def _after(self, error: TryAgain, attempt: int) -> float:
+    def _after(self, error: Retryable, attempt: int) -> float:
         wait = self.tries.wait(attempt)
         if error.after is None:
             return wait
         if error.after > LONGEST_WAIT:
-            raise Hopeless(f"{error}: asks to wait {error.after:,.0f} s; the same command goes on then")
+            raise Fatal(f"{error}: asks to wait {error.after:,.0f} s; the same command goes on then")
         self.pace.pause(error.after)  # the limit is everyone's
         return error.after + wait * 0.1

@@ -28,7 +28,7 @@ _THOUGHTS = re.compile(r"^\s*<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL)
 
 
 @dataclass(frozen=True)
-class Ask:
+class Prompt:
     """One question.
 
     Attributes:
@@ -52,12 +52,12 @@ class Ask:
 class Job:
     """One answer that is wanted: a question, and the number of the sample."""
 
-    ask: Ask
+    ask: Prompt
     sample: int
     seed: int
 
     @classmethod
-    def of(cls, ask: Ask, sample: int, seed: int) -> Job:
+    def of(cls, ask: Prompt, sample: int, seed: int) -> Job:
         """Its seed in 0 .. 2^31 - 1 follows from the run's, the question and the sample alone."""
         digest = hashlib.sha256(f"{seed}\0{ask.key}\0{sample}".encode()).digest()
         return cls(ask, sample, int.from_bytes(digest[:4], "big") >> 1)
@@ -68,7 +68,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Wording:
+class PromptTemplate:
     """How a question becomes a prompt, and an answer is found in what comes back.
 
     Args:
@@ -87,20 +87,20 @@ class Wording:
         if not self.marker.strip():
             raise UserError("--marker: empty; accepted: a text such as ####")
 
-    def text(self, ask: Ask, chat: bool) -> str:
+    def text(self, ask: Prompt, chat: bool) -> str:
         """The question in its template."""
         template = self.template if self.template is not None else (CHAT if chat else PLAIN)
         # not str.format: questions and templates have braces of their own
         return template.replace("{marker}", self.marker).replace("{question}", ask.question or "")
 
-    def messages(self, ask: Ask) -> list[dict[str, str]]:
+    def messages(self, ask: Prompt) -> list[dict[str, str]]:
         """As a chat; messages of the question's own stay as they are."""
         found = [dict(m) for m in ask.messages] or [{"role": "user", "content": self.text(ask, True)}]
         if self.system is not None and found[0]["role"] not in ("system", "developer"):
             found.insert(0, {"role": "system", "content": self.system})
         return found
 
-    def prompt(self, ask: Ask) -> str:
+    def prompt(self, ask: Prompt) -> str:
         """As one text, for a model without a chat form."""
         lead = "" if self.system is None else f"{self.system}\n\n"
         return lead + self.text(ask, False)
@@ -121,7 +121,7 @@ class Wording:
         return "\n".join(part for part in (reasoning and reasoning.strip(), body) if part), answer or None
 
 
-def read_questions(path: Path, limit: int | None = None, answer_key: str | None = None) -> list[Ask]:
+def read_questions(path: Path, limit: int | None = None, answer_key: str | None = None) -> list[Prompt]:
     """The questions of a JSONL file: ``question`` or ``messages``, and optionally ``gold`` or ``answer``, and ``id``.
 
     An ``answer`` that holds GSM8K's ``####`` counts from there on. The same question twice is asked once.
@@ -135,7 +135,7 @@ def read_questions(path: Path, limit: int | None = None, answer_key: str | None 
         UserError: with the number of the first line that is not such an object; for one id of two questions; if there
             are none.
     """
-    found: dict[str, Ask] = {}
+    found: dict[str, Prompt] = {}
     lines: dict[str, tuple[int, str]] = {}
     said: set[str] = set()
     for number, text in _lines(path):
@@ -169,7 +169,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: {error.strerror}; accepted: a JSONL file with lines such as {_EXAMPLE}") from None
 
 
-def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Ask:
+def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Prompt:
     """The question of a line; ``said`` gets the keys that a log line has named as slips, to name each once."""
     try:
         row = json.loads(text)
@@ -202,7 +202,7 @@ def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Ask:
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half of a surrogate pair; accepted: valid Unicode text") from None
     more = {name: row[name] for name in ("choices", "equation", "group") if row.get(name) is not None}
-    return Ask(key, question, tuple(messages or ()), gold or None, name, more)
+    return Prompt(key, question, tuple(messages or ()), gold or None, name, more)
 
 
 def _check_messages(messages: object, where: str) -> None:

@@ -15,7 +15,7 @@ class Failed(Exception):
         super().__init__(" ".join(reason.split()))
 
 
-class TryAgain(Failed):
+class Retryable(Failed):
     """May well work later.
 
     Attributes:
@@ -27,11 +27,11 @@ class TryAgain(Failed):
         self.after = after
 
 
-class Refused(Failed):
+class Rejected(Failed):
     """The endpoint does not answer this question, and would not on another try."""
 
 
-class Hopeless(Failed):
+class Fatal(Failed):
     """No question can be answered: a wrong key, address or model."""
 
 
@@ -90,30 +90,30 @@ def read_reply(body: Mapping[str, Any], chat: bool, clean: Callable[[str], str] 
         clean: applied to every text.
 
     Raises:
-        TryAgain: if a field is missing or of another type, or the text is empty.
-        Refused: if the model declined to answer.
+        Retryable: if a field is missing or of another type, or the text is empty.
+        Rejected: if the model declined to answer.
     """
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         _, said = complaint(json.dumps({"error": body["error"]}).encode()) if body.get("error") else ("", "")
-        raise TryAgain(clean(f"the answer has no choices{': ' if said else ''}{said}"))
+        raise Retryable(clean(f"the answer has no choices{': ' if said else ''}{said}"))
     choice = choices[0]  # one is asked for; what else comes is the same, or odd
     reason = choice.get("finish_reason")
     reasoning = None
     if chat:
         message = choice.get("message")
         if not isinstance(message, dict):
-            raise TryAgain("the answer has no message")
+            raise Retryable("the answer has no message")
         text = _text(message.get("content"))
         reasoning = _text(message.get("reasoning_content")) or _text(message.get("reasoning")) or None
         if not text.strip() and isinstance(message.get("refusal"), str):
-            raise Refused(clean(f"the model declined: {message['refusal'][:200]}"))
+            raise Rejected(clean(f"the model declined: {message['refusal'][:200]}"))
     else:
         text = _text(choice.get("text"))
     if not text.strip():
         if reason == "content_filter":
-            raise Refused("the answer was filtered")
-        raise TryAgain("the answer is empty" + (" (reasoning took all tokens)" if reason == "length" else ""))
+            raise Rejected("the answer was filtered")
+        raise Retryable("the answer is empty" + (" (reasoning took all tokens)" if reason == "length" else ""))
     usage = body.get("usage")
     return Reply(
         clean(text),

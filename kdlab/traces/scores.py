@@ -1,8 +1,8 @@
 """A teacher's log-probabilities, moved onto the tokens that training will show.
 
-An endpoint names tokens by their text. Training sees ids, of a sequence made by :mod:`kdlab.data.text.templates`: another
-prompt, and reasoning and answer tokenised apart. Where the two agree token by token, the teacher's distributions hold
-for the sequence of training too; where they do not, there are no rows, and nobody guesses.
+An endpoint names tokens by their text. Training sees ids, of a sequence made by :mod:`kdlab.data.text.templates`:
+another prompt, and reasoning and answer tokenised apart. Where the two agree token by token, the teacher's
+distributions hold for the sequence of training too; where they do not, there are no rows, and nobody guesses.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a method is trained: one fit, its trainer, checkpoints and progress."""
 
 from kdlab.training.evaluation import evaluate
-from kdlab.training.fitting import Fitted, fit
-from kdlab.training.trainer import Training
+from kdlab.training.fitting import FitResult, fit
+from kdlab.training.trainer import TrainerConfig
 
-__all__ = ["Fitted", "Training", "evaluate", "fit"]
+__all__ = ["FitResult", "TrainerConfig", "evaluate", "fit"]

@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 
 from kdlab.errors import RunFailed, UserError
-from kdlab.functional import Batch, finite, mix, seed_all
+from kdlab.functional import Batch, finite, hash_seed, seed_all
 from kdlab.methods.learned import no_use, nothing_learned, trace
 from kdlab.methods.method import Method
 from kdlab.models import read_state, save_weights
@@ -26,13 +26,13 @@ from kdlab.training.checkpoints import CURE, Saver, read_checkpoint
 from kdlab.training.gradient_stats import Gradients
 from kdlab.training.progress import Progress
 from kdlab.training.samples import Samples
-from kdlab.training.trainer import Training
+from kdlab.training.trainer import TrainerConfig
 
 log = logging.getLogger("kdlab")
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """What a fit came to."""
 
     weights: Path
@@ -53,13 +53,13 @@ class Fitted:
 def fit(
     method: Method,
     data: Any,
-    training: Training,
+    training: TrainerConfig,
     folder: Path,
     epochs: int,
     loggers: list | None = None,
     name: str = "student",
     continued: bool = False,
-) -> Fitted:
+) -> FitResult:
     """Train ``method.student``, and leave it holding the weights of its best epoch.
 
     If ``folder`` holds ``checkpoints/last.ckpt``, training goes on from there, to the same weights as if it had never
@@ -83,7 +83,7 @@ def fit(
     last = folder / "checkpoints" / "last.ckpt"
     folder.mkdir(parents=True, exist_ok=True)
     make_folder(folder / "checkpoints")
-    data.place(training.device, accumulate=training.accumulate)
+    data.to(training.device, accumulate=training.accumulate)
     loader = data.train_dataloader()
     if not len(loader):
         raise UserError("data: the training split gives no batch; accepted: at least 2 rows, and a batch_size below it")
@@ -91,7 +91,7 @@ def fit(
     method.to(training.device)
     if method.teacher is not None:
         method.teacher.to(training.device)
-    seed_all(mix(method.seed, 0x7465726D))  # what terms make, such as projectors
+    seed_all(hash_seed(method.seed, 0x7465726D))  # what terms make, such as projectors
     method.prepare(example, data.counts.get("train"))
     hardware = training.adapt(method.student, first_row(example.inputs), data.batch_size)
     method.channels_last = hardware["channels_last"]
@@ -145,7 +145,7 @@ def fit(
     warned = [f"{name}: {why}" for why in (idle, no_use(saver.best_measures, method.task)) if why]
     for warning in warned:
         log.warning(warning)
-    return Fitted(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
+    return FitResult(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
 
 
 def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Path | None) -> None:

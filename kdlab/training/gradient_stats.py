@@ -41,10 +41,10 @@ class Gradients(pl.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._due = trainer.global_step % self.every == 0
             self._sums = {}
-        pl_module.objective.apart = {} if self._due else None
+        pl_module.objective.per_term = {} if self._due else None
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
-        shares, pl_module.objective.apart = pl_module.objective.apart, None
+        shares, pl_module.objective.per_term = pl_module.objective.per_term, None
         if not shares:
             return
         scaler = getattr(trainer.precision_plugin, "scaler", None)

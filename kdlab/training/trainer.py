@@ -43,7 +43,7 @@ MOST_THREADS = 1024
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
 
-class Training:
+class TrainerConfig:
     """The part of a run that changes how it is computed, not what: hardware, split, progress, saving.
 
     A run is one process on one device; ``CUDA_VISIBLE_DEVICES`` chooses among GPUs, and a sweep may run several.

@@ -116,13 +116,13 @@ def test_an_attack_depends_on_seed_step_and_example_alone():
     halves = [
         call(
             source,
-            replace(batch, inputs=batch.inputs[at], targets=batch.targets[at], key=batch.key[at]),
+            replace(batch, inputs=batch.inputs[at], targets=batch.targets[at], example_id=batch.example_id[at]),
             *(student, None, 0, 3, part),
         ).inputs
         for part, at in enumerate((slice(0, 8), slice(8, 16)))
     ]
     torch.testing.assert_close(torch.cat(halves), first, rtol=0, atol=1e-6)
-    bare = replace(batch, key=None)
+    bare = replace(batch, example_id=None)
     assert not call(source, bare, student, part=0).inputs.equal(call(source, bare, student, part=1).inputs)
     assert source.state_dict() == {}
 
@@ -164,7 +164,7 @@ def test_a_step_in_parts_is_the_whole_step(clean):
     totals = []
     for accumulate in (1, 4):
         data, student = digits(batch_size=32, labels=600), network().eval()
-        data.place("cpu", accumulate=accumulate)
+        data.to("cpu", accumulate=accumulate)
         objective = Objective({"ce": CrossEntropy(), "kl": KL()}, alpha=0.5)
         teacher, source, total = FrozenTeacher(network(1), TASK), AttackedRows(steps=3, clean=clean), 0.0
         for part, batch in zip(range(accumulate), data.train_dataloader(), strict=False):
@@ -177,11 +177,11 @@ def test_a_step_in_parts_is_the_whole_step(clean):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"against": "nobody"}, "source.against: "),
-        ({"eps": 0}, "source.eps: 0; accepted: "),
-        ({"steps": 0}, "source.steps: 0; accepted: "),
-        ({"step_size": -1}, "source.step_size: -1; accepted: "),
-        ({"clean": 1.0}, "source.clean: 1.0; accepted: "),
+        ({"against": "nobody"}, "batch_transform.against: "),
+        ({"eps": 0}, "batch_transform.eps: 0; accepted: "),
+        ({"steps": 0}, "batch_transform.steps: 0; accepted: "),
+        ({"step_size": -1}, "batch_transform.step_size: -1; accepted: "),
+        ({"clean": 1.0}, "batch_transform.clean: 1.0; accepted: "),
     ],
 )
 def test_what_an_attack_refuses(options, said):
@@ -214,7 +214,7 @@ def test_robust_accuracy_of_a_linear_network_is_known():
     y[20:40] = NO_LABEL
 
     class Held:
-        def sequential(self, split):
+        def ordered_loader(self, split):
             return [Batch(x[:90], y[:90]), Batch(x[90:], y[90:])]
 
     task = Classification(2, {"eps": eps, "steps": 10})
@@ -246,9 +246,11 @@ def test_what_the_measure_refuses(attack, said):
 WORDS = ("experiment=kd_resnet", "student=mlp", "teacher=mlp", "teacher.epochs=1", "epochs=2", "data.fraction=0.1")
 
 
-@pytest.mark.parametrize("words", [("loss=ard", "source=attack"), ("loss=rslad", "source=attack_teacher")])
+@pytest.mark.parametrize(
+    "words", [("loss=ard", "batch_transform=attack"), ("loss=rslad", "batch_transform=attack_teacher")]
+)
 def test_robust_distillation_trains_and_its_accuracy_under_attack_is_in_the_table(place, capsys, words):
-    run = train(place, "robust", *WORDS, *words, "source.steps=3", "task.attack={eps: 0.1, steps: 5}")
+    run = train(place, "robust", *WORDS, *words, "batch_transform.steps=3", "task.attack={eps: 0.1, steps: 5}")
     models = result(run)["models"]
     for model in (models["student"], models["teacher"], models["baseline"]):
         assert 0 <= model["test"]["robust_acc"] <= model["test"]["acc"]
@@ -265,7 +267,7 @@ def test_a_discriminator_trains_beside(place):
     ("words", "said"),
     [
         (("task.attack={eps: 0.1, step: 2}",), "task.attack"),
-        (("source=attack", "source.eps=0"), "source.eps: 0"),
+        (("batch_transform=attack", "batch_transform.eps=0"), "batch_transform.eps: 0"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(capsys, tmp_path, words, said):

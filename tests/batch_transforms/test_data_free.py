@@ -11,7 +11,7 @@ from torch import nn
 from helpers.tiny import checkpoint, curve, result, train
 from kdlab.batch_transforms.data_free import GeneratedRows, InvertedRows
 from kdlab.errors import UserError
-from kdlab.functional import NO_LABEL, Batch, Window, kl
+from kdlab.functional import NO_LABEL, Batch, StepTotals, kl
 from kdlab.models.vision.resnet import CifarResNet
 from kdlab.tasks import Classification
 from kdlab.teachers import EnsembleTeacher, FrozenTeacher
@@ -60,12 +60,12 @@ def shown(source, student, teacher, steps, start=0, parts=1):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rows_are_replaced_wholly(kind):
-    given = batch(truth=torch.zeros(12, dtype=torch.int64), window=Window(9.0, 30.0, 2))
+    given = batch(truth=torch.zeros(12, dtype=torch.int64), window=StepTotals(9.0, 30.0, 2))
     found, _ = make(kind)(given, network(), FrozenTeacher(network(1), TASK), TASK, 0, 0, 1)
     assert found.inputs.shape == (12, 1, 8, 8) and not found.inputs.requires_grad
     assert 0 <= float(found.inputs.min()) < float(found.inputs.max()) <= 1
     assert (found.targets == NO_LABEL).all() and found.key is None and found.truth is None and found.clean is None
-    assert found.window == Window(0.0, 30.0, 2)
+    assert found.window == StepTotals(0.0, 30.0, 2)
     other = Batch(torch.zeros(12, 1, 8, 8), torch.zeros(12, dtype=torch.int64))
     again, _ = make(kind)(other, network(), FrozenTeacher(network(1), TASK), TASK, 0, 0, 1)
     assert again.inputs.equal(found.inputs), "nothing of the data's own rows is used"
@@ -176,12 +176,12 @@ def test_inversion_matches_the_statistics_and_the_classes():
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (lambda: GeneratedRows(**PLACE, goal="gan"), "source.goal: "),
-        (lambda: GeneratedRows(**PLACE, rows=1), "source.rows: 1; accepted: "),
-        (lambda: GeneratedRows(**PLACE, lr=0), "source.lr: 0; accepted: "),
-        (lambda: GeneratedRows(**PLACE, entropy=-1), "source.entropy: -1; accepted: "),
-        (lambda: InvertedRows(**PLACE, num_classes=10, steps=0), "source.steps: 0; accepted: "),
-        (lambda: GeneratedRows(), "source: makes pictures"),
+        (lambda: GeneratedRows(**PLACE, goal="gan"), "batch_transform.goal: "),
+        (lambda: GeneratedRows(**PLACE, rows=1), "batch_transform.rows: 1; accepted: "),
+        (lambda: GeneratedRows(**PLACE, lr=0), "batch_transform.lr: 0; accepted: "),
+        (lambda: GeneratedRows(**PLACE, entropy=-1), "batch_transform.entropy: -1; accepted: "),
+        (lambda: InvertedRows(**PLACE, num_classes=10, steps=0), "batch_transform.steps: 0; accepted: "),
+        (lambda: GeneratedRows(), "batch_transform: makes pictures"),
     ],
 )
 def test_what_they_refuse(made, said):
@@ -210,12 +210,16 @@ def test_pictures_have_the_size_that_is_asked_for(size):
 # ---- in an experiment
 
 WORDS = ("experiment=data_free", "teacher=resnet8_w4", "teacher.epochs=1", "data.fraction=0.1", "baseline=false")
-QUICK = {"dafl": (), "zskt": (), "inversion": ("source.pool=64", "source.rows=64", "source.steps=5")}
+QUICK = {
+    "dafl": (),
+    "zskt": (),
+    "inversion": ("batch_transform.pool=64", "batch_transform.rows=64", "batch_transform.steps=5"),
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_student_learns_without_data(place, kind):
-    run = train(place, f"no_data_{kind}", *WORDS, f"source={kind}", *QUICK[kind], "epochs=2")
+    run = train(place, f"no_data_{kind}", *WORDS, f"batch_transform={kind}", *QUICK[kind], "epochs=2")
     points = curve(run, "train/kl")
     assert points and all(map(math.isfinite, points)) and not curve(run, "train/ce")
     assert result(run)["models"]["student"]["test"]["acc"] >= 0

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from kdlab.batch_transforms.on_policy import OwnText, _Buffer
-from kdlab.data.text import PROMPT, REASONING, Sequence, TextData, TextSource, Tokenizer
+from kdlab.batch_transforms.on_policy import GeneratedText, _Buffer
+from kdlab.data.text import PROMPT, REASONING, RawText, Sequence, TextData, Tokenizer
 from kdlab.data.text.datasets.arithmetic import arithmetic
 from kdlab.errors import UserError
-from kdlab.functional import SEGMENTS, Batch, Window
+from kdlab.functional import SEGMENTS, Batch, StepTotals
 from kdlab.losses import CrossEntropy, Objective, ReverseKL
 from kdlab.models.transformers.causal_lm import CausalLM
 from kdlab.tasks import LanguageModeling, TextToText
@@ -40,7 +40,7 @@ def gpt(seed=0, vocab=VOCAB):
 
 def own(**options):
     defaults = {"eos_id": EOS, "pad_id": EOS, "vocab_size": VOCAB, "context": CONTEXT, "fraction": 1.0, "new_tokens": 5}
-    return OwnText(**{**defaults, **options})
+    return GeneratedText(**{**defaults, **options})
 
 
 class Sequences:
@@ -86,9 +86,9 @@ def texts(batch):
     """example → (prompt, continuation), read off a batch by its rows."""
     found = {}
     ids = batch.inputs.get("decoder_input_ids", batch.inputs["input_ids"])
-    for row, at in enumerate(batch.where):
+    for row, at in enumerate(batch.loss_mask):
         first, last = int(at.nonzero()[0]), int(at.nonzero()[-1])
-        found[int(batch.key[row, 0])] = (ids[row, : first + 1].tolist(), ids[row, first + 1 : last + 1].tolist())
+        found[int(batch.example_id[row, 0])] = (ids[row, : first + 1].tolist(), ids[row, first + 1 : last + 1].tolist())
     return found
 
 
@@ -119,7 +119,7 @@ def test_answers_are_replaced(writer):
     assert len(found) == sum(lengths) and set(found.segment.tolist()) == {ANSWER}
     assert found.inputs["position_ids"].tolist() == [list(range(found.where.shape[1]))] * 4
     assert found.key.tolist() == [[n, 0] for n in range(4)]
-    assert found.window == Window(4.0 if writer == "teacher" else 0.0, 4.0, 1, 4.0)
+    assert found.window == StepTotals(4.0 if writer == "teacher" else 0.0, 4.0, 1, 4.0)
     ended = sum(greedy(nets[writer], data.ids[n][: data.prompts[n]])[-1] == EOS for n in range(4)) / 4
     assert {name: float(value) for name, value in curves.items()} == pytest.approx(
         {"own": 1.0, "own_length": sum(lengths) / 4, "own_ended": ended, "own_truncated": 1 - ended}
@@ -148,11 +148,11 @@ def test_a_short_question_does_not_show_its_answer():
 def test_sequences_without_rows_are_left_out():
     data = Sequences()
     batch = data.batch([3, 4, 5])
-    gone = batch.where[1].sum()
-    before = batch.where[0].sum()
+    gone = batch.loss_mask[1].sum()
+    before = batch.loss_mask[0].sum()
     keep = torch.ones(len(batch), dtype=torch.bool)
     keep[before : before + gone] = False
-    batch.where = batch.where & torch.tensor([True, False, True])[:, None]
+    batch.loss_mask = batch.loss_mask & torch.tensor([True, False, True])[:, None]
     batch.targets, batch.weight, batch.segment = (x[keep] for x in (batch.targets, batch.weight, batch.segment))
     assert list(texts(call(own(), batch, gpt())[0])) == [3, 5]
 
@@ -220,7 +220,7 @@ def test_an_encoder_goes_on_reading_what_it_read():
         torch.tensor([7, 8, 8, 9]),
         torch.tensor([[0, 0], [1, 0]]),
         segment=torch.full((4,), ANSWER),
-        where=torch.ones(2, 2, dtype=torch.bool),
+        loss_mask=torch.ones(2, 2, dtype=torch.bool),
         prompts=torch.tensor([1, 1]),
     )
     found, curves = call(own(writer="teacher"), batch, Echo(), Echo())
@@ -243,7 +243,7 @@ def reasoned(weights, **options):
         return list(zip(pieces, (PROMPT, REASONING, ANSWER), strict=True))
 
     made = [Sequence.of(some(1 + n % 4, 3 + n % 2, 2), weight=(1.0, 0.1)[n % 2]) for n in range(12)]
-    source = TextSource("made", tokenizer, {"train": made})
+    source = RawText("made", tokenizer, {"train": made})
     options = {"context": CONTEXT, "batch_size": 6, "segment_weights": weights} | options
     return made, TextData(source, **options)
 
@@ -251,12 +251,12 @@ def reasoned(weights, **options):
 @pytest.mark.parametrize("weights", [{}, {"prompt": 0.5}, {"reasoning": 0.0}, {"prompt": 1.0, "answer": 0.0}])
 def test_the_question_is_given_and_nothing_else_whatever_tokens_weigh(weights):
     made, data = reasoned(weights)
-    net = CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.offers)
-    source, seen = OwnText(**data.offers, fraction=1.0, new_tokens=4), {}
+    net = CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.network_kwargs)
+    source, seen = GeneratedText(**data.network_kwargs, fraction=1.0, new_tokens=4), {}
     for step, batch in enumerate(data.train_dataloader()):
         found, _ = source(batch, net, None, None, 0, step)
         seen |= texts(found)
-        assert found.window == Window(0.0, *(found.window.rows, 1, found.window.rows))
+        assert found.window == StepTotals(0.0, *(found.window.rows, 1, found.window.rows))
     assert len(seen) == 12
     for example, (prompt, _) in seen.items():
         one = made[example]
@@ -265,15 +265,15 @@ def test_the_question_is_given_and_nothing_else_whatever_tokens_weigh(weights):
 
 def test_a_sequence_weighs_what_it_weighs_in_the_data():
     made, data = reasoned({"answer": 3.0})
-    net = CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.offers)
+    net = CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.network_kwargs)
     for accumulate in (1, 2):
-        data.place("cpu", accumulate=accumulate)
-        source = OwnText(**data.offers, writer="teacher", fraction=1.0, new_tokens=4)
+        data.to("cpu", accumulate=accumulate)
+        source = GeneratedText(**data.network_kwargs, writer="teacher", fraction=1.0, new_tokens=4)
         found = [source(batch, net, net, None, 0, 0)[0] for batch in data.train_dataloader()][:accumulate]
         total = 0.0
         for batch in found:
-            weights = iter(batch.weight.split(batch.where.sum(1).tolist()))
-            for example in batch.key[:, 0].tolist():
+            weights = iter(batch.weight.split(batch.loss_mask.sum(1).tolist()))
+            for example in batch.example_id[:, 0].tolist():
                 each = next(weights)
                 torch.testing.assert_close(each, torch.full_like(each, made[example].weight / len(each)))
                 total += made[example].weight
@@ -322,7 +322,7 @@ def written_by(groups, step=3, seed=0, **options):
     data, net, source = Sequences(), gpt(), own(**options)
     found = {}
     for part, group in enumerate(groups):
-        batch = data.batch(group, Window(8.0, 8.0, len(groups), 8.0))
+        batch = data.batch(group, StepTotals(8.0, 8.0, len(groups), 8.0))
         found |= texts(call(source, batch, net, seed=seed, step=step, part=part)[0])
     return found
 
@@ -340,14 +340,14 @@ def test_neither_accumulation_nor_processes_change_the_texts_of_a_loader():
     for accumulate, world in ((1, 1), (2, 1), (1, 2), (2, 2)):
         seen = {}
         for rank in range(world):
-            data.place("cpu", accumulate=accumulate, rank=rank, world=world)
-            net = net or CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.offers)
-            source = OwnText(**data.offers, fraction=0.5, new_tokens=6)
+            data.to("cpu", accumulate=accumulate, rank=rank, world=world)
+            net = net or CausalLM(settings={"n_layer": 1, "n_head": 2, "n_embd": 16}, **data.network_kwargs)
+            source = GeneratedText(**data.network_kwargs, fraction=0.5, new_tokens=6)
             for number, batch in enumerate(data.train_dataloader()):
                 step, part = divmod(number, accumulate)
                 batch, curves = source(batch, net, None, None, 0, step, part)
                 if curves["own"]:
-                    assert batch.window == Window(0.0, 8.0, accumulate * world, 8.0)
+                    assert batch.window == StepTotals(0.0, 8.0, accumulate * world, 8.0)
                     seen |= {(step, example): text for example, text in texts(batch).items()}
         found.append(seen)
     assert 0 < len(found[0]) < 48 and found[1:] == found[:1] * 3
@@ -371,7 +371,7 @@ def test_gradients_do_not_depend_on_the_split(writer):
         student, source = gpt().eval(), own(writer=writer)
         objective = Objective({"ce": CrossEntropy(), "r": ReverseKL()}, alpha=0.5)
         for part, group in enumerate(groups):
-            batch = data.batch(group, Window(32.0, 32.0, len(groups), float(data.share.sum())))
+            batch = data.batch(group, StepTotals(32.0, 32.0, len(groups), float(data.share.sum())))
             batch, _ = call(source, batch, student, FrozenTeacher(teacher, TASK), step=2, part=part)
             losses = objective(TASK.outputs(student, batch), TASK.outputs(teacher, batch), batch)
             (losses.total / len(groups)).backward()
@@ -382,8 +382,8 @@ def test_gradients_do_not_depend_on_the_split(writer):
 
 
 def test_a_part_of_a_step_must_know_how_many_sequences_the_step_has():
-    with pytest.raises(ValueError, match=r"Window\.examples: 0"):
-        call(own(), Sequences().batch([0, 1], Window(8.0, 8.0, 2)), gpt())
+    with pytest.raises(ValueError, match=r"StepTotals\.examples: 0"):
+        call(own(), Sequences().batch([0, 1], StepTotals(8.0, 8.0, 2)), gpt())
 
 
 # ---- the buffer
@@ -401,7 +401,7 @@ def sittings(source, steps, stop=None, groups=(range(8),), **options):
             source.load_state_dict(torch.load(file, weights_only=True))
         net, seen = gpt(step), {}
         for group in groups:
-            batch = data.batch(group, Window(8.0, 8.0, len(groups), 8.0))
+            batch = data.batch(group, StepTotals(8.0, 8.0, len(groups), 8.0))
             seen |= texts(call(source, batch, net, step=step)[0])
         found.append(seen)
     return found
@@ -479,14 +479,14 @@ def test_every_process_keeps_what_the_others_wrote(monkeypatch):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"writer": "teachers"}, "source.writer: unknown writer 'teachers'; nearest: teacher"),
-        ({"fraction": 1.5}, "source.fraction: 1.5; accepted: between 0 and 1"),
-        ({"new_tokens": 0}, "source.new_tokens: 0; accepted"),
-        ({"prompt": 0}, "source.prompt: 0; accepted"),
-        ({"buffer": -1}, "source.buffer: -1; accepted"),
-        ({"replay": 2.0}, "source.replay: 2.0; accepted"),
-        ({"temperature": -1.0}, "source.temperature: -1.0; accepted"),
-        ({"top_p": 0.0}, "source.top_p: 0.0; accepted"),
+        ({"writer": "teachers"}, "batch_transform.writer: unknown writer 'teachers'; nearest: teacher"),
+        ({"fraction": 1.5}, "batch_transform.fraction: 1.5; accepted: between 0 and 1"),
+        ({"new_tokens": 0}, "batch_transform.new_tokens: 0; accepted"),
+        ({"prompt": 0}, "batch_transform.prompt: 0; accepted"),
+        ({"buffer": -1}, "batch_transform.buffer: -1; accepted"),
+        ({"replay": 2.0}, "batch_transform.replay: 2.0; accepted"),
+        ({"temperature": -1.0}, "batch_transform.temperature: -1.0; accepted"),
+        ({"top_p": 0.0}, "batch_transform.top_p: 0.0; accepted"),
     ],
 )
 def test_options_out_of_range_are_named(options, message):
@@ -499,7 +499,7 @@ def test_batches_that_cannot_be_continued_are_refused():
     packed.inputs["position_ids"] = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6])[: packed.where.shape[1]].expand(2, -1)
     with pytest.raises(UserError, match=r"data\.pack: true; accepted with own text"):
         call(own(), packed, gpt())
-    with pytest.raises(UserError, match="no sequences; accepted: source=none"):
+    with pytest.raises(UserError, match="no sequences; accepted: batch_transform=none"):
         call(own(), Batch(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)), gpt())
     for nobody in (None, SimpleNamespace()):
         with pytest.raises(UserError, match="no network teaches; accepted: student, or a live teacher"):

@@ -74,7 +74,7 @@ class Colour:
     name, gives, kind = "CIFAR-100", "rows", "pictures"
 
     @property
-    def offers(self):
+    def network_kwargs(self):
         return {"num_classes": 100, "in_channels": 3, "image_size": (32, 32), "mean": [0.5] * 3, "std": [0.25] * 3}
 
 

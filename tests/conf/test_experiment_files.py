@@ -7,7 +7,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from helpers.tiny import mistake
-from kdlab.cli.hydra.compose import TAUGHT, composer
+from kdlab.cli.hydra.compose import TEACHER_DEFAULTS, composer
 from kdlab.cli.main import main
 from kdlab.cli.validate import validate
 from kdlab.config import options as config_options
@@ -102,7 +102,7 @@ def file(group, name):
 def keys_of_every_option(group):
     """Keys that all options of a group have, and so survive a swap."""
     if group == "teacher":  # how it is come by stays, whatever network it is
-        return set(TAUGHT)
+        return set(TEACHER_DEFAULTS)
     found = [set(flatten(file(group, name))) for name in GROUPS[group] if name != "none"]
     return set.intersection(*found) - {"_target_"}
 

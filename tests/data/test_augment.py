@@ -120,9 +120,9 @@ def test_trivial_uses_every_operation_about_equally():
 
 
 def test_views_of_a_data_set():
-    assert digits().views == 1 and digits().transform == "none" and digits().unlimited is None
+    assert digits().views == 1 and digits().transform == "none" and digits().uncacheable_reason is None
     endless = digits(augment=["crop"])
-    assert endless.views is None and "data.views" in endless.unlimited
+    assert endless.views is None and "data.views" in endless.uncacheable_reason
     few = digits(augment=["crop", "flip"], views=4)
     assert few.views == 4 and few.transform == "crop + flip; views=4; seed=0"
     every = digits(augment=[{"crop": {"padding": 1}}, "flip"], views="all")
@@ -133,43 +133,45 @@ def test_views_of_a_data_set():
 @pytest.mark.parametrize("views", [3, "all"])
 def test_an_epoch_shows_what_sequential_showed(views):
     data = digits(augment=["crop", "flip"], views=views)
-    book = torch.stack([torch.cat([b.inputs for b in data.sequential("train", v)]) for v in range(data.views)], dim=1)
+    book = torch.stack(
+        [torch.cat([b.inputs for b in data.ordered_loader("train", v)]) for v in range(data.views)], dim=1
+    )
     seen = set()
     for epoch in range(3):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
         for batch in loader:
-            assert batch.inputs.equal(book[batch.key[:, 0], batch.key[:, 1]])
-            seen.update(batch.key[:, 1].tolist())
+            assert batch.inputs.equal(book[batch.example_id[:, 0], batch.example_id[:, 1]])
+            seen.update(batch.example_id[:, 1].tolist())
     assert seen == set(range(data.views))
 
 
 def test_sequential_is_in_order_and_complete():
     data = digits(augment=["crop"], views=2)
     for split, rows in (("train", 1200), ("val", 237), ("test", 360)):
-        keys = torch.cat([b.key for b in data.sequential(split, batch_size=100)])
+        keys = torch.cat([b.example_id for b in data.ordered_loader(split, batch_size=100)])
         assert keys[:, 0].equal(torch.arange(rows))
         assert keys[:, 1].eq(CLEAN if split == "train" else 0).all()
-    clean = torch.cat([b.inputs for b in data.sequential("train")])
-    plain = torch.cat([b.inputs for b in digits().sequential("train", 0)])
+    clean = torch.cat([b.inputs for b in data.ordered_loader("train")])
+    plain = torch.cat([b.inputs for b in digits().ordered_loader("train", 0)])
     assert clean.equal(plain)
-    assert torch.cat([b.inputs for b in data.sequential("val", 0)]).equal(
+    assert torch.cat([b.inputs for b in data.ordered_loader("val", 0)]).equal(
         torch.cat([b.inputs for b in data.val_dataloader()])
     )
     with pytest.raises(UserError, match=r"view: 2; accepted: 0\.\.1"):
-        data.sequential("train", 2)
+        data.ordered_loader("train", 2)
     with pytest.raises(UserError, match=r"view: 1; accepted: 0\.\.0 of the val"):
-        data.sequential("val", 1)
+        data.ordered_loader("val", 1)
     with pytest.raises(UserError, match="unknown split 'vall'; nearest: val"):
-        data.sequential("vall")
+        data.ordered_loader("vall")
 
 
 def test_augmented_shows_the_training_view_or_another():
     data = digits(augment=["crop"], views=4)
     batch = next(iter(data.train_dataloader()))
-    raw = torch.cat([b.inputs for b in data.sequential("train")])[batch.key[:, 0]]
-    assert data.augmented(raw, *batch.key.T).equal(batch.inputs)
-    strong = data.augmented(raw, *batch.key.T, augment=["randaugment"])
+    raw = torch.cat([b.inputs for b in data.ordered_loader("train")])[batch.example_id[:, 0]]
+    assert data.augmented(raw, *batch.example_id.T).equal(batch.inputs)
+    strong = data.augmented(raw, *batch.example_id.T, augment=["randaugment"])
     assert strong.shape == raw.shape and not strong.equal(batch.inputs)
 
 
@@ -195,7 +197,7 @@ def test_mixup_mixes_inputs_and_labels_of_the_same_pairs():
         assert got.labelled.equal(both) and got.window.labelled == both.sum() and got.window.rows == len(plain)
         hot = torch.nn.functional.one_hot(plain.targets.clamp(min=0), 10).float()
         assert torch.allclose(got.targets, (hot * share + hot[other] * (1 - share)) * both[:, None])
-        assert got.key is None and got.truth is None
+        assert got.example_id is None and got.hidden_targets is None
 
 
 def test_cutmix_labels_go_by_the_area_that_is_really_pasted():

@@ -100,7 +100,7 @@ def test_an_epoch_shows_every_row_once_and_epochs_differ():
     assert joined(first, "key").equal(joined(again, "key"))
     assert not joined(first, "key").equal(joined(second, "key"))
     assert not joined(first, "key").equal(joined(epoch_of(digits(batch_size=64, seed=1)), "key"))
-    inputs = data.sequential("train")
+    inputs = data.ordered_loader("train")
     expected = joined(list(inputs), "inputs")[joined(first, "key")[:, 0]]
     assert joined(first, "inputs").equal(expected) and expected.dtype == torch.float32 and expected.max() == 1
 
@@ -116,7 +116,9 @@ def test_the_epoch_is_looked_at_when_the_first_batch_is_asked_for():
 def test_the_split_does_not_depend_on_the_training_seed():
     one, two = digits(labels=100, val=200, seed=0), digits(labels=100, val=200, seed=7)
     assert one.fingerprint == two.fingerprint
-    assert joined(list(one.sequential("train")), "targets").equal(joined(list(two.sequential("train")), "targets"))
+    assert joined(list(one.ordered_loader("train")), "targets").equal(
+        joined(list(two.ordered_loader("train")), "targets")
+    )
     assert digits(labels=100, val=200, split_seed=1).fingerprint != one.fingerprint
 
 
@@ -127,7 +129,7 @@ def test_however_a_step_is_split_it_has_the_same_rows_and_pictures(augment, accu
     whole = epoch_of(digits(**options), 2)
     ranks = []
     for rank in range(world):
-        data = digits(**options).place("cpu", accumulate=accumulate, rank=rank, world=world)
+        data = digits(**options).to("cpu", accumulate=accumulate, rank=rank, world=world)
         ranks.append(epoch_of(data, 2))
         assert len(ranks[-1]) == len(data.train_dataloader()) == 5 * accumulate
     for step, batch in enumerate(whole):
@@ -167,7 +169,7 @@ def test_a_last_step_too_small_for_its_parts_is_left_out():
 
 def test_too_many_parts_are_refused():
     with pytest.raises(UserError, match=r"data\.batch_size: 8 .* 5 parts .* at least 10"):
-        digits(batch_size=8).place("cpu", accumulate=5).train_dataloader()
+        digits(batch_size=8).to("cpu", accumulate=5).train_dataloader()
 
 
 # ---- labels, ratio, fraction
@@ -187,23 +189,23 @@ def test_labels_withholds_all_but_a_stratified_few():
 
 
 def test_no_labels_at_all_and_all_of_them():
-    none = epoch_of(digits(labels=0, ratio=3))
+    none = epoch_of(digits(labels=0, unlabelled_ratio=3))
     assert not joined(none, "labelled").any() and sum(len(b) for b in none) == 1200
     assert none[0].window.labelled == 0
-    every = epoch_of(digits(ratio=3))
+    every = epoch_of(digits(unlabelled_ratio=3))
     assert joined(every, "labelled").all() and every[0].truth is None
 
 
 @pytest.mark.parametrize(("ratio", "labelled"), [(0, 64), (1, 32), (7, 8), (100, 1)])
 def test_ratio_fixes_the_share_of_labelled_rows_of_every_step(ratio, labelled):
-    batches = epoch_of(digits(labels=100, ratio=ratio))
+    batches = epoch_of(digits(labels=100, unlabelled_ratio=ratio))
     assert len(batches) == 19
     for batch in batches:
         assert len(batch) == 64 and batch.labelled.sum() == labelled == batch.window.labelled
 
 
 def test_pools_go_round_reshuffled_with_a_new_view_each_time():
-    data = digits(labels=100, ratio=3, augment=["crop"])
+    data = digits(labels=100, unlabelled_ratio=3, augment=["crop"])
     batches = epoch_of(data, 1)
     keys = joined(batches, "key")[joined(batches, "labelled")]
     rounds = math.ceil(19 * 16 / 100)
@@ -216,7 +218,7 @@ def test_pools_go_round_reshuffled_with_a_new_view_each_time():
 
 
 def test_labelled_rows_are_spread_over_a_step():
-    batches = epoch_of(digits(labels=100, ratio=1, batch_size=64).place("cpu", accumulate=4))
+    batches = epoch_of(digits(labels=100, unlabelled_ratio=1, batch_size=64).to("cpu", accumulate=4))
     assert sum(0 < int(b.labelled.sum()) < len(b) for b in batches) == len(batches)
 
 
@@ -243,11 +245,12 @@ def test_views_take_turns_or_are_chosen_by_hash():
 
 def test_every_process_makes_the_same_batches():
     code = (
-        "import torch; from kdlab.data import digits; d = digits(labels=50, ratio=2, augment=['crop', 'trivial']);"
+        "import torch; from kdlab.data import digits; "
+        "d = digits(labels=50, unlabelled_ratio=2, augment=['crop', 'trivial']);"
         "b = list(d.train_dataloader())[5]; print(d.fingerprint, b.key.sum().item(), b.inputs.double().sum().item())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    data = digits(labels=50, ratio=2, augment=["crop", "trivial"])
+    data = digits(labels=50, unlabelled_ratio=2, augment=["crop", "trivial"])
     batch = next(itertools.islice(data.train_dataloader(), 5, None))
-    here = [data.fingerprint, str(batch.key.sum().item()), str(batch.inputs.double().sum().item())]
+    here = [data.fingerprint, str(batch.example_id.sum().item()), str(batch.inputs.double().sum().item())]
     assert there == here

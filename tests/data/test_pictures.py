@@ -182,7 +182,7 @@ def folder(root, **options):
 
 
 def pixels(data):
-    return torch.cat([batch.inputs for batch in data.sequential("train")])
+    return torch.cat([batch.inputs for batch in data.ordered_loader("train")])
 
 
 @pytest.mark.parametrize("memory", [2e9, 0])

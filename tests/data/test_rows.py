@@ -12,7 +12,7 @@ from helpers.tiny import curve, mistake, result, train
 from kdlab.batch_transforms.strong_view import StrongViews
 from kdlab.data import digits, synthetic
 from kdlab.errors import UserError
-from kdlab.functional import NO_LABEL, Batch, Window
+from kdlab.functional import NO_LABEL, Batch, StepTotals
 from kdlab.losses import KL, Consistency, CrossEntropy, Objective
 from kdlab.tasks import Classification
 from kdlab.teachers import FrozenTeacher
@@ -32,7 +32,7 @@ def scarce(**options):
 
 
 def parts(data, accumulate=1, steps=1):
-    data.place("cpu", accumulate=accumulate)
+    data.to("cpu", accumulate=accumulate)
     found = []
     for batch in data.train_dataloader():
         found.append(batch)
@@ -60,11 +60,11 @@ def test_strong_rows_come_after_the_weak_ones_and_point_at_them(of):
     assert found.inputs[:32].equal(batch.inputs) and found.targets[:32].equal(batch.targets)
     assert found.partner.tolist() == [-1] * 32 + chosen.tolist()
     assert (found.targets[32:] == NO_LABEL).all()
-    assert found.key[32:].equal(batch.key[chosen]) and found.truth[32:].equal(batch.truth[chosen])
+    assert found.key[32:].equal(batch.example_id[chosen]) and found.truth[32:].equal(batch.hidden_targets[chosen])
     assert found.clean.equal(torch.cat([batch.inputs, batch.inputs[chosen]])), "a teacher reads the weak view"
     assert (found.inputs[32:] != batch.inputs[chosen]).flatten(1).any(1).float().mean() > 0.9
     assert float(found.inputs.min()) >= 0 and float(found.inputs.max()) <= 1
-    assert found.window == Window(8.0, rows, 1, 0.0, float(len(chosen))) and found.count() == found.window
+    assert found.window == StepTotals(8.0, rows, 1, 0.0, float(len(chosen))) and found.count() == found.window
 
 
 def test_a_view_depends_on_seed_of_the_run_step_and_example_alone():
@@ -79,7 +79,11 @@ def test_a_view_depends_on_seed_of_the_run_step_and_example_alone():
     assert not call(source, batch, seed=1, step=3).inputs.equal(first.inputs)
     order = torch.randperm(32)
     turned = replace(
-        batch, inputs=batch.inputs[order], targets=batch.targets[order], key=batch.key[order], truth=batch.truth[order]
+        batch,
+        inputs=batch.inputs[order],
+        targets=batch.targets[order],
+        example_id=batch.example_id[order],
+        hidden_targets=batch.hidden_targets[order],
     )
     assert call(source, turned, step=3).inputs[32:].equal(first.inputs[32:][order])
     assert source.state_dict() == {}
@@ -119,8 +123,8 @@ def test_a_step_in_parts_is_the_whole_step(of):
     ("options", "said"),
     [
         ({"of": "some"}, "source.of: "),
-        ({"augment": None}, "source.augment: none"),
-        ({"augment": ["sharpest"]}, "source.augment: "),
+        ({"augment": None}, "batch_transform.augment: none"),
+        ({"augment": ["sharpest"]}, "batch_transform.augment: "),
         ({"augment": [{"cutout": {"size": 99}}]}, "source.augment.cutout.size: 99"),
     ],
 )
@@ -142,8 +146,8 @@ def test_strong_views_need_pictures_that_are_examples():
 
 def test_soft_targets_get_rows_without_any():
     (batch,) = parts(scarce())
-    soft = nn.functional.one_hot(batch.truth, 10).float()
-    found = call(views(scarce()), Batch(batch.inputs, soft, batch.key))
+    soft = nn.functional.one_hot(batch.hidden_targets, 10).float()
+    found = call(views(scarce()), Batch(batch.inputs, soft, batch.example_id))
     assert found.targets.shape == (64, 10) and found.labelled.tolist() == [True] * 32 + [False] * 32
 
 
@@ -166,7 +170,7 @@ def test_a_teacher_may_teach_beside(place):
         "teacher=mlp",
         "teacher.epochs=1",
         "loss=[hinton,fixmatch]",
-        "temperature=one",
+        "temperature=none",
     )
     run = train(place, "agree_taught", *WORDS, *words)
     assert curve(run, "train/kl")[-1] < curve(run, "train/kl")[0] and curve(run, "train/consistency")
@@ -182,7 +186,7 @@ def test_noise_is_for_the_student_alone(place):
         "teacher=mlp",
         "teacher.epochs=1",
         "loss=hinton",
-        "source=noise",
+        "batch_transform=noise",
     )
     assert curve(run, "train/kl")[-1] < curve(run, "train/kl")[0]
 
@@ -196,20 +200,23 @@ def test_what_learns_from_more_than_labels_has_a_baseline(place):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("source=none",), "loss.terms.consistency: compares two views of a row; accepted: with source=strong_view"),
-        (("source=noise",), "loss.terms.consistency: compares two views of a row, and source shows one"),
-        (("data=synthetic", "source=strong_view"), "source.augment: randaugment needs pictures"),
-        (("source.augment=[sharpest]",), "source.augment: "),
         (
-            ("loss=ce", "source=dafl"),
+            ("batch_transform=none",),
+            "loss.terms.consistency: compares two views of a row; accepted: with batch_transform=strong_view",
+        ),
+        (("batch_transform=noise",), "loss.terms.consistency: compares two views of a row, and source shows one"),
+        (("data=synthetic", "batch_transform=strong_view"), "batch_transform.augment: randaugment needs pictures"),
+        (("batch_transform.augment=[sharpest]",), "batch_transform.augment: "),
+        (
+            ("loss=ce", "batch_transform=dafl"),
             "source: GeneratedRows asks a teacher, and no network teaches; accepted: teacher=",
         ),
-        (("loss=ce", "source=attack_teacher"), "source: AttackedRows asks a teacher"),
+        (("loss=ce", "batch_transform=attack_teacher"), "source: AttackedRows asks a teacher"),
         (
-            ("method=snapshot", "teacher=resnet20", "loss=balanced", "source=dafl"),
+            ("method=snapshot", "teacher=resnet20", "loss=balanced", "batch_transform=dafl"),
             "source: GeneratedRows asks a teacher, and no network teaches",
         ),
-        (("loss=ce", "data=synthetic", "source=dafl"), "source: makes pictures, and data is no set of them"),
+        (("loss=ce", "data=synthetic", "batch_transform=dafl"), "source: makes pictures, and data is no set of them"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(capsys, tmp_path, words, said):

@@ -380,7 +380,7 @@ def test_image_folders_have_the_same_limit(tmp_path):
     image_folder(str(tmp_path), size=8, val=0)
     (tmp_path / "train" / "a" / "1.png").write_bytes(png(9_000, 9_000))
     with pytest.raises(UserError, match="9000 x 9000, more than 64 Mi pixels"):
-        next(iter(image_folder(str(tmp_path), size=8, val=0).sequential("train")))
+        next(iter(image_folder(str(tmp_path), size=8, val=0).ordered_loader("train")))
 
 
 # ---- weights

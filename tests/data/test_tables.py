@@ -144,7 +144,7 @@ def test_columns_of_two_files_go_by_name(put):
     train_file = put(HEAD + ROWS, "train.csv")
     test = "target,w,v,u\n" + "".join(f"{'ab'[i % 2]},9,{i % 7}.5,{i + 0.25 * (i > 4)}\n" for i in range(20))
     data = csv(train_file, test_path=put(test, "test.csv"))
-    inputs = next(iter(data.sequential("test"))).inputs
+    inputs = next(iter(data.ordered_loader("test"))).inputs
     assert inputs[6].tolist() == [6.25, 6.5] and data.class_names == ["a", "b"]
     assert [note.partition("test.csv")[2] for note in data.notes] == [
         f": not read, since {train_file} lacks it: 'w'",
@@ -177,7 +177,7 @@ def test_columns_of_two_files_go_by_name(put):
 def test_columns_keep_their_variation(put, cell, changed):
     path = put(HEAD + "".join(f"{cell(i)},{i},{'ab'[i % 2]}\n" for i in range(60)))
     data = csv(path, val=0, test=0)
-    inputs = next(iter(data.sequential("train", batch_size=60))).inputs
+    inputs = next(iter(data.ordered_loader("train", batch_size=60))).inputs
     assert ((data.columns.offset[0], data.columns.scale[0]) != (0, 1)) == changed
     assert (data.columns.offset[1], data.columns.scale[1]) == (0, 1) and inputs[:, 1].tolist() == list(range(60))
     exact = np.array([float(cell(i)) for i in range(60)])

@@ -14,7 +14,7 @@ WORDS = [
     "data.test=10",
     "task.max_questions=2",
 ]
-TAUGHT = [*WORDS, "teacher=gpt_tiny", "teacher.epochs=1"]
+TEACHER_DEFAULTS = [*WORDS, "teacher=gpt_tiny", "teacher.epochs=1"]
 ALONE = [*WORDS, "method=finetune", "loss=[ce]", "teacher=none"]
 
 
@@ -29,7 +29,7 @@ def fits(run):
 
 
 @pytest.fixture
-def apart(place, tmp_path):
+def per_term(place, tmp_path):
     """A store of its own, so that its baselines are those of one run."""
     return tmp_path
 
@@ -38,7 +38,7 @@ def test_stages_that_differ_are_gone_through_one_by_one(apart):
     stages = (
         "stages={sft: ['data.train=60', 'epochs=2'], own: [init=previous, adapter=lora, 'loss.alpha=1', 'epochs=1']}"
     )
-    run = train(apart, "adapters", *TAUGHT, "data.train=30", "teacher.data.train=30", stages)
+    run = train(apart, "adapters", *TEACHER_DEFAULTS, "data.train=30", "teacher.data.train=30", stages)
     (first, before, _), (second, after, _) = fits(run)
     assert first["adapter"] is None and first["epochs"] == 2 and first["data"]["train"] == 60 and first["begin"] == ""
     assert second["adapter"]["_target_"].endswith(".lora") and second["epochs"] == 1 and second["data"]["train"] == 30
@@ -48,14 +48,14 @@ def test_stages_that_differ_are_gone_through_one_by_one(apart):
 
 def test_stages_that_differ_in_their_teacher_alone_are_one_fit(apart):
     stages = "stages={soft: ['loss.alpha=1', 'epochs=2'], labels: ['loss.alpha=0', init=previous, 'epochs=1']}"
-    run = train(apart, "one", *TAUGHT, "data.train=30", stages)
+    run = train(apart, "one", *TEACHER_DEFAULTS, "data.train=30", stages)
     [(only, kept, _)] = fits(run)
     assert only["epochs"] == 3 == kept["epochs"] and result(run)["epochs"] == 3
 
 
 def test_what_a_taught_student_starts_from_is_the_start_of_its_baseline(apart):
     words = ["pretrained=trained", "pretrained.epochs=1", "init=pretrained", "adapter=lora", "epochs=1"]
-    run = train(apart, "starts_pretrained", *TAUGHT, "data.train=30", *words)
+    run = train(apart, "starts_pretrained", *TEACHER_DEFAULTS, "data.train=30", *words)
     [(only, _, _)] = fits(run)
     assert only["begin"].startswith("from ") and only["adapter"] is not None
     ppl = {role: result(run)["models"][role]["test"]["ppl"] for role in ("student", "baseline")}

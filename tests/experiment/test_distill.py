@@ -38,7 +38,7 @@ def distilled(student, teacher=None, **more):
 def test_mutual_learning_trains_peers_and_leaves_them_behind():
     student, peer = resnet(), resnet(1)
     names, before = set(student.state_dict()), weights_hash(peer)
-    done = distilled(student, loss="mutual", companion=Peers(student, [peer]))
+    done = distilled(student, loss="mutual", auxiliary=Peers(student, [peer]))
     assert done.student is student and set(student.state_dict()) == names and not student.training
     assert weights_hash(peer) != before and isinstance(student(IMAGES), torch.Tensor)
     assert done.teacher_val == {} and 0 <= done.val["acc"] <= 1
@@ -49,16 +49,16 @@ def test_mutual_learning_trains_peers_and_leaves_them_behind():
 
 def test_exits_teach_the_inside_of_a_student():
     student = resnet()
-    companion = Exits(student, ["layer1", "layer2"], IMAGES[:2])
-    before = weights_hash(companion)
-    done = distilled(student, loss="byot", companion=companion)
-    assert weights_hash(companion) != before and 0 <= done.val["acc"] <= 1
+    auxiliary = Exits(student, ["layer1", "layer2"], IMAGES[:2])
+    before = weights_hash(auxiliary)
+    done = distilled(student, loss="byot", auxiliary=auxiliary)
+    assert weights_hash(auxiliary) != before and 0 <= done.val["acc"] <= 1
 
 
 def test_a_teacher_and_peers_at_once():
     student, teacher = resnet(), resnet(2)
     before = weights_hash(teacher)
-    done = distilled(student, teacher, loss=["hinton", "mutual"], companion=Peers(student, [resnet(1)]))
+    done = distilled(student, teacher, loss=["hinton", "mutual"], auxiliary=Peers(student, [resnet(1)]))
     assert weights_hash(teacher) == before and done.val["kl"] > 0 and done.teacher_val["acc"] >= 0
 
 
@@ -96,15 +96,15 @@ def test_a_companion_that_does_not_belong_is_one_line(name, taught):
     student = resnet()
     before = weights_hash(student)
     with pytest.raises(UserError) as error:
-        distilled(student, resnet(2) if taught else None, loss=loss, companion=make(student) if make else None)
-    assert str(error.value).startswith("companion: ") and said in str(error.value) and "\n" not in str(error.value)
+        distilled(student, resnet(2) if taught else None, loss=loss, auxiliary=make(student) if make else None)
+    assert str(error.value).startswith("auxiliary: ") and said in str(error.value) and "\n" not in str(error.value)
     assert weights_hash(student) == before
 
 
 def test_beside_peers_a_teacher_that_is_missing_is_named():
     student = resnet()
     with pytest.raises(UserError, match=r"^teacher: None, and the loss has terms that need one; accepted: a teacher"):
-        distilled(student, None, loss=["hinton", "mutual"], companion=Peers(student, [resnet(1)]))
+        distilled(student, None, loss=["hinton", "mutual"], auxiliary=Peers(student, [resnet(1)]))
 
 
 def test_every_recipe_can_be_named():

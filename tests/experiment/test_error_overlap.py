@@ -11,7 +11,7 @@ import yaml
 from helpers.tiny import FEW, MLP, QUIET, newest, result, train
 from kdlab.cli.main import main
 from kdlab.experiment import error_overlap
-from kdlab.experiment.error_overlap import Heard
+from kdlab.experiment.error_overlap import PredictionRecorder
 from kdlab.experiment.reload import rebuild
 from kdlab.functional import Batch, Outputs
 from kdlab.report.diagnosis.diagnosis import KINDS
@@ -130,7 +130,7 @@ CASES = {
     "no baseline": (*MLP, "baseline=false"),
     "generations": ("experiment=born_again", "student=mlp", "method.generations=2"),
     "stages": (*MLP, "stages={a: ['teacher.epochs=1'], b: ['init=previous', 'teacher=previous']}"),
-    "companion": ("experiment=simkd", *FEW),
+    "auxiliary": ("experiment=simkd", *FEW),
     "several": ("experiment=several_teachers", *FEW),
     "live": (*MLP, "teacher.cache=off"),
 }
@@ -179,7 +179,7 @@ def test_what_is_heard_is_what_was_measured_in_order():
     targets = torch.randint(4, (50,), generator=generator)
     targets[::10] = -100
     logits = {role: torch.randn(50, 4, generator=generator) for role in ("student", "teacher", "baseline")}
-    heard = Heard("test", whole=True)
+    heard = PredictionRecorder("test", whole=True)
     for role, one in logits.items():
         heard.of(role)("val", measured(one.roll(1, 0), targets))
         heard.of(role)("test", measured(one, targets))
@@ -190,7 +190,7 @@ def test_what_is_heard_is_what_was_measured_in_order():
         wanted = counted(said[role], said["teacher"], targets[known].numpy())
         assert found == {"split": "test", "examples": 45, **wanted}
     heard.of("baseline")("test", TokenMeasures())  # no answers to hear
-    other = Heard("test")
+    other = PredictionRecorder("test")
     other.of("student")("test", measured(logits["student"], targets))
     other.of("teacher")("test", measured(logits["teacher"], targets.roll(1)))
     assert not other.taught and other.errors() == {} and other.logits == {}

@@ -114,7 +114,7 @@ def test_classes_in_another_order_are_brought_into_line(learned, place, capsys, 
         ["teacher.checkpoint={run}", "teacher.cache=off"],
         ["teacher.checkpoint={run}", "init=teacher", "student=mlp_teacher"],
         ["teacher.members=[{{checkpoint: {run}}}, {{checkpoint: {run}/checkpoints/best.pt}}]"],
-        ["teacher.members=[{{checkpoint: {run}}}]", "teacher.weighing=confidence", "teacher.cache=off"],
+        ["teacher.members=[{{checkpoint: {run}}}]", "teacher.weighting=confidence", "teacher.cache=off"],
     ],
 )
 def test_every_teacher_of_a_run_answers_in_the_order_of_the_data(learned, place, teacher):
@@ -295,7 +295,7 @@ def test_a_teacher_keeps_its_normalisation(learned, place, capsys):
     # it answers as its run does: by value, far from where the data's own statistics would put them
     far = write_csv(place / "far.csv", ("neg", "pos"), scale=100.0)
     found, _ = evaluated(capsys, far, f"teacher.checkpoint={learned}")
-    batch = next(iter(csv(path=str(far)).sequential("test")))
+    batch = next(iter(csv(path=str(far)).ordered_loader("test")))
     with torch.no_grad():
         answers = load_model(learned)[0](batch.inputs)
     assert found == pytest.approx(float((answers.argmax(1) == batch.targets).float().mean()), abs=1e-4)

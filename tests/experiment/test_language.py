@@ -12,7 +12,7 @@ import torch
 import kdlab
 from helpers.tiny import QUIET, curve, farthest, mistake, result, same, train, weights
 from helpers.tiny_text import prose, write_gpt2, write_pairs, write_rows, write_wikitext
-from kdlab.batch_transforms.on_policy import OwnText
+from kdlab.batch_transforms.on_policy import GeneratedText
 from kdlab.cli.main import main
 from kdlab.data import arithmetic
 from kdlab.experiment import evaluation, teacher_cache
@@ -76,19 +76,19 @@ def log_of(run):
 
 def watch(monkeypatch, look):
     """Have ``look(source, before, after, student, teacher, task)`` called after each batch that a source saw."""
-    plain = OwnText.__call__
+    plain = GeneratedText.__call__
 
     def watched(self, batch, student, teacher, task, *more):
         found = plain(self, batch, student, teacher, task, *more)
         look(self, batch, found[0], student, teacher, task)
         return found
 
-    monkeypatch.setattr(OwnText, "__call__", watched)
+    monkeypatch.setattr(GeneratedText, "__call__", watched)
 
 
 def lines(batch):
     """Each sequence of a batch as (prompt, what the network reads of the rest)."""
-    ids, where = batch.inputs["input_ids"], batch.where
+    ids, where = batch.inputs["input_ids"], batch.loss_mask
     first, last = where.int().argmax(1), where.shape[1] - where.flip(1).int().argmax(1)
     return [(row[: f + 1].tolist(), row[f + 1 : end].tolist()) for row, f, end in zip(ids, first, last, strict=True)]
 
@@ -135,8 +135,11 @@ def test_sequence_level_then_on_policy(place, monkeypatch):
                 assert rows[:-1].tolist() == rest
 
     watch(monkeypatch, look)
-    said = "['source=sequence_level', 'source.new_tokens=12', 'loss=[ce]']"
-    own = "['source=on_policy', 'loss=[reverse_kl]', 'init=previous', 'source.temperature=0', 'source.fraction=1']"
+    said = "['batch_transform=sequence_level', 'batch_transform.new_tokens=12', 'loss=[ce]']"
+    own = (
+        "['batch_transform=on_policy', 'loss=[reverse_kl]', 'init=previous', 'batch_transform.temperature=0', "
+        "'batch_transform.fraction=1']"
+    )
     run = train(place, "said_own", *SUMS, f"stages={{said: {said}, own: {own}}}")
     assert seen == {"teacher": 4, "student": 4}
     first, second = (run / "stages" / name for name in ("said", "own"))
@@ -150,12 +153,12 @@ def test_sequence_level_then_on_policy(place, monkeypatch):
 
 
 def test_on_policy_steps_are_mixed_with_data_by_lambda(place):
-    words = (*SUMS, "source=on_policy", "loss=reverse_kl", "source.new_tokens=4", "epochs=3")
-    run = train(place, "lambda", *words, "source.fraction=0.5")
+    words = (*SUMS, "batch_transform=on_policy", "loss=reverse_kl", "batch_transform.new_tokens=4", "epochs=3")
+    run = train(place, "lambda", *words, "batch_transform.fraction=0.5")
     own = curve(run, "train/own")
     assert set(own) == {0.0, 1.0} and 2 <= sum(own) <= 10
     assert "source writes sequences that nobody has seen before" in log_of(run)
-    data = train(place, "lambda_0", *words, "source.fraction=0")
+    data = train(place, "lambda_0", *words, "batch_transform.fraction=0")
     plain = train(place, "lambda_none", *(word for word in words if not word.startswith("source")), "teacher.cache=off")
     assert same(weights(data), weights(plain)) and not same(weights(data), weights(run))
 
@@ -219,7 +222,7 @@ def test_a_student_cut_from_its_teacher(place, hub, tmp_path):
 
 
 def test_a_cut_student_that_learns_from_labels_alone(place):
-    run = train(place, "cut_labels", *SUMS, "method=finetune", "loss=ce", "init=cut", "baseline=true", STILL)
+    run = train(place, "cut_labels", *SUMS, "method=finetune", "loss=ce", "init=layer_subset", "baseline=true", STILL)
     models = result(run)["models"]
     assert models["teacher"] is None and models["baseline"]["parameters"] == models["student"]["parameters"]
     assert models["baseline"]["test"]["ppl"] != models["student"]["test"]["ppl"], "it starts fresh"
@@ -324,14 +327,14 @@ def test_a_run_teaches_by_its_own_tokenizer_or_not_at_all(place, corpus, capsys,
 
 def test_another_domain_is_measured_too(place, corpus, tmp_path):
     write_wikitext(tmp_path)
-    other = f"data.outside={{_target_: kdlab.data.wikitext, root: '{tmp_path}', name: wikitext-2}}"
-    run = train(place, "outside", *text(corpus, other, "baseline=true"))
+    other = f"data.ood={{_target_: kdlab.data.wikitext, root: '{tmp_path}', name: wikitext-2}}"
+    run = train(place, "ood", *text(corpus, other, "baseline=true"))
     for role in ("student", "teacher", "baseline"):
-        assert result(run)["models"][role]["outside"]["ppl"] > 1
+        assert result(run)["models"][role]["ood"]["ppl"] > 1
     student = result(run)["models"]["student"]
-    assert student["outside"]["kl"] > 0 and student["outside"]["ppl"] != student["test"]["ppl"]
-    mixed = train(place, "outside_mix", *text(corpus, other, "teacher.data.mix=['${data.outside}']"))
-    assert result(mixed)["models"]["teacher"]["outside"]["ppl"] < result(run)["models"]["teacher"]["outside"]["ppl"]
+    assert student["ood"]["kl"] > 0 and student["ood"]["ppl"] != student["test"]["ppl"]
+    mixed = train(place, "outside_mix", *text(corpus, other, "teacher.data.mix=['${data.ood}']"))
+    assert result(mixed)["models"]["teacher"]["ood"]["ppl"] < result(run)["models"]["teacher"]["ood"]["ppl"]
 
 
 def test_exact_match_is_told_apart_by_the_number_of_steps(place):
@@ -406,9 +409,9 @@ def test_evaluate_and_check_a_teacher(place, hub, corpus, capsys):
 
 def test_distill_takes_batches_of_sequences(tmp_path):
     data = arithmetic(train=64, val=16, test=0, max_steps=2, batch_size=16, context=64, tokenizer="characters")
-    data.place("cpu")
+    data.to("cpu")
     teacher, student = (
-        CausalLM(settings={"n_layer": layers, "n_head": 2, "n_embd": 16}, **data.offers) for layers in (2, 1)
+        CausalLM(settings={"n_layer": layers, "n_head": 2, "n_embd": 16}, **data.network_kwargs) for layers in (2, 1)
     )
     found = kdlab.distill(
         student,
@@ -471,7 +474,7 @@ def test_text_to_text(place, tmp_path):
         *("task=text_to_text", "data=pairs", f"data.path={pairs}", "data.context=16", "task.new_tokens=6"),
         *("student=t5_tiny_student", "teacher=t5_tiny_teacher", "teacher.epochs=1", "epochs=2", "trainer.accumulate=2"),
         *(f"{net}.settings.{word}" for net in ("student", "teacher.net") for word in small),
-        *("loss=balanced", "temperature=one", "optimizer=adamw_lm", "task.transcripts=true", "data.batch_size=8"),
+        *("loss=balanced", "temperature=none", "optimizer=adamw_lm", "task.transcripts=true", "data.batch_size=8"),
         f"data.tokenizer_from=[{pairs}]",
     )
     run = train(place, "pairs", *words)
@@ -479,7 +482,7 @@ def test_text_to_text(place, tmp_path):
     assert {"ppl", "em", "wer", "cer", "agreement"} <= set(found["student"]["test"])
     assert found["baseline"]["parameters"] == found["student"]["parameters"]
     assert "cached teacher: logits of all classes" in log_of(run)
-    own = train(place, "pairs_own", *words, "source=on_policy", "loss=reverse_kl", "baseline=false")
+    own = train(place, "pairs_own", *words, "batch_transform=on_policy", "loss=reverse_kl", "baseline=false")
     assert set(curve(own, "train/own")) <= {0.0, 0.5, 1.0} and max(curve(own, "train/own")) > 0
     assert main(["predict", str(run), "the 3"]) == 0
 

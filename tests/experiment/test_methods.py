@@ -32,7 +32,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_another(place):
     )
 
 
-@pytest.mark.parametrize("words", [[], ["data.labels=300"], ["data.labels=300", "data.ratio=3"]])
+@pytest.mark.parametrize("words", [[], ["data.labels=300"], ["data.labels=300", "data.unlabelled_ratio=3"]])
 def test_micro_batches_change_nothing(place, words):
     """Summed in another order, and no more; whatever share of each micro-batch has labels."""
     runs = [train(place, f"parts_{n}", *SYNTHETIC, "loss.alpha=0.4", *words, f"trainer.accumulate={n}") for n in (1, 4)]
@@ -265,5 +265,5 @@ def test_the_baseline_keeps_the_label_term(place):
 def test_a_teacher_of_few_labels_sees_only_labelled_rows(place):
     words = ("experiment=semi_resnet", "student=mlp", "teacher=mlp", "epochs=1", "teacher.epochs=3", "baseline=false")
     fair = result(train(place, "fair_teacher", *words, "teacher.data.labels=100"))
-    diluted = result(train(place, "diluted", *words, "teacher.data.labels=100", "teacher.data.ratio=7"))
+    diluted = result(train(place, "diluted", *words, "teacher.data.labels=100", "teacher.data.unlabelled_ratio=7"))
     assert fair["models"]["teacher"]["val"]["ce"] < diluted["models"]["teacher"]["val"]["ce"]

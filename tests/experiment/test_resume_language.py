@@ -15,7 +15,13 @@ TINY = (
 
 CASES = {
     "cached": ("teacher.top_k=6",),
-    "own": ("source=on_policy", "loss=reverse_kl", "source.new_tokens=6", "source.buffer=40", "source.fraction=0.6"),
+    "own": (
+        "batch_transform=on_policy",
+        "loss=reverse_kl",
+        "batch_transform.new_tokens=6",
+        "batch_transform.buffer=40",
+        "batch_transform.fraction=0.6",
+    ),
     "lora": ("init=teacher", "teacher.net.settings.n_layer=1", "adapter=lora", "adapter.dropout=0.1"),
     "packed": ("data.pack=true", "trainer.accumulate=2"),
 }

@@ -50,7 +50,8 @@ SMALL = {
     "reasoning_arithmetic_answers": [*SUMS, "epochs=1"],
     "reasoning_arithmetic_on_policy": [
         *(*PAIR, *SUMS, "data.batch_size=20"),
-        "stages={soft: ['epochs=1'], own: ['source=on_policy', 'loss=[reverse_kl]', 'init=previous', 'epochs=1']}",
+        "stages={soft: ['epochs=1'], "
+        "own: ['batch_transform=on_policy', 'loss=[reverse_kl]', 'init=previous', 'epochs=1']}",
     ],
     "reasoning_cqa": [*SHALLOW, "epochs=1", "data.vocab=300", "task.new_tokens=8"],
     "reasoning_svamp": [*SHALLOW, "epochs=1", "data.vocab=300", "task.new_tokens=8"],
@@ -63,8 +64,8 @@ SMALL = {
     "noisy_student": [*ONE, "data.labels=20"],
     "ps_kd": ["data.fraction=0.1", "epochs=2"],
     "robust_kd": [
-        *(*ONE, "task.attack.steps=2", "source.steps=2"),
-        "stages={robust: ['method=finetune', 'loss=ce', 'source=attack', 'source.steps=2'], "
+        *(*ONE, "task.attack.steps=2", "batch_transform.steps=2"),
+        "stages={robust: ['method=finetune', 'loss=ce', 'batch_transform=attack', 'batch_transform.steps=2'], "
         "student: ['teacher=previous']}",
     ],
     "semi_resnet": [*FEW, "data.labels=20"],
@@ -75,7 +76,7 @@ SMALL = {
 }
 """What makes each experiment end in a second or two. A new experiment needs no entry if a plain epoch is short."""
 
-TAUGHT = {
+TEACHER_DEFAULTS = {
     *("born_again", "born_again_start", "kd_cifar10", "kd_mlp", "kd_resnet", "kd_two_stage", "semi_resnet"),
     *("fitnets_two_stage", "several_tasks", "several_teachers", "simkd", "teacher_assistant"),
     *("data_free", "noisy_student", "robust_kd"),
@@ -95,7 +96,7 @@ def where_from(name, folder, monkeypatch):
     if name == "kd_cifar10":
         return [f"data.root={write_cifar(folder, monkeypatch)}"]
     if name.startswith("lm_"):
-        outside = [f"data.outside.root={write_wikitext(folder)}"] if name == "lm_domain" else []
+        outside = [f"data.ood.root={write_wikitext(folder)}"] if name == "lm_domain" else []
         return [f"data.root={write_shakespeare(folder, monkeypatch)}", *outside]
     if name in ("reasoning_svamp", "reasoning_cqa"):
         return [f"data.root={write_reasoning(folder)}"]
@@ -135,7 +136,7 @@ def test_every_experiment_trains_and_leaves_its_record(place, tmp_path, monkeypa
     infinite = [place for place, number in numbers(found) if not math.isfinite(number)]
     assert not infinite
     student, teacher, baseline = (found["models"][role] for role in ("student", "teacher", "baseline"))
-    assert (teacher is not None) == (name in TAUGHT) == bool(found["teacher_trained_on"])
+    assert (teacher is not None) == (name in TEACHER_DEFAULTS) == bool(found["teacher_trained_on"])
     for model in filter(None, (student, teacher, baseline)):
         assert {"parameters", "bytes", "flops", "latency_ms", "seconds", "val", "test"} <= set(model)
         assert 0 <= model["test"]["acc"] <= 1 and model["latency_ms"] > 0 and model["bytes"] >= 4 * model["parameters"]
@@ -271,7 +272,7 @@ def test_a_moving_teacher_shows_its_layers(place, name):
 
 def test_a_teacher_of_few_labels(place):
     words = ("experiment=semi_resnet", "student=mlp", "teacher=mlp", "teacher.epochs=1", "epochs=1", "baseline=false")
-    few = result(train(place, "few", *words, "teacher.data.labels=100", "teacher.data.ratio=0"))
+    few = result(train(place, "few", *words, "teacher.data.labels=100", "teacher.data.unlabelled_ratio=0"))
     full = result(train(place, "full", *words))
     assert few["teacher_trained_on"] == "100 labelled and 1100 unlabelled rows of digits"
     assert full["teacher_trained_on"] == "1200 labelled rows of digits"

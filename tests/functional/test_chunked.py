@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers.vocabulary_cases import CLASSES, ROWS, TARGETS, WEIGHT, WIDTH, batch, draw, head, same, step, terms
 from kdlab.errors import UserError
-from kdlab.functional import Outputs, Projected, Sparse, Window, chunked, dense, kl
+from kdlab.functional import Outputs, Projected, Sparse, StepTotals, chunked, dense, kl
 from kdlab.losses import (
     DKD,
     KL,
@@ -167,7 +167,7 @@ def test_autocast_multiplies_in_half_precision_as_the_dense_form_does(dtype):
 
 def test_half_precision_gradients_survive_small_weights():
     hidden, weight = draw(8, WIDTH).half().requires_grad_(), draw(CLASSES, WIDTH, seed=1).half().requires_grad_()
-    teacher, rows = draw(8, CLASSES, seed=2).half(), batch(TARGETS[:8], window=Window(1e7, 1e7))
+    teacher, rows = draw(8, CLASSES, seed=2).half(), batch(TARGETS[:8], window=StepTotals(1e7, 1e7))
     losses = Objective({"kl": KL()}, chunk_rows=3)(Outputs(Projected(hidden, weight)), Outputs(teacher), rows)
     (losses.total * 1e7).backward()  # each row weighs 1e-7, which half precision rounds to nothing
     exact = torch.autograd.functional.jacobian(lambda w: kl(hidden.double() @ w.T, teacher).sum(), weight.double())
@@ -220,7 +220,7 @@ def test_terms_that_see_all_rows_run_beside_the_chunks():
 
 def test_rows_without_a_label_may_be_infinite():
     class Log(Term):
-        by_row, rows, needs_teacher = True, "labelled", False
+        rowwise, rows, needs_teacher = True, "labelled", False
 
         def forward(self, student, teacher, batch):
             return torch.where(batch.targets < 0, -INF, dense(student.logits).sum(-1))
@@ -251,7 +251,7 @@ def test_chunks_hold_no_more_rows_than_told():
     seen = []
 
     class Spy(Term):
-        by_row, needs_teacher = True, True
+        rowwise, needs_teacher = True, True
 
         def forward(self, student, teacher, batch):
             seen.append((tuple(student.logits.shape), tuple(teacher.logits.shape), len(batch.targets)))
@@ -271,7 +271,7 @@ def test_a_term_outside_an_objective_takes_projected_logits_too():
 
 def test_a_row_term_that_answers_in_another_shape_is_refused():
     class Wrong(Term):
-        by_row, needs_teacher = True, False
+        rowwise, needs_teacher = True, False
 
         def forward(self, student, teacher, batch):
             return student.logits.sum(-1, keepdim=True)

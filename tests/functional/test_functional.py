@@ -296,8 +296,8 @@ def test_reverse_gradient():
 def test_a_teacher_reads_the_clean_inputs():
     plain = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.long))
     assert plain.clean_view() is plain
-    attacked = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.long), clean=torch.zeros(2, 3))
-    assert attacked.clean_view().inputs.sum() == 0 and attacked.clean_view().clean is None
+    attacked = Batch(torch.ones(2, 3), torch.zeros(2, dtype=torch.long), teacher_inputs=torch.zeros(2, 3))
+    assert attacked.clean_view().inputs.sum() == 0 and attacked.clean_view().teacher_inputs is None
     assert attacked.inputs.sum() == 6
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers.vocabulary_cases import CLASSES, ROWS, TARGETS, batch, draw, head, same, step, terms
 from kdlab.errors import UserError
-from kdlab.functional import Outputs, Projected, Sampled, Sparse, comparable, dense, kl
+from kdlab.functional import Outputs, Projected, Sampled, Sparse, align_logits, dense, kl
 from kdlab.losses import (
     DKD,
     JSD,
@@ -86,7 +86,7 @@ def test_fewer_classes_are_a_lower_bound_that_grows_with_k(name):
 
 def test_sparse_kl_is_that_of_the_buckets():
     s, t, k = draw(5, CLASSES) * 2, draw(5, CLASSES, seed=1) * 2, 3
-    value = kl(*comparable(s, Sparse.of(t, k)))
+    value = kl(*align_logits(s, Sparse.of(t, k)))
     for i in range(5):
         q, p = (np.exp(log_softmax_of(z[i].tolist())) for z in (s, t))
         top = np.argsort(-p)[:k]
@@ -101,7 +101,7 @@ def test_a_small_tail_and_narrow_types_are_kept():
     stored = Sparse(found.ids.int(), found.log_probs.half(), found.tail.half(), 4)
     s = torch.tensor([[1.0, 2.0, 0.5, -INF]], requires_grad=True)
     for ours in (s, s.half(), s.bfloat16()):
-        value = kl(*comparable(ours, stored))
+        value = kl(*align_logits(ours, stored))
         assert value.item() == pytest.approx(-math.log(math.e / (math.e + math.e**2 + math.e**0.5)), rel=1e-2)
         value.sum().backward()
     assert s.grad.isfinite().all()

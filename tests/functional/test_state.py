@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, Taps, Window, mix, schedule, seed_torch, soft
+from kdlab.functional import Batch, Outputs, Schedule, StepTotals, Taps, schedule, seed_torch
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 
@@ -156,17 +156,17 @@ def test_mix_is_splitmix64_chained_and_stable():
     assert splitmix64(1234567, 2) == [6457827717110365317, 3203168211198807973]  # published test vector
     for a, b in ((0, 0), (1, 2), (-1, 7), (2**63, 5)):
         first = splitmix64(golden ^ (a % 2**64), 1)[0]
-        assert mix(a) == first >> 1
-        assert mix(a, b) == splitmix64(first ^ (b % 2**64), 1)[0] >> 1
+        assert hash_seed(a) == first >> 1
+        assert hash_seed(a, b) == splitmix64(first ^ (b % 2**64), 1)[0] >> 1
     assert (
-        mix(0) == 3980143261097177850 and mix(1, 2, 3) == 2623250113353451629
+        hash_seed(0) == 3980143261097177850 and hash_seed(1, 2, 3) == 2623250113353451629
     )  # a checkpoint of today must resume tomorrow
 
 
 def test_mix_is_distinct_and_depends_on_order():
-    values = {mix(a, b) for a in range(-20, 100) for b in range(100)}
+    values = {hash_seed(a, b) for a in range(-20, 100) for b in range(100)}
     assert len(values) == 120 * 100
-    assert mix(1, 2) != mix(2, 1) and mix(1) != mix(1, 0) and mix(0) != mix(0, 0)
+    assert hash_seed(1, 2) != hash_seed(2, 1) and hash_seed(1) != hash_seed(1, 0) and hash_seed(0) != hash_seed(0, 0)
     assert all(0 <= v < 2**63 for v in values)
 
 
@@ -183,16 +183,16 @@ def test_seed_torch_is_a_function_of_its_parts():
 
 def test_batch_counts_labels_and_weights():
     hard = Batch(torch.zeros(4, 1), torch.tensor([1, -100, 0, -100]))
-    assert hard.labelled.tolist() == [True, False, True, False] and hard.count() == Window(2.0, 4.0, 1)
+    assert hard.labelled.tolist() == [True, False, True, False] and hard.count() == StepTotals(2.0, 4.0, 1)
     fuzzy = Batch(torch.zeros(3, 1), torch.tensor([[0.5, 0.5], [0.0, 0.0], [0.0, 1.0]]))
     assert fuzzy.labelled.tolist() == [True, False, True] and len(fuzzy) == 3
     weight = torch.tensor([0.5, 2.0, 3.0, 0.0])
-    assert hard.count(weight) == Window(3.5, 5.5, 1)
-    assert Batch(hard.inputs, hard.targets, weight=weight).count() == Window(3.5, 5.5, 1)
+    assert hard.count(weight) == StepTotals(3.5, 5.5, 1)
+    assert Batch(hard.inputs, hard.targets, weight=weight).count() == StepTotals(3.5, 5.5, 1)
 
 
 def test_batch_moves_dicts_and_leaves_the_window():
-    window = Window(1.0, 2.0, 3)
+    window = StepTotals(1.0, 2.0, 3)
     batch = Batch({"ids": torch.zeros(2, 3)}, torch.zeros(2).long(), weight=torch.ones(2), window=window)
     moved = batch.to("meta")
     assert moved.inputs["ids"].device.type == moved.targets.device.type == moved.weight.device.type == "meta"
@@ -200,9 +200,9 @@ def test_batch_moves_dicts_and_leaves_the_window():
 
 
 def test_soft_targets():
-    assert torch.equal(soft(torch.tensor([1, -100]), 3), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    assert torch.equal(as_probabilities(torch.tensor([1, -100]), 3), torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
     given_ = torch.tensor([[0.25, 0.75]], dtype=torch.float16)
-    assert soft(given_, 2).dtype == torch.float32 and soft(given_, 2).tolist() == [[0.25, 0.75]]
+    assert as_probabilities(given_, 2).dtype == torch.float32 and as_probabilities(given_, 2).tolist() == [[0.25, 0.75]]
 
 
 def test_outputs_of_what_networks_return():

@@ -208,7 +208,7 @@ def language_sweep(
     seeds: int = 1,
     outside: bool = False,
 ) -> Path:
-    """Finished runs of language models; ``outside``: measured outside of their domain too. Returns the folder."""
+    """Finished runs of language models; ``ood``: measured outside of their domain too. Returns the folder."""
     for loss in losses:
         for temperature in temperatures:
             for alpha in alphas:
@@ -216,7 +216,7 @@ def language_sweep(
                     content = language_result(loss, temperature, alpha, seed)
                     if outside:
                         for role, ppl in (("student", 11.0 + 0.1 * seed), ("teacher", 7.0), ("baseline", 10.2)):
-                            content["models"][role]["outside"] = {"ppl": ppl, "ce": math.log(ppl)}
+                            content["models"][role]["ood"] = {"ppl": ppl, "ce": math.log(ppl)}
                     name = f"{loss}-{temperature}-{alpha}-{seed}"
                     write(folder / name, content, language_curves(temperature, alpha, seed))
     return folder

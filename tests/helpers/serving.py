@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kdlab.cli.main import main
-from kdlab.traces.pool import Tries
+from kdlab.traces.pool import RetryPolicy
 
 KEY = "sk-test-5f3a9c"
 
@@ -83,7 +83,7 @@ def trace_folder(tmp_path, monkeypatch):
     """An empty folder with three questions, a key, and tries without long waits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(Tries, "wait", lambda self, failed: 0.005 * failed)
+    monkeypatch.setattr(RetryPolicy, "wait", lambda self, failed: 0.005 * failed)
     rows = [{"question": f"{i} + 3?", "gold": str(i + 3), "id": f"q{i}"} for i in (2, 4, 6)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return tmp_path

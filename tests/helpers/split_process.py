@@ -11,7 +11,7 @@ import torch.distributed
 from torch import nn
 
 from helpers.text_cases import VOCAB, padded, sentences
-from kdlab.functional import Outputs, Window
+from kdlab.functional import Outputs, StepTotals
 from kdlab.losses import KL, CrossEntropy, Objective, ReverseKL
 
 ALL = sentences()
@@ -25,7 +25,7 @@ def objective(chunk_rows=5):
 def window(chosen, parts):
     """What a whole step counts."""
     total = float(sum(weight[1:].sum() for _, weight in chosen))
-    return Window(total, total, parts)
+    return StepTotals(total, total, parts)
 
 
 def bag_of_words(seed):
@@ -39,9 +39,9 @@ def step(net, batches, whole):
     teacher, compare = bag_of_words(5), objective()
     for batch in batches:
         ids = batch.inputs["input_ids"]
-        ours = net(ids)[batch.where]
+        ours = net(ids)[batch.loss_mask]
         with torch.no_grad():
-            theirs = teacher(ids)[batch.where]
+            theirs = teacher(ids)[batch.loss_mask]
         batch = replace(batch, window=whole)
         (compare(Outputs(ours), Outputs(theirs), batch).total / len(batches)).backward()
 

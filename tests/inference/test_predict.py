@@ -30,7 +30,7 @@ def run(place, tmp_path):
 @pytest.fixture
 def rows():
     """Three digits as the data module shows them, (3, 1, 8, 8) in [0, 1]."""
-    return next(iter(digits().sequential("test"))).inputs[:3]
+    return next(iter(digits().ordered_loader("test"))).inputs[:3]
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_pictures_are_read_as_image_folders_are(tmp_path):
             exif[0x0112] = 6 if i % 2 else 1
             Image.fromarray(pixels).save(tmp_path / "train" / name / f"{i}.png", exif=exif)
     data = image_folder(str(tmp_path), size=16, val=0, test=0, batch_size=4)
-    shown = next(iter(data.sequential("train"))).inputs
+    shown = next(iter(data.ordered_loader("train"))).inputs
     files = sorted((tmp_path / "train").rglob("*.png"))
     read = torch.cat([read_input(path, (3, 16, 16)) for path in files])
     assert torch.allclose(read, shown, atol=1e-6)

@@ -13,8 +13,8 @@ import pytest
 
 from helpers.serving import KEY, chat, generate, right, traces
 from kdlab.traces.endpoint import Address, Endpoint, retry_after
-from kdlab.traces.pool import Pace, Tries
-from kdlab.traces.reply import Hopeless, Refused, TryAgain
+from kdlab.traces.pool import RateLimiter, RetryPolicy
+from kdlab.traces.reply import Fatal, Rejected, Retryable
 
 pytestmark = pytest.mark.usefixtures("trace_folder")
 
@@ -73,7 +73,7 @@ def test_what_may_pass_is_tried_again(serve, capsys, name):
     assert generate(server, "--concurrency", "1", "--timeout", "5") == 0
     assert len(server.seen) == 5 and all(row["correct"] for row in traces())
     server = serve(odd)
-    with pytest.raises(TryAgain, match=reason):
+    with pytest.raises(Retryable, match=reason):
         Endpoint(Address.of(server.url), KEY, 5.0).ask({})
 
 
@@ -168,7 +168,7 @@ def drip_headers(handler, body, number):
 def test_the_timeout_is_of_the_whole_exchange(serve, slow):
     server = serve(slow)
     started = time.monotonic()
-    with pytest.raises(TryAgain, match=r"no answer within 0.3 s"):
+    with pytest.raises(Retryable, match=r"no answer within 0.3 s"):
         Endpoint(Address.of(server.url), KEY, timeout=0.3).ask({})
     assert time.monotonic() - started < 1.5
 
@@ -181,7 +181,7 @@ def test_an_answer_without_end_is_not_read_to_it(serve):
             handler.wfile.write(b" " * 2**16)
 
     server = serve(endless)
-    with pytest.raises(Refused, match="larger than 1 MiB"):
+    with pytest.raises(Rejected, match="larger than 1 MiB"):
         Endpoint(Address.of(server.url), KEY, largest=2**20).ask({})
 
 
@@ -201,7 +201,7 @@ def test_duplicate_choices_parts_and_reasoning(serve):
     assert found[2].reasoning == "thought" and found[2].usage == {} and found[2].finish_reason == ""
     found[3].text.encode()
     declined = {"choices": [{"message": {"content": None, "refusal": "I cannot"}}]}
-    with pytest.raises(Refused, match="declined: I cannot"):
+    with pytest.raises(Rejected, match="declined: I cannot"):
         Endpoint(Address.of(serve(lambda h, b, n: h.send(200, declined)).url), KEY).ask({})
 
 
@@ -257,7 +257,7 @@ def test_a_certificate_that_is_not_accepted_is_hopeless(monkeypatch):
         raise ssl.SSLCertVerificationError(1, "self-signed certificate")
 
     monkeypatch.setattr("http.client.HTTPSConnection.connect", refuse)
-    with pytest.raises(Hopeless, match="certificate"):
+    with pytest.raises(Fatal, match="certificate"):
         Endpoint(Address.of("https://api.example.com/v1"), KEY).ask({})
 
 
@@ -273,7 +273,7 @@ def test_requests_per_minute(serve):
 
 def test_tokens_per_minute_wait_for_what_was_spent():
     now = [0.0]
-    pace = Pace(tokens=600, guess=100, clock=lambda: now[0])
+    pace = RateLimiter(tokens=600, guess=100, clock=lambda: now[0])
     sent = 0
     while now[0] < 600:
         if pace.claim() == 0:
@@ -287,7 +287,7 @@ def test_tokens_per_minute_wait_for_what_was_spent():
 
 def test_waits_grow_and_have_a_limit(monkeypatch):
     monkeypatch.undo()
-    tries = Tries(first=1.0, longest=60.0)
+    tries = RetryPolicy(first=1.0, longest=60.0)
     for failed, most in ((1, 1), (2, 2), (5, 16), (7, 60), (50, 60)):
         found = [tries.wait(failed) for _ in range(50)]
         assert most / 2 <= min(found) < max(found) <= most

@@ -92,10 +92,10 @@ def test_uld_needs_all_probabilities():
 def test_other_classes_are_refused_where_a_term_compares_them():
     student, teacher = Outputs(draw(4, 5).requires_grad_()), Outputs(draw(4, 7))
     objective = Objective({"ce": CrossEntropy(), "uld": ULD()})
-    assert objective.any_vocabulary
+    assert objective.vocabulary_agnostic
     assert objective(student, teacher, rows(4)).total.isfinite()
     mixed = Objective({"ce": CrossEntropy(), "uld": ULD(), "reverse": ReverseKL(weight=0.0)})
-    assert not mixed.any_vocabulary
+    assert not mixed.vocabulary_agnostic
     with pytest.raises(UserError) as caught:
         mixed(student, teacher, rows(4))
     for word in ("(4, 5)", "(4, 7)", "loss.terms.reverse", "the teacher's text", "data=traces", "loss=uld"):
@@ -171,7 +171,7 @@ def test_distilgpt2_as_published():
     said = [task.outputs(net, batch, objective.student_layers) for net in (student, teacher)]
     found = objective(said[0], said[1].detach(), batch).total
     z, u = (each.logits.dense() for each in said)
-    h, g = (net.net.transformer(**batch.inputs).last_hidden_state[batch.where] for net in (student, teacher))
+    h, g = (net.net.transformer(**batch.inputs).last_hidden_state[batch.loss_mask] for net in (student, teacher))
     q, p = (z / 2).log_softmax(-1), (u / 2).log_softmax(-1)
     each = 5 * 4 * (p.exp() * (p - q)).sum(-1) - 2 * z.log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     each = each + 1 - (h * g).sum(-1) / (h.norm(dim=-1) * g.norm(dim=-1))
@@ -181,7 +181,7 @@ def test_distilgpt2_as_published():
 def test_the_other_recipes():
     uld = recipe("uld")
     assert isinstance(uld["uld"], ULD) and Objective(uld, temperature=4.0).weights() == [1.5, 1.0]
-    assert uld["uld"].temperature.now == 1 and Objective(uld).any_vocabulary
+    assert uld["uld"].temperature.now == 1 and Objective(uld).vocabulary_agnostic
     cosine = Objective(recipe("hidden_cosine"))
     assert cosine.student_layers == ["net.transformer.ln_f"] == cosine.teacher_layers
-    assert not Objective({"kl": KL()}).any_vocabulary
+    assert not Objective({"kl": KL()}).vocabulary_agnostic

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Window
+from kdlab.functional import Batch, Outputs, StepTotals
 from kdlab.losses import (
     DKD,
     KL,
@@ -219,7 +219,7 @@ def test_gradients_do_not_depend_on_the_split(split, weighted, targets):
 
 
 def replace_parts(window, parts):
-    return Window(window.labelled, window.rows, parts)
+    return StepTotals(window.labelled, window.rows, parts)
 
 
 def test_a_scalar_term_over_labelled_rows_counts_by_labelled_rows():
@@ -237,7 +237,7 @@ def test_a_scalar_term_over_labelled_rows_counts_by_labelled_rows():
 def test_rows_that_a_filter_drops_stay_in_the_count():
     student, teacher = outputs(4)
     keep = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=torch.float64)
-    batch = replace(simple(4), weight=keep, window=Window(4.0, 4.0))
+    batch = replace(simple(4), weight=keep, window=StepTotals(4.0, 4.0))
     value = KL()(student, teacher, batch)[0] / 4
     assert Objective({"kl": KL()})(student, teacher, batch).total.item() == pytest.approx(float(value.detach()))
 
@@ -396,14 +396,14 @@ def test_terms_meet_the_networks_and_a_mistake_names_its_term():
     seen = []
 
     class Meets(CrossEntropy):
-        def meet(self, student, teacher, examples):
+        def setup(self, student, teacher, examples):
             seen.append((student, teacher, examples))
             if teacher is None:
                 raise UserError("teacher: none; accepted: one")
 
     student, teacher = torch.nn.Linear(1, 2), torch.nn.Linear(2, 2)
     objective = Objective({"one": Meets()})
-    objective.meet(student, teacher, 7)
+    objective.setup(student, teacher, 7)
     assert seen == [(student, teacher, 7)]
     with pytest.raises(UserError, match=r"^loss\.terms\.one\.teacher: none"):
-        objective.meet(student, None, 7)
+        objective.setup(student, None, 7)

@@ -264,7 +264,11 @@ def test_what_only_training_sees_leaves_runs_comparable(tmp_path: Path) -> None:
 def test_labels_tell_apart_and_are_short(tmp_path: Path) -> None:
     for i in range(8):
         content = fabricate.language_result("one_long_name_that_all_of_them_begin_with_" + "abcdefgh"[i])
-        content["settings"] |= {"optimizer.lr": 0.001 * (1 + i % 2), "data.max_steps": 4, "source.fraction": 0.5}
+        content["settings"] |= {
+            "optimizer.lr": 0.001 * (1 + i % 2),
+            "data.max_steps": 4,
+            "batch_transform.fraction": 0.5,
+        }
         fabricate.write(tmp_path / str(i), content)
     comparison = comparison_of(tmp_path)
     names = labels(comparison.groups, comparison.differs, 44, lines=2)
@@ -303,9 +307,9 @@ def test_the_table_shows_what_a_language_model_is_judged_by(tmp_path: Path) -> N
     fabricate.language_sweep(tmp_path, seeds=2, outside=True)
     comparison = comparison_of(tmp_path)
     columns = columns_of(comparison)
-    wanted = ["val", "test", "teacher", "baseline", "difference", "gap", "em", "em_difference", "outside"]
-    wanted += ["outside_difference", "agreement", "kl", "parameters", "bytes", "tokens", "seconds"]
-    constant = ["teacher", "baseline", "outside", "outside_difference", "parameters", "bytes", "tokens", "seconds"]
+    wanted = ["val", "test", "teacher", "baseline", "difference", "gap", "em", "em_difference", "ood"]
+    wanted += ["ood_difference", "agreement", "kl", "parameters", "bytes", "tokens", "seconds"]
+    constant = ["teacher", "baseline", "ood", "ood_difference", "parameters", "bytes", "tokens", "seconds"]
     assert list(alike(comparison)) == constant and "acc" not in columns
     assert [key for key in columns if key in wanted] == [key for key in wanted if key not in constant]
     text = compare.report(comparison, columns, comparison.groups)
@@ -339,7 +343,7 @@ def test_the_table_that_ends_a_run() -> None:
         ("baseline", 6.0, 11.0, 0.4),
     ):
         content["models"][role]["test"] |= {"ppl": ppl, "em": em, "ppl_word": ppl**5}
-        content["models"][role]["outside"] = {"ppl": outside}
+        content["models"][role]["ood"] = {"ppl": outside}
     text = table.run_table(content, "outputs/lm/one", bold=False)
     heads, _, teacher, student, baseline = text.splitlines()[:5]
     for title in ("test ppl", "em %", "word ppl", "outside ppl", "agreement %", "KL", "tokens/s"):

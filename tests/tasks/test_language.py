@@ -63,7 +63,7 @@ def text_batch(lengths=(7, 4, 9), vocab=10, first=2):
     ids = whole(vocab, len(lengths), width)
     rows = int(where.sum())
     inputs = {"input_ids": ids, "position_ids": torch.arange(width).expand_as(ids)}
-    return Batch(inputs, whole(vocab, rows, seed=1), weight=torch.ones(rows), where=where)
+    return Batch(inputs, whole(vocab, rows, seed=1), weight=torch.ones(rows), loss_mask=where)
 
 
 # ---- rows and vocabularies
@@ -74,7 +74,7 @@ def test_outputs_hold_the_rows_alone():
     layers = ("net.transformer.h.0", "net.transformer.ln_f")
     found = task.outputs(net, batch, layers)
     full = net(**batch.inputs).dense()
-    expected = torch.stack([full[b, t] for b in range(3) for t in range(9) if batch.where[b, t]])
+    expected = torch.stack([full[b, t] for b in range(3) for t in range(9) if batch.loss_mask[b, t]])
     assert isinstance(found.logits, Projected)
     torch.testing.assert_close(found.logits.dense(), expected)
     assert {name: tuple(value.shape) for name, value in found.features.items()} == dict.fromkeys(layers, (14, 16))
@@ -90,7 +90,7 @@ def test_wider_networks_are_cut_to_the_shared_ids_with_one_line_each(caplog):
         f"{name}: 16 outputs, cut to the 10 shared ids and renormalised" for name in ("CausalLM", "CausalLM", "Dense")
     ]
     assert {tuple(logits.shape) for logits in found} == {(14, 10)}
-    torch.testing.assert_close(found[0].dense(), net(**batch.inputs)[batch.where].dense()[:, :10])
+    torch.testing.assert_close(found[0].dense(), net(**batch.inputs)[batch.loss_mask].dense()[:, :10])
     torch.testing.assert_close(found[2].dense(), found[3])
 
 
@@ -291,7 +291,7 @@ class Quiz:
     def right(self, question, text):
         return text == question.answer
 
-    def sequential(self, split, batch_size=None):
+    def ordered_loader(self, split, batch_size=None):
         return [self._batch]
 
 
@@ -546,7 +546,7 @@ def test_features_of_a_question_get_the_length_that_batches_have():
     net = Listener()
     net.seen = []
     data = Quiz([Question(torch.tensor([EOS]), "", source=torch.ones(3, frames)) for frames in (5, 8)])
-    data.offers = {"frames": 8}
+    data.network_kwargs = {"frames": 8}
     found = TextToText(10, transcripts=True).further(net, data, "test", torch.device("cpu"))
     assert found == {"em": 1.0, "ended": 1.0, "new_tokens": 1.0} and net.seen == [(2, 3, 8)]
 

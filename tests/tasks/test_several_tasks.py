@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from helpers.tiny import curve, mistake, result, stop_and_go, train, weights, write_cifar
 from kdlab.cli.main import main
 from kdlab.data import cifar100, csv, digits
-from kdlab.data.labels import joint
+from kdlab.data.labels import combine_labels
 from kdlab.errors import UserError
 from kdlab.functional import NO_LABEL, Batch, Outputs
 from kdlab.losses import KL, OFA, SRRL, USKD, CrossEntropy, Hint, Objective
@@ -25,13 +25,13 @@ from kdlab.teachers import EnsembleTeacher, FrozenTeacher, TasksTeacher
 BOTH = ["digit", "parity"]
 WORDS = ["experiment=several_tasks", "epochs=2", "data.fraction=0.2", "logger=none"]
 KNOWS_DIGITS = "{data: {label: digit}}"
-TAUGHT = [*WORDS, "teacher.epochs=1"]
+TEACHER_DEFAULTS = [*WORDS, "teacher.epochs=1"]
 LAYERS = ["loss.terms.hint.student_layer=net.layer2", "loss.terms.hint.teacher_layer=net.layer2"]
 
 
 def test_a_row_has_the_labels_of_all_tasks_or_of_none():
     data = digits(label=BOTH, labels=100, seed=0)
-    assert data.offers["tasks"] == {"digit": 10, "parity": 2} and data.num_classes == 10
+    assert data.network_kwargs["tasks"] == {"digit": 10, "parity": 2} and data.num_classes == 10
     assert data.counts == {"train": 1200, "labelled": 100, "val": 237, "test": 360}
     seen = 0
     for batch in data.train_dataloader():
@@ -64,14 +64,14 @@ def test_the_splits_are_those_of_the_rows_whatever_is_asked_of_them():
     """Else a teacher of one task would have learned from the student's validation rows."""
     both, parity = digits(label=BOTH, val=200, fraction=0.3), digits(label="parity", val=200, fraction=0.3)
     for split in ("train", "val", "test"):
-        ours, theirs = (torch.cat([batch.inputs for batch in data.sequential(split)]) for data in (both, parity))
+        ours, theirs = (torch.cat([batch.inputs for batch in data.ordered_loader(split)]) for data in (both, parity))
         assert torch.equal(ours, theirs)
 
 
 def test_every_class_of_every_task_keeps_a_label():
     with pytest.raises(UserError, match=r"data\.labels: 4; accepted: 0 .*at least one for each of the 10 classes"):
         digits(label=["parity", "digit"], labels=4)
-    for batch in digits(label=["parity", "digit"], labels=10).sequential("train", batch_size=1200):
+    for batch in digits(label=["parity", "digit"], labels=10).ordered_loader("train", batch_size=1200):
         assert batch.tasks["digit"][batch.labelled].bincount().tolist() == [1] * 10
 
 
@@ -111,8 +111,8 @@ def test_both_labels_of_cifar100(tmp_path, monkeypatch):
     root = write_cifar(tmp_path, monkeypatch)
     data = cifar100(str(root), label=["fine", "coarse"], val=0)
     fine, coarse = cifar100(str(root), val=0), cifar100(str(root), label="coarse", val=0)
-    assert data.offers["tasks"] == {"fine": 10, "coarse": 5} and coarse.name == "cifar100 (coarse)"
-    both, one, other = (next(iter(d.sequential("train"))) for d in (data, fine, coarse))
+    assert data.network_kwargs["tasks"] == {"fine": 10, "coarse": 5} and coarse.name == "cifar100 (coarse)"
+    both, one, other = (next(iter(d.ordered_loader("train"))) for d in (data, fine, coarse))
     assert torch.equal(both.tasks["fine"], one.targets) and torch.equal(both.tasks["coarse"], other.targets)
     assert torch.equal(both.inputs, one.inputs)
 
@@ -122,13 +122,13 @@ def test_two_columns_of_a_table(tmp_path):
     rows = [f"{i},{i % 7},{'abc'[i % 3]},{'xy'[i % 2]}" for i in range(60)]
     path.write_text("\n".join(["one,two,kind,side", *rows]))
     data = csv(path=str(path), target=["kind", "side"], test=10, val=10)
-    assert data.offers["tasks"] == {"kind": 3, "side": 2} and data.input_shape == (2,)
-    for batch in data.sequential("train"):
+    assert data.network_kwargs["tasks"] == {"kind": 3, "side": 2} and data.input_shape == (2,)
+    for batch in data.ordered_loader("train"):
         first = batch.inputs[:, 0].long()
         assert torch.equal(batch.tasks["kind"], first % 3) and torch.equal(batch.tasks["side"], first % 2)
     side = csv(path=str(path), target=["kind", "side"], label="side", test=10, val=10)
     assert side.class_names == ["x", "y"] and side.input_shape == (2,), "the other label is nothing to learn from"
-    assert torch.equal(next(iter(side.sequential("val"))).inputs, next(iter(data.sequential("val"))).inputs)
+    assert torch.equal(next(iter(side.ordered_loader("val"))).inputs, next(iter(data.ordered_loader("val"))).inputs)
     weighed = csv(path=str(path), target=["kind", "side"], label={"kind": 1.0, "side": 0.5}, test=10, val=10)
     assert [one.weight for one in weighed.tasks.values()] == [1.0, 0.5]
     with pytest.raises(UserError, match=r"data\.target: unknown column 'sides'"):
@@ -137,7 +137,7 @@ def test_two_columns_of_a_table(tmp_path):
 
 def test_a_class_id_out_of_range_is_named():
     with pytest.raises(UserError, match=r"data\.root: coarse has class id 7; accepted: 0\.\.1"):
-        joint({"coarse": ([torch.tensor([0, 7])], ["a", "b"])}, "data.root")
+        combine_labels({"coarse": ([torch.tensor([0, 7])], ["a", "b"])}, "data.root")
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_measures_of_each_task_and_their_mean():
 
 
 def test_an_experiment_with_two_tasks(place, capsys):
-    run = train(place, "two", *TAUGHT)
+    run = train(place, "two", *TEACHER_DEFAULTS)
     models = result(run)["models"]
     for role in ("student", "baseline", "teacher"):
         both = [models[role]["test"][f"acc_{name}"] for name in BOTH]
@@ -361,19 +361,19 @@ def test_training_lowers_every_term(place):
         ["loss=[hinton,dkd,dist]"],
         ["method=finetune", "loss=ce", "teacher=none"],
         # one teacher that knows both, looked at inside as well
-        ["teacher=heads", "teacher.members=null", "teacher.weighing=mean", "loss=[hinton,fitnets]", *LAYERS],
+        ["teacher=heads", "teacher.members=null", "teacher.weighting=mean", "loss=[hinton,fitnets]", *LAYERS],
     ],
     ids=lambda words: words[0],
 )
 def test_methods_with_two_tasks(place, words):
-    run = train(place, "method", *(WORDS if "teacher=none" in words else TAUGHT), "baseline=false", *words)
+    run = train(place, "method", *(WORDS if "teacher=none" in words else TEACHER_DEFAULTS), "baseline=false", *words)
     for role, model in result(run)["models"].items():
         assert model is None or role.startswith("teacher_") or {"acc_digit", "acc_parity"} <= model["test"].keys(), role
 
 
 @pytest.mark.slow
 def test_teachers_of_one_task_from_checkpoints(tmp_path, capsys):
-    first = train(tmp_path, "two", *TAUGHT, "baseline=false")
+    first = train(tmp_path, "two", *TEACHER_DEFAULTS, "baseline=false")
     known = {}
     for folder in (tmp_path / "teachers").glob("resnet20-*/"):
         if folder.is_dir():
@@ -392,25 +392,25 @@ def test_teachers_of_one_task_from_checkpoints(tmp_path, capsys):
 
 
 def test_a_run_of_two_tasks_resumes_to_the_same_bits(place, monkeypatch):
-    words = [*TAUGHT, "baseline=false", "temperature=learned", "trainer.save_minutes=0.00001"]
+    words = [*TEACHER_DEFAULTS, "baseline=false", "temperature=learned", "trainer.save_minutes=0.00001"]
     stop_and_go(place, monkeypatch, "resumed", words, at=5)
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["source=attack"], "source: "),
-        (["loss=mutual", "companion=peers", "method=self_distillation", "teacher=none"], "companion: peers, and data"),
+        (["batch_transform=attack"], "source: "),
+        (["loss=mutual", "auxiliary=peers", "method=self_distillation", "teacher=none"], "auxiliary: peers, and data"),
         (["method=pseudo_labels", "data.labels=60"], "method.labels: hard, and data.label names several tasks"),
         (["student=resnet8_w4"], "unknown head of the network 'digit'"),
-        (["data=digits", "student=resnet8_w4"], "teacher.weighing: tasks, and data.label is None; accepted: mean"),
+        (["data=digits", "student=resnet8_w4"], "teacher.weighting: tasks, and data.label is None; accepted: mean"),
         (["method=finetune", "loss=ce", "teacher=none", "student=resnet8_w4"], "unknown head of the network 'digit'"),
         (
             ["method=semi_supervised_kd", "method.threshold=0.9", "data.labels=60"],
             "method.threshold: 0.9 of one answer",
         ),
-        (["teacher=heads", "teacher.weighing=learned", "loss=several"], "teacher.weighing: learned, and data.label"),
-        (["init=classifier"], "init: classifier, and data.label"),
+        (["teacher=heads", "teacher.weighting=learned", "loss=several"], "teacher.weighting: learned, and data.label"),
+        (["init=teacher_head"], "init: teacher_head, and data.label"),
         ([f"teacher.members=[{KNOWS_DIGITS}]"], "teacher.members: know digit, and data.label names digit, parity"),
         (
             ["teacher.members=[{data: {label: digit}}, {data: {label: digit}}]"],

@@ -63,7 +63,7 @@ def test_confidence_weighs_by_the_published_formula(monkeypatch, at_once, projec
     members = [logits(n) for n in range(K)]
     given = [Projected(z, torch.eye(C, dtype=z.dtype)) for z in members] if projected else members
     rows = batch()
-    out = EnsembleTeacher([Says(z) for z in given], weighing="confidence")(rows).logits
+    out = EnsembleTeacher([Says(z) for z in given], weighting="confidence")(rows).logits
     w = by_hand(members, rows.targets.tolist())
     np.testing.assert_allclose(w.sum(0), 1)
     expected = sum(w[k][:, None] * probabilities(members[k]) for k in range(K))
@@ -72,9 +72,9 @@ def test_confidence_weighs_by_the_published_formula(monkeypatch, at_once, projec
 
 def test_confidence_reads_labels_in_training_only():
     """What is measured on validation and test must not know the labels it is measured by."""
-    ensemble = EnsembleTeacher([Says(logits(n)) for n in range(K)], weighing="confidence")
+    ensemble = EnsembleTeacher([Says(logits(n)) for n in range(K)], weighting="confidence")
     blind = ensemble(batch([-100] * ROWS)).logits
-    for split in ("val", "test", "outside"):
+    for split in ("val", "test", "ood"):
         assert torch.equal(ensemble(batch(), split).logits, blind)
     assert not torch.equal(ensemble(batch()).logits, blind)
 
@@ -82,20 +82,20 @@ def test_confidence_reads_labels_in_training_only():
 def test_confidence_with_soft_labels_extreme_members_and_one_member():
     rows = batch()
     hard = torch.nn.functional.one_hot(rows.targets.clamp(min=0), C).float() * rows.labelled[:, None]
-    ensemble = EnsembleTeacher([Says(logits(n)) for n in range(K)], weighing="confidence")
+    ensemble = EnsembleTeacher([Says(logits(n)) for n in range(K)], weighting="confidence")
     soft = Batch(rows.inputs, hard)
     torch.testing.assert_close(ensemble(soft).logits, ensemble(rows).logits)
     sure = torch.full((ROWS, C), -torch.inf, dtype=torch.float32)
     sure[:, 0] = 0.0  # as wrong as can be of every other class
-    out = EnsembleTeacher([Says(sure), Says(logits(0, dtype=torch.float16))], weighing="confidence")(rows).logits
+    out = EnsembleTeacher([Says(sure), Says(logits(0, dtype=torch.float16))], weighting="confidence")(rows).logits
     assert out.dtype == torch.float32 and bool(out.isfinite().all())
     torch.testing.assert_close(out[1].exp(), logits(0, dtype=torch.float16)[1].float().softmax(-1))
-    alone = EnsembleTeacher([Says(logits(0))], weighing="confidence")(rows).logits
+    alone = EnsembleTeacher([Says(logits(0))], weighting="confidence")(rows).logits
     torch.testing.assert_close(alone, logits(0).log_softmax(-1))
-    silent = EnsembleTeacher([Says(None), Says(logits(0))], weighing="confidence")(rows).logits
+    silent = EnsembleTeacher([Says(None), Says(logits(0))], weighting="confidence")(rows).logits
     torch.testing.assert_close(silent, alone)
-    assert EnsembleTeacher([Says(None)], weighing="confidence")(rows) is None
-    none = EnsembleTeacher([Says(logits(n)[:0]) for n in range(2)], weighing="confidence")(batch([]))
+    assert EnsembleTeacher([Says(None)], weighting="confidence")(rows) is None
+    none = EnsembleTeacher([Says(logits(n)[:0]) for n in range(2)], weighting="confidence")(batch([]))
     assert none.logits.shape == (0, C)
 
 
@@ -108,7 +108,7 @@ def test_members_are_shown_where_a_term_weighs_them():
 
 
 @pytest.mark.parametrize(
-    "words", [{"weighing": "best"}, {"weighing": "confidence", "weights": [1.0, 2.0]}, {"weights": [0.0, 0.0]}]
+    "words", [{"weighting": "best"}, {"weighting": "confidence", "weights": [1.0, 2.0]}, {"weights": [0.0, 0.0]}]
 )
 def test_wrong_weighing_is_refused(words):
     with pytest.raises(UserError, match=r"teacher\.weigh(ing|ts): .*accepted: "):
@@ -258,7 +258,7 @@ def test_a_wrong_mixture_is_refused(words):
 
 
 def test_a_teacher_without_members_has_nothing_to_weigh():
-    with pytest.raises(UserError, match=r"members: .*accepted: teacher\.weighing=learned"):
+    with pytest.raises(UserError, match=r"members: .*accepted: teacher\.weighting=learned"):
         MultiTeacherKL().prepare(Outputs(logits(9)), Outputs(logits(0)))
 
 
@@ -284,7 +284,7 @@ def test_a_member_is_the_teacher_with_its_own_keys_on_top():
 WRONG = {
     "[]": "teacher.members: an empty list",
     "[{seed: 1}, {sede: 2}]": "teacher.members[1].sede: unknown key of a teacher 'sede'; nearest: seed",
-    "[{weighing: mean}]": "teacher.members[0].weighing: unknown key of a teacher",
+    "[{weighting: mean}]": "teacher.members[0].weighting: unknown key of a teacher",
     "[{seed: x}]": "teacher.members[0].seed: 'x'; accepted: an integer",
     "[{net: {hiden: [3]}}]": "teacher.members[0].net.hiden: unknown key of kdlab.models.MLP",
     "[{}, {data: {labls: 3}}]": "teacher.members[1].data.labls: unknown key",
@@ -305,16 +305,22 @@ def test_a_wrong_member_is_one_line_that_names_it(place, tmp_path, capsys, membe
 
 
 CLASH = {
-    ("teacher.weighing=learned",): "teacher.weighing: learned, and no term of the loss",
-    ("teacher.weighing=confidence", "teacher.members=null"): "teacher.weighing: confidence, and there is one teacher",
+    ("teacher.weighting=learned",): "teacher.weighting: learned, and no term of the loss",
+    ("teacher.weighting=confidence", "teacher.members=null"): "teacher.weighting: confidence, and there is one teacher",
     ("loss=several",): "loss.terms.several.members: none that the teacher shows",
     ("loss=[hinton,attention]",): "loss.terms.at: looks at the teacher's layers",
     ("init=teacher",): "init: teacher, and teacher.members are several",
     ("teacher=previous",): "teacher.members[0].net: none; accepted: a network",
     ("teacher.top_k=3",): "teacher.top_k: 3, and teacher.members are several",
-    ("source=dafl",): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
-    ("source=zskt",): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
-    ("source=inversion",): "source: InvertedRows makes rows after one network, and teacher.members are several",
+    (
+        "batch_transform=dafl",
+    ): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
+    (
+        "batch_transform=zskt",
+    ): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
+    (
+        "batch_transform=inversion",
+    ): "source: InvertedRows makes rows after one network, and teacher.members are several",
 }
 
 
@@ -357,10 +363,10 @@ def test_a_cached_ensemble_gives_the_live_ones_loss(place):
 
 def test_an_ensemble_trains_by_confidence_and_by_learned_weights(place):
     curves = {}
-    for weighing, loss in (("confidence", "hinton"), ("learned", "several")):
-        words = ("epochs=3", f"teacher.weighing={weighing}", f"loss=[{loss}]")
-        run = train(place, f"several_{weighing}", *DIGITS, *words)
-        points = curves[weighing] = curve(run, {"hinton": "train/kl", "several": "train/several"}[loss])
+    for weighting, loss in (("confidence", "hinton"), ("learned", "several")):
+        words = ("epochs=3", f"teacher.weighting={weighting}", f"loss=[{loss}]")
+        run = train(place, f"several_{weighting}", *DIGITS, *words)
+        points = curves[weighting] = curve(run, {"hinton": "train/kl", "several": "train/several"}[loss])
         assert all(math.isfinite(x) for x in points) and np.mean(points[-5:]) < np.mean(points[:5])
         plain = train(place, "several_plain", *DIGITS, "method=finetune", "loss=[ce]")
         assert weights(run).keys() == weights(plain, "model_finetuned.pt").keys()

@@ -105,7 +105,7 @@ def test_a_teacher_is_no_part_of_a_modules_state():
                 self.teacher = FrozenTeacher(network(), task())
                 self.ensemble = EnsembleTeacher([self.teacher])
                 self.ema = EMATeacher(task())
-                self.ema.follow(self.student, 0, 1, step_done=False)
+                self.ema.update(self.student, 0, 1, step_done=False)
 
         holder = Holder()
         assert all(k.startswith("student.") for k in holder.state_dict())
@@ -123,7 +123,7 @@ def test_a_teacher_that_does_not_answer_says_so():
     with pytest.raises(TypeError, match="define __call__"):
         Teacher()(batch())
     bare = Teacher()
-    bare.follow(network(), 0, 1, True)
+    bare.update(network(), 0, 1, True)
     bare.restore({}, network())
     assert bare.to(torch.device("cpu")) is bare and bare.state_dict() == {} and bare.describe() == "Teacher"
 
@@ -183,8 +183,8 @@ def test_an_ensemble_passes_on_what_its_moving_members_need():
     student = network()
     ensemble = EnsembleTeacher([FrozenTeacher(network(1), task()), EMATeacher(task(), 0.5)])
     assert EnsembleTeacher([FrozenTeacher(network(1), task())]).state_dict() == {}
-    ensemble.follow(student, 0, 1, step_done=False)
-    ensemble.follow(student, 0, 1, step_done=True)
+    ensemble.update(student, 0, 1, step_done=False)
+    ensemble.update(student, 0, 1, step_done=True)
     assert ensemble.members[1].net is not None and ensemble.members[1].steps == 1
     again = EnsembleTeacher([FrozenTeacher(network(1), task()), EMATeacher(task(), 0.5)])
     again.restore(saved(ensemble.state_dict()), network(7))
@@ -206,7 +206,7 @@ def test_wrong_ensembles_are_refused(weights):
 def test_ema_is_the_recursion(decay):
     student, teacher = network(), EMATeacher(task(), decay)
     assert teacher(batch()) is None
-    teacher.follow(student, 0, 1, step_done=False)
+    teacher.update(student, 0, 1, step_done=False)
     assert teacher.net is not student
     expected = {k: p.detach().double().numpy().copy() for k, p in student.named_parameters()}
     for n in range(12):
@@ -215,11 +215,11 @@ def test_ema_is_the_recursion(decay):
                 p.add_(torch.randn_like(p))
             student[1].running_mean.normal_()
             student[1].num_batches_tracked += 1
-        teacher.follow(student, 0, 1, step_done=True)
+        teacher.update(student, 0, 1, step_done=True)
         d = min(decay, (1 + n) / (10 + n))
         for k, p in student.named_parameters():
             expected[k] = d * expected[k] + (1 - d) * p.detach().double().numpy()
-        teacher.follow(student, n, 12, step_done=False)  # the start of an epoch changes nothing
+        teacher.update(student, n, 12, step_done=False)  # the start of an epoch changes nothing
     for k, p in teacher.net.named_parameters():
         np.testing.assert_allclose(p.double().numpy(), expected[k], rtol=1e-4, atol=1e-6)
     for own, theirs in zip(teacher.net.buffers(), student.buffers(), strict=True):
@@ -230,7 +230,7 @@ def test_ema_is_the_recursion(decay):
 
 def test_ema_resumes_as_if_never_stopped():
     straight, student = EMATeacher(task(), 0.9), network()
-    straight.follow(student, 0, 1, False)
+    straight.update(student, 0, 1, False)
     resumed = None
     for step in range(6):
         if step == 3:
@@ -239,9 +239,9 @@ def test_ema_resumes_as_if_never_stopped():
         with torch.no_grad():
             for p in student.parameters():
                 p.mul_(0.9)
-        straight.follow(student, 0, 1, True)
+        straight.update(student, 0, 1, True)
         if resumed:
-            resumed.follow(student, 0, 1, True)
+            resumed.update(student, 0, 1, True)
     assert resumed.steps == straight.steps == 6
     for a, b in zip(resumed.net.state_dict().values(), straight.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
@@ -263,10 +263,10 @@ def snapshots(teacher, epochs):
     for epoch in range(epochs):
         with torch.no_grad():
             student[4].bias.fill_(float(epoch))
-        teacher.follow(student, epoch, epochs, step_done=False)
+        teacher.update(student, epoch, epochs, step_done=False)
         with torch.no_grad():
             student[4].bias.fill_(-1.0)
-        teacher.follow(student, epoch, epochs, step_done=True)
+        teacher.update(student, epoch, epochs, step_done=True)
         course.append(None if teacher(batch()) is None else int(teacher.net[4].bias[0]))
     return course
 
@@ -292,7 +292,7 @@ def test_snapshot_state_round_trip():
     fresh = SnapshotTeacher(task(), 0.5)
     fresh.restore({}, student)
     assert fresh(batch()) is None
-    teacher.follow(student, 1, 2, step_done=False)
+    teacher.update(student, 1, 2, step_done=False)
     fresh.restore(saved(teacher.state_dict()), network(5))
     assert torch.equal(fresh(batch()).logits, teacher(batch()).logits)
     assert not fresh.net.training and not any(p.requires_grad for p in fresh.net.parameters())

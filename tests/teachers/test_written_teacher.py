@@ -26,10 +26,10 @@ def cache_of(folder, **data):
     """A cache on the training sums by a fresh network, as one that knows the tokens but not the data."""
     data = arithmetic(**{**SUMS, **data})
     torch.manual_seed(0)
-    net = CausalLM("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 8}, **data.offers)
+    net = CausalLM("gpt2", {"n_layer": 1, "n_head": 2, "n_embd": 8}, **data.network_kwargs)
     teacher = FrozenTeacher(net, LanguageModeling(data.vocab_size))
     manifest = TokenManifest("a model at a host", data.tokenizer.identity, data.vocab_size, k=4)
-    write_tokens(folder, manifest, teacher, data.sequential)
+    write_tokens(folder, manifest, teacher, data.ordered_loader)
     return folder
 
 
@@ -48,7 +48,7 @@ def test_a_cache_alone_teaches(place, tmp_path):
         ({"train": 50}, [], "lacks 10 of the 60 training sequences of arithmetic"),
         ({"data_seed": 1}, [], "training sequences of arithmetic; accepted: data it was written for"),
         ({}, ["data.tokenizer=bytes"], "(257 tokens); accepted: the data.tokenizer that it was written with"),
-        ({}, ["source=on_policy"], "source writes sequences that nobody has seen before"),
+        ({}, ["batch_transform=on_policy"], "source writes sequences that nobody has seen before"),
     ],
 )
 def test_a_cache_that_does_not_fit(capsys, place, tmp_path, data, words, said):

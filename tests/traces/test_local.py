@@ -8,7 +8,7 @@ import pytest
 
 from helpers.serving import KEY, chat, generate, traces
 from kdlab.cli.main import main
-from kdlab.traces.prompts import Ask, Job, Wording
+from kdlab.traces.prompts import Job, Prompt, PromptTemplate
 
 pytestmark = pytest.mark.usefixtures("trace_folder")
 
@@ -229,8 +229,8 @@ def test_a_chat_template_is_used_where_there_is_one(tiny_model, tmp_path, monkey
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<|endoftext|>{% endfor %}assistant:"
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    local = Local(load(str(folder), "cpu"), Wording(system="s", template="{question}"))
-    ids = local.prompt(Job.of(Ask("k", "so?"), 0, 0))
+    local = Local(load(str(folder), "cpu"), PromptTemplate(system="s", template="{question}"))
+    ids = local.prompt(Job.of(Prompt("k", "so?"), 0, 0))
     assert ids.count(local.writer.tokenizer.eos_id) == 2
     assert local.writer.tokenizer.decode(ids) == "system: suser: so?assistant:"
 

@@ -18,7 +18,7 @@ from kdlab.cli.main import main
 from kdlab.errors import UserError
 from kdlab.traces import pool as pools
 from kdlab.traces.endpoint import Address
-from kdlab.traces.prompts import Ask, Job, Wording, read_questions
+from kdlab.traces.prompts import Job, Prompt, PromptTemplate, read_questions
 from kdlab.traces.writer import Output
 
 pytestmark = pytest.mark.usefixtures("trace_folder")
@@ -312,7 +312,7 @@ def test_fields_of_questions_that_look_like_slips_are_named_once(trace_folder, c
     ],
 )
 def test_splitting(text, reasoning, answer):
-    assert Wording().split(text) == (reasoning, answer)
+    assert PromptTemplate().split(text) == (reasoning, answer)
 
 
 def test_addresses():
@@ -328,7 +328,7 @@ def test_answers_are_judged_by_their_kind():
     from kdlab.traces.pipeline import is_right
 
     def ask(gold, **more):
-        return Ask("k", "q", (), gold, None, more)
+        return Prompt("k", "q", (), gold, None, more)
 
     assert is_right("$1,200.0", ask("1200")) and not is_right("12", ask("1200")) and not is_right(None, ask("1"))
     assert is_right("(b)", ask("bank", choices=["park", "bank"])) and is_right("The  Bank.", ask("the bank"))

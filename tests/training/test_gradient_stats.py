@@ -18,7 +18,7 @@ from kdlab.losses import KL, CrossEntropy, Objective
 from kdlab.methods import OfflineKD
 from kdlab.tasks import Classification
 from kdlab.teachers import FrozenTeacher
-from kdlab.training import Training, fit
+from kdlab.training import TrainerConfig, fit
 from kdlab.training.gradient_stats import Gradients, compare
 
 ALPHA, HEAT, ROWS, WIDE, CLASSES = 0.3, 3.0, 12, 5, 3
@@ -66,9 +66,9 @@ def objective():
 
 
 def taken_apart(made, outputs, teacher, targets, parameters):
-    made.apart = {}
+    made.per_term = {}
     total = made(Outputs(outputs), Outputs(teacher), Batch(torch.zeros(len(targets), 1), targets)).total
-    shares, made.apart = made.apart, None
+    shares, made.per_term = made.per_term, None
     assert float(sum(shares.values()).detach()) == pytest.approx(float(total.detach()), rel=1e-6)
     return {n: torch.autograd.grad(s, parameters, retain_graph=True, allow_unused=True) for n, s in shares.items()}
 
@@ -108,7 +108,7 @@ def test_a_fit_logs_those_of_the_whole_step(networks, rows, tmp_path, accumulate
         teacher=FrozenTeacher(teacher, Classification(CLASSES)),
     )
     wanted = expected(by_hand(x.numpy(), y.numpy(), plain(student), plain(teacher)))
-    training = Training(accelerator="cpu", progress="none", gradients=2, accumulate=accumulate)
+    training = TrainerConfig(accelerator="cpu", progress="none", gradients=2, accumulate=accumulate)
     kept = Kept()
     fit(method, data, training, tmp_path, 5, [kept])
     points = [point for point in kept.points if "grad/norm/ce" in point]
@@ -181,7 +181,7 @@ def test_terms_that_see_chunks_of_rows_are_taken_apart_too(networks, rows, monke
 
 
 def test_off_by_default_and_no_matter_of_the_result(tmp_path):
-    assert Training().gradients is None
+    assert TrainerConfig().gradients is None
     plain_config, measured = {"trainer": {"clip": 1}}, {"trainer": {"clip": 1, "gradients": 10}}
     assert config_hash(plain_config) == config_hash(measured)
     assert Gradients(3).every == 3

@@ -31,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from kdlab.cli.hydra import sweepers
 from kdlab.cli.hydra.config_files import CheckedRepository
 from kdlab.config import options as config_options
+from kdlab.config import renamed
 from kdlab.config.options import NETWORKS, Options
 from kdlab.config.override_text import as_one_text, for_shell
 from kdlab.errors import UserError, unknown
@@ -42,7 +43,7 @@ VERSION_BASE = "1.3"
 JOB_NAME = "kdlab"
 """What Hydra calls its job until the experiment's name is known."""
 
-TAUGHT: dict[str, Any] = {
+TEACHER_DEFAULTS: dict[str, Any] = {
     "checkpoint": None,
     "mapping": None,
     "weights": None,
@@ -54,7 +55,7 @@ TAUGHT: dict[str, Any] = {
     "draws": None,
     "feature_mib": 1024,
     "members": None,
-    "weighing": "mean",
+    "weighting": "mean",
 }
 """How a teacher is come by, beside its network: from a checkpoint, or trained with every label."""
 
@@ -62,12 +63,12 @@ _OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data[.=]|stages[.=])")
 """Open mappings: any key may be added to them, which Hydra wants said by ``++`` and users need not know."""
 
 
-def opened(text: str) -> str:
+def add_plus(text: str) -> str:
     """An override of an open mapping as Hydra wants it: ``++`` adds a key that is not there yet.
 
     Stages are lists of overrides; Hydra wants each of those in quotes, and users need not type them.
 
-    >>> opened("stages={soft: [loss.alpha=1, epochs=2]}")
+    >>> add_plus("stages={soft: [loss.alpha=1, epochs=2]}")
     "++stages={soft: ['loss.alpha=1', 'epochs=2']}"
     """
     key, equals, value = _OPEN.sub("++", text).partition("=")
@@ -90,7 +91,7 @@ def _quoted(text: str) -> str:
 
 
 def as_typed(texts: Iterable[str]) -> list[str]:
-    """Overrides as the user typed them: :func:`opened` undone, no settings of Hydra's."""
+    """Overrides as the user typed them: :func:`add_plus` undone, no settings of Hydra's."""
     return [_OPEN.sub("", text) for text in texts if not text.startswith(("hydra.", "hydra/"))]
 
 
@@ -193,7 +194,9 @@ class Alias(ConfigNode):
         if self.group == "student":
             return OmegaConf.create({"defaults": [{f"/{NETWORKS}@_here_": self.network}]})
         recipe = [{f"/{NETWORKS}@net": self.network}, {"/optimizer@optimizer": "sgd"}]
-        return OmegaConf.create({"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TAUGHT})
+        return OmegaConf.create(
+            {"defaults": [*recipe, {"/scheduler@scheduler": "cosine"}, "_self_"], **TEACHER_DEFAULTS}
+        )
 
 
 def _untrained(at: str) -> dict[str, Any]:
@@ -205,13 +208,22 @@ def register(options: Options) -> None:
     """Make ``student`` and ``teacher`` groups of the networks, and the sweepers known to Hydra."""
     store = ConfigStore.instance()
     store.store(group="teacher", name="none", node={**_untrained("@teacher."), "teacher": None}, package="_global_")
-    store.store(group="teacher", name="previous", node={**_untrained("@"), **TAUGHT, "net": None})
+    store.store(group="teacher", name="previous", node={**_untrained("@"), **TEACHER_DEFAULTS, "net": None})
     store.store(group="teacher", name="written", node={**_untrained("@"), "net": None, "cache": "???"})
     for name in options.of(NETWORKS):
         for group in ("student", "teacher"):
             store.repo.setdefault(group, {})[f"{name}.yaml"] = Alias(group, name)
     sweepers.register()
     Plugins.instance().register(UserFolders)
+
+
+def _refuse_renamed(override: Override) -> None:
+    """A key or value by the name that it had before."""
+    key = str(override.key_or_group)
+    texts = _choices(override) if not override.is_delete() else []
+    for value in [*(str(getattr(one, "text", one)) for one in texts), None]:
+        if (now := renamed.current(key, value)) is not None:
+            raise UserError(f"{override.input_line}: has another name; accepted: {now}")
 
 
 @contextmanager
@@ -245,7 +257,7 @@ class Composer:
         parsed = []
         for text in texts:
             try:
-                parsed += parser.parse_overrides([opened(text)])
+                parsed += parser.parse_overrides([add_plus(text)])
             except OverrideParseException as error:
                 reason = str(error).splitlines()[0].removeprefix("Error parsing override ")
                 raise UserError(
@@ -255,6 +267,7 @@ class Composer:
         for override in parsed:
             if not override.key_or_group:
                 raise UserError(f"{override.input_line!r}: no key before the '='; accepted: key=value, group=option")
+            _refuse_renamed(override)
             self._check_option(override)
         return parsed
 

@@ -76,7 +76,7 @@ class Job:
     def __call__(self, tree: DictConfig) -> float | None:
         found, folder, line = self._which(tree)
         rest = remaining(self.folder, self.total, self.parallel)
-        settled = settle(found, self.composer, folder, f"{line} ({rest})" if rest else line)
+        settled = run_or_skip(found, self.composer, folder, f"{line} ({rest})" if rest else line)
         return None if settled is None else objective(settled)
 
     def failed(self, given: Callable[[], DictConfig], number: int, outcome: Outcome) -> float | None:
@@ -109,7 +109,7 @@ class Job:
         return found, folder, line
 
 
-def settle(found: Composition, composer: Composer, folder: Path, line: str) -> dict[str, Any] | None:
+def run_or_skip(found: Composition, composer: Composer, folder: Path, line: str) -> dict[str, Any] | None:
     """Run one of several runs, unless it is done: a failure is recorded, and one line said.
 
     Args:

@@ -66,7 +66,7 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     from kdlab.experiment.reload import rebuild
     from kdlab.report import table
     from kdlab.report.diagnosis import report
-    from kdlab.report.diagnosis.inputs import Case
+    from kdlab.report.diagnosis.inputs import DiagnosisInputs
     from kdlab.report.diagnosis.slices import groups
 
     stages = stages_of(args.run, args.trust)
@@ -76,7 +76,7 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
         raise UserError(f"diagnose: --split {split}, and {data.name} has no such rows; accepted: a split that has some")
     logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
     sliced = {text: groups(text, config, data, split, targets) for text in args.slice}
-    case = Case(args.run, found.experiment.name, data, config, split, logits, targets)
+    case = DiagnosisInputs(args.run, found.experiment.name, data, config, split, logits, targets)
     counted = case.count(sliced)
     counted["notes"] = found.notes + _other_numbers(args, counted)
     said = f"{case.title}\n\n{report.text(counted, table.terminal_width())}"

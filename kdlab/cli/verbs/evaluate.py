@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     say(f"teacher: {found['parameters']:,} parameters, trained on {one_line(found['trained_on'])}")
     for note in found["notes"]:
         say(f"data: {one_line(note)}")
-    for split in ("val", "test", "outside"):
+    for split in ("val", "test", "ood"):
         if split in found:
             said = "  ".join(f"{one_line(name)} {value:.4f}" for name, value in sorted(found[split].items()))
             say(f"{split:<8}{found['counts'][split]:>7,} rows  {said}")

@@ -15,8 +15,8 @@ from kdlab.system.files import Unreadable, read_text
 from kdlab.system.terminal import one_line, say, warn
 
 if TYPE_CHECKING:
-    from kdlab.traces.pipeline import Soft, Source, Summary
-    from kdlab.traces.prompts import Ask, Wording
+    from kdlab.traces.pipeline import AnswerSource, Soft, Summary
+    from kdlab.traces.prompts import Prompt, PromptTemplate
     from kdlab.traces.writer import Output
 
 EPILOG = """\
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
     check(args)
     from kdlab.traces import prompts
 
-    wording = prompts.Wording(_text(args.system, "--system"), _text(args.template, "--template"), args.marker)
+    wording = prompts.PromptTemplate(_text(args.system, "--system"), _text(args.template, "--template"), args.marker)
     asks = prompts.read_questions(args.questions, args.limit, args.gold)
     if args.endpoint is not None:
         source, about, soft = _remote(args, wording, asks)
@@ -153,10 +153,10 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _remote(
-    args: argparse.Namespace, wording: Wording, asks: Sequence[Ask]
-) -> tuple[Source, dict[str, Any], Soft | None]:
+    args: argparse.Namespace, wording: PromptTemplate, asks: Sequence[Prompt]
+) -> tuple[AnswerSource, dict[str, Any], Soft | None]:
     from kdlab.traces.endpoint import Address, Endpoint, read_key
-    from kdlab.traces.pool import Pace, Pool, Tries
+    from kdlab.traces.pool import ConcurrentClient, RateLimiter, RetryPolicy
 
     address = Address.of(args.endpoint, args.api, args.insecure)
     key = read_key(args.key_variable, address)
@@ -173,13 +173,13 @@ def _remote(
     }
     if args.logprobs:
         settings |= {"logprobs": True, "top_logprobs": args.logprobs} if address.chat else {"logprobs": args.logprobs}
-    pool = Pool(
+    pool = ConcurrentClient(
         Endpoint(address, key, args.timeout),
         wording,
         {**settings, **extra},
         args.concurrency,
-        Pace(args.requests_per_minute, args.tokens_per_minute, guess=min(args.max_tokens, 512)),
-        Tries(args.tries),
+        RateLimiter(args.requests_per_minute, args.tokens_per_minute, guess=min(args.max_tokens, 512)),
+        RetryPolicy(args.tries),
     )
     soft = None
     if args.logprobs:
@@ -192,8 +192,8 @@ def _remote(
 
 
 def _here(
-    args: argparse.Namespace, wording: Wording, asks: Sequence[Ask]
-) -> tuple[Source, dict[str, Any], Soft | None]:
+    args: argparse.Namespace, wording: PromptTemplate, asks: Sequence[Prompt]
+) -> tuple[AnswerSource, dict[str, Any], Soft | None]:
     # what can be known without the model first: it may take minutes to load
     _output(args, wording, {"endpoint": None, "extra": {}})
     from kdlab.traces.local import Local, load
@@ -224,7 +224,7 @@ def _soft(args: argparse.Namespace, tokenizer: Any, teacher: str) -> Soft:
     return Soft(Pieces(tokenizer), args.logprobs, folder, teacher)
 
 
-def _output(args: argparse.Namespace, wording: Wording, where: dict[str, Any]) -> Output:
+def _output(args: argparse.Namespace, wording: PromptTemplate, where: dict[str, Any]) -> Output:
     """The output file, held against how its traces were asked for."""
     from kdlab.traces.writer import Output
 
@@ -245,16 +245,16 @@ def _output(args: argparse.Namespace, wording: Wording, where: dict[str, Any]) -
 
 
 def _run(
-    args: argparse.Namespace, asks: Sequence[Ask], source: Source, where: dict[str, Any], soft: Soft | None
+    args: argparse.Namespace, asks: Sequence[Prompt], source: AnswerSource, where: dict[str, Any], soft: Soft | None
 ) -> int:
-    from kdlab.traces.pipeline import check_keep, produce, write_filtered
+    from kdlab.traces.pipeline import check_keep, run_pipeline, write_filtered
 
     output = _output(args, source.wording, where)
     if args.keep:
         check_keep(args.keep, asks, args.samples)
     about = {"teacher": args.model, "model": args.model, "temperature": args.temperature}
     try:
-        summary = produce(asks, args.samples, args.seed, source, output, about, soft)
+        summary = run_pipeline(asks, args.samples, args.seed, source, output, about, soft)
     except KeyboardInterrupt as stop:
         _say(getattr(stop, "summary", None))
         say(f"kdlab: interrupted; the same command goes on with what is missing in {args.out}", file=sys.stderr)

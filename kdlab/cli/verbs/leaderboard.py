@@ -121,7 +121,7 @@ def _place(folder: Path, entry: Entry, seed: int, point: Composition) -> Path:
 
 def _run_all(board: Board, points: Points, composer: Composer, folder: Path, jobs: int) -> None:
     """Run what has not run, ``jobs`` runs at a time, and leave to other processes what they are at."""
-    from kdlab.cli.hydra.job import note_end, settle
+    from kdlab.cli.hydra.job import note_end, run_or_skip
     from kdlab.cli.hydra.sweep import WRITABLE, read_any
     from kdlab.cli.hydra.workers import pool
 
@@ -138,7 +138,7 @@ def _run_all(board: Board, points: Points, composer: Composer, folder: Path, job
         if number is None:
             return _check_all(board, points)
         point, place, words = runs[number]
-        settle(point, composer, place, words)
+        run_or_skip(point, composer, place, words)
         return None
 
     with pool(jobs, work) as workers:

@@ -55,7 +55,7 @@ def _layers(chosen: Sequence[str]) -> int:
 
         config = plan.points[0].config
         data = build.data(config["data"], config["seed"])
-        example = next(iter(data.sequential("train", batch_size=1))).to("cpu").inputs
+        example = next(iter(data.ordered_loader("train", batch_size=1))).to("cpu").inputs
         networks = {"student": config["student"], "teacher.net": (config.get("teacher") or {}).get("net")}
         traced, nets = {}, []
         for role, mapping in networks.items():
@@ -81,16 +81,16 @@ def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
     import torch
 
     from kdlab.config import builder
-    from kdlab.models import reuse_classifier
+    from kdlab.models import reuse_teacher_head
 
     with suppress(UserError):  # a term may want it (SimKD), and to others a classifier is as good as another
-        reuse_classifier(student, teacher)
-    rows = next(iter(data.sequential("train", batch_size=2))).to("cpu")
+        reuse_teacher_head(student, teacher)
+    rows = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu")
 
     def fits(name: str, config: Mapping[str, Any]) -> bool:
         try:
             term = builder.build(config, f"loss.terms.{name}", slot="term")
-            term.meet(student, teacher, data.counts["train"])
+            term.setup(student, teacher, data.counts["train"])
             with torch.no_grad():
                 ours = task.outputs(student.eval(), rows, term.student_layers)
                 term.prepare(ours, task.outputs(teacher.eval(), rows, term.teacher_layers))

@@ -26,7 +26,7 @@ from kdlab.data.rng import seed_of
 from kdlab.data.splits import rows_of, stratified, without
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
-from kdlab.data.text.sequence import ANSWER, PROMPT, Question, Sequence, TextSource
+from kdlab.data.text.sequence import ANSWER, PROMPT, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.system.arrays import read_arrays
@@ -112,7 +112,7 @@ def spoken_digits(
     # made once, although sequences are made again for every tokenizer
     features = {split: log_mel(_sound(recordings, some, limit), mels, rate).half() for split, some in spoken.items()}
 
-    def read(tokenizer: Tokenizer) -> TextSource:
+    def read(tokenizer: Tokenizer) -> RawText:
         splits = {
             split: [
                 _sequence(tokenizer, recordings, parts, source)
@@ -121,7 +121,7 @@ def spoken_digits(
             for split, some in spoken.items()
         }
         name = "spoken_digits" if join == 1 else f"spoken_digits (up to {join})"
-        return TextSource(name, tokenizer, splits, source_length=frames)
+        return RawText(name, tokenizer, splits, source_length=frames)
 
     return text_data(read, lambda: [" ".join(WORDS)], alphabet=None, **common)
 

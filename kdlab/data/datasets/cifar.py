@@ -13,9 +13,9 @@ from torch import Tensor
 
 from kdlab.data import safe_pickle
 from kdlab.data.download import Remote, fetch, unpack
-from kdlab.data.labels import Label, asked, joint, names_of
+from kdlab.data.labels import Label, combine_labels, names_of, requested
 from kdlab.data.module import Common, ImageData, published
-from kdlab.data.raw import Rows, Source
+from kdlab.data.raw import RawDataset, Rows
 from kdlab.errors import UserError
 
 
@@ -88,7 +88,7 @@ def cifar100(
 
 def _read(
     layout: Layout, root: str, download: bool, labels: Mapping[str, tuple[str, str]], label: Label | None = None
-) -> Source:
+) -> RawDataset:
     """A source of the publisher's labels: what to call each → its key, and that of its classes' names."""
     folder = _locate(layout, Path(root).expanduser(), download)
     meta = _content(folder / layout.meta, tuple(names for _, names in labels.values()))
@@ -100,10 +100,10 @@ def _read(
     columns = {n: ([ids[k], test_ids[k]], named[n]) for k, n in enumerate(labels)}
     if len(columns) == 1:  # as they are: a class without a row keeps its number
         (kinds, class_names) = next(iter(columns.values()))
-        return Source(layout.name, Rows(pictures, kinds[0]), class_names, test=Rows(test, kinds[1]))
-    kinds, class_names, known = joint(columns, "data.root")
-    source = Source(layout.name, Rows(pictures, kinds[0]), class_names, test=Rows(test, kinds[1]))
-    return asked(source, known, label)
+        return RawDataset(layout.name, Rows(pictures, kinds[0]), class_names, test=Rows(test, kinds[1]))
+    kinds, class_names, known = combine_labels(columns, "data.root")
+    source = RawDataset(layout.name, Rows(pictures, kinds[0]), class_names, test=Rows(test, kinds[1]))
+    return requested(source, known, label)
 
 
 def _locate(layout: Layout, root: Path, download: bool) -> Path:

@@ -8,9 +8,9 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from kdlab.data.labels import Label, asked
+from kdlab.data.labels import Label, requested
 from kdlab.data.module import Common, ImageData
-from kdlab.data.raw import Labels, Rows, Source
+from kdlab.data.raw import Labels, RawDataset, Rows
 
 _FILE = Path(__file__).parent.parent / "digits.npz"
 _TRAIN, _VAL, _TEST = range(3)
@@ -35,7 +35,7 @@ def digits(label: Label | None = None, **common: Unpack[Common]) -> ImageData:
     rows = Rows(images, targets)
     fixed = common.get("val") is None
     train, own = (split == _TRAIN, split == _VAL) if fixed else (split != _TEST, None)
-    source = Source(
+    source = RawDataset(
         "digits",
         rows.take(train.nonzero()[:, 0]),
         [str(digit) for digit in range(10)],
@@ -44,4 +44,4 @@ def digits(label: Label | None = None, **common: Unpack[Common]) -> ImageData:
         white=16.0,
         key="data",
     )
-    return ImageData(asked(source, _LABELS, label), **common)
+    return ImageData(requested(source, _LABELS, label), **common)

@@ -14,7 +14,7 @@ from kdlab.data import pictures
 from kdlab.data.datasets.folder_layout import Leftovers, alike, class_pictures, folders, pictures_beside, split_folders
 from kdlab.data.module import Common, ImageData, whole
 from kdlab.data.pictures import Look
-from kdlab.data.raw import Files, Rows, Source, sample_of
+from kdlab.data.raw import Files, RawDataset, Rows, sample_of
 from kdlab.errors import UserError, unknown
 
 
@@ -79,7 +79,7 @@ def image_folder(
         notes += pictures.summary(look for _, looks in decoded.values() for look in looks)
     else:
         notes += _sample(rows)
-    source = Source(
+    source = RawDataset(
         folder.name,
         rows["train"],
         class_names,

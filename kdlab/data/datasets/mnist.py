@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdlab.data.download import Remote, fetch
 from kdlab.data.module import Common, ImageData, published
-from kdlab.data.raw import Rows, Source
+from kdlab.data.raw import RawDataset, Rows
 from kdlab.errors import UserError
 from kdlab.system.files import Unreadable, open_regular
 
@@ -106,7 +106,7 @@ def fashion_mnist(root: str = "data/fashion_mnist", download: bool = False, **co
     return published(source=_read(FASHION_MNIST, root, download), **common)
 
 
-def _read(layout: Layout, root: str, download: bool) -> Source:
+def _read(layout: Layout, root: str, download: bool) -> RawDataset:
     folder = Path(root).expanduser()
     arrays = [read_idx(_locate(layout, folder, file, download)) for file in _FILES]
     splits = []
@@ -122,7 +122,7 @@ def _read(layout: Layout, root: str, download: bool) -> Source:
                 f" the publisher's have {rows}"
             )
         splits.append(Rows(images[:, None], labels.long()))
-    return Source(layout.name, splits[0], list(layout.class_names), test=splits[1])
+    return RawDataset(layout.name, splits[0], list(layout.class_names), test=splits[1])
 
 
 def _locate(layout: Layout, root: Path, file: str, download: bool) -> Path:

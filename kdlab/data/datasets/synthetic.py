@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from kdlab.data.module import Common, ImageData, whole
-from kdlab.data.raw import Rows, Source
+from kdlab.data.raw import RawDataset, Rows
 from kdlab.errors import UserError
 from kdlab.system import memory
 
@@ -51,5 +51,5 @@ def synthetic(
     targets = (scores + noise * draw.standard_normal(scores.shape)).argmax(axis=1)
     rows = Rows(torch.from_numpy(inputs.astype(np.float32)), torch.from_numpy(targets))
     common.setdefault("val", 0.15)
-    source = Source("synthetic", rows, [str(label) for label in range(num_classes)], test=0.2, key="data")
+    source = RawDataset("synthetic", rows, [str(label) for label in range(num_classes)], test=0.2, key="data")
     return ImageData(source, **common)

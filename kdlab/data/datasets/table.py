@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.data.labels import Label, asked, joint
+from kdlab.data.labels import Label, combine_labels, requested
 from kdlab.data.module import Common, ImageData
-from kdlab.data.raw import Columns, Rows, Source
+from kdlab.data.raw import Columns, RawDataset, Rows
 from kdlab.data.table_file import Table, read_table
 from kdlab.errors import UserError, unknown
 
@@ -70,7 +70,7 @@ def table_source(
     test: int | float | None = None,
     delimiter: str = ",",
     classes: Sequence[int | str] | None = None,
-) -> tuple[Source, list[Table]]:
+) -> tuple[RawDataset, list[Table]]:
     """The rows of :func:`csv` before they are divided, and the one or two files that they are in, in order.
 
     The arguments are those of :func:`csv`.
@@ -92,14 +92,14 @@ def table_source(
     numbers = [one.numbers(wanted) for one in files]
     offset, scale = _representation(numbers[0])
     ids = {name: _ids(name, files, [part[name] for part in written]) for name in targets}
-    kinds, names, found = joint(ids)
+    kinds, names, found = combine_labels(ids)
     parts = [
         Rows(torch.from_numpy(((one - offset) / scale).astype(np.float32)), own)
         for one, own in zip(numbers, kinds, strict=True)
     ]
     held_out: Rows | int | float = parts[1] if len(parts) > 1 else 0.1 if test is None else test
-    source = Source(Path(path).stem, parts[0], names, test=held_out, key="data.path")
-    source = asked(source, found, targets if label is None else label)
+    source = RawDataset(Path(path).stem, parts[0], names, test=held_out, key="data.path")
+    source = requested(source, found, targets if label is None else label)
     source.columns = Columns(
         names=tuple(wanted),
         offset=tuple(offset.tolist()),

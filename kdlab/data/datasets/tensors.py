@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kdlab.data import array_inputs
 from kdlab.data.module import Common, ImageData
-from kdlab.data.raw import Rows, Source
+from kdlab.data.raw import RawDataset, Rows
 from kdlab.errors import UserError, unknown
 from kdlab.system.arrays import read_array, read_arrays
 from kdlab.system.files import Unreadable
@@ -69,7 +69,7 @@ def tensors(
     class_names = _names(class_names if class_names is not None else held.get("class_names"), splits, classes)
     if common.get("classes") is None:
         _check_ids(splits, class_names)
-    source = Source(
+    source = RawDataset(
         Path(inputs).stem if isinstance(inputs, (str, Path)) else "tensors",
         splits[""],
         class_names,

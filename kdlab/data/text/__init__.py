@@ -2,7 +2,7 @@
 
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
-from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, TEXT, Question, Sequence, TextSource
+from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, TEXT, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 
 __all__ = [
@@ -11,10 +11,10 @@ __all__ = [
     "REASONING",
     "TEXT",
     "Question",
+    "RawText",
     "Sequence",
     "TextCommon",
     "TextData",
-    "TextSource",
     "Tokenizer",
     "text_data",
 ]

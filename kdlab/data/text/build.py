@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypedDict
 
 from kdlab.data.text.files import read_texts
 from kdlab.data.text.module import Read, TextData, Texts
-from kdlab.data.text.sequence import Question, TextSource
+from kdlab.data.text.sequence import Question, RawText
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 
@@ -21,7 +21,7 @@ class TextCommon(TypedDict, total=False):
     vocab: int | None
     tokenizer_from: str | Some[str] | None
     mix: Annotated[Any, "data"]
-    outside: Annotated[Any, "data"]
+    ood: Annotated[Any, "data"]
     context: int
     batch_size: int
     eval_batch_size: int | None
@@ -43,13 +43,13 @@ def text_data(
     vocab: int | None = None,
     tokenizer_from: str | Some[str] | None = None,
     mix: Annotated[Any, "data"] = None,
-    outside: Annotated[Any, "data"] = None,
+    ood: Annotated[Any, "data"] = None,
     **options: Any,
 ) -> TextData:
     """A data set of text, and others that are read by the same tokenizer; how every constructor ends.
 
     A tokenizer that is made here is made of all the corpora that are named, in whatever role. So a teacher with
-    ``mix: B`` on corpus A and a student with ``outside: B`` on corpus A have the same one.
+    ``mix: B`` on corpus A and a student with ``ood: B`` on corpus A have the same one.
 
     Args:
         read: makes the sequences by a given tokenizer; called again where another data set names this one.
@@ -59,14 +59,14 @@ def text_data(
         vocab: number of tokens of ``bpe``; None is 1024.
         tokenizer_from: files (or patterns) whose text the tokenizer is made of as well.
         mix: other data sets of text (in a config: mappings with ``_target_``), whose train split is added to train.
-        outside: another data set of text, whose test split becomes the split ``outside``.
+        ood: another data set of text, whose test split becomes the split ``ood``.
         **options: :class:`TextData`'s.
 
     Raises:
         UserError: for any argument that does not fit.
     """
     mixed = [mix] if isinstance(mix, TextData) else list(mix or ())
-    others = [("data.mix", one) for one in mixed] + ([("data.outside", outside)] if outside is not None else [])
+    others = [("data.mix", one) for one in mixed] + ([("data.ood", ood)] if ood is not None else [])
     for key, other in others:
         if not isinstance(other, TextData) or other.read is None:
             what = getattr(other, "name", None) or type(other).__name__
@@ -84,13 +84,13 @@ def text_data(
         made = Tokenizer.of(tokenizer, lambda: everything(texts, "texts"), vocab)
     source = read(made)
     if others:
-        source = _joined(source, [other.source(made) for other in mixed], outside and outside.source(made))
+        source = _joined(source, [other.source(made) for other in mixed], ood and ood.source(made))
     data = TextData(source, **options)
     data.read, data.texts, data.alphabet = read, texts, known
     return data
 
 
-def _joined(source: TextSource, mixed: list[TextSource], outside: TextSource | None) -> TextSource:
+def _joined(source: RawText, mixed: list[RawText], ood: RawText | None) -> RawText:
     """A source with the training sequences of others added to its own, and the test sequences of another beside."""
     splits, words = dict(source.splits), dict(source.words)
     right: dict[int, Callable[[Question, str], bool]] = {}
@@ -98,14 +98,14 @@ def _joined(source: TextSource, mixed: list[TextSource], outside: TextSource | N
         splits["train"] = [*splits["train"], *other.splits["train"]]
         right.update({id(one.question): other.right for one in other.splits["train"] if one.question})
         words.pop("train", None)
-    if outside is not None:
-        if not outside.splits.get("test"):
-            raise UserError(f"data.outside: {outside.name} has no test split; accepted: a data set that has one")
-        splits["outside"] = outside.splits["test"]
-        right.update({id(one.question): outside.right for one in splits["outside"] if one.question})
-        if "test" in outside.words:
-            words["outside"] = outside.words["test"]
-    return TextSource(
+    if ood is not None:
+        if not ood.splits.get("test"):
+            raise UserError(f"data.ood: {ood.name} has no test split; accepted: a data set that has one")
+        splits["ood"] = ood.splits["test"]
+        right.update({id(one.question): ood.right for one in splits["ood"] if one.question})
+        if "test" in ood.words:
+            words["ood"] = ood.words["test"]
+    return RawText(
         " + ".join([source.name, *(other.name for other in mixed)]),
         source.tokenizer,
         splits,

@@ -14,7 +14,7 @@ from kdlab.data.loader import EpochLoader
 from kdlab.data.order import Order
 from kdlab.data.text.sequence import PROMPT
 from kdlab.data.text.token_store import Flat
-from kdlab.functional.types import Batch, Window
+from kdlab.functional.types import Batch, StepTotals
 
 
 @dataclass
@@ -64,13 +64,13 @@ class TextLoader(EpochLoader):
         skip, self.skip = self.skip, 0
         if self.order is None:
             rows, lengths = self._once()
-            windows: list[Window | None] = [None] * len(lengths)
+            windows: list[StepTotals | None] = [None] * len(lengths)
         else:
             rows, lengths, windows = self._training_plan(self.order, self.sampler.epoch)
         for part, examples in enumerate(rows.split(lengths)[skip:], start=skip):
             yield self._batch(examples, windows[part])
 
-    def _training_plan(self, order: Order, epoch: int) -> tuple[Tensor, list[int], list[Window | None]]:
+    def _training_plan(self, order: Order, epoch: int) -> tuple[Tensor, list[int], list[StepTotals | None]]:
         assert self._sums is not None
         steps = order.epoch(epoch)
         starts = [0, *running_sum(steps.sizes)]
@@ -80,10 +80,10 @@ class TextLoader(EpochLoader):
         for number, first, last in self._parts(steps.sizes):
             places.append(steps.rows[starts[number] + first : starts[number] + last])
             total, parts = totals[number], self.accumulate * self.world
-            windows.append(Window(total, total, parts, shares[number]))
+            windows.append(StepTotals(total, total, parts, shares[number]))
         return torch.cat(places), [len(place) for place in places], list(windows)
 
-    def _batch(self, examples: Tensor, window: Window | None) -> Batch:
+    def _batch(self, examples: Tensor, window: StepTotals | None) -> Batch:
         """One micro-batch of the examples (n,)."""
         flat, device = self.flat, self.device
         read = flat.length[examples] - 1  # the last token is predicted, and never read
@@ -127,7 +127,7 @@ class TextLoader(EpochLoader):
             segment[counts],
             where.view(rows, width),
             prompts=None if self.pack else given.view(rows, width).long().cumprod(1).sum(1),
-            share=None if self.pack else share,
+            sequence_weight=None if self.pack else share,
             window=window,
         )
 

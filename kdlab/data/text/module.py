@@ -17,7 +17,7 @@ from kdlab.data.module import whole
 from kdlab.data.order import Order
 from kdlab.data.rng import permutation
 from kdlab.data.text.loader import Reading, TextLoader
-from kdlab.data.text.sequence import Question, Sequence, TextSource
+from kdlab.data.text.sequence import Question, RawText, Sequence
 from kdlab.data.text.token_store import Flat, flatten
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
@@ -26,7 +26,7 @@ from kdlab.functional.types import SEGMENTS
 SEGMENT_WEIGHTS = {"prompt": 0.0, "reasoning": 1.0, "answer": 1.0, "text": 1.0}
 """How much a predicted token counts, by what it is part of."""
 
-Read = Callable[[Tokenizer], TextSource]
+Read = Callable[[Tokenizer], RawText]
 Texts = Callable[[], Iterable[str]]
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class TextData(LightningDataModule):
     Attributes:
         name, tokenizer, vocab_size, context, batch_size,
         counts ({train, labelled (= train), val, test, outside}),
-        views (1: an example is always shown the same way), unlimited (None), transform.
+        views (1: an example is always shown the same way), uncacheable_reason (None), transform.
 
     Raises:
         UserError: for any argument that does not fit the data.
@@ -68,7 +68,7 @@ class TextData(LightningDataModule):
     texts: Texts
     alphabet: Texts
     views = 1
-    unlimited: str | None = None
+    uncacheable_reason: str | None = None
     transform = "none"
     kind = "text"
 
@@ -77,7 +77,7 @@ class TextData(LightningDataModule):
 
     def __init__(
         self,
-        source: TextSource,
+        source: RawText,
         *,
         context: int = 128,
         batch_size: int = 32,
@@ -104,8 +104,8 @@ class TextData(LightningDataModule):
             raise UserError(f"data.eval_stride: {stride}; accepted: 1..{self.context} (data.context), or null")
         if fraction is not None and (isinstance(fraction, bool) or not 0 < fraction <= 1):
             raise UserError(f"data.fraction: {fraction!r}; accepted: above 0, up to 1, or null")
-        self.gives = "sequences" if source.splits["train"][0].source is None else "pairs"
-        if pack and self.gives == "pairs":
+        self.target = "next_token" if source.splits["train"][0].source is None else "text"
+        if pack and self.target == "text":
             raise UserError(f"data.pack: true; {source.name} has encoder inputs, which are not packed; accepted: false")
         self._reading = Reading(
             _weights(segment_weights),
@@ -118,10 +118,10 @@ class TextData(LightningDataModule):
         self._questions: dict[str, list[Question]] = {}
         for split in source.splits:
             self._fill(split, source.splits[split], stride, drop_long, fraction, split_seed)
-        self.counts = {split: len(self._flat.get(split, ())) for split in ("train", "val", "test", "outside")}
+        self.counts = {split: len(self._flat.get(split, ())) for split in ("train", "val", "test", "ood")}
         self.counts["labelled"] = self.counts["train"]
         self._place: dict[str, Any] = {}
-        self.place("cpu")
+        self.to("cpu")
 
     def _fill(
         self,
@@ -165,7 +165,7 @@ class TextData(LightningDataModule):
 
     # ---- what is in the splits
 
-    def source(self, tokenizer: Tokenizer) -> TextSource:
+    def source(self, tokenizer: Tokenizer) -> RawText:
         """What the data set holds, by another tokenizer."""
         assert self.read is not None
         return self.read(tokenizer)
@@ -218,7 +218,7 @@ class TextData(LightningDataModule):
         return self._source.words.get(split)
 
     @property
-    def offers(self) -> dict[str, Any]:
+    def network_kwargs(self) -> dict[str, Any]:
         """What a network's constructor may want to know."""
         known = {
             "vocab_size": self.vocab_size,
@@ -231,7 +231,7 @@ class TextData(LightningDataModule):
             known |= {"mels": first.shape[0], "frames": self._source.source_length or first.shape[1]}
         return known
 
-    def like(self, other: Any) -> None:
+    def check_same_classes(self, other: Any) -> None:
         """Refuse a teacher's data of another tokenizer: logits of the same column would mean different tokens.
 
         Raises:
@@ -257,14 +257,14 @@ class TextData(LightningDataModule):
             " or loss=uld"
         )
 
-    def reading(self, folder: Path) -> dict[str, Any]:
+    def inference_metadata(self, folder: Path) -> dict[str, Any]:
         """What a run folder must know to read inputs and outputs again; writes the tokenizer into ``folder``."""
         path = self.tokenizer.save(folder)
-        return {"tokenizer": path.name, **self.offers}
+        return {"tokenizer": path.name, **self.network_kwargs}
 
     # ---- loaders
 
-    def place(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> TextData:
+    def to(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> TextData:
         """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
 
         Args:
@@ -300,7 +300,7 @@ class TextData(LightningDataModule):
 
     def outside_dataloader(self) -> TextLoader | list[TextLoader]:
         """Test sequences of another domain, in order; an empty list without any."""
-        return self._evaluation("outside")
+        return self._evaluation("ood")
 
     def _evaluation(self, split: str) -> TextLoader | list[TextLoader]:
         if not self.counts[split]:
@@ -309,11 +309,13 @@ class TextData(LightningDataModule):
             self._loaders[split] = self._loader(split, self.eval_batch_size)
         return self._loaders[split]
 
-    def sequential(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> TextLoader:
+    def ordered_loader(
+        self, split: str = "train", view: int | None = None, batch_size: int | None = None
+    ) -> TextLoader:
         """All examples of a split, in order and one a row, in this process: to fill a cache, or to predict.
 
         Args:
-            split: ``train``, ``val``, ``test`` or ``outside``.
+            split: ``train``, ``val``, ``test`` or ``ood``.
             view: 0 or None: there is one.
             batch_size: sequences of a batch; None is ``eval_batch_size``.
 

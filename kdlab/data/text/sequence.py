@@ -81,13 +81,13 @@ def same_text(question: Question, text: str) -> bool:
 
 
 @dataclass
-class TextSource:
+class RawText:
     """A data set of text, tokenised.
 
     Args:
         name: what to call it.
         tokenizer: what the ids mean.
-        splits: sequences of ``train``, ``val``, ``test``, and possibly ``outside`` (another domain's test split).
+        splits: sequences of ``train``, ``val``, ``test``, and possibly ``ood`` (another domain's test split).
         words: words per split, where perplexity per word makes sense.
         right: whether a generated text is the right answer to a question.
         source_length: every encoder input is padded to this length; None pads to the longest of a micro-batch.
@@ -104,7 +104,7 @@ class TextSource:
     source_fill: float = 0.0
     key: str = "data"
 
-    def check(self) -> TextSource:
+    def check(self) -> RawText:
         """This source, if its sequences make sense.
 
         Raises:

@@ -20,7 +20,7 @@ from kdlab.data.splits import rows_of
 from kdlab.data.text.answers import MARKER, Choices, Same, extract
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
-from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, Question, Sequence, TextSource
+from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
 
@@ -301,14 +301,14 @@ def examples_data(
     taught = train if complete else examples["train"]
     held = {"train": train, **{split: rows for split, rows in examples.items() if split != "train" and rows}}
 
-    def read(tokenizer: Tokenizer) -> TextSource:
+    def read(tokenizer: Tokenizer) -> RawText:
         splits = {
             split: sequences(
                 rows, tokenizer, form, template=template, rationale_weight=rationale_weight, ask=split != "train"
             )
             for split, rows in held.items()
         }
-        return TextSource(name, tokenizer, splits, right=right)
+        return RawText(name, tokenizer, splits, right=right)
 
     def known() -> list[str]:
         whole = [text for rows in examples.values() for text in texts(rows, "steps", template)]

@@ -73,7 +73,7 @@ def turned_positive(vectors: Tensor) -> Tensor:
     return vectors * torch.where(vectors.detach().gather(-2, greatest) < 0, -1.0, 1.0).to(vectors.dtype)
 
 
-def aligned(student: Tensor, teacher: Tensor) -> Tensor:
+def align_singular_vectors(student: Tensor, teacher: Tensor) -> Tensor:
     """For each of the teacher's vectors, the student's of the most similar direction, turned to the same side.
 
     Args:

@@ -19,9 +19,9 @@ class HiddenCosine(LayerTerm):
 
     .. math:: 1 - \frac{h^S_i \cdot h^T_i}{\|h^S_i\| \, \|h^T_i\|}
 
-    Of sequences, (B, T, d) states are picked where ``batch.where`` says so. Where the widths differ, the student's pass
-    through a trained linear map, which is no part of the student; several pairs are summed. Sanh et al., *DistilBERT, a
-    distilled version of BERT*, EMC² workshop at NeurIPS 2019, compare the last hidden states.
+    Of sequences, (B, T, d) states are picked where ``batch.loss_mask`` says so. Where the widths differ, the student's
+    pass through a trained linear map, which is no part of the student; several pairs are summed. Sanh et al.,
+    *DistilBERT, a distilled version of BERT*, EMC² workshop at NeurIPS 2019, compare the last hidden states.
     """
 
     def __init__(self, student_layer: Layers, teacher_layer: Layers, weight: float | Mapping | Schedule = 1.0) -> None:

@@ -104,7 +104,7 @@ class OFA(Term):
     role: Role = "other"
     rows: Literal["labelled", "all"] = "labelled"
 
-    one_task = True
+    single_task_only = True
 
     def __init__(
         self,

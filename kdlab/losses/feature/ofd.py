@@ -92,7 +92,7 @@ class OFD(_Connected):
         self.margin = margin
         self._margins: list[Tensor] = []
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         if self.margin == "norm" and teacher is not None:
             norms = [_norm_before(teacher, layer) for layer in self.teacher_layers]
             self._margins = [negative_mean(norm.bias.detach().float(), norm.weight.detach().float()) for norm in norms]

@@ -20,8 +20,8 @@ class SimKD(LayerTerm):
 
     .. math:: \tfrac{1}{C H W}\,\| P(F^S_i) - F^T_i \|^2
 
-    with the student's projector P, which is deployed with it (:class:`~kdlab.models.Reused`), as is the teacher's
-    classifier, which stays as it is (``init=classifier``). It is all that the student learns from: neither labels nor
+    with the student's projector P, which is deployed with it (:class:`~kdlab.models.SimKDStudent`), as is the teacher's
+    classifier, which stays as it is (``init=teacher_head``). It is all that the student learns from: neither labels nor
     the teacher's answers are looked at.
 
     Chen, Mei, Zhang, Wang, Feng & Chen, *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022.
@@ -33,7 +33,7 @@ class SimKD(LayerTerm):
         weight: see :class:`~kdlab.losses.Term`.
     """
 
-    one_task = True
+    single_task_only = True
 
     def __init__(
         self,
@@ -48,18 +48,18 @@ class SimKD(LayerTerm):
         self.relu = relu
         self._classifier: tuple[nn.Linear, ...] = ()
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         head, own = linear_head(teacher), head_of(student)[1]
         same = own.weight.shape == head.weight.shape and torch.equal(own.weight.cpu(), head.weight.cpu())
         if not same:  # nothing would ever train it: neither this term nor, with ce at 0, any other
             raise UserError(
-                "student: its classifier is not the teacher's, and SimKD trains none; accepted: init=classifier"
+                "student: its classifier is not the teacher's, and SimKD trains none; accepted: init=teacher_head"
             )
         self._classifier = (head,)
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self._classifier:
-            raise UserError("SimKD: call meet(student, teacher, examples) once before prepare, to see the classifier")
+            raise UserError("SimKD: call setup(student, teacher, examples) once before prepare, to see the classifier")
         assert teacher is not None
         [(s, t)] = self.captured(student, teacher)
         maps_only([(s, t)], "SimKD")

@@ -39,7 +39,7 @@ class SRRL(LayerTerm):
         weight: see :class:`~kdlab.losses.Term`.
     """
 
-    one_task = True
+    single_task_only = True
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class SRRL(LayerTerm):
         self.connector: nn.Sequential | None = None
         self._classifier: tuple[nn.Linear, ...] = ()
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         self._classifier = (linear_head(teacher),)
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
@@ -95,7 +95,7 @@ class SRRL(LayerTerm):
 
     def _head(self) -> nn.Linear:
         if not self._classifier:
-            raise UserError("SRRL: call meet(student, teacher, examples) once before prepare, to see the classifier")
+            raise UserError("SRRL: call setup(student, teacher, examples) once before prepare, to see the classifier")
         return self._classifier[0]
 
 

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, aligned, radial_relation, right_singular_vectors, turned_positive
+from kdlab.functional import (
+    Batch,
+    Outputs,
+    Schedule,
+    align_singular_vectors,
+    radial_relation,
+    right_singular_vectors,
+    turned_positive,
+)
 from kdlab.losses.feature.layer_term import Layers, LayerTerm, maps_only, project, projector
 
 SPARE = 3
@@ -91,7 +99,7 @@ def _directions(student: Tensor, teacher: Tensor, components: int) -> tuple[Tens
     share = nn.functional.normalize(s_t, dim=1).unsqueeze(1)
     # the decomposition of what is not finite fails; whoever trains wants to hear which term it was
     fit = torch.where((well & sound)[:, None, None], 1.0, float("nan")).to(v_s.dtype)
-    return aligned(v_s, v_t) * share * fit, v_t * share
+    return align_singular_vectors(v_s, v_t) * share * fit, v_t * share
 
 
 def _matrix(feature: Tensor) -> tuple[Tensor, Tensor]:

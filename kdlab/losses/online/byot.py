@@ -20,7 +20,7 @@ class ExitsCE(LabelTerm):
     ICCV 2019.
     """
 
-    companion = "exits"
+    auxiliary = "exits"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         exits = numbered(student, "exit")
@@ -36,7 +36,7 @@ class ExitsKL(Agreement):
     is 3, and there is no T²).
     """
 
-    companion = "exits"
+    auxiliary = "exits"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         deepest = dense(student.logits)
@@ -54,7 +54,7 @@ class ExitsHint(Term):
     """
 
     needs_teacher = False
-    companion = "exits"
+    auxiliary = "exits"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         features = numbered(student, "exit", "_feature")

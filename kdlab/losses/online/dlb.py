@@ -14,7 +14,7 @@ from kdlab.losses.online.mutual import Agreement
 from kdlab.losses.temperature import Temperature
 
 
-class LastStepKL(Agreement):
+class DLB(Agreement):
     r"""Self-distillation from the last mini-batch: a row that the step before held agrees with what was said then.
 
     .. math:: T^2\, \mathrm{KL}\big(p_{t-1}(T \mid x) \,\|\, p_t(T \mid x)\big)
@@ -40,9 +40,11 @@ class LastStepKL(Agreement):
         self.register_buffer("said", torch.empty(0, 0))
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        if batch.key is None:
-            raise UserError("batch: its rows have no number (Batch.key); accepted: data without mixing, such as digits")
-        logits, examples = dense(student.logits), batch.key[:, 0]
+        if batch.example_id is None:
+            raise UserError(
+                "batch: its rows have no number (Batch.example_id); accepted: data without mixing, such as digits"
+            )
+        logits, examples = dense(student.logits), batch.example_id[:, 0]
         if not len(self.examples):
             value = logits[:, :0].float().sum(1)  # of the graph, so that backward is legal; 0 * -inf would be nan
         else:

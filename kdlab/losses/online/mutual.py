@@ -24,7 +24,7 @@ def numbered(student: Outputs, kind: str, suffix: str = "") -> list[Tensor]:
     found = {int(m[1]): v for k, v in student.heads.items() if (m := re.fullmatch(rf"{kind}(\d+){suffix}", k))}
     if not found:
         raise UserError(
-            f"student: no output {kind}1{suffix}; accepted: a network beside which companion={kind}s trains"
+            f"student: no output {kind}1{suffix}; accepted: a network beside which auxiliary={kind}s trains"
         )
     return [dense(found[n]) for n in sorted(found)]
 
@@ -34,11 +34,11 @@ class PeersCE(LabelTerm):
 
     .. math:: \sum_{k} -\log p^k_{y}
 
-    over the companions of a :class:`~kdlab.models.transforms.auxiliary.Peers`; the student's own is another term
+    over the auxiliary of a :class:`~kdlab.models.transforms.auxiliary.Peers`; the student's own is another term
     (:class:`~kdlab.losses.CrossEntropy`). Zhang et al., *Deep Mutual Learning*, CVPR 2018.
     """
 
-    companion = "peers"
+    auxiliary = "peers"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         peers = numbered(student, "peer")
@@ -79,7 +79,7 @@ class MutualKL(Agreement):
     others say before the step.
     """
 
-    companion = "peers"
+    auxiliary = "peers"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         every = [dense(student.logits), *numbered(student, "peer")]

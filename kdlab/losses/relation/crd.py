@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, mix, noise_contrast
+from kdlab.functional import Batch, Outputs, Schedule, hash_seed, noise_contrast
 from kdlab.functional.relation.relation import unit
 from kdlab.losses.feature.layer_term import LayerTerm, project
 from kdlab.losses.temperature import check_temperature
@@ -86,7 +86,7 @@ class CRD(LayerTerm):
         for name in ("student_memory", "teacher_memory", "classes", "log_z", "step"):
             self.register_buffer(name, None)
 
-    def meet(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
+    def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         self._examples = examples
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
@@ -102,7 +102,7 @@ class CRD(LayerTerm):
         self.maps["student"] = nn.Linear(s.flatten(1).shape[1], self.dim, device=device)
         self.maps["teacher"] = nn.Linear(t.flatten(1).shape[1], self.dim, device=device)
         for number, name in enumerate(("student_memory", "teacher_memory")):
-            generator = torch.Generator().manual_seed(mix(self.seed, 0, number))
+            generator = torch.Generator().manual_seed(hash_seed(self.seed, 0, number))
             first = unit(torch.randn(self._examples, self.dim, generator=generator))
             setattr(self, name, first.to(device))
         self.classes = torch.full((self._examples,), UNKNOWN, device=device)
@@ -133,12 +133,12 @@ class CRD(LayerTerm):
 
     def _examples_of(self, batch: Batch) -> Tensor:
         """(rows,) which example each row is."""
-        if batch.key is None:
+        if batch.example_id is None:
             raise UserError(
                 "key: None; accepted: batches that say which example each row is (crd remembers every one); data that "
                 "mixes examples, such as data.augment=[mixup], cannot"
             )
-        key = batch.key[:, 0]
+        key = batch.example_id[:, 0]
         if len(key) != len(batch):
             raise UserError(f"key: {len(key)} for {len(batch)} rows; accepted: data in which a row is an example")
         if len(key) and not 0 <= int(key.min()) <= int(key.max()) < len(self.classes):
@@ -159,7 +159,7 @@ class CRD(LayerTerm):
         place[order] = torch.arange(total, device=order.device)
         unknown = own == UNKNOWN
         first, size = torch.where(unknown, place[key], first)[:, None], torch.where(unknown, 1, size)[:, None]
-        generator = torch.Generator(key.device).manual_seed(mix(self.seed, 1, step))
+        generator = torch.Generator(key.device).manual_seed(hash_seed(self.seed, 1, step))
         shape = (len(key), min(self.negatives, total - 1))
         draws = torch.randint(2**62, shape, generator=generator, device=key.device)
         others = total - size

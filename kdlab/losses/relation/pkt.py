@@ -16,8 +16,8 @@ class ProbabilisticTransfer(Relation):
     .. math:: p_{j|i} \log \frac{p_{j|i}}{q_{j|i}}, \qquad p_{j|i} = \frac{K(t_i, t_j)}{\sum_{k \ne i} K(t_i, t_k)}
 
     Passalis & Tefas, *Learning Deep Representations with Probabilistic Knowledge Transfer*, ECCV 2018; see
-    :func:`~kdlab.functional.relation.pkt.probabilistic_transfer`. In the authors' code a row is a neighbour of itself, in
-    the probabilities as in the mean. Of 64 rows the gradient here is 1.04 times theirs (cosine 0.993), of 128 1.02
+    :func:`~kdlab.functional.relation.pkt.probabilistic_transfer`. In the authors' code a row is a neighbour of itself,
+    in the probabilities as in the mean. Of 64 rows the gradient here is 1.04 times theirs (cosine 0.993), of 128 1.02
     (0.997), of 3 about 3 times.
     """
 

@@ -14,13 +14,14 @@ from kdlab.losses.feature.layer_term import LayerTerm
 
 
 def rows_of(feature: Tensor, batch: Batch) -> Tensor:
-    """A layer's output as one row (rows, ...) for each of the batch's; of sequences, those that ``batch.where`` picks.
+    """A layer's output as one row (rows, ...) for each of the batch's; of sequences, those that ``batch.loss_mask``
+    picks.
 
     Raises:
         UserError: if it has other rows.
     """
-    if batch.where is not None and feature.ndim >= 3 and feature.shape[:2] == batch.where.shape:
-        return feature[batch.where]
+    if batch.loss_mask is not None and feature.ndim >= 3 and feature.shape[:2] == batch.loss_mask.shape:
+        return feature[batch.loss_mask]
     if feature.ndim >= 2 and len(feature) == len(batch):
         return feature
     raise UserError(

@@ -58,7 +58,7 @@ class Discriminator(Term):
         self.hidden, self.strength = tuple(hidden), strength
         self.student_layers = () if student_layer is None else (student_layer,)
         self.teacher_layers = () if teacher_layer is None else (teacher_layer,)
-        self.by_row = student_layer is None
+        self.rowwise = student_layer is None
         self.judge: nn.Module | None = None
         self.fit: nn.Module = nn.Identity()
 

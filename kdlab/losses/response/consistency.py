@@ -62,7 +62,9 @@ class Consistency(Term):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.partner is None:
-            raise UserError("loss: Consistency holds two views of a row together; accepted: with source=strong_view")
+            raise UserError(
+                "loss: Consistency holds two views of a row together; accepted: with batch_transform=strong_view"
+            )
         strong = dense(student.logits)
         weak = strong.detach()[batch.partner.clamp(min=0)]
         weak = weak.to(torch.promote_types(weak.dtype, torch.float32))

@@ -19,7 +19,7 @@ class CrossEntropy(LabelTerm):
         weight: see :class:`~kdlab.losses.Term`.
     """
 
-    by_row = True
+    rowwise = True
 
     def __init__(self, label_smoothing: float = 0.0, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)

@@ -51,7 +51,7 @@ class DISTIntra(SoftTerm):
     """
 
     role: Role = "other"
-    by_row = False
+    rowwise = False
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t, _ = self.temperature.soften(*counted(batch, dense(student.logits), dense(teacher.logits)))

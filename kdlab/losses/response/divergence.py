@@ -12,7 +12,7 @@ from kdlab.functional import (
     Outputs,
     Sampled,
     Schedule,
-    comparable,
+    align_logits,
     dense,
     jsd,
     kl,
@@ -48,7 +48,7 @@ class Divergence(SoftTerm):
         if self.temperature.all_classes:
             s, t = dense(student.logits), dense(teacher.logits)
         else:
-            s, t = comparable(student.logits, teacher.logits)
+            s, t = align_logits(student.logits, teacher.logits)
         s, t, factor = self.temperature.soften(s, t)
         value = self.divergence(s, t)
         return value * (factor if self.order == 2 else factor**0.5)

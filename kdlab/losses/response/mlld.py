@@ -66,7 +66,7 @@ class MLLDInstance(_MultiLevel):
     each picture, which is a matter of the data here.
     """
 
-    by_row = True
+    rowwise = True
 
     def distance(self, student: Tensor, teacher: Tensor, squared: float | Tensor) -> Tensor:
         return squared * kl(student, teacher)

@@ -36,7 +36,7 @@ class MultiTeacherKL(SoftTerm):
     Of the divergence alone the weights would learn only who is easiest to follow; the second part, of labelled rows,
     is not in the paper, says who is right, and reaches nothing but W and b. ``supervision=0`` leaves it out.
 
-    Reads ``teacher.heads["member_0"]`` and so on (rows, C), which an ensemble of ``teacher.weighing=learned`` gives.
+    Reads ``teacher.heads["member_0"]`` and so on (rows, C), which an ensemble of ``teacher.weighting=learned`` gives.
 
     Args:
         by: ``logits`` for weights by row, ``teacher`` for b alone: one weight each.
@@ -119,7 +119,7 @@ def _members(teacher: Outputs | None) -> list[Tensor]:
     found = [heads[f"{MEMBER}{n}"] for n in range(len(heads)) if f"{MEMBER}{n}" in heads]
     if not found:
         raise UserError(
-            "members: none that the teacher shows; accepted: teacher.weighing=learned, with several teacher.members"
+            "members: none that the teacher shows; accepted: teacher.weighting=learned, with several teacher.members"
         )
     return found
 

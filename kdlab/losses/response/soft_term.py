@@ -21,7 +21,7 @@ class SoftTerm(Term):
     """
 
     role: Role = "soft"
-    by_row = True
+    rowwise = True
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class ConfidencePenalty(Term):
     """
 
     needs_teacher = False
-    by_row = True
+    rowwise = True
 
     def __init__(self, threshold: float | None = None, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
@@ -75,7 +75,7 @@ class TfKD(Term):
 
     rows: Literal["labelled", "all"] = "labelled"
     needs_teacher = False
-    by_row = True
+    rowwise = True
 
     def __init__(
         self, correct: float = 0.99, temperature: float = 20.0, weight: float | Mapping | Schedule = 1.0

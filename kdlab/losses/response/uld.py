@@ -13,8 +13,8 @@ from kdlab.losses.response.soft_term import SoftTerm
 
 def _rows(hidden: Tensor, batch: Batch) -> Tensor:
     """Hidden states (rows, d), from (rows, d) or (B, T, d)."""
-    if hidden.ndim == 3 and batch.where is not None and hidden.shape[:2] == batch.where.shape:
-        return hidden[batch.where]
+    if hidden.ndim == 3 and batch.loss_mask is not None and hidden.shape[:2] == batch.loss_mask.shape:
+        return hidden[batch.loss_mask]
     if hidden.ndim == 2 and len(hidden) == len(batch):
         return hidden
     raise UserError(
@@ -36,7 +36,7 @@ class ULD(SoftTerm):
     A row that :class:`~kdlab.teachers.UnlikeTeacher` found no partner for (``teacher.heads["paired"]``) is 0.
     """
 
-    any_vocabulary = True
+    vocabulary_agnostic = True
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t, factor = self.temperature.soften(dense(student.logits), dense(teacher.logits))

@@ -57,7 +57,7 @@ class USKD(Term):
     rows: Literal["labelled", "all"] = "labelled"
     needs_teacher = False
 
-    one_task = True
+    single_task_only = True
 
     def __init__(
         self,

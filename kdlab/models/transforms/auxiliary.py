@@ -15,12 +15,12 @@ from kdlab.models.transforms.surgery import head_of
 from kdlab.models.vision.blocks import BatchNorm, conv1x1, conv3x3, global_pool
 
 
-class Companion(nn.Module):
+class Auxiliary(nn.Module):
     """Stands around a student and answers for it while it trains.
 
-    In train mode the answer is a mapping: ``logits``, the student's own, and what the companion adds, by name. In eval
+    In train mode the answer is a mapping: ``logits``, the student's own, and what the auxiliary adds, by name. In eval
     mode it is the student's own answer alone. The student is no submodule: parameters, state dict, mode and device of
-    the companion are of what is left behind.
+    the auxiliary are of what is left behind.
 
     Args:
         student: the network that it is for.
@@ -50,7 +50,7 @@ MOST_PEERS = 100
 """All train in the same step, so that one more costs as much as another student."""
 
 
-class Peers(Companion):
+class Peers(Auxiliary):
     """Networks that learn the same task at the same time, each from all others: ``peer1``, ``peer2``, ...
 
     Zhang et al., *Deep Mutual Learning*, CVPR 2018.
@@ -99,7 +99,7 @@ def peers(
     return Peers(student, [make(n) for n in range(1, count + 1)])
 
 
-class Exits(Companion):
+class Exits(Auxiliary):
     """A classifier on each of some inner layers: ``exit1``, ..., and ``feature``, ``exit1_feature``, ...
 
     An exit on a feature map is a bottleneck (1x1, 3x3 at stride 2, 1x1 convolution), a global pool and a linear layer;

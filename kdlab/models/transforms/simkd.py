@@ -9,7 +9,7 @@ from kdlab.models.transforms.surgery import freeze, head_of
 from kdlab.models.vision.blocks import conv1x1, conv3x3, global_pool, init_weights
 
 
-class Reused(nn.Module):
+class SimKDStudent(nn.Module):
     """A network whose last feature map goes through a projector to where its teacher's classifier can read it.
 
     Chen, Mei, Zhang, Wang, Feng & Chen, *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022 (SimKD).
@@ -73,7 +73,7 @@ def _end_with_map(net: nn.Module) -> int:
     return head.in_features
 
 
-def reuse_classifier(student: nn.Module, teacher: nn.Module) -> str:
+def reuse_teacher_head(student: nn.Module, teacher: nn.Module) -> str:
     """Give a student its teacher's classifier, in place: a copy, frozen, so that no training changes it.
 
     Returns:
@@ -86,12 +86,12 @@ def reuse_classifier(student: nn.Module, teacher: nn.Module) -> str:
     reads, wanted = _width(ours), _width(theirs)
     if reads != wanted:
         raise UserError(
-            f"init: classifier, and the teacher's classifier reads {wanted} numbers, the student's {reads}; accepted: "
-            f"the same width, such as student=simkd student.width={wanted}"
+            f"init: teacher_head, and the teacher's classifier reads {wanted} numbers, the student's {reads}; "
+            f"accepted: the same width, such as student=simkd student.width={wanted}"
         )
     if _shapes(ours) != _shapes(theirs):
         raise UserError(
-            f"init: classifier, and the teacher's classifier is {_said(theirs)}, the student's {_said(ours)}; "
+            f"init: teacher_head, and the teacher's classifier is {_said(theirs)}, the student's {_said(ours)}; "
             "accepted: two of one shape"
         )
     ours.load_state_dict(theirs.state_dict())

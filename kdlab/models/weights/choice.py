@@ -11,7 +11,7 @@ from kdlab.config.override_text import argument
 from kdlab.errors import UserError, unknown
 from kdlab.models.transforms.surgery import classifiers_of
 from kdlab.models.weights.contents import WRAPPERS, Entry, State
-from kdlab.models.weights.keys import Fitted, Rules, count, fit, misfit, pattern, some
+from kdlab.models.weights.keys import Fit, Rules, count, fit, misfit, pattern, some
 
 PLAIN, AVERAGE = "plain", "ema"
 """Values of ``weights``: those that training went on with, and their average."""
@@ -25,7 +25,7 @@ class Candidate:
     """Weights in a file that fit a network by name."""
 
     entry: Entry
-    fitted: Fitted
+    fitted: Fit
     shaped: bool
     """Whether they fit by shape too."""
 
@@ -117,7 +117,7 @@ def _shaped(net: nn.Module, state: State, head: bool) -> bool:
 
 
 def _completed(
-    net: nn.Module, tried: Sequence[tuple[Entry, Fitted]], found: Sequence[Candidate], head: bool
+    net: nn.Module, tried: Sequence[tuple[Entry, Fit]], found: Sequence[Candidate], head: bool
 ) -> list[Candidate]:
     """Averages of parameters alone, with the buffers of the plain weights: what such an average is used with."""
     buffers = {name for name, _ in net.named_buffers()}
@@ -135,7 +135,7 @@ def _completed(
     return completed
 
 
-def _kinds(entry: Entry, one: Fitted) -> tuple[str, ...]:
+def _kinds(entry: Entry, one: Fit) -> tuple[str, ...]:
     """The values of ``weights`` that mean it."""
     return (AVERAGE if entry.average or one.average else PLAIN, *Candidate(entry, one, True).names)
 

@@ -38,7 +38,7 @@ MEASURES = frozenset(
 
 
 @dataclass
-class Fitted:
+class Fit:
     """The tensors of a file under one prefix, as a network names them."""
 
     prefix: str
@@ -59,7 +59,7 @@ class Fitted:
         return not self.missing and not self.extra
 
 
-def fit(net: nn.Module, state: State, rules: Rules | None, where: str) -> list[Fitted]:
+def fit(net: nn.Module, state: State, rules: Rules | None, where: str) -> list[Fit]:
     """``state`` under the names of ``net``, once for each prefix under which all of the network is found.
 
     Prefixes that every key has go; then the given rules apply, or else, if they help, those that the network's class
@@ -90,7 +90,7 @@ def fit(net: nn.Module, state: State, rules: Rules | None, where: str) -> list[F
     return found
 
 
-def misfit(net: nn.Module, found: Fitted, where: str, key: str) -> UserError:
+def misfit(net: nn.Module, found: Fit, where: str, key: str) -> UserError:
     """Why tensors do not fit a network, and what to type where dropping some would do.
 
     Args:
@@ -216,7 +216,7 @@ def _prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
     return ["", *(start for start, count in counts.items() if count >= least)]
 
 
-def _fit_under(net: nn.Module, prefix: str, state: State, publish: bool, where: str) -> Fitted:
+def _fit_under(net: nn.Module, prefix: str, state: State, publish: bool, where: str) -> Fit:
     wanted = net.state_dict()
     inside = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     ignored = [key for key in state if not key.startswith(prefix)]
@@ -234,7 +234,7 @@ def _fit_under(net: nn.Module, prefix: str, state: State, publish: bool, where: 
     for name, tensor in wanted.items():
         if name.endswith("num_batches_tracked"):
             inside.setdefault(name, tensor)
-    return Fitted(
+    return Fit(
         prefix,
         inside,
         missing=[k for k in wanted if k not in inside],

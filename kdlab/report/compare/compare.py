@@ -29,7 +29,7 @@ columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), a
   val test baseline difference gap agreement parameters seconds bytes flops latency tokens teacher
   val_ce val_kl test_ce test_kl kl ece best_epoch total_seconds n run
   inherited own_errors corrected inherited_baseline (errors beside the teacher's)
-  outside outside_teacher outside_baseline outside_difference
+  ood ood_teacher ood_baseline ood_difference
   val_em em ppl ppl_word wer cer pass@K where measured; each with _teacher, _baseline and _difference too
 
 Runs that differ only in their seed are one row: mean and sample standard deviation over n seeds.

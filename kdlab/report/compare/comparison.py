@@ -25,7 +25,7 @@ _PER_TOKEN = ("ppl", "ce")
 _NOT_THE_TASK = frozenset(
     f"data.{key}"
     for key in (
-        *("root", "download", "train", "fraction", "mix", "outside", "rationale_weight", "drop_long"),
+        *("root", "download", "train", "fraction", "mix", "ood", "rationale_weight", "drop_long"),
         *("batch_size", "eval_batch_size", "context", "pack", "seed", "data_seed", "split_seed"),
     )
 )
@@ -268,8 +268,8 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
         lines.append(f"{name}: test score of the student, less that of the same student trained without a teacher.")
     if "gap" in columns:
         lines.append("gap closed: of the way from the baseline's test score to the teacher's, what the student went.")
-    if "outside_difference" in columns:
-        lines.append("outside: the same score on text from outside the domain; test is inside it.")
+    if "ood_difference" in columns:
+        lines.append("ood: the same score on text from outside the domain; test is inside it.")
     constants = [f"{comparison.measures[k].title} {v}" for k, v in alike(comparison).items() if k not in columns]
     if constants:
         lines.append(f"The same in all rows: {'; '.join(constants)}.")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_BARS, _MOST_MAPS, _MOST_NAMES = 24, 6, 14
-_GAINS = ("difference", "em_difference", "outside_difference")
+_GAINS = ("difference", "em_difference", "ood_difference")
 
 
 @dataclass(frozen=True)
@@ -327,7 +327,7 @@ def _gain_panel(ax: Axes, stats: Sequence[Stat | None], kind: Measure) -> None:
     assert score is not None
     _bars(ax, stats, kind)
     less = "" if score.higher else "\n(less is better)"
-    where = "outside" if kind.key == "outside_difference" else "test"
+    where = "ood" if kind.key == "ood_difference" else "test"
     ax.set_xlabel(f"student − baseline, {where} {score.long}{', points' if score.fraction else ''}{less}")
 
 

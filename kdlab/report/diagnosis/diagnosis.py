@@ -177,7 +177,7 @@ def disagreements(said: Mapping[str, Tensor], targets: Tensor, classes: Sequence
     return sorted(rows, key=lambda row: -row["examples"])
 
 
-def telling(logits: Mapping[str, Tensor], targets: Tensor, most: int) -> dict[str, tuple[str, list[int]]]:
+def most_confident_errors(logits: Mapping[str, Tensor], targets: Tensor, most: int) -> dict[str, tuple[str, list[int]]]:
     """Examples to look at, of each kind those that a network is most sure of: kind → (what it means, their numbers).
 
     Beside a teacher the kinds are :data:`KINDS`; else they are about the baseline, or simply what is wrong.

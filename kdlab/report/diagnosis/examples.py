@@ -13,7 +13,7 @@ from kdlab.report.diagnosis.pictures import Example, Shown
 
 
 def shown(
-    telling: Mapping[str, tuple[str, list[int]]],
+    most_confident_errors: Mapping[str, tuple[str, list[int]]],
     counted: Mapping[str, Any],
     logits: Mapping[str, Tensor],
     data: Any,
@@ -23,18 +23,18 @@ def shown(
     """The examples to look at, with their pictures or values.
 
     Args:
-        telling: what :func:`~kdlab.report.diagnosis.diagnosis.telling` chose.
+        most_confident_errors: what :func:`~kdlab.report.diagnosis.diagnosis.most_confident_errors` chose.
         counted: what :func:`~kdlab.report.diagnosis.diagnosis.diagnose` counted.
         logits: role → (N, C).
         data: the data module.
         split: of which the examples are.
         config: of the data, which knows the names of a table's columns.
     """
-    inputs = _inputs(data, split, {number for _, numbers in telling.values() for number in numbers})
+    inputs = _inputs(data, split, {number for _, numbers in most_confident_errors.values() for number in numbers})
     names = counted["classes"]
     beside = counted.get("against_teacher", {}).get("student") or counted.get("against_baseline") or {}
     kinds = []
-    for kind, (meaning, numbers) in telling.items():
+    for kind, (meaning, numbers) in most_confident_errors.items():
         one = Shown(kind, meaning, beside.get(kind, counted["networks"]["student"]["errors"]))
         for number in numbers:
             said = {}
@@ -55,7 +55,7 @@ def _inputs(data: Any, split: str, wanted: set[int]) -> dict[int, Tensor]:
     """Number of an example → what the networks read of it; of files, no others are opened."""
     if not wanted:
         return {}
-    loader, rows = data.sequential(split), sorted(wanted)
+    loader, rows = data.ordered_loader(split), sorted(wanted)
     held = loader.split.inputs
     raw = held.read(rows) if isinstance(held, Files) else held[torch.tensor(rows, device=held.device)]
     return dict(zip(rows, loader.augmentation.to_float(raw).cpu().float(), strict=True))

@@ -19,7 +19,7 @@ COUNTS = "diagnosis.json"
 
 
 @dataclass(frozen=True)
-class Case:
+class DiagnosisInputs:
     """Networks that were asked about the same examples."""
 
     run: Path
@@ -66,8 +66,8 @@ class Case:
         if not pictures:
             return [COUNTS]
         most = drawing.COLUMNS * drawing.ROWS
-        telling = diagnosis.telling(self.logits, self.targets, most)
-        shown = examples.shown(telling, counted, self.logits, self.data, self.split, self.config)
+        most_confident_errors = diagnosis.most_confident_errors(self.logits, self.targets, most)
+        shown = examples.shown(most_confident_errors, counted, self.logits, self.data, self.split, self.config)
         drawn = drawing.draw(counted, shown, self.title, out)
         title = f"Diagnosis of {self.run.resolve().name}"
         report.write_page(out / DIAGNOSIS, counted, shown, drawn, title, command)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from kdlab.data.datasets.table import table_source
-from kdlab.data.labels import told_apart
+from kdlab.data.labels import select_label
 from kdlab.data.raw import Rows
 from kdlab.data.splits import choose_classes, divide
 from kdlab.data.table_file import read_table
@@ -70,7 +70,7 @@ def _of_table(column: str, config: Mapping[str, Any], data: Any, split: str, tar
 
     source = replace(source, train=placed(source.train, 0), test=placed(source.test, 1))
     if config.get("classes") is not None:
-        source = choose_classes(told_apart(source), config["classes"])
+        source = choose_classes(select_label(source), config["classes"])
     there = divide(source, config.get("val"), config.get("fraction"), config.get("split_seed") or 0)[split]
     label = next(iter(source.asked.values()), None)  # None where classes were chosen: they are told apart already
     if there is None or not torch.equal((there if label is None else label.rows(there)).targets, targets):

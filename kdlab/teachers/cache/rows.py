@@ -31,7 +31,7 @@ from kdlab.teachers.teacher import FrozenTeacher, Teacher
 FLOAT32_UP_TO = 256 * 2**20
 """Bytes of float32 numbers above which float16 is stored (relative error of the KD gradient at T=4: 5e-4)."""
 
-TAUGHT = "train"
+TEACHER_DEFAULTS = "train"
 """The split that terms look at, and so the one whose features are kept."""
 
 
@@ -186,8 +186,8 @@ def _fill(
                 said = teacher(batch)
                 parts = {split: said.logits} if manifest.classes else {}
                 parts |= {f"{split}-{name}": said.features[name] for name in manifest.layers}
-                assert batch.key is not None
-                example = batch.key[:, 0].cpu().numpy()
+                assert batch.example_id is not None
+                example = batch.example_id[:, 0].cpu().numpy()
                 for name, part in parts.items():
                     stored = part.to(getattr(torch, manifest.dtype))  # checked as stored: float16 ends at 65504
                     if not torch.isfinite(stored).all():
@@ -273,7 +273,7 @@ class Arrays:
 
     def describe(self) -> str:
         """Size and place."""
-        shown = f", {views} views of each example" if (views := self.manifest.rows[TAUGHT][1]) > 1 else ""
+        shown = f", {views} views of each example" if (views := self.manifest.rows[TEACHER_DEFAULTS][1]) > 1 else ""
         what = f"features of {', '.join(self.manifest.layers)}" if self.manifest.layers else "logits"
         return f"{self.manifest.bytes / 2**20:.1f} MiB of {self.manifest.dtype} {what}{shown} ({self.folder})"
 
@@ -299,12 +299,12 @@ class CachedTeacher(Teacher):
         return self
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, split: str = TAUGHT) -> Outputs:
-        assert batch.key is not None, "a cached teacher needs the batch's keys"
-        logits = self.logits.read([split], batch.key, split)[split]
-        if self.inside is None or split != TAUGHT:
+    def __call__(self, batch: Batch, split: str = TEACHER_DEFAULTS) -> Outputs:
+        assert batch.example_id is not None, "a cached teacher needs the batch's keys"
+        logits = self.logits.read([split], batch.example_id, split)[split]
+        if self.inside is None or split != TEACHER_DEFAULTS:
             return Outputs(logits)
-        found = self.inside.read(self.inside.manifest.arrays(), batch.key, split)
+        found = self.inside.read(self.inside.manifest.arrays(), batch.example_id, split)
         return Outputs(logits, {name.removeprefix(f"{split}-"): feature for name, feature in found.items()})
 
     def describe(self) -> str:

@@ -14,7 +14,7 @@ from kdlab.errors import UserError
 from kdlab.functional import Batch
 
 
-class Stretch(NamedTuple):
+class SequenceSpan(NamedTuple):
     """One sequence of a batch, up to the last of its positions that count."""
 
     line: int
@@ -57,7 +57,7 @@ def positions_check(positions: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(positions, "<i4").tobytes())
 
 
-def sequences(batch: Batch) -> list[Stretch]:
+def sequences(batch: Batch) -> list[SequenceSpan]:
     """The sequences of a batch that have rows, in the order of their rows.
 
     A sequence begins at the start of a line, and where ``position_ids`` is 0. It ends at its last position that counts:
@@ -68,9 +68,9 @@ def sequences(batch: Batch) -> list[Stretch]:
     """
     inputs = batch.inputs
     name = "decoder_input_ids" if isinstance(inputs, dict) and "decoder_input_ids" in inputs else "input_ids"
-    if not isinstance(inputs, dict) or name not in inputs or batch.where is None:
+    if not isinstance(inputs, dict) or name not in inputs or batch.loss_mask is None:
         raise UserError("teacher.cache: a batch without token ids; accepted by a cache of tokens: sequences of tokens")
-    ids, where = _array(inputs[name]).astype("<i4"), _array(batch.where)
+    ids, where = _array(inputs[name]).astype("<i4"), _array(batch.loss_mask)
     lines, width = ids.shape
     fresh = np.zeros((lines, width), bool)
     if name == "input_ids" and "position_ids" in inputs:
@@ -85,7 +85,7 @@ def sequences(batch: Batch) -> list[Stretch]:
         positions = (rows[first : first + count] - start).astype("<i4")
         line, at = divmod(start, width)
         own = flat[start : start + int(positions[-1]) + 1]
-        found.append(Stretch(line, at, own, positions, slice(first, first + count), sources[line]))
+        found.append(SequenceSpan(line, at, own, positions, slice(first, first + count), sources[line]))
     return found
 
 

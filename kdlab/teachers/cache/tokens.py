@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Projected, Sampled, Sparse, mix
+from kdlab.functional import Batch, Outputs, Projected, Sampled, Sparse, hash_seed
 from kdlab.teachers.cache.rows import check_manifest
-from kdlab.teachers.cache.sequences import Stretch, positions_check, sequences
+from kdlab.teachers.cache.sequences import SequenceSpan, positions_check, sequences
 from kdlab.teachers.cache.token_files import COMPLETE, WRITING, TokenManifest, TokenWriter, check_files, read_index
 from kdlab.teachers.teacher import Teacher
 
@@ -57,7 +57,7 @@ def write_tokens(
         done = 0
         for split in manifest.splits:
             for batch in batches(split):
-                fresh: dict[bytes, Stretch] = {}
+                fresh: dict[bytes, SequenceSpan] = {}
                 for stretch in sequences(batch):
                     key = stretch.key
                     if key not in writer:
@@ -70,14 +70,14 @@ def write_tokens(
                 report(done, rows)
 
 
-def _put(writer: TokenWriter, logits: Any, fresh: dict[bytes, Stretch]) -> None:
+def _put(writer: TokenWriter, logits: Any, fresh: dict[bytes, SequenceSpan]) -> None:
     """Store the rows of some sequences of one batch."""
     manifest = writer.manifest
     if logits.shape[-1] != manifest.classes:
         raise UserError(f"teacher: logits of {logits.shape[-1]} classes; accepted: {manifest.classes}")
     if manifest.form == "sampled":
         for key, stretch in fresh.items():
-            seed = mix(manifest.seed, int.from_bytes(key[:8], "little"))
+            seed = hash_seed(manifest.seed, int.from_bytes(key[:8], "little"))
             source = torch.Generator(logits.device).manual_seed(seed)
             writer.put(key, stretch.positions, _records(writer, logits[stretch.rows], source))
         return
@@ -159,7 +159,7 @@ class TokenCache(Teacher):
     def _known(self) -> set[bytes]:
         return {key.tobytes() for key in self._index["key"]}
 
-    def _entries(self, found: list[Stretch]) -> np.ndarray:
+    def _entries(self, found: list[SequenceSpan]) -> np.ndarray:
         """The index entries of some sequences."""
         wanted = np.frombuffer(b"".join(s.key for s in found), "<u8").reshape(-1, 2)
         at = np.searchsorted(self._first, wanted[:, 0])

@@ -73,7 +73,7 @@ def test_wav_files_and_the_packed_form_are_the_same_set(published, packed):
 
 def test_takes_0_to_4_are_test_and_validation_is_stratified(published):
     data = spoken_digits(str(published), val=20)
-    assert data.counts == {"train": 80, "labelled": 80, "val": 20, "test": 100, "outside": 0}
+    assert data.counts == {"train": 80, "labelled": 80, "val": 20, "test": 100, "ood": 0}
     takes = {split: [q.text.split("_")[2] for q in data.questions(split)] for split in ("train", "val", "test")}
     assert {int(take.removesuffix(".wav")) for take in takes["test"]} == {0, 1, 2, 3, 4}
     assert {int(take.removesuffix(".wav")) for take in takes["train"] + takes["val"]} == {5, 6, 7, 8, 9}
@@ -88,14 +88,14 @@ def test_takes_0_to_4_are_test_and_validation_is_stratified(published):
 
 def test_a_batch_is_features_and_a_transcript(published):
     data = spoken_digits(str(published), mels=12, seconds=0.5, batch_size=5, context=8)
-    assert data.gives == "pairs" and data.offers["mels"] == 12 and data.offers["frames"] == 50
-    batch = next(iter(data.sequential("test")))
+    assert data.target == "text" and data.network_kwargs["mels"] == 12 and data.network_kwargs["frames"] == 50
+    batch = next(iter(data.ordered_loader("test")))
     features, ids = batch.inputs["input_features"], batch.inputs["decoder_input_ids"]
     assert features.shape == (5, 12, 50) and features.is_floating_point()
     eos = data.tokenizer.eos_id
     assert (ids[:, 0] == eos).all()
     start = 0
-    for row, counted in enumerate(batch.where.sum(1).tolist()):
+    for row, counted in enumerate(batch.loss_mask.sum(1).tolist()):
         targets = batch.targets[start : start + counted].tolist()
         assert data.tokenizer.decode(targets[:-1]) == data.questions("test")[row].answer and targets[-1] == eos
         start += counted

@@ -58,7 +58,7 @@ def test_digits():
     data = digits()
     assert data.counts == {"train": 1200, "labelled": 1200, "val": 237, "test": 360}
     assert (data.num_classes, data.input_shape, data.class_names[3]) == (10, (1, 8, 8), "3")
-    pixels = joined(data.sequential("train"))
+    pixels = joined(data.ordered_loader("train"))
     assert data.mean == pytest.approx([pixels.mean().item()], rel=1e-5)
     assert data.std == pytest.approx([pixels.std().item()], rel=1e-3)
     assert data.describe() == "1200 labelled rows of digits"
@@ -71,9 +71,9 @@ def test_digits_with_other_splits_and_classes():
     high = digits(classes=[9, 5])
     assert high.class_names == ["9", "5"] and high.num_classes == 2
     whole = digits()
-    first = whole.sequential("test")
+    first = whole.ordered_loader("test")
     nines = joined(first)[joined(first, "targets") == 9]
-    assert joined(high.sequential("test"))[joined(high.sequential("test"), "targets") == 0].equal(nines)
+    assert joined(high.ordered_loader("test"))[joined(high.ordered_loader("test"), "targets") == 0].equal(nines)
     assert high.fingerprint != digits(classes=[5, 9]).fingerprint != whole.fingerprint
     assert digits(classes=["9", "5"]).fingerprint == high.fingerprint
     assert high.describe().endswith("rows of digits (classes 9, 5)")
@@ -167,7 +167,7 @@ def test_synthetic_is_balanced_noisy_and_stable():
     assert data.counts == {"train": 1360, "labelled": 1360, "val": 240, "test": 400}
     assert data.input_shape == (10,) and len(data.mean) == 10
     assert data.fingerprint == synthetic().fingerprint != synthetic(data_seed=1).fingerprint
-    assert (joined(data.sequential("train"), "targets").float().mean() - 0.5).abs() < 0.1
+    assert (joined(data.ordered_loader("train"), "targets").float().mean() - 0.5).abs() < 0.1
     assert synthetic(num_classes=5, n=500).num_classes == 5
     for options, message in (({"n": 3}, "data.n: 3"), ({"noise": -1}, "data.noise"), ({"features": 0}, "features")):
         with pytest.raises(UserError, match=message):
@@ -211,7 +211,7 @@ def test_cifar_reads_the_publishers_layout(small_cifar):
     assert joined(data.val_dataloader(), "targets").bincount().tolist() == [2] * 10
     whole = cifar10(str(small_cifar / "cifar-10-batches-py"), val=0)
     raw = np.concatenate([cifar_rows(20, number)["data"] for number in range(1, 6)]).reshape(-1, 3, 32, 32)
-    assert joined(whole.sequential("train")).equal(torch.from_numpy(raw) / 255)
+    assert joined(whole.ordered_loader("train")).equal(torch.from_numpy(raw) / 255)
     assert whole.mean == pytest.approx((raw / 255).mean((0, 2, 3)).tolist())
     assert whole.std == pytest.approx((raw / 255).std((0, 2, 3)).tolist())
     fine = cifar100(str(small_cifar), val=0)
@@ -431,7 +431,7 @@ def test_mnist_reads_plain_and_compressed_files(small_mnist):
 def test_mnist_is_fetched_file_by_file(small_mnist, server, monkeypatch, tmp_path):
     _, arrays = small_mnist
     checksums = [remote(server, f"{n}.gz", gzip.compress(idx_bytes(a))).checksum for n, a in arrays.items()]
-    monkeypatch.setattr(mnist_files, "MNIST", replace(mnist.MNIST, base=server[1], checksums=tuple(checksums)))
+    monkeypatch.setattr(mnist_files, "MNIST", replace(mnist_files.MNIST, base=server[1], checksums=tuple(checksums)))
     assert mnist(str(tmp_path / "new"), download=True, val=0).counts["train"] == 40
     assert len(server[2]) == 4
 
@@ -496,7 +496,7 @@ def test_pictures_are_cropped_to_the_middle_square(tmp_path):
     for name in "ab":
         for number in range(5):
             Image.fromarray(pixels).save(tmp_path / name / f"{number}.png")
-    assert (joined(image_folder(str(tmp_path), size=10).sequential("train")) == 200 / 255).all()
+    assert (joined(image_folder(str(tmp_path), size=10).ordered_loader("train")) == 200 / 255).all()
 
 
 @pytest.mark.parametrize("options", [{}, {"augment": ["crop", "trivial"]}, {"augment": ["flip", "cutmix"]}])
@@ -517,7 +517,7 @@ def test_streamed_batches_are_those_from_memory(tmp_path, options, workers):
         for batch, again in pairs:
             assert batch.inputs.equal(again.inputs) and batch.targets.equal(again.targets)
             assert batch.window == again.window
-    assert joined(streamed.sequential("test")).equal(joined(kept.sequential("test")))
+    assert joined(streamed.ordered_loader("test")).equal(joined(kept.ordered_loader("test")))
 
 
 def test_streaming_draws_nothing_from_the_global_generator(tmp_path):
@@ -537,7 +537,7 @@ def test_a_picture_that_cannot_be_decoded_is_named(tmp_path, workers):
     with pytest.raises(UserError, match=r"data\.root: .*b/03\.png is no picture") as caught:
         data = image_folder(str(tmp_path), size=8, **streaming)
         for split in ("train", "val", "test"):
-            list(data.sequential(split))
+            list(data.ordered_loader(split))
     assert "Traceback" not in str(caught.value)
 
 
@@ -618,7 +618,7 @@ def test_csv(tmp_path):
     data = csv(str(tmp_path / "t.csv"), target="kind", val=6, test=0.2)
     assert data.counts == {"train": 42, "labelled": 42, "val": 6, "test": 12}
     assert data.class_names == ["even", "odd"] and data.input_shape == (3,) and data.name == "t"
-    inputs = joined(data.sequential("train"))
+    inputs = joined(data.ordered_loader("train"))
     assert data.mean == pytest.approx(inputs.mean(0).tolist()) and data.std == pytest.approx(
         inputs.std(0, unbiased=False).tolist(), rel=1e-5
     )
@@ -660,7 +660,7 @@ def test_lightning_is_told_the_epoch_and_takes_empty_validation():
             self.layer, self.seen = torch.nn.Linear(64, 10), []
 
         def training_step(self, batch, index):
-            self.seen.append(batch.key[:, 0].clone())
+            self.seen.append(batch.example_id[:, 0].clone())
             return torch.nn.functional.cross_entropy(self.layer(batch.inputs.flatten(1)), batch.targets)
 
         def configure_optimizers(self):

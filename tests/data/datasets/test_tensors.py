@@ -24,7 +24,7 @@ def levels(*shape):
 
 
 def pixels(data, split="train"):
-    return torch.cat([batch.inputs for batch in data.sequential(split)])
+    return torch.cat([batch.inputs for batch in data.ordered_loader(split)])
 
 
 def all_rows(inputs, targets=TARGETS, **options):
@@ -216,7 +216,7 @@ def test_ids_from_1_or_with_gaps_say_what_to_type_which_works(ids, found, choice
         tensors(ROWS, targets)
     data = all_rows(ROWS, targets, classes=choice)
     assert data.class_names == list(map(str, choice)) and data.counts["train"] == 60
-    rows = torch.cat([batch.targets for batch in data.sequential("train")])
+    rows = torch.cat([batch.targets for batch in data.ordered_loader("train")])
     assert rows.tolist() == [choice.index(one) for one in targets]
 
 

@@ -12,7 +12,7 @@ from kdlab.data.text.numerals import is_number, stated_number
 from kdlab.data.text.sequence import Question
 from kdlab.data.text.templates import Right
 from kdlab.traces.pipeline import is_right
-from kdlab.traces.prompts import Ask
+from kdlab.traces.prompts import Prompt
 
 EQUAL = [
     ("1e5", "100000"), ("1E+5", "100,000"), ("1.5e-3", "0.0015"), ("10^3", "1000"), ("1.5×10^3", "1500"),
@@ -105,7 +105,7 @@ def test_choices_that_are_numbers():
     ],
 )  # fmt: skip
 def test_answers_of_teachers_are_judged_alike(given, gold, right):
-    assert is_right(given, Ask("key", "q", gold=gold)) == right
+    assert is_right(given, Prompt("key", "q", gold=gold)) == right
     assert is_number(gold) == (gold in ("1e5", "1/2", "−5", "1000"))
 
 

@@ -104,8 +104,8 @@ def test_lengths_fit_the_context():
 
 def test_other_operations_outside():
     outside = arithmetic(operations=["add", "sub", "mul"], data_seed=5, **SMALL)
-    data = arithmetic(**SMALL, outside=outside)
-    asked = data.questions("outside")
+    data = arithmetic(**SMALL, ood=outside)
+    asked = data.questions("ood")
     assert len(asked) == 20 and any("*" in q.text for q in asked)
     assert data.right(asked[0], f">{asked[0].answer}")
     # whatever is trained on, the tokens are the same

@@ -16,7 +16,7 @@ from helpers.paths import CONF
 from kdlab.config import builder
 from kdlab.data import TextData, shakespeare, text_files, wikitext
 from kdlab.data.download import Remote
-from kdlab.data.text import ANSWER, PROMPT, Question, Sequence, TextSource, Tokenizer, text_data
+from kdlab.data.text import ANSWER, PROMPT, Question, RawText, Sequence, Tokenizer, text_data
 from kdlab.data.text.datasets import corpora
 from kdlab.errors import UserError
 
@@ -44,7 +44,7 @@ def wiki(tmp_path):
 
 def tokens_of(data, split):
     """The text that the rows of a split predict."""
-    rows = [token for batch in data.sequential(split) for token in batch.targets.tolist()]
+    rows = [token for batch in data.ordered_loader(split) for token in batch.targets.tolist()]
     return data.tokenizer.decode(rows)
 
 
@@ -56,7 +56,7 @@ def asked(*lengths):
 
 
 def made(train, **options):
-    source = TextSource("made", Tokenizer.bytes(), {"train": train, "val": asked(3), "test": asked(4)})
+    source = RawText("made", Tokenizer.bytes(), {"train": train, "val": asked(3), "test": asked(4)})
     return TextData(source, **options)
 
 
@@ -71,7 +71,7 @@ def test_a_file_is_split_from_its_end(book):
         assert tokens_of(data, split) == expected[1:]
         assert data.words(split) == len(expected.split())
         assert data.counts[split] == math.ceil((len(expected) - 1) / 32)
-    assert data.counts["labelled"] == data.counts["train"] and data.counts["outside"] == 0
+    assert data.counts["labelled"] == data.counts["train"] and data.counts["ood"] == 0
     assert data.tokenizer.size == len(set(PROSE)) + 1 and data.name == "book"
     assert data.describe() == f"{data.counts['train']} sequences of book ({cuts[0] - 1} tokens to predict)"
 
@@ -81,7 +81,7 @@ def test_files_are_joined_by_the_end_of_text(tmp_path):
         (tmp_path / f"{name}.txt").write_text(content)
     options = {"tokenizer": "bytes", "context": 8, "batch_size": 1}
     data = text_files([str(tmp_path / "b.txt"), str(tmp_path / "a.txt")], str(tmp_path / "c.txt"), test=0, **options)
-    rows = [token for batch in data.sequential("train") for token in batch.targets.tolist()]
+    rows = [token for batch in data.ordered_loader("train") for token in batch.targets.tolist()]
     assert rows == [*b"econd", 256, *b"first"]
     assert tokens_of(data, "val") == "hird" and data.test_dataloader() == []
     pattern = text_files(str(tmp_path / "*.txt"), val=0, test=6, **options)
@@ -173,14 +173,14 @@ def test_wikitext_without_its_training_file(wiki):
 def test_a_general_teacher_and_a_narrow_student_share_a_tokenizer(book, wiki, tokenizer):
     size = {"context": 32, "batch_size": 4}
     general = wikitext(str(wiki), "wikitext-2", **size)
-    student = text_files(str(book), outside=general, **size, **tokenizer)
+    student = text_files(str(book), ood=general, **size, **tokenizer)
     teacher = text_files(str(book), mix=[general], **size, **tokenizer)
-    student.like(teacher)
+    student.check_same_classes(teacher)
     assert student.tokenizer.fingerprint == teacher.tokenizer.fingerprint
     assert student.vocab_size == teacher.vocab_size > text_files(str(book), **size).vocab_size
-    assert tokens_of(student, "outside") == tokens_of(general, "test")
-    assert student.words("outside") == general.words("test")
-    assert sum(len(batch.key) for batch in student.outside_dataloader()) == student.counts["outside"]
+    assert tokens_of(student, "ood") == tokens_of(general, "test")
+    assert student.words("ood") == general.words("test")
+    assert sum(len(batch.example_id) for batch in student.outside_dataloader()) == student.counts["ood"]
     alone = text_files(str(book), **size, tokenizer=student.tokenizer)
     assert tokens_of(teacher, "train") == tokens_of(alone, "train") + tokens_of(general, "train")
     assert teacher.name == "book + wikitext-2" and teacher.words("train") is None
@@ -189,14 +189,14 @@ def test_a_general_teacher_and_a_narrow_student_share_a_tokenizer(book, wiki, to
 
 def test_the_config_can_name_another_data_set(book, wiki):
     outside = {"_target_": "kdlab.data.wikitext", "root": str(wiki), "name": "wikitext-2"}
-    mapping = {"_target_": "kdlab.data.text_files", "path": str(book), "outside": outside, "context": 16}
+    mapping = {"_target_": "kdlab.data.text_files", "path": str(book), "ood": outside, "context": 16}
     builder.check(mapping, "data", slot="data")
     data = builder.build(mapping, "data", slot="data")
-    assert data.context == 16 and data.counts["outside"] > 0
+    assert data.context == 16 and data.counts["ood"] > 0
     with pytest.raises(UserError, match=r"data\.contxt: unknown"):
         builder.check({**mapping, "contxt": 3}, "data", slot="data")
     with pytest.raises(UserError, match=r"data\.outside: int; accepted: a data set of text"):
-        text_files(str(book), outside=3)
+        text_files(str(book), ood=3)
 
 
 def test_a_tokenizer_can_be_made_of_further_files(book, tmp_path):
@@ -218,8 +218,8 @@ def test_bpe_learns_from_training_text_alone(tmp_path):
 def test_unlike_tokenizers_are_refused(book):
     data = text_files(str(book))
     with pytest.raises(UserError, match=r"teacher\.data: its tokenizer \(257 tokens\) is not that of data \(2\d tok"):
-        data.like(text_files(str(book), tokenizer="bytes"))
-    data.like(text_files(str(book), val=0, context=7))
+        data.check_same_classes(text_files(str(book), tokenizer="bytes"))
+    data.check_same_classes(text_files(str(book), val=0, context=7))
 
 
 # ---- the module
@@ -243,9 +243,9 @@ def test_a_fraction_is_a_choice_by_the_split_seed():
     data = [made(asked(*range(3, 43)), context=64, fraction=0.25, split_seed=seed) for seed in (0, 0, 1)]
     assert [one.counts["train"] for one in data] == [10] * 3 and data[0].counts["test"] == 1
     assert data[0].fingerprint == data[1].fingerprint != data[2].fingerprint != whole.fingerprint
-    lengths = [one.where.sum(1) for one in data[0].sequential("train")]
+    lengths = [one.where.sum(1) for one in data[0].ordered_loader("train")]
     assert all((row == 1).all() for row in lengths)
-    shown = [len(row) for batch in data[0].sequential("train", batch_size=1) for row in batch.inputs["input_ids"]]
+    shown = [len(row) for batch in data[0].ordered_loader("train", batch_size=1) for row in batch.inputs["input_ids"]]
     assert [question.answer for question in data[0].questions("train")] == [str(length + 1) for length in shown]
 
 
@@ -296,9 +296,9 @@ def test_the_fingerprint_is_of_the_content():
         made(asked(3, 5)),
         made(asked(4, 3)),
         made(asked(3, 4), segment_weights={"answer": 2}),
-        TextData(TextSource("made", Tokenizer.bytes(), {"train": asked(3, 4), "test": asked(4)})),
+        TextData(RawText("made", Tokenizer.bytes(), {"train": asked(3, 4), "test": asked(4)})),
         TextData(
-            TextSource("made", Tokenizer.bpe(["ab"], 257), {"train": asked(3, 4), "val": asked(3), "test": asked(4)})
+            RawText("made", Tokenizer.bpe(["ab"], 257), {"train": asked(3, 4), "val": asked(3), "test": asked(4)})
         ),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
@@ -307,10 +307,10 @@ def test_the_fingerprint_is_of_the_content():
 def test_what_networks_and_run_folders_are_told(book, tmp_path):
     data = text_files(str(book), context=16)
     offers = {"vocab_size": data.tokenizer.size, "context": 16, "eos_id": data.tokenizer.eos_id}
-    assert data.offers == {**offers, "pad_id": data.tokenizer.pad_id}
-    assert data.reading(tmp_path / "run") == {"tokenizer": "tokenizer.json", **data.offers}
+    assert data.network_kwargs == {**offers, "pad_id": data.tokenizer.pad_id}
+    assert data.inference_metadata(tmp_path / "run") == {"tokenizer": "tokenizer.json", **data.network_kwargs}
     assert Tokenizer.load(tmp_path / "run").fingerprint == data.tokenizer.fingerprint
-    assert (data.views, data.unlimited, data.gives, data.kind) == (1, None, "sequences", "text")
+    assert (data.views, data.uncacheable_reason, data.target, data.kind) == (1, None, "sequences", "text")
 
 
 def test_questions_know_what_is_right():
@@ -324,11 +324,11 @@ def test_splits_and_views_that_are_not_there_are_refused():
     data = made(asked(3, 4))
     for arguments, said in [
         (("tset",), "split: unknown split 'tset'; nearest: test"),
-        (("outside",), "split: outside; made has no outside sequences here"),
+        (("ood",), "split: outside; made has no outside sequences here"),
         (("train", 1), "view: 1; accepted: 0"),
     ]:
         with pytest.raises(UserError, match=said):
-            data.sequential(*arguments)
+            data.ordered_loader(*arguments)
     with pytest.raises(UserError, match="unknown split"):
         data.questions("tset")
 
@@ -336,7 +336,7 @@ def test_splits_and_views_that_are_not_there_are_refused():
 # ---- configs
 
 FILES = CONF / "data"
-SET_BY_DATA = {"tokenizer", "vocab", "context", "batch_size", "eval_batch_size", "outside", "mix", "segment_weights"}
+SET_BY_DATA = {"tokenizer", "vocab", "context", "batch_size", "eval_batch_size", "ood", "mix", "segment_weights"}
 
 
 @pytest.mark.parametrize("path", sorted(FILES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -30,7 +30,7 @@ def texts(data, split):
 
 def test_splits_are_taken_from_train_and_do_not_overlap(file):
     data = pairs(file)
-    assert data.counts == {"train": 32, "labelled": 32, "val": 4, "test": 4, "outside": 0}
+    assert data.counts == {"train": 32, "labelled": 32, "val": 4, "test": 4, "ood": 0}
     found = [pair for split in ("train", "val", "test") for pair in texts(data, split)]
     assert sorted(found) == sorted((word, word[::-1]) for word in WORDS)
     assert texts(pairs(file, seed=5), "test") == texts(data, "test") != texts(pairs(file, split_seed=5), "test")
@@ -40,26 +40,26 @@ def test_splits_are_taken_from_train_and_do_not_overlap(file):
 def test_files_of_their_own(file, tmp_path):
     other = write(tmp_path / "test.jsonl", [("ab 1", "1 ba"), ("c 2", "2 c")])
     data = pairs(file, test_path=other, val=0)
-    assert data.counts == {"train": 40, "labelled": 40, "val": 0, "test": 2, "outside": 0}
+    assert data.counts == {"train": 40, "labelled": 40, "val": 0, "test": 2, "ood": 0}
     assert texts(data, "test") == [("ab 1", "1 ba"), ("c 2", "2 c")] and data.words("test") == 4
 
 
 def test_a_batch_is_source_and_shifted_target(file):
     data = pairs(file, prefix="abc ", batch_size=4)
-    batch = next(iter(data.sequential("test")))
+    batch = next(iter(data.ordered_loader("test")))
     eos, decode = data.tokenizer.eos_id, data.tokenizer.decode
     ids, mask, target = (batch.inputs[name] for name in ("input_ids", "attention_mask", "decoder_input_ids"))
     start = 0
     for row, question in enumerate(data.questions("test")):
         read = ids[row][mask[row].bool()].tolist()
         assert read[-1] == eos and decode(read[:-1]) == "abc " + question.text.removeprefix("abc ")
-        count = int(batch.where[row].sum())
+        count = int(batch.loss_mask[row].sum())
         predicted = batch.targets[start : start + count].tolist()
         assert predicted == [*data.tokenizer.encode(question.answer), eos]
         assert target[row, 0] == eos and target[row, 1:count].tolist() == predicted[:-1]
         assert torch.equal(question.source, ids[row][mask[row].bool()].int()) and question.prompt.tolist() == [eos]
         start += count
-    assert start == len(batch.targets) and data.gives == "pairs"
+    assert start == len(batch.targets) and data.target == "text"
 
 
 def test_a_table_with_and_without_header(tmp_path):
@@ -125,7 +125,7 @@ def test_other_mistakes_are_named(file, tmp_path):
         ("sorce\ttarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: sorce"),
         ("source\ttraget\na\tb\n", {}, "line 1 (data.target): unknown column 'target'; nearest: traget"),
         ("sorce\ttraget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: sorce"),
-        ("Source\tTarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: Source"),
+        ("RawDataset\tTarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: RawDataset"),
         (
             "en\tde\na\tb\n",
             {"source": "en", "target": "dee"},

@@ -15,7 +15,7 @@ from helpers.paths import ROOT
 from helpers.split_process import bag_of_words, objective, step, window
 from helpers.text_cases import VOCAB, lines_of, padded, sentences, tiny_gpt2
 from kdlab.data.text.module import TextData
-from kdlab.data.text.sequence import Sequence, TextSource
+from kdlab.data.text.sequence import RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.functional import SEGMENTS, Outputs, Projected, Sparse
 from kdlab.tasks import LanguageModeling
@@ -33,9 +33,9 @@ def nets():
 
 def answers(student, teacher, batch, form):
     """The outputs of both at the rows, in one of the forms."""
-    ours = student(**batch.inputs)[batch.where]
+    ours = student(**batch.inputs)[batch.loss_mask]
     with torch.no_grad():
-        theirs = teacher(**batch.inputs)[batch.where]
+        theirs = teacher(**batch.inputs)[batch.loss_mask]
     if "sparse" in form:
         theirs = Sparse.of(theirs.dense(), VOCAB)
     elif form == "dense":
@@ -160,7 +160,7 @@ def test_the_mean_of_micro_batch_means_would_be_wrong(nets, reference):
 
 def text(pack):
     """16 sentences of unequal length and weight, 8 a step, from the data module itself."""
-    source = TextSource("made", Tokenizer.characters("abcdefghijklmnopqrstuv"), {"train": [told(n) for n in range(16)]})
+    source = RawText("made", Tokenizer.characters("abcdefghijklmnopqrstuv"), {"train": [told(n) for n in range(16)]})
     options = {"context": 24, "batch_size": 8, "pack": pack, "seed": 3}
     return TextData(source, **options, segment_weights={"prompt": 0.0, "reasoning": 0.3, "answer": 1.0})
 
@@ -179,7 +179,7 @@ def loaded(nets, form, *, pack, accumulate, world):
     """The gradient of the first step, summed over ranks as DDP does."""
     rows = 0
     for rank in range(world):
-        data = text(pack).place("cpu", accumulate, rank, world)
+        data = text(pack).to("cpu", accumulate, rank, world)
         batches = list(islice(data.train_dataloader(), accumulate))
         assert len(batches) == accumulate
         rows += sum(len(batch) for batch in batches)
@@ -211,13 +211,13 @@ def test_a_cache_serves_every_layout(nets, tmp_path):
     manifest = TokenManifest(teacher="t", data="d", classes=VOCAB, k=VOCAB, dtype="float32")
     for k, most in ((VOCAB, 1e-6), (VOCAB - 1, 1e-5)):  # one class left for the tail: its bucket is the class
         manifest = replace(manifest, k=k)
-        write_tokens(tmp_path / str(k), manifest, live, text(False).sequential)
+        write_tokens(tmp_path / str(k), manifest, live, text(False).ordered_loader)
         cache = TokenCache(tmp_path / str(k), manifest)
         batch = next(iter(text(True).train_dataloader()))
         assert len(batch.inputs["input_ids"]) < 8
         found = []
         for said in (live(batch), cache(batch)):
-            ours = Outputs(student(**batch.inputs)[batch.where])
+            ours = Outputs(student(**batch.inputs)[batch.loss_mask])
             objective()(ours, said, replace(batch, weight=batch.weight.double())).total.backward()
             found.append(gradients(student))
         agree(*found, most)
@@ -245,8 +245,8 @@ def test_two_real_processes(tmp_path):
 
 def test_projected_rows_are_those_of_where():
     batch = lines_of([ALL[:2], ALL[2:3]])
-    hidden = torch.randn(*batch.where.shape, 4, dtype=torch.float64)
+    hidden = torch.randn(*batch.loss_mask.shape, 4, dtype=torch.float64)
     weight = torch.randn(VOCAB, 4, dtype=torch.float64)
-    rows = Projected(hidden, weight)[batch.where]
+    rows = Projected(hidden, weight)[batch.loss_mask]
     assert rows.shape == (len(batch), VOCAB)
-    torch.testing.assert_close(rows.dense(), (hidden @ weight.T)[batch.where])
+    torch.testing.assert_close(rows.dense(), (hidden @ weight.T)[batch.loss_mask])

@@ -362,7 +362,7 @@ def test_forms_have_the_same_tokens(tmp_path):
     for tokenizer in ("characters", "bpe"):
         steps = traces(path, context=64, tokenizer=tokenizer)
         for form in ("answer", "both"):
-            steps.like(traces(path, form=form, context=64, tokenizer=tokenizer))
+            steps.check_same_classes(traces(path, form=form, context=64, tokenizer=tokenizer))
 
 
 def test_the_longest_answer_counts_its_reasoning(tmp_path):
@@ -372,7 +372,7 @@ def test_the_longest_answer_counts_its_reasoning(tmp_path):
     assert found == {"steps": 3 + 8 + 1, "answer": 8 + 1, "both": 8 + 1}
     data = traces(path, context=64, tokenizer="bytes", val=0)
     assert data.longest("test") == max(len(one) - 7 - 2 for one in data.source(data.tokenizer).splits["test"])
-    assert data.longest("val") is data.longest("outside") is None
+    assert data.longest("val") is data.longest("ood") is None
     with pytest.raises(UserError, match="unknown split"):
         data.longest("tset")
 

@@ -237,7 +237,7 @@ def test_terms_are_the_divergence_of_softened_outputs_times_a_power_of_t(name, t
     np.testing.assert_allclose(value(make(temperature=temperature), s, t).numpy(), expected, rtol=1e-4, atol=1e-6)
     shared = make()
     objective = Objective({"it": shared}, temperature=temperature, alpha=0.25)
-    assert shared.role == "soft" and shared.by_row and objective.weights() == [0.25]
+    assert shared.role == "soft" and shared.rowwise and objective.weights() == [0.25]
     np.testing.assert_allclose(value(shared, s, t).numpy(), expected, rtol=1e-4, atol=1e-6)
 
 

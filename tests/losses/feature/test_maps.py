@@ -69,7 +69,7 @@ def made(name, **more):
     ours = [random(ROWS, *shape, seed=n) for n, shape in enumerate(OURS)]
     theirs = [random(ROWS, *shape, seed=10 + n) for n, shape in enumerate(THEIRS)]
     term = MAKE[name](["a0", "a1"], ["b0", "b1"], **more)
-    term.meet(nn.Identity(), Teacher(), 100)
+    term.setup(nn.Identity(), Teacher(), 100)
     term.prepare(outputs(ours, "a"), outputs(theirs, "b"))
     return term, ours, theirs
 
@@ -263,7 +263,7 @@ def test_what_a_term_makes_trains_and_is_made_once(name):
     assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in trained.values())
     assert bool(trained) == (name != "NST")
     kept = {key: tensor.clone() for key, tensor in term.state_dict().items()}
-    term.meet(nn.Identity(), Teacher(), 100)
+    term.setup(nn.Identity(), Teacher(), 100)
     term.prepare(outputs(ours, "a"), outputs([t + 1 for t in theirs], "b"))
     assert all(p is trained[key] for key, p in term.named_parameters())
     assert all(torch.equal(tensor, kept[key]) for key, tensor in term.state_dict().items())
@@ -360,7 +360,7 @@ def test_overhaul_finds_the_norm_before_a_response():
             nn.init.normal_(module.bias)
     for layer, norm in (("layer2.1.preact", net.layer2[1].bn2), ("layer1.0.bn1", net.layer1[0].bn1)):
         term = OFD("a0", layer)
-        term.meet(net, net, None)
+        term.setup(net, net, None)
         maps = random(ROWS, norm.num_features, 2, 2)
         theirs = Outputs(torch.zeros(ROWS, 2), {layer: maps})
         term.prepare(outputs([maps], "a"), theirs)
@@ -368,14 +368,14 @@ def test_overhaul_finds_the_norm_before_a_response():
         assert not {id(p) for p in term.parameters()} & {id(p) for p in net.parameters()}
     for layer in ("layer1", "layer1.0.conv1", "pool", "nothing"):
         with pytest.raises(UserError, match=f"teacher_layer: {layer} follows no BatchNorm.*margin=batch"):
-            OFD("a0", layer).meet(net, net, None)
+            OFD("a0", layer).setup(net, net, None)
 
 
 def test_overhaul_without_a_norm_takes_the_first_batch():
     ours, theirs = [random(ROWS, *OURS[0])], [random(ROWS, *THEIRS[0], seed=1)]
     theirs[0][:, 0] = theirs[0][:, 0].abs()
     term = OFD("a0", "b0", margin="batch")
-    term.meet(nn.Identity(), None, None)
+    term.setup(nn.Identity(), None, None)
     term.prepare(outputs(ours, "a"), outputs(theirs, "b"))
     expected = [x[x < 0].mean().item() if (x < 0).any() else 0.0 for x in theirs[0].transpose(0, 1)]
     assert term.margin0.tolist() == pytest.approx(expected, rel=1e-5)
@@ -383,7 +383,7 @@ def test_overhaul_without_a_norm_takes_the_first_batch():
     with pytest.raises(UserError, match="margin: norm, and the teacher's inside was not seen; accepted: margin=batch"):
         unmet.prepare(outputs(ours, "a"), outputs(theirs, "b"))
     narrow = OFD("a0", "b1")
-    narrow.meet(nn.Identity(), Teacher(), None)
+    narrow.setup(nn.Identity(), Teacher(), None)
     with pytest.raises(UserError, match="b1 has 6 channels, and the BatchNorm before it 7; accepted"):
         narrow.prepare(outputs(ours, "a"), Outputs(torch.zeros(ROWS, 2), {"b1": theirs[0]}))
 

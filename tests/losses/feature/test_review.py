@@ -16,7 +16,14 @@ from torch import nn
 from helpers.tiny import FEW, curve, train, weights
 from helpers.tiny import place as place
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, aligned, enhanced_target, hierarchical_context, right_singular_vectors
+from kdlab.functional import (
+    Batch,
+    Outputs,
+    align_singular_vectors,
+    enhanced_target,
+    hierarchical_context,
+    right_singular_vectors,
+)
 from kdlab.losses import KDSVD, OFA, SRRL, Objective, ReviewKD, Term
 from kdlab.losses.feature.ofa import branch
 from kdlab.models import CifarResNet
@@ -51,7 +58,7 @@ class Case:
 
     def __post_init__(self) -> None:
         torch.manual_seed(3)
-        self.term.meet(Head(), Head(), None)
+        self.term.setup(Head(), Head(), None)
         self.term.prepare(Outputs(self.ours, self.student), Outputs(self.theirs, self.teacher))
         self.term.double()
         with torch.no_grad():  # BatchNorm's scale and shift start at 1 and 0, where a mistake in them would not show
@@ -283,7 +290,7 @@ def test_rows_without_a_label_and_a_single_row(name):
         assert value.shape == (ROWS,) and value.isfinite().all()
     alone = case(rows=slice(0, 1))  # BatchNorm has nothing to average over
     assert alone.shape == (1,) and alone.isfinite().all()
-    assert (case.term.rows == "labelled") == (name == "ofa") and case.term.role == "other" and not case.term.by_row
+    assert (case.term.rows == "labelled") == (name == "ofa") and case.term.role == "other" and not case.term.rowwise
 
 
 @every
@@ -362,7 +369,7 @@ def test_srrl_refuses_what_the_classifier_does_not_read():
 
     def met(teacher, **settings):
         term = SRRL("p", "p", **settings)
-        term.meet(Head(), teacher, None)
+        term.setup(Head(), teacher, None)
         return term
 
     with pytest.raises(UserError, match="teacher: its classifier cannot be seen"):
@@ -425,7 +432,7 @@ def test_gradients_stay_finite_where_singular_values_meet_or_vanish():
 def test_alignment_takes_the_nearest_direction_and_its_side():
     teacher = torch.eye(3)[None, :, :2]
     student = torch.eye(3)[None, :, [2, 1, 0]] * torch.tensor([1.0, 1.0, -1.0])
-    assert torch.equal(aligned(student, teacher), teacher)
+    assert torch.equal(align_singular_vectors(student, teacher), teacher)
 
 
 def test_a_row_that_is_not_finite_is_named_and_harms_no_other():

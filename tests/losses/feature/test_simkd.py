@@ -17,7 +17,7 @@ from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Taps
 from kdlab.inference.predict import load_model
 from kdlab.losses import SimKD
-from kdlab.models import Reused, reuse_classifier
+from kdlab.models import SimKDStudent, reuse_teacher_head
 
 torch.set_num_threads(1)
 RUN = ("experiment=simkd", *FEW)
@@ -45,7 +45,7 @@ def test_it_is_a_backbone_a_projector_and_a_classifier(name):
     torch.manual_seed(0)
     plain = BACKBONES[name]().eval()
     torch.manual_seed(0)
-    net = Reused(BACKBONES[name](), width=24, num_classes=7).eval()
+    net = SimKDStudent(BACKBONES[name](), width=24, num_classes=7).eval()
     read = []
     plain.pool.register_forward_pre_hook(lambda _, given: read.append(given[0]))
     plain(IMAGES)
@@ -62,7 +62,7 @@ def test_it_is_a_backbone_a_projector_and_a_classifier(name):
 
 def test_its_projector_is_the_authors():
     c, w = 16, 64
-    net = Reused(BACKBONES["resnet"](), w)
+    net = SimKDStudent(BACKBONES["resnet"](), w)
     inner = w // 2
     convolutions = c * inner + 9 * inner * inner + inner * w
     assert models.parameters(net.connector) == convolutions + 2 * (inner + inner + w)
@@ -74,7 +74,7 @@ def test_the_option_says_how_large_it_is():
     text = (config_options.shipped() / "model" / "simkd.yaml").read_text()
     found = int(re.search(r"([\d,]+) parameters \(10 classes, grey\)", text)[1].replace(",", ""))
     inner = {"_target_": "kdlab.models.CifarResNet", "depth": 8, "width": 4, "mean": None}
-    config = {"_target_": "kdlab.models.Reused", "net": inner, "width": 64}
+    config = {"_target_": "kdlab.models.SimKDStudent", "net": inner, "width": 64}
     net = builder.build(
         config, "student", slot="network", offer={"num_classes": 10, "in_channels": 1, "mean": [0.5], "std": [0.25]}
     )
@@ -86,11 +86,11 @@ def test_the_option_says_how_large_it_is():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Reused(models.MLP([8], num_classes=7, in_features=4), 8), "net: MLP does not end with"),
-        (lambda: Reused(teacher(), 8, factor=9), "width, factor: 8, 9"),
-        (lambda: Reused(teacher(), 8, factor=0), "width, factor: 8, 0"),
-        (lambda: reuse_classifier(Reused(teacher(), 8), teacher()), "reads 24 numbers, the student's 8"),
-        (lambda: reuse_classifier(Reused(teacher(), 24, num_classes=3), teacher()), r"weight \(3, 24\)"),
+        (lambda: SimKDStudent(models.MLP([8], num_classes=7, in_features=4), 8), "net: MLP does not end with"),
+        (lambda: SimKDStudent(teacher(), 8, factor=9), "width, factor: 8, 9"),
+        (lambda: SimKDStudent(teacher(), 8, factor=0), "width, factor: 8, 0"),
+        (lambda: reuse_teacher_head(SimKDStudent(teacher(), 8), teacher()), "reads 24 numbers, the student's 8"),
+        (lambda: reuse_teacher_head(SimKDStudent(teacher(), 24, num_classes=3), teacher()), r"weight \(3, 24\)"),
     ],
 )
 def test_mistakes_are_one_line(make, message):
@@ -100,8 +100,8 @@ def test_mistakes_are_one_line(make, message):
 
 
 def test_the_classifier_is_a_frozen_copy():
-    theirs, ours = teacher(), Reused(BACKBONES["resnet"](), 24, num_classes=7)
-    assert reuse_classifier(ours, theirs) == "fc"
+    theirs, ours = teacher(), SimKDStudent(BACKBONES["resnet"](), 24, num_classes=7)
+    assert reuse_teacher_head(ours, theirs) == "fc"
     assert same(ours.fc.state_dict(), theirs.fc.state_dict()) and ours.fc.weight is not theirs.fc.weight
     assert {n for n, p in ours.named_parameters() if not p.requires_grad} == {"fc.weight", "fc.bias"}
     assert all(p.requires_grad for p in theirs.parameters())
@@ -114,13 +114,13 @@ def met(net=None, term=None, layer="layer3"):
     """A term that has met its networks, and what they say of four pictures."""
     theirs, term = (net or teacher()).eval(), term or SimKD("connector", layer)
     torch.manual_seed(2)
-    ours = Reused(BACKBONES["resnet"](), models.head_of(theirs)[1].in_features, num_classes=7).eval()
-    reuse_classifier(ours, theirs)
+    ours = SimKDStudent(BACKBONES["resnet"](), models.head_of(theirs)[1].in_features, num_classes=7).eval()
+    reuse_teacher_head(ours, theirs)
     said = []
     for one, layers in ((ours, term.student_layers), (theirs, term.teacher_layers)):
         with torch.no_grad(), Taps(one, layers) as seen:
             said.append(Outputs(one(IMAGES), dict(seen)))
-    term.meet(ours, theirs, None)
+    term.setup(ours, theirs, None)
     term.prepare(*said)
     return term, *said
 
@@ -174,7 +174,7 @@ def test_it_knows_the_map_that_the_classifier_reads():
     with pytest.raises(UserError, match="call meet"):
         SimKD("connector", "layer3").prepare(*met()[1:])
     with pytest.raises(UserError, match="its classifier is not the teacher's"):
-        SimKD("connector", "layer3").meet(Reused(BACKBONES["resnet"](), 24, num_classes=7), teacher(), None)
+        SimKD("connector", "layer3").setup(SimKDStudent(BACKBONES["resnet"](), 24, num_classes=7), teacher(), None)
 
 
 # ---- a run
@@ -183,7 +183,7 @@ def test_it_knows_the_map_that_the_classifier_reads():
 def test_a_run_ends_with_the_teachers_classifier_and_its_folder_is_enough(place, tmp_path, capsys):
     run = train(place, "simkd", *RUN, "epochs=3")
     net, described = load_model(run)
-    assert isinstance(net, Reused) and described["network"]["net"]["_target_"].endswith("CifarResNet")
+    assert isinstance(net, SimKDStudent) and described["network"]["net"]["_target_"].endswith("CifarResNet")
     held = weights(run)
     assert held.keys() == net.state_dict().keys() == weights(run, "checkpoints/best.pt").keys()
     taught = [weights(t, "model_finetuned.pt") for t in (place / "teachers").glob("resnet20-*") if t.is_dir()]
@@ -234,18 +234,18 @@ def test_the_classifier_alone_with_labels_and_no_lesson(place):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["student.width=32"], "init: classifier, and the teacher's classifier reads 64 numbers, the student's 32"),
-        (["teacher=resnet8x4"], "init: classifier, and the teacher's classifier reads 256 numbers, the student's 64"),
+        (["student.width=32"], "init: teacher_head, and the teacher's classifier reads 64 numbers, the student's 32"),
+        (["teacher=resnet8x4"], "init: teacher_head, and the teacher's classifier reads 256 numbers, the student's 64"),
         (["init=fresh"], "loss.terms.simkd.student: its classifier is not the teacher's, and SimKD trains none"),
         (["loss.terms.simkd.teacher_layer=layer2"], "loss.terms.simkd.teacher_layer: layer2, whose average"),
         (["model@student.net=mlp"], "student.net: MLP does not end with"),
         (["student.net.depht=14"], "student.net.depht: unknown key 'depht'; nearest: depth"),
-        (["data=synthetic", "teacher=mlp"], "student: Reused takes pictures"),
-        (["teacher=none", "loss=ce", "method=finetune"], "init: classifier, and the experiment has no teacher"),
-        (["teacher.members=[{seed: 1}, {seed: 2}]", "loss=[hinton]"], "init: classifier, and teacher.members are"),
+        (["data=synthetic", "teacher=mlp"], "student: SimKDStudent takes pictures"),
+        (["teacher=none", "loss=ce", "method=finetune"], "init: teacher_head, and the experiment has no teacher"),
+        (["teacher.members=[{seed: 1}, {seed: 2}]", "loss=[hinton]"], "init: teacher_head, and teacher.members are"),
         (
             ["adapter=lora", "adapter.targets=[net.conv1]"],
-            "adapter: trains beside the student's own weights, which are random with init=classifier",
+            "adapter: trains beside the student's own weights, which are random with init=teacher_head",
         ),
     ],
 )

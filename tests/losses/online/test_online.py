@@ -9,7 +9,7 @@ import torch
 from helpers.tiny import curve, train
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
-from kdlab.losses import ExitsCE, ExitsHint, ExitsKL, LastStepKL, MutualKL, Objective, PartnerKL, PeersCE
+from kdlab.losses import CSKD, DLB, ExitsCE, ExitsHint, ExitsKL, MutualKL, Objective, PeersCE
 
 ROWS, CLASSES, WIDTH = 6, 5, 4
 TARGETS = torch.tensor([0, 3, -100, 4, 1, 3])
@@ -78,7 +78,7 @@ CASES = {
         EXITS,
         lambda z, fixed: sum(((z[f"exit{n}_feature"] - fixed["feature"]) ** 2).mean(-1) for n in (1, 2)),
     ),
-    "partner": (PartnerKL(temperature=4.0), (), ref_partner),
+    "partner": (CSKD(temperature=4.0), (), ref_partner),
 }
 """Term, the heads it needs, and its reference: of outputs that move, and of the same as fixed targets."""
 
@@ -120,7 +120,7 @@ def test_equals_agree(name):
     assert said(term, same).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("kind", [MutualKL, ExitsKL, PartnerKL])
+@pytest.mark.parametrize("kind", [MutualKL, ExitsKL, CSKD])
 def test_a_great_temperature_leaves_the_gradient_its_size(kind):
     grads = []
     for t in (50.0, 500.0):
@@ -152,12 +152,12 @@ def test_soft_targets_are_targets():
 @pytest.mark.parametrize(
     ("term", "message"),
     [
-        (PeersCE(), "companion=peers"),
-        (MutualKL(), "companion=peers"),
-        (ExitsKL(), "companion=exits"),
-        (ExitsHint(), "companion=exits"),
-        (PartnerKL(), "data.arrange=same_class"),
-        (LastStepKL(), "Batch.key"),
+        (PeersCE(), "auxiliary=peers"),
+        (MutualKL(), "auxiliary=peers"),
+        (ExitsKL(), "auxiliary=exits"),
+        (ExitsHint(), "auxiliary=exits"),
+        (CSKD(), "data.pairing=same_class"),
+        (DLB(), "Batch.example_id"),
     ],
 )
 def test_what_is_missing_is_said(term, message):
@@ -172,12 +172,12 @@ def step_of(examples, seed):
     logits = 3 * torch.randn(len(examples), CLASSES, generator=torch.Generator().manual_seed(seed))
     keys = torch.tensor([[example, 0] for example in examples])
     return logits.requires_grad_(True), Batch(
-        torch.zeros(len(examples), 1), torch.zeros(len(examples)).long(), key=keys
+        torch.zeros(len(examples), 1), torch.zeros(len(examples)).long(), example_id=keys
     )
 
 
 def test_a_row_agrees_with_what_was_said_of_it_a_step_before():
-    term = LastStepKL(temperature=3.0)
+    term = DLB(temperature=3.0)
     first, shown = step_of([7, 8, 9, 4], 0)
     value = term(Outputs(first), None, shown)
     assert (value == 0).all()
@@ -195,24 +195,24 @@ def test_a_row_agrees_with_what_was_said_of_it_a_step_before():
 
 
 def test_its_memory_goes_with_a_checkpoint_and_holds_one_step_however_split():
-    whole, split = LastStepKL(), LastStepKL()
+    whole, split = DLB(), DLB()
     for n, examples in enumerate(([1, 2, 3, 4], [3, 4, 5, 6], [5, 6, 7, 8])):
         logits, shown = step_of(examples, n)
         once = whole(Outputs(logits), None, shown)
         twice = []
         for rows in (slice(0, 2), slice(2, 4)):
             window = shown.count()._replace(parts=2)
-            part = Batch(shown.inputs[rows], shown.targets[rows], key=shown.key[rows], window=window)
+            part = Batch(shown.inputs[rows], shown.targets[rows], example_id=shown.key[rows], window=window)
             twice.append(split(Outputs(logits[rows]), None, part))
         assert torch.allclose(once, torch.cat(twice))
-        fresh = LastStepKL()
+        fresh = DLB()
         fresh.load_state_dict(copy.deepcopy(whole.state_dict()))
         whole = fresh
     assert whole.examples.tolist() == split.examples.tolist() == [5, 6, 7, 8]
 
 
 def test_a_look_at_it_changes_nothing_and_its_first_step_stands_a_masked_class():
-    term = LastStepKL()
+    term = DLB()
     logits, shown = step_of([1, 2], 0)
     masked = logits.detach().index_fill(1, torch.tensor([0]), -torch.inf).requires_grad_(True)
     with torch.no_grad():
@@ -226,7 +226,7 @@ def test_a_look_at_it_changes_nothing_and_its_first_step_stands_a_masked_class()
 
 def test_partners_count_alone():
     made = drawn()
-    objective = Objective({"class_wise": PartnerKL(temperature=4.0)})
+    objective = Objective({"class_wise": CSKD(temperature=4.0)})
     found = objective(outputs(made), None, batch(partner=PARTNER))
     fixed = {k: v.detach().numpy() for k, v in made.items()}
     assert float(found.total.detach()) == pytest.approx(ref_partner(fixed, fixed).sum() / 4)

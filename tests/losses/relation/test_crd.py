@@ -38,7 +38,7 @@ def batch(keys, targets=None):
 def made(s, t, examples=EXAMPLES, **options):
     torch.manual_seed(0)
     term = CRD("a", "b", **{"negatives": 7, "dim": 5, "temperature": 0.5, **options})
-    term.meet(torch.nn.Identity(), None, examples)
+    term.setup(torch.nn.Identity(), None, examples)
     term.prepare(*outputs(s, t))
     return term
 
@@ -237,7 +237,7 @@ def test_prepare_twice_keeps_maps_and_memory_and_a_checkpoint_holds_both():
         "student_memory", "teacher_memory", "classes", "log_z", "step",
         "maps.student.weight", "maps.student.bias", "maps.teacher.weight", "maps.teacher.bias",
     }  # fmt: skip
-    objective.meet(torch.nn.Identity(), None, EXAMPLES)
+    objective.setup(torch.nn.Identity(), None, EXAMPLES)
     objective.prepare(*outputs(s, t))
     assert same(objective.state_dict(), held)
     other = Objective({"crd": made(s, t, seed=0)})

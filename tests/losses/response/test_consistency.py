@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from kdlab.errors import UserError
-from kdlab.functional import NO_LABEL, Batch, Outputs, Window
+from kdlab.functional import NO_LABEL, Batch, Outputs, StepTotals
 from kdlab.losses import Consistency, CrossEntropy, Discriminator, Objective
 
 torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def test_the_objective_averages_over_the_rows_that_have_partners():
     values, _ = paper(z.numpy(), batch.partner.tolist(), "hard", 0.5, 1.0)
     assert float(losses.values[1]) == pytest.approx(values[10:].mean(), rel=1e-5)
     assert float(losses.values[0]) == pytest.approx(-np.log(softmax(z[0].numpy())[1]), rel=1e-5)
-    assert batch.count() == Window(1.0, 20.0, 1, 0.0, 10.0)
+    assert batch.count() == StepTotals(1.0, 20.0, 1, 0.0, 10.0)
     weights = torch.rand(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     weighed = Batch(batch.inputs, batch.targets, weight=weights, partner=batch.partner)
     expected = (values * weights.numpy())[10:].sum() / weights[10:].sum()
@@ -113,7 +113,7 @@ def test_what_consistency_refuses(options, said):
 
 
 def test_consistency_asks_for_partners():
-    with pytest.raises(UserError, match="accepted: with source=strong_view"):
+    with pytest.raises(UserError, match="accepted: with batch_transform=strong_view"):
         Consistency()(Outputs(logits(2)), None, Batch(torch.zeros(2, 1), torch.tensor([0, 1])))
 
 
@@ -195,7 +195,7 @@ def test_the_discriminator_on_layers_fits_their_widths_once():
     ours, theirs = (torch.randn(4, c, 2, 2, generator=gen, dtype=torch.float64) for c in (3, 6))
     s, t = Outputs(logits(4), {"a": ours.requires_grad_()}), Outputs(logits(4), {"b": theirs})
     term = discriminator(s, t, student_layer="a", teacher_layer="b")
-    assert term.student_layers == ("a",) and term.teacher_layers == ("b",) and not term.by_row
+    assert term.student_layers == ("a",) and term.teacher_layers == ("b",) and not term.rowwise
     before = term.fit
     term.prepare(s, t)
     assert term.fit is before

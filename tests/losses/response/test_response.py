@@ -297,7 +297,7 @@ def test_masked_classes_and_a_gap_of_200(name):
 def test_one_value_per_row_of_that_row_alone(name):
     term = CASES[name][0]()
     whole = value(term, S)
-    if not term.by_row:
+    if not term.rowwise:
         assert name in SCALARS or "batch" in name or "uskd" in name
         return
     for i in range(6):
@@ -424,7 +424,7 @@ def test_mistakes(make, said):
 
 
 def test_soft_terms_say_that_they_soften():
-    assert Objective({"it": MLLDClass()}).softens and not Objective({"it": MLLDClass([1.0])}).softens
+    assert Objective({"it": MLLDClass()}).uses_temperature and not Objective({"it": MLLDClass([1.0])}).uses_temperature
     shared = Objective({"kl": KL(), "it": DISTInter()}, temperature=3.0, alpha=0.5)
     assert shared.terms["it"].temperature is shared.temperature
     # of DIST, alpha says nothing; MLLD takes its share

@@ -27,20 +27,20 @@ COMPANIONS = {
 }
 
 
-# ---- a companion
+# ---- a auxiliary
 
 
 @pytest.mark.parametrize("kind", COMPANIONS)
 def test_it_adds_in_training_and_is_silent_in_evaluation(kind):
     net = resnet()
-    companion = COMPANIONS[kind](net)
-    assert companion.kind == kind and not any(net is module for module in companion.modules())
+    auxiliary = COMPANIONS[kind](net)
+    assert auxiliary.kind == kind and not any(net is module for module in auxiliary.modules())
     mine = {id(p) for p in net.parameters()}
-    assert not any(id(p) in mine for p in companion.parameters()) and len(list(companion.parameters()))
-    net.eval(), companion.eval()
-    assert torch.equal(companion(IMAGES), net(IMAGES))
-    companion.training = True
-    found = companion(IMAGES)
+    assert not any(id(p) in mine for p in auxiliary.parameters()) and len(list(auxiliary.parameters()))
+    net.eval(), auxiliary.eval()
+    assert torch.equal(auxiliary(IMAGES), net(IMAGES))
+    auxiliary.training = True
+    found = auxiliary(IMAGES)
     assert next(iter(found)) == "logits" and torch.equal(found["logits"], net(IMAGES))
     added = {"peers": {"peer1", "peer2"}, "exits": {"feature", "exit1", "exit1_feature", "exit2", "exit2_feature"}}
     assert set(found) - {"logits"} == added[kind]
@@ -50,8 +50,8 @@ def test_it_adds_in_training_and_is_silent_in_evaluation(kind):
 
 def test_exits_read_what_the_layers_and_the_head_read():
     net = resnet().eval()
-    companion = Exits(net, ["layer1", "layer2"], IMAGES[:2]).eval()
-    found = companion.answers(IMAGES)
+    auxiliary = Exits(net, ["layer1", "layer2"], IMAGES[:2]).eval()
+    found = auxiliary.answers(IMAGES)
     assert torch.equal(net.fc(found["feature"]), found["logits"])
     found["exit1"].sum().backward()
     assert net.layer1[0].conv1.weight.grad is not None and net.layer2[0].conv1.weight.grad is None
@@ -82,17 +82,17 @@ def test_nothing_of_it_is_deployed(place, name, kind):
     words = (f"experiment={name}", "data.fraction=0.1", "epochs=1", "baseline=false")
     run = train(place, f"beside_{name}", *words)
     net, described = load_model(run)
-    assert described["network"]["_target_"].endswith("CifarResNet") and "companion" not in described
+    assert described["network"]["_target_"].endswith("CifarResNet") and "auxiliary" not in described
     for file in ("student.pt", "checkpoints/best.pt"):
         assert weights(run, file).keys() == net.state_dict().keys()
     found = result(run)
     assert found["models"]["student"]["parameters"] == sum(p.numel() for p in net.parameters())
-    assert found["settings"]["companion"] == kind and found["models"]["teacher"] is None
+    assert found["settings"]["auxiliary"] == kind and found["models"]["teacher"] is None
     held = checkpoint(run)["state_dict"]
-    assert {key.split(".")[0] for key in held} == {"student", "companion"}
-    assert not any("student" in key for key in held if key.startswith("companion."))
+    assert {key.split(".")[0] for key in held} == {"student", "auxiliary"}
+    assert not any("student" in key for key in held if key.startswith("auxiliary."))
     if kind == "peers":  # other first weights, and other ones at the end
-        peer = {key.removeprefix("companion.nets.0."): v for key, v in held.items() if "nets.0" in key}
+        peer = {key.removeprefix("auxiliary.nets.0."): v for key, v in held.items() if "nets.0" in key}
         own = {key.removeprefix("student."): v for key, v in held.items() if key.startswith("student.")}
         assert peer.keys() == own.keys() and weights_hash(peer) != weights_hash(own)
 
@@ -107,15 +107,15 @@ def test_layers_are_the_students_and_a_teacher_may_teach_too(place):
 
 
 def test_peers_of_another_network(place):
-    words = ("+model@companion.net=mlp", "companion.count=2", "companion.net.hidden=[7]", "epochs=1")
+    words = ("+model@auxiliary.net=mlp", "auxiliary.count=2", "auxiliary.net.hidden=[7]", "epochs=1")
     run = train(place, "others", "experiment=mutual", "data.fraction=0.1", "baseline=false", *words)
     held = checkpoint(run)["state_dict"]
-    first = [v for key, v in held.items() if key.startswith("companion.nets.") and key.endswith("weight")]
-    assert {key.split(".")[2] for key in held if key.startswith("companion")} == {"0", "1"} and len(first[0]) == 7
+    first = [v for key, v in held.items() if key.startswith("auxiliary.nets.") and key.endswith("weight")]
+    assert {key.split(".")[2] for key in held if key.startswith("auxiliary")} == {"0", "1"} and len(first[0]) == 7
 
 
 def test_a_stage_goes_on_from_the_student_alone(place):
-    stages = "stages={both: ['epochs=1'], alone: [companion=none, loss=ce, method=finetune, init=previous, epochs=1]}"
+    stages = "stages={both: ['epochs=1'], alone: [auxiliary=none, loss=ce, method=finetune, init=previous, epochs=1]}"
     run = train(place, "stages_beside", "experiment=mutual", *SMALL, stages)
     assert {key.split(".")[0] for key in checkpoint(run / "stages" / "alone")["state_dict"]} == {"student"}
 
@@ -135,7 +135,7 @@ def test_stopped_inside_an_epoch_it_ends_with_the_same_bits(place, monkeypatch, 
 
 def epochs_of(count=3, parts=1, **options):
     data = digits(**options)
-    loader = data.place("cpu", accumulate=parts).train_dataloader()
+    loader = data.to("cpu", accumulate=parts).train_dataloader()
     for epoch in range(count):
         loader.sampler.set_epoch(epoch)
         yield list(loader)
@@ -144,7 +144,7 @@ def epochs_of(count=3, parts=1, **options):
 @pytest.mark.parametrize("labels", [None, 300])
 def test_rows_come_in_pairs_of_one_class_each_once(labels):
     partners = []
-    for batches in epochs_of(arrange="same_class", labels=labels):
+    for batches in epochs_of(pairing="same_class", labels=labels):
         rows = torch.cat([b.key[:, 0] for b in batches])
         assert rows.sort().values.equal(torch.arange(1200)) and [len(b) for b in batches] == [64] * 18 + [48]
         for b in batches:
@@ -160,13 +160,13 @@ def test_rows_come_in_pairs_of_one_class_each_once(labels):
         )
     both = partners[0].keys() & partners[1].keys()
     assert sum(partners[0][row] == partners[1][row] for row in both) < len(both) / 10, "drawn anew each epoch"
-    first, second = (list(epochs_of(1, arrange="same_class", seed=seed)) for seed in (0, 0))
+    first, second = (list(epochs_of(1, pairing="same_class", seed=seed)) for seed in (0, 0))
     assert all(torch.equal(a.key, b.key) for a, b in zip(first[0], second[0], strict=True))
 
 
 def test_no_part_of_a_step_cuts_a_pair():
-    whole = next(epochs_of(1, arrange="same_class"))
-    parts = next(epochs_of(1, parts=4, arrange="same_class"))
+    whole = next(epochs_of(1, pairing="same_class"))
+    parts = next(epochs_of(1, parts=4, pairing="same_class"))
     assert torch.equal(torch.cat([b.key for b in parts]), torch.cat([b.key for b in whole]))
     count = [sum(float((b.partner >= 0).sum()) for b in found) for found in (whole, parts)]
     assert count[0] == count[1] and parts[0].window.partnered == whole[0].window.partnered
@@ -174,7 +174,7 @@ def test_no_part_of_a_step_cuts_a_pair():
 
 def test_half_of_each_step_is_what_was_new_in_the_one_before():
     before, shown = None, []
-    for epoch, batches in enumerate(epochs_of(5, arrange="repeat_half", augment=[{"crop": {"padding": 1}}])):
+    for epoch, batches in enumerate(epochs_of(5, pairing="repeat_half", augment=[{"crop": {"padding": 1}}])):
         assert len(batches) == 19 and all(len(b) == 64 and b.window.labelled == 64 for b in batches)
         for b in batches:
             again, new = b.key[:32], b.key[32:]
@@ -185,10 +185,12 @@ def test_half_of_each_step_is_what_was_new_in_the_one_before():
     rows = torch.cat(shown)
     assert rows[:1200].sort().values.equal(torch.arange(1200)) and not rows[:1200].equal(rows[1200:2400])
     assert rows[1200:2400].sort().values.equal(torch.arange(1200)), "the pool goes round"
-    late = list(epochs_of(4, arrange="repeat_half"))[3]
-    data = digits(arrange="repeat_half").train_dataloader()
+    late = list(epochs_of(4, pairing="repeat_half"))[3]
+    data = digits(pairing="repeat_half").train_dataloader()
     data.sampler.set_epoch(3)
-    assert all(torch.equal(a.key, b.key) for a, b in zip(late, data, strict=True)), "a function of (seed, epoch)"
+    assert all(torch.equal(a.example_id, b.example_id) for a, b in zip(late, data, strict=True)), (
+        "a function of (seed, epoch)"
+    )
 
 
 # ---- what does not go together
@@ -197,23 +199,26 @@ def test_half_of_each_step_is_what_was_new_in_the_one_before():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["experiment=mutual", "companion=none"], "companion: none, and loss.terms.peers looks at peers"),
-        (["experiment=mutual", "companion=exits"], "companion: exits, and loss.terms.peers looks at peers"),
+        (["experiment=mutual", "auxiliary=none"], "auxiliary: none, and loss.terms.peers looks at peers"),
+        (["experiment=mutual", "auxiliary=exits"], "auxiliary: exits, and loss.terms.peers looks at peers"),
         (
-            ["experiment=be_your_own_teacher", "companion=peers"],
-            "companion: peers, and loss.terms.exits looks at exits",
+            ["experiment=be_your_own_teacher", "auxiliary=peers"],
+            "auxiliary: peers, and loss.terms.exits looks at exits",
         ),
-        (["experiment=kd_resnet", "companion=peers"], "companion: peers, and no term of the loss looks at it"),
-        (["experiment=mutual", "companion.count=0"], "companion.count: 0"),
-        (["experiment=be_your_own_teacher", "companion.layers=[layer9]"], "companion.layers: unknown layer 'layer9'"),
-        (["experiment=mutual", "loss=[mutual,hinton]"], "method.source: step has no teacher"),
-        (["experiment=cs_kd", "data=digits"], "data.arrange: null, and loss.terms.class_wise"),
-        (["experiment=dlb", "data=digits_pairs"], "data.arrange: same_class, and loss.terms.last_batch"),
-        (["experiment=dlb", "data.arrange=twice"], "data.arrange: 'twice'"),
-        (["experiment=dlb", "data.batch_size=33"], "data.batch_size: 33, with data.arrange=repeat_half"),
-        (["experiment=cs_kd", "data.labels=100", "data.ratio=7"], "data.ratio: 7, and data.arrange=same_class"),
-        (["experiment=cs_kd", "data.augment=[{mixup: {alpha: 0.2}}]"], "data.arrange: same_class; mixup"),
-        (["experiment=lm_shakespeare", "companion=peers", "loss=[hinton,mutual]"], "companion: peers stands"),
+        (["experiment=kd_resnet", "auxiliary=peers"], "auxiliary: peers, and no term of the loss looks at it"),
+        (["experiment=mutual", "auxiliary.count=0"], "auxiliary.count: 0"),
+        (["experiment=be_your_own_teacher", "auxiliary.layers=[layer9]"], "auxiliary.layers: unknown layer 'layer9'"),
+        (["experiment=mutual", "loss=[mutual,hinton]"], "method.self_teacher: none has no teacher"),
+        (["experiment=cs_kd", "data=digits"], "data.pairing: null, and loss.terms.class_wise"),
+        (["experiment=dlb", "data=digits_pairs"], "data.pairing: same_class, and loss.terms.last_batch"),
+        (["experiment=dlb", "data.pairing=twice"], "data.pairing: 'twice'"),
+        (["experiment=dlb", "data.batch_size=33"], "data.batch_size: 33, with data.pairing=repeat_half"),
+        (
+            ["experiment=cs_kd", "data.labels=100", "data.unlabelled_ratio=7"],
+            "data.unlabelled_ratio: 7, and data.pairing=same_class",
+        ),
+        (["experiment=cs_kd", "data.augment=[{mixup: {alpha: 0.2}}]"], "data.pairing: same_class; mixup"),
+        (["experiment=lm_shakespeare", "auxiliary=peers", "loss=[hinton,mutual]"], "auxiliary: peers stands"),
     ],
 )
 def test_what_does_not_fit_is_one_line(place, capsys, monkeypatch, tmp_path, words, message):

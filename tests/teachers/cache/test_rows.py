@@ -145,7 +145,7 @@ def pictures(examples, views):
 
 def all_pictures(split, view):
     for batch in batches(split, view):
-        yield pictures(batch.key[:, 0], batch.key[:, 1])
+        yield pictures(batch.example_id[:, 0], batch.example_id[:, 1])
 
 
 def with_features(folder, dtype="float32", on_device=2**30, teacher=None):
@@ -201,7 +201,7 @@ def test_loss_and_gradient_by_cached_features(tmp_path, name, dtype, tolerance):
         student.train().requires_grad_().zero_grad()
         objective = Objective({"ce": CrossEntropy(), "kl": KL(), name: TERMS[name]()}, temperature=4, alpha=0.9)
         torch.manual_seed(0)
-        objective.meet(student, who.net)
+        objective.setup(student, who.net)
         said = Classification(C).outputs(student, asked, objective.student_layers)
         objective.prepare(said, who(asked))
         losses = objective(said, who(asked), asked)

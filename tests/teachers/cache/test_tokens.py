@@ -42,7 +42,7 @@ class Said(Teacher):
     def __call__(self, batch, split="train"):
         self.calls += 1
         ids, place = batch.inputs["input_ids"], batch.inputs["position_ids"]
-        hidden = (self.scale * (WEIGHT[ids] + PLACES[place, :6]))[batch.where].to(self.dtype)
+        hidden = (self.scale * (WEIGHT[ids] + PLACES[place, :6]))[batch.loss_mask].to(self.dtype)
         found = Projected(hidden, WEIGHT.to(self.dtype))
         return Outputs(found if self.projected else found.dense())
 
@@ -186,7 +186,7 @@ def test_encoder_inputs_belong_to_the_key(kind):
         name = "input_ids" if kind == "text" else "input_features"
         ids = torch.tensor([answer])
         inputs = {name: source, "attention_mask": mask, "decoder_input_ids": ids}
-        batch = Batch(inputs, ids[0], where=torch.ones_like(ids, dtype=torch.bool))
+        batch = Batch(inputs, ids[0], loss_mask=torch.ones_like(ids, dtype=torch.bool))
         return [s.key for s in sequences(batch)]
 
     source = torch.tensor([[7, 8, 9, 0]]) if kind == "text" else torch.randn(1, 3, 4)

@@ -111,7 +111,7 @@ def arithmetic(
         data_seed: of the generator.
 
     The other arguments are :func:`text_data`'s, with ``context`` 96 and ``batch_size`` 32 unless given.
-    ``outside: {_target_: kdlab.data.arithmetic, operations: [add, sub, mul]}`` measures on more operations than those
+    ``ood: {_target_: kdlab.data.arithmetic, operations: [add, sub, mul]}`` measures on more operations than those
     trained on.
 
     Raises:

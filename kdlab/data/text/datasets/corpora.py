@@ -13,7 +13,7 @@ from kdlab.data.splits import rows_of
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.files import find_files, read_text
 from kdlab.data.text.module import TextData
-from kdlab.data.text.sequence import TEXT, TextSource
+from kdlab.data.text.sequence import TEXT, RawText
 from kdlab.data.text.sequence import Sequence as Tokens
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
@@ -184,10 +184,10 @@ def _words_and_lines(text: str) -> int:
 def _corpus(
     name: str, documents: Documents, words: Callable[[str], int] | None, key: str, **common: Unpack[TextCommon]
 ) -> TextData:
-    def read(tokenizer: Tokenizer) -> TextSource:
+    def read(tokenizer: Tokenizer) -> RawText:
         splits = {split: [_running(texts, tokenizer)] for split, texts in documents.items()}
         counts = {split: sum(map(words, texts)) for split, texts in documents.items()} if words else {}
-        return TextSource(name, tokenizer, splits, counts, key=key)
+        return RawText(name, tokenizer, splits, counts, key=key)
 
     def every() -> list[str]:
         return [text for texts in documents.values() for text in texts]

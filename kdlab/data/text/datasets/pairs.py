@@ -13,7 +13,7 @@ from kdlab.data.rng import permutation
 from kdlab.data.splits import rows_of
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
-from kdlab.data.text.sequence import ANSWER, PROMPT, Question, Sequence, TextSource
+from kdlab.data.text.sequence import ANSWER, PROMPT, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, misspelt, nearest, unknown
 from kdlab.system.files import Unreadable, open_text
@@ -81,14 +81,14 @@ def pairs(
             found["train"], found[split] = _split_off(found["train"], amount, seed, split)
     name = Path(path).name
 
-    def read(tokenizer: Tokenizer) -> TextSource:
+    def read(tokenizer: Tokenizer) -> RawText:
         splits = {
             split: [_sequence(tokenizer, prefix + pair.source, pair.target) for pair in some]
             for split, some in found.items()
             if some
         }
         words = {split: sum(len(pair.target.split()) for pair in some) for split, some in found.items() if some}
-        return TextSource(name, tokenizer, splits, words)
+        return RawText(name, tokenizer, splits, words)
 
     def learned() -> Iterator[str]:
         return (prefix + text for pair in found["train"] for text in (pair.source, pair.target))
