@@ -146,7 +146,7 @@ class Bench:
             return TrainedModel(self._net(before.student, data, before.seed), "made")
         members = [self._net(one.teacher.net, data, one.teacher.seed) for one in each_member(experiment)]  # type: ignore[union-attr, arg-type]
         if members:
-            return TrainedModel(None, "made", members=tuple(Trained(net, "made") for net in members))
+            return TrainedModel(None, "made", members=tuple(TrainedModel(net, "made") for net in members))
         assert experiment.teacher is not None and experiment.teacher.net is not None
         return TrainedModel(self._net(experiment.teacher.net, data, experiment.teacher.seed), "made")
 

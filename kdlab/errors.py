@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Self
 
 from kdlab.system.terminal import one_line
 
@@ -20,10 +23,56 @@ NOT_WRITABLE = (*NO_ROOM, errno.EROFS, errno.EIO)
 
 
 class UserError(ValueError):
-    """A mistake of the user's: one line that names the key, the value and what is accepted."""
+    """A mistake of the user's, in one line: where it is, what was found there, and what is accepted.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(one_line(message))
+    Args:
+        key: the config key, file or argument that is wrong; alone, the whole message.
+        found: what stands there, and why it is refused; a value that is no text is shown as YAML would have it.
+        accepted: what may stand there; empty where ``found`` says all.
+
+    >>> error = UserError("rank", 0, "a whole number, at least 1")
+    >>> str(error)
+    'rank: 0; accepted: a whole number, at least 1'
+    >>> str(error.under("adapter"))
+    'adapter.rank: 0; accepted: a whole number, at least 1'
+    """
+
+    def __init__(self, key: object, found: object = "", accepted: object = "") -> None:
+        self.key, self.found, self.accepted = one_line(key), one_line(shown(found)), one_line(accepted)
+        text = f"{self.key}: {self.found}" if self.found else self.key
+        super().__init__(f"{text}; accepted: {self.accepted}" if self.accepted else text)
+
+    def under(self, owner: str) -> Self:
+        """The same mistake in a part of ``owner``: its key becomes ``owner.key``."""
+        if not owner:
+            return self
+        if not self.found:
+            return type(self)(owner, self.key, self.accepted)
+        return type(self)(f"{owner}.{self.key}", self.found, self.accepted)
+
+    def at(self, key: str) -> Self:
+        """The same mistake under another key."""
+        return type(self)(key, self.found or self.key, self.accepted)
+
+
+@contextmanager
+def within(owner: str) -> Iterator[None]:
+    """Lead the key of a mistake with the part that it is in: ``teacher.`` before ``data.labels``."""
+    try:
+        yield
+    except UserError as error:
+        raise error.under(owner) from None
+
+
+def shown(value: object) -> str:
+    """A value as it is typed in a config; text as it is.
+
+    >>> shown(None), shown(True), shown(0.5), shown([1, None])
+    ('null', 'true', '0.5', '[1, null]')
+    """
+    if isinstance(value, str | float):
+        return str(value)
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 class Busy(UserError):
@@ -74,6 +123,6 @@ def unknown(key: str, value: object, accepted: Iterable[object], what: str = "va
     """
     names = sorted(str(a) for a in accepted)
     close = nearest(value, names)
-    hint = f" nearest: {', '.join(close)};" if close else ""
-    shown = names if len(names) <= 40 else [*names[:40], f"... ({len(names)} in all)"]
-    return UserError(f"{key}: unknown {what} {str(value)!r};{hint} accepted: {', '.join(shown) or 'nothing'}")
+    hint = f"; nearest: {', '.join(close)}" if close else ""
+    listed = names if len(names) <= 40 else [*names[:40], f"... ({len(names)} in all)"]
+    return UserError(key, f"unknown {what} {str(value)!r}{hint}", ", ".join(listed) or "nothing")

@@ -12,7 +12,7 @@ import kdlab
 ROOT = Path(kdlab.__file__).parent
 
 FLOORS = {
-    "errors": 0, "system": 0, "config": 0, "functional": 0,
+    "errors": 0, "ranges": 0, "system": 0, "config": 0, "functional": 0,
     "losses": 1, "models": 1,
     "teachers": 2, "tasks": 2, "data": 2, "batch_transforms": 2,
     "methods": 3, "training": 3, "runs": 3, "inference": 3, "report": 3, "traces": 3,
@@ -20,7 +20,7 @@ FLOORS = {
     "cli": 5, "__main__": 5,
 }  # fmt: skip
 
-LIGHT = ("errors", "system", "config", "cli", "__init__", "__main__")
+LIGHT = ("errors", "ranges", "system", "config", "cli", "__init__", "__main__")
 """Parts that must not import torch or lightning at the top of any module."""
 
 HEAVY_FILES = ("system/arrays.py",)

@@ -61,13 +61,13 @@ class AttackedRows:
         if against not in get_args(Against):
             raise unknown("batch_transform.against", against, get_args(Against))
         if not 0 < eps <= 1:
-            raise UserError(f"batch_transform.eps: {eps}; accepted: above 0, up to 1 (inputs are in [0, 1])")
+            raise UserError("batch_transform.eps", eps, "above 0, up to 1 (inputs are in [0, 1])")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError(f"batch_transform.steps: {steps!r}; accepted: a whole number, at least 1")
+            raise UserError("batch_transform.steps", f"{steps!r}", "a whole number, at least 1")
         if step_size is not None and not 0 < step_size < math.inf:
-            raise UserError(f"batch_transform.step_size: {step_size}; accepted: above 0, or null")
+            raise UserError("batch_transform.step_size", step_size, "above 0, or null")
         if not 0 <= clean < 1:
-            raise UserError(f"batch_transform.clean: {clean}; accepted: a share, at least 0 and below 1")
+            raise UserError("batch_transform.clean", clean, "a share, at least 0 and below 1")
         self.against, self.eps, self.steps = against, float(eps), steps
         self.step_size = self.eps / 4 if step_size is None else float(step_size)
         self.clean = float(clean)
@@ -116,15 +116,16 @@ class AttackedRows:
         inputs = batch.inputs
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or batch.loss_mask is not None:
             raise UserError(
-                "batch_transform: an attack changes pictures or tables of numbers; accepted: batch_transform=none"
+                "batch_transform", "an attack changes pictures or tables of numbers", "batch_transform=none"
             )
         if not self._looked:  # once: on a GPU a look is a wait
             self._looked = True
             least, most = float(inputs.min()), float(inputs.max())
             if least < 0 or most > 1:
                 raise UserError(
-                    f"batch_transform: an attack stays in [0, 1], and the inputs lie in [{least:.3g}, {most:.3g}]; "
-                    "accepted: pictures, or batch_transform=none"
+                    "batch_transform",
+                    f"an attack stays in [0, 1], and the inputs lie in [{least:.3g}, {most:.3g}]",
+                    "pictures, or batch_transform=none",
                 )
         return inputs
 

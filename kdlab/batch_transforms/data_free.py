@@ -46,9 +46,7 @@ class MadeRows:
 
     def __init__(self, in_channels: int | None, image_size: Sequence[int] | None) -> None:
         if in_channels is None or image_size is None:
-            raise UserError(
-                "batch_transform: makes pictures, and data is no set of them; accepted: batch_transform=none"
-            )
+            raise UserError("batch_transform", "makes pictures, and data is no set of them", "batch_transform=none")
         self.shape = (in_channels, *image_size)
         self.progress = 0.0
 
@@ -71,9 +69,7 @@ class MadeRows:
         """
         net = getattr(teacher, "net", None)
         if not isinstance(net, nn.Module):
-            raise UserError(
-                "batch_transform: rows made after a teacher, and no network teaches live; accepted: teacher=NAME"
-            )
+            raise UserError("batch_transform", "rows made after a teacher, and no network teaches live", "teacher=NAME")
         device = batch.targets.device
         with probing(student, net, device=device):
             made, curves = self.make(Asked(len(batch), student, net, task, seed, step, part, device))
@@ -275,8 +271,9 @@ class InvertedRows(MadeRows):
         norms = [m for m in norms if m.running_mean is not None]
         if not norms:
             raise UserError(
-                "batch_transform: inversion matches the statistics that BatchNorm layers remember, and the teacher "
-                "has none; accepted: a teacher with BatchNorm, or batch_transform=zskt"
+                "batch_transform",
+                ("inversion matches the statistics that BatchNorm layers remember, and the teacher has none"),
+                "a teacher with BatchNorm, or batch_transform=zskt",
             )
         draws = torch.Generator().manual_seed(seed)
         x = torch.rand(rows, *self.shape, generator=draws).to(device).requires_grad_()
@@ -377,13 +374,13 @@ def _inputs_of(modules: Sequence[nn.Module]) -> Any:
 def _whole(**values: tuple[Any, int]) -> None:
     for name, (value, least) in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"batch_transform.{name}: {value!r}; accepted: a whole number, at least {least}")
+            raise UserError(f"batch_transform.{name}", f"{value!r}", f"a whole number, at least {least}")
 
 
 def _number(above_0: Mapping[str, float], least_0: Mapping[str, float]) -> None:
     for name, value in above_0.items():
         if not 0 < value < math.inf:
-            raise UserError(f"batch_transform.{name}: {value}; accepted: a number above 0")
+            raise UserError(f"batch_transform.{name}", value, "a number above 0")
     for name, value in least_0.items():
         if not 0 <= value < math.inf:
-            raise UserError(f"batch_transform.{name}: {value}; accepted: a number, at least 0")
+            raise UserError(f"batch_transform.{name}", value, "a number, at least 0")

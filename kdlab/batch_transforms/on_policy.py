@@ -83,15 +83,13 @@ class GeneratedText:
             raise unknown("batch_transform.writer", writer, get_args(Writer), "writer")
         for name, value, least in (("new_tokens", new_tokens, 1), ("prompt", prompt, 1), ("buffer", buffer, 0)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"batch_transform.{name}: {value!r}; accepted: a whole number, at least {least}")
+                raise UserError(f"batch_transform.{name}", f"{value!r}", f"a whole number, at least {least}")
         if not temperature >= 0:
-            raise UserError(
-                f"batch_transform.temperature: {temperature}; accepted: 0 (the most probable token) or more"
-            )
+            raise UserError("batch_transform.temperature", temperature, "0 (the most probable token) or more")
         if not 0 < top_p <= 1:
-            raise UserError(f"batch_transform.top_p: {top_p}; accepted: above 0, and at most 1")
+            raise UserError("batch_transform.top_p", top_p, "above 0, and at most 1")
         if not 0 <= replay <= 1:
-            raise UserError(f"batch_transform.replay: {replay}; accepted: a probability, in [0, 1]")
+            raise UserError("batch_transform.replay", replay, "a probability, in [0, 1]")
         self.eos_id, self.pad_id, self.vocab_size, self.context = eos_id, pad_id, vocab_size, context
         self.writer = writer
         self.fraction = schedule(fraction, "batch_transform.fraction", 0.0, 1.0)
@@ -125,8 +123,9 @@ class GeneratedText:
         """
         if self.writer == "teacher" and getattr(teacher, "unlike", False):
             raise UserError(
-                "batch_transform.writer: teacher, and its tokenizer is not the student's; accepted: a teacher with "
-                "the same tokenizer, or text that it wrote before (kdlab generate, then data=traces)"
+                "batch_transform.writer",
+                "teacher, and its tokenizer is not the student's",
+                ("a teacher with the same tokenizer, or text that it wrote before (kdlab generate, then data=traces)"),
             )
         own = _chance(seed, "own", step) < self.fraction(self.progress)
         device = batch.targets.device
@@ -137,9 +136,7 @@ class GeneratedText:
         teaching = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "net", None)
         net = student if self.writer == "student" else teaching
         if not isinstance(net, nn.Module):
-            raise UserError(
-                "batch_transform.writer: teacher, and no network teaches; accepted: student, or a live teacher"
-            )
+            raise UserError("batch_transform.writer", "teacher, and no network teaches", "student, or a live teacher")
         starts = self._starts(batch)
         if not starts:
             return batch, curves
@@ -162,14 +159,14 @@ class GeneratedText:
         where = batch.loss_mask
         if where is None or not isinstance(batch.inputs, dict) or batch.example_id is None:
             raise UserError(
-                "batch_transform: own text in place of inputs that are no sequences; accepted: batch_transform=none"
+                "batch_transform", "own text in place of inputs that are no sequences", "batch_transform=none"
             )
         ids = batch.inputs[_name(batch)].long()
         places = torch.arange(where.shape[1], device=where.device)
         read = ((places + 1) * where).amax(1)  # up to the last one that counts
         positions = batch.inputs.get("position_ids", places)
         if bool(((positions != places) & (places < read[:, None])).any()):
-            raise UserError("data.pack: true; accepted with own text (source): false")
+            raise UserError("data.pack", "true; accepted with own text (source): false")
         found = []
         about = torch.stack([read, _prompts(batch), batch.example_id[:, 0]], 1)
         for row, (length, prompt, example) in enumerate(about.tolist()):
@@ -352,7 +349,7 @@ def written(
     limits = [min(new_tokens, context + 1 - len(prompt)) for prompt in prompts]
     if limits and min(limits) < 1:
         longest = max(len(prompt) for prompt in prompts)
-        raise UserError(f"data.context: {context} leaves no room after a prompt of {longest} tokens; accepted: more")
+        raise UserError("data.context", f"{context} leaves no room after a prompt of {longest} tokens", "more")
     return continuations(
         net,
         prompts,
@@ -393,8 +390,9 @@ def _prompts(batch: Batch) -> Tensor:
         return batch.prompts
     if batch.segment is not None and bool((batch.segment != TEXT).any()):
         raise UserError(
-            "batch_transform: own text, and the batch does not say how long its prompts are (Batch.prompts); "
-            "accepted: a sequence a row (data.pack=false) of a data set that says so, or batch_transform=none"
+            "batch_transform",
+            "own text, and the batch does not say how long its prompts are (Batch.prompts)",
+            ("a sequence a row (data.pack=false) of a data set that says so, or batch_transform=none"),
         )
     return batch.targets.new_zeros(len(batch.example_id))  # type: ignore[arg-type]
 

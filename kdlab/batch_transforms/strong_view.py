@@ -47,14 +47,14 @@ class StrongViews:
             raise unknown("batch_transform.of", of, get_args(Of))
         if not hasattr(data, "augmented"):
             raise UserError(
-                "batch_transform: strong views need pictures; accepted: data of pictures, or batch_transform=none"
+                "batch_transform", "strong views need pictures", "data of pictures, or batch_transform=none"
             )
         if not augment:
-            raise UserError("batch_transform.augment: none; accepted: transforms, as in data.augment")
+            raise UserError("batch_transform.augment", "none", "transforms, as in data.augment")
         try:
             data.augmented(torch.zeros(1, *data.input_shape), torch.zeros(1, dtype=torch.int64), 0, augment=augment)
         except UserError as error:
-            raise UserError(str(error).replace("data.augment", "batch_transform.augment")) from None
+            raise error.at(error.key.replace("data.augment", "batch_transform.augment")) from None
         self.data, self.augment, self.of, self.instead = data, augment, of, instead
         self.pairs = not instead
         self.progress = 0.0
@@ -76,8 +76,9 @@ class StrongViews:
         """
         if batch.example_id is None or not isinstance(batch.inputs, Tensor):
             raise UserError(
-                "batch_transform: strong views, and the rows are no examples of their own (data.augment mixes them); "
-                "accepted: data.augment without mixup and cutmix, or batch_transform=none"
+                "batch_transform",
+                ("strong views, and the rows are no examples of their own (data.augment mixes them)"),
+                "data.augment without mixup and cutmix, or batch_transform=none",
             )
         inputs = batch.inputs
         chosen = torch.arange(len(batch), device=inputs.device)
@@ -92,8 +93,9 @@ class StrongViews:
             return replace(batch, inputs=inputs.index_copy(0, chosen, strong), teacher_inputs=read), {}
         if batch.partner is not None:
             raise UserError(
-                "batch_transform: strong views are the partners of rows, which have others already; accepted: "
-                "data.pairing=null, or batch_transform=none"
+                "batch_transform",
+                "strong views are the partners of rows, which have others already",
+                "data.pairing=null, or batch_transform=none",
             )
         return self._added(batch, strong, chosen, read), {}
 

@@ -218,12 +218,12 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     found = vars(parser.parse_intermixed_args(argv))
     for names, way in ELSEWHERE.items():
         if found.pop(names[-1].lstrip("-").replace("-", "_")) is not None:
-            raise UserError(f"{names[-1]}: not a flag of kdlab's; accepted: {way}")
+            raise UserError(names[-1], "not a flag of kdlab's", way)
     if found["config_dir"] is not None and not found["config_dir"].is_dir():
-        raise UserError(f"--config-dir: no folder {str(found['config_dir'])!r}; accepted: a folder like conf/")
+        raise UserError("--config-dir", f"no folder {str(found['config_dir'])!r}", "a folder like conf/")
     for word in found["overrides"]:
         if "=" not in word and word[:1] not in ("~", "+"):
-            raise UserError(f"{word!r}: not an override; accepted: key=value, group=option (a verb comes first)")
+            raise UserError(f"{word!r}", "not an override", "key=value, group=option (a verb comes first)")
     flags = Flags(**{**found, "overrides": tuple(found["overrides"])})
     _check_together(flags)
     return flags
@@ -232,7 +232,7 @@ def parse_flags(argv: Sequence[str]) -> Flags:
 def _check_together(flags: Flags) -> None:
     """Refuse flags that exclude each other, and those that would do nothing."""
     if flags.info is not None and flags.info not in INFO:
-        raise UserError(f"--info: {flags.info!r}; accepted: {', '.join(INFO)}, or nothing behind it")
+        raise UserError("--info", f"{flags.info!r}", f"{', '.join(INFO)}, or nothing behind it")
     asked = {"--run": flags.run, "--cfg": flags.cfg is not None, "--info": flags.info is not None}
     given = [name for name, there in asked.items() if there]
     if len(given) > 1:
@@ -241,4 +241,4 @@ def _check_together(flags: Flags) -> None:
         raise UserError("--run and --multirun; accepted: one of them")
     for name, there in (("--resolve", flags.resolve), ("--package", flags.package is not None)):
         if there and flags.cfg is None:
-            raise UserError(f"{name}: says how --cfg prints, and there is none; accepted: with --cfg job")
+            raise UserError(name, "says how --cfg prints, and there is none", "with --cfg job")

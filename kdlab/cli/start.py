@@ -85,7 +85,7 @@ def _show(flags: Flags, composer: Composer) -> int:
     if flags.package:
         tree = OmegaConf.select(tree, flags.package)
         if tree is None:
-            raise UserError(f"--package: {flags.package!r}; accepted: a key of the config")
+            raise UserError("--package", f"{flags.package!r}", "a key of the config")
     text = OmegaConf.to_yaml(tree, resolve=flags.resolve) if OmegaConf.is_config(tree) else f"{tree}\n"
     say(text.removesuffix("\n"))
     validate(found, composer)
@@ -136,7 +136,7 @@ def refuse_unread(made: Plan) -> None:
         why = [found[key] for found in unread if key in found]
         if len(why) == len(unread) and not key.startswith(HARMLESS):
             accepted = "" if "accepted:" in why[0] else "; accepted: leave it out"
-            raise UserError(f"{key}: {values[key]}, and {why[0]}{accepted}")
+            raise UserError(key, f"{values[key]}, and {why[0]}{accepted}")
         read = f" in {len(why)} of {len(unread)} jobs" if len(unread) > 1 else ""
         said.append(f"kdlab: {key}={values[key]} is not read{read}: {why[0].partition('; accepted')[0]}")
     for line in said:

@@ -29,14 +29,14 @@ def validate(composition: Composition, composer: Composer) -> None:
         try:
             validate(stage, composer)
         except UserError as error:
-            raise UserError(f"stages.{name}: {error}") from None
+            raise UserError(f"stages.{name}", str(error)) from None
 
 
 def _check(config: Mapping[str, Any]) -> None:
     builder.check(config, target=ROOT)
     for name, parameter in builder.signature(ROOT).parameters.items():
         if parameter.required and config.get(name) is None:
-            raise UserError(f"{name}: missing; accepted: {name}=OPTION")
+            raise UserError(name, "missing", f"{name}=OPTION")
         _check_is_part(config.get(name), name, {"stages", "continued_from", "teacher", "pretrained"})
     _check_is_part((config.get("auxiliary") or {}).get("net"), "auxiliary.net", ())
     for owner in ("teacher", "pretrained"):
@@ -59,7 +59,7 @@ def _check(config: Mapping[str, Any]) -> None:
 def _check_is_part(value: Any, key: str, plain: Collection[str]) -> None:
     """A mapping in the place of a part says what is to be built."""
     if isinstance(value, Mapping) and key not in plain and not isinstance(value.get("_target_"), str):
-        raise UserError(f"{key}: {json.dumps(value, default=str)}; accepted: {key}=OPTION, or a mapping with _target_")
+        raise UserError(key, f"{json.dumps(value, default=str)}", f"{key}=OPTION, or a mapping with _target_")
 
 
 def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
@@ -79,7 +79,7 @@ def _check_experiment(composition: Composition, composer: Composer) -> None:
     for name in composition.chosen("experiment"):
         path = composer.options.file("experiment", name)
         if path and "@package _global_" not in path.read_text(encoding="utf-8", errors="replace"):
-            raise UserError(f"experiment: {path} does not start with '# @package _global_'")
+            raise UserError("experiment", f"{path} does not start with '# @package _global_'")
 
 
 def _check_terms(composition: Composition, composer: Composer) -> None:
@@ -90,12 +90,10 @@ def _check_terms(composition: Composition, composer: Composer) -> None:
     owner: dict[str, str] = {}
     for recipe in recipes:
         if recipes.count(recipe) > 1:
-            raise UserError(f"loss: {recipe!r} is chosen twice; accepted: each recipe once")
+            raise UserError("loss", f"{recipe!r} is chosen twice", "each recipe once")
         for term in _terms(recipe, composer):
             if term in owner:
-                raise UserError(
-                    f"loss: {owner[term]!r} and {recipe!r} both fill loss.terms.{term}; accepted: one of them"
-                )
+                raise UserError("loss", f"{owner[term]!r} and {recipe!r} both fill loss.terms.{term}", "one of them")
             owner[term] = recipe
 
 

@@ -141,11 +141,11 @@ def _build(
     offered = {n: v for n, v in offer.items() if n in owner.parameters and given.get(n) is None}
     for name in from_code:
         if name not in owner.parameters and not owner.open:
-            raise UserError(f"{_join(path, TARGET)}: {owner.target} takes no argument {name!r}, which kdlab gives it")
+            raise UserError(_join(path, TARGET), f"{owner.target} takes no argument {name!r}, which kdlab gives it")
     known = {**given, **offered, **from_code}
     missing = [n for n, p in owner.parameters.items() if p.required and n not in known]
     if missing:
-        raise UserError(f"{_join(path, missing[0])}: missing; {owner.target} needs {', '.join(missing)}")
+        raise UserError(_join(path, missing[0]), f"missing; {owner.target} needs {', '.join(missing)}")
     made = {}
     for name, value in given.items():
         place = _place(owner, name)
@@ -181,8 +181,7 @@ def _made(owner: Signature, path: str, slots: tuple[Slot, ...], arguments: Mappi
     # what derives from another class is refused before; a function of the user's shows what it makes only now
     if len(slots) == 1 and slots[0].base and not isinstance(made, base_class(slots[0])):
         raise UserError(
-            f"{_join(path, TARGET)}: {owner.target!r} made a {type(made).__name__}; accepted: {slots[0].what} "
-            f"({slots[0].base})"
+            _join(path, TARGET), f"{owner.target!r} made a {type(made).__name__}", f"{slots[0].what} ({slots[0].base})"
         )
     return made
 
@@ -191,17 +190,17 @@ def _not_made(owner: Signature, path: str, error: Exception) -> UserError:
     """A library's refusal, such as "Invalid learning rate: -1", or what no arithmetic or memory is made for."""
     said = (str(error).split("Exception raised from")[0].splitlines() or [type(error).__name__])[0]
     return UserError(
-        f"{path or 'config'}: {owner.target} cannot be built with these values ({said}); accepted: values that it "
-        "takes, and a size that fits into memory"
+        path or "config",
+        f"{owner.target} cannot be built with these values ({said})",
+        "values that it takes, and a size that fits into memory",
     )
 
 
 def _placed(error: UserError, path: str, owner: Signature) -> UserError:
     """The constructor's message, led by where in the config it happened."""
-    text = str(error)
-    if not path or text.startswith(path.split(".")[0]):
+    if not path or error.key.startswith(path.split(".")[0]):
         return error
-    return UserError(f"{path}.{text}" if text.split(":")[0].split(".")[0] in owner.parameters else f"{path}: {text}")
+    return error.under(path) if error.key.split(".")[0] in owner.parameters else UserError(path, str(error))
 
 
 def parameters(mapping: Mapping[str, Any], path: str, *, slot: str) -> set[str]:
@@ -242,11 +241,11 @@ def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Colle
         if parameter is None:
             if not owner.open:
                 if (now := current(where)) is not None:
-                    raise UserError(f"{where}: has another name; accepted: {now}")
+                    raise UserError(where, "has another name", now)
                 raise unknown(where, name, owner.parameters, f"key of {owner.target}")
             bound[name] = value
         elif value == "???":
-            raise UserError(f"{where}: not set; give it a value")
+            raise UserError(where, "not set; give it a value")
         elif value is None and name in supplied:
             bound[name] = None
         else:
@@ -272,7 +271,7 @@ def _refused(path: str, value: Any, accepted: str) -> UserError:
     shown = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     close = nearest(value, accepted.split(", ")) if isinstance(value, str) else []
     hint = f" nearest: {', '.join(close)};" if close else ""
-    return UserError(f"{path}: {shown};{hint} accepted: {accepted}")
+    return UserError(path, f"{shown};{hint} accepted: {accepted}")
 
 
 # ---- what may be built
@@ -285,8 +284,12 @@ def _found(target: str, path: str) -> Signature:
         close = nearest(target, error.near)
         hint = f"nearest: {', '.join(close)}; " if close else ""
         raise UserError(
-            f"{_join(path, TARGET)}: no class or function {target!r}; {hint}accepted: the dotted name of one "
-            "that exists (a module of yours is looked for in the working folder and on PYTHONPATH)"
+            _join(path, TARGET),
+            (
+                f"no class or function {target!r}; {hint}accepted: the dotted name of one that "
+                "exists (a module of yours is looked for in the working folder and on "
+                "PYTHONPATH)"
+            ),
         ) from None
 
 
@@ -305,9 +308,9 @@ def _permitted(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -
     """The signature of a mapping's target, if it may be built here."""
     target = mapping.get(TARGET) if isinstance(mapping, Mapping) else None
     if not isinstance(target, str):
-        raise UserError(f"{path or 'config'}: {mapping!r}; accepted: a mapping with {TARGET}: dotted.name")
+        raise UserError(path or "config", f"{mapping!r}", f"a mapping with {TARGET}: dotted.name")
     if target in TARGETS:
-        raise UserError(f"{_join(path, TARGET)}: {target!r} has another name; accepted: {TARGETS[target]}")
+        raise UserError(_join(path, TARGET), f"{target!r} has another name", TARGETS[target])
     hidden = any(part.startswith("_") for part in target.split("."))
     if hidden or not (slots and (named(slots, target) or is_own(target.rpartition(".")[0]))):
         raise _forbidden(target, path, slots)
@@ -333,9 +336,7 @@ def _resolve(target: str, path: str, slots: tuple[Slot, ...]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(
-            f"{_join(path, TARGET)}: importing {target!r} failed: {type(error).__name__}: {error}"
-        ) from error
+        raise UserError(_join(path, TARGET), f"importing {target!r} failed: {type(error).__name__}: {error}") from error
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         raise _forbidden(target, path, slots)
     if not any(accepts_object(slot, found, is_own) for slot in slots):

@@ -69,7 +69,7 @@ class Crop(Finite):
         padding = max(1, height // 8) if padding is None else padding
         limit = min(height, width) - 1
         if not 0 < padding <= limit:
-            raise UserError(f"data.augment.crop.padding: {padding}; accepted: 1..{limit}")
+            raise UserError("data.augment.crop.padding", padding, f"1..{limit}")
         self.padding, self.fill = padding, fill
         self.finite = (2 * padding + 1) ** 2
 
@@ -112,7 +112,7 @@ class Cutout(Finite):
     def __init__(self, height: int, width: int, size: int | None = None) -> None:
         size = max(1, height // 2) if size is None else size
         if not 0 < size <= 2 * max(height, width):
-            raise UserError(f"data.augment.cutout.size: {size}; accepted: 1..{2 * max(height, width)}")
+            raise UserError("data.augment.cutout.size", size, f"1..{2 * max(height, width)}")
         self.size = size
         self.finite = height * width
 
@@ -143,9 +143,7 @@ class RandomResizedCrop(Transform):
         for name, pair, top in (("scale", scale, 1.0), ("ratio", ratio, math.inf)):
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= top:
                 bound = "0 < low <= high" + (" <= 1" if top == 1.0 else "")
-                raise UserError(
-                    f"data.augment.random_resized_crop.{name}: {list(pair)}; accepted: [low, high], {bound}"
-                )
+                raise UserError(f"data.augment.random_resized_crop.{name}", f"{list(pair)}", f"[low, high], {bound}")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -169,7 +167,7 @@ class TrivialAugment(Transform):
 
     def __init__(self, strength: float = 1.0) -> None:
         if not 0 < strength <= 1:
-            raise UserError(f"data.augment.trivial.strength: {strength}; accepted: above 0, up to 1")
+            raise UserError("data.augment.trivial.strength", strength, "above 0, up to 1")
         self.strength = float(strength)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -187,9 +185,9 @@ class RandAugment(Transform):
 
     def __init__(self, ops: int = 2, magnitude: float = 9) -> None:
         if not (isinstance(ops, int) and 1 <= ops <= 16):
-            raise UserError(f"data.augment.randaugment.ops: {ops}; accepted: 1..16")
+            raise UserError("data.augment.randaugment.ops", ops, "1..16")
         if not 0 <= magnitude <= 10:
-            raise UserError(f"data.augment.randaugment.magnitude: {magnitude}; accepted: 0..10")
+            raise UserError("data.augment.randaugment.magnitude", magnitude, "0..10")
         self.ops, self.magnitude = ops, float(magnitude)
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
@@ -256,8 +254,11 @@ class Augmentation:
                 named = next(n for n, kind in TRANSFORMS.items() if isinstance(endless[0], kind))
                 finite = ", ".join(n for n, kind in TRANSFORMS.items() if issubclass(kind, Finite))
                 raise UserError(
-                    f"data.views: all; {named} in data.augment has no end of outcomes;"
-                    f" accepted with it: a number of views; transforms that can be counted: {finite}"
+                    "data.views",
+                    (
+                        f"all; {named} in data.augment has no end of outcomes; accepted with it: a "
+                        f"number of views; transforms that can be counted: {finite}"
+                    ),
                 )
         return None if None in counts else math.prod(c for c in counts if c is not None)
 
@@ -301,7 +302,7 @@ def _entries(spec: Any) -> list[tuple[str, dict[str, Any]]]:
         return [(str(k), _options(k, v)) for k, v in spec.items() if v is not False]
     if isinstance(spec, Sequence):
         return [entry for part in spec for entry in _entries(part)]
-    raise UserError(f"data.augment: {spec!r}; accepted: a list of names, or of names with options")
+    raise UserError("data.augment", f"{spec!r}", "a list of names, or of names with options")
 
 
 def _options(name: Any, value: Any) -> dict[str, Any]:
@@ -309,7 +310,7 @@ def _options(name: Any, value: Any) -> dict[str, Any]:
         return {}
     if isinstance(value, Mapping):
         return {str(k): v for k, v in value.items()}
-    raise UserError(f"data.augment.{name}: {value!r}; accepted: a mapping of options")
+    raise UserError(f"data.augment.{name}", f"{value!r}", "a mapping of options")
 
 
 def _build(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> Any:
@@ -317,7 +318,7 @@ def _build(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> Any:
         raise unknown("data.augment", name, TRANSFORMS, "transform")
     kind = TRANSFORMS[name]
     if len(shape) != 3 and kind is not MixUp:
-        raise UserError(f"data.augment: {name} needs pictures (C, H, W), these inputs are {shape}; accepted: mixup")
+        raise UserError("data.augment", f"{name} needs pictures (C, H, W), these inputs are {shape}", "mixup")
     wanted = inspect.signature(kind).parameters
     size = {"height": shape[-2], "width": shape[-1]} if "height" in wanted else {}
     for option in options:
@@ -326,7 +327,7 @@ def _build(name: str, options: dict[str, Any], shape: tuple[int, ...]) -> Any:
     try:
         return kind(**size, **options)
     except TypeError:
-        raise UserError(f"data.augment.{name}: {options} has a value of the wrong type") from None
+        raise UserError(f"data.augment.{name}", f"{options} has a value of the wrong type") from None
 
 
 def _text(options: dict[str, Any]) -> str:

@@ -56,7 +56,7 @@ def fetch(remote: Remote, folder: Path, key: str = "data.download") -> Path:
         UserError: if the publisher cannot be reached, the file is cut short, or its checksum is another one.
     """
     if read_only():
-        raise UserError(f"{key}: nothing is fetched for a folder that is not trusted; accepted: --trust, or {folder}")
+        raise UserError(key, "nothing is fetched for a folder that is not trusted", f"--trust, or {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / remote.filename
     with lock_file(f"{path}.lock"):
@@ -65,8 +65,11 @@ def fetch(remote: Remote, folder: Path, key: str = "data.download") -> Path:
             if found == remote.checksum:
                 return path
             raise UserError(
-                f"{key}: {path} is there with checksum {found}, the publisher's is {remote.checksum};"
-                " remove the file to have it fetched again"
+                key,
+                (
+                    f"{path} is there with checksum {found}, the publisher's is {remote.checksum}; "
+                    "remove the file to have it fetched again"
+                ),
             )
         _download(remote, path, key)
     return path
@@ -79,11 +82,11 @@ def _download(remote: Remote, path: Path, key: str) -> None:
         with os.fdopen(handle, "wb") as file:
             expected, received = _stream(remote, file, path.parent, key)
         if expected is not None and received != expected:
-            raise UserError(f"{key}: {remote.url} broke off after {received} of {expected} bytes; try again")
+            raise UserError(key, f"{remote.url} broke off after {received} of {expected} bytes; try again")
         found = digest(part, remote.checksum)
         if found != remote.checksum:
             raise UserError(
-                f"{key}: {remote.url} has checksum {found}, the publisher's is {remote.checksum}; nothing was kept"
+                key, (f"{remote.url} has checksum {found}, the publisher's is {remote.checksum}; nothing was kept")
             )
         os.replace(part, path)
     finally:
@@ -115,7 +118,7 @@ def _stream(remote: Remote, file: IO[bytes], folder: Path, key: str) -> tuple[in
     except (urllib.error.URLError, OSError) as error:
         reason = getattr(error, "reason", None) or error
         raise UserError(
-            f"{key}: cannot fetch {remote.url} ({reason}); fetch it on another machine and put it into {folder}"
+            key, (f"cannot fetch {remote.url} ({reason}); fetch it on another machine and put it into {folder}")
         ) from None
     return expected, received
 
@@ -127,7 +130,7 @@ def unpack(archive: Path, folder: str, key: str) -> Path:
         UserError: if the archive is damaged, holds no such folder, or has members that point outside of it.
     """
     if read_only():
-        raise UserError(f"{key}: {archive} is not unpacked for a folder that is not trusted; accepted: --trust")
+        raise UserError(key, f"{archive} is not unpacked for a folder that is not trusted", "--trust")
     target = archive.parent / folder
     with lock_file(f"{archive}.lock"):
         if target.is_dir():
@@ -137,12 +140,12 @@ def unpack(archive: Path, folder: str, key: str) -> Path:
             with tarfile.open(archive) as tar:
                 tar.extractall(scratch, filter="data")
             if not (scratch / folder).is_dir():
-                raise UserError(f"{key}: {archive} holds no folder {folder}")
+                raise UserError(key, f"{archive} holds no folder {folder}")
             os.replace(scratch / folder, target)
         except (tarfile.TarError, EOFError, OSError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{key}: {archive} is truncated, damaged or no tar archive ({error})") from None
+            raise UserError(key, f"{archive} is truncated, damaged or no tar archive ({error})") from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
     return target

@@ -24,7 +24,7 @@ def names_of(label: Label | None, known: Iterable[str]) -> list[str]:
     known = list(known)
     names = known[:1] if label is None else [label] if isinstance(label, str) else [str(name) for name in label]
     if not names or len(set(names)) < len(names):
-        raise UserError(f"data.label: {names}; accepted: different labels, at least one of {', '.join(known)}")
+        raise UserError("data.label", names, f"different labels, at least one of {', '.join(known)}")
     for name in names:
         if name not in known:
             raise unknown("data.label", name, known, "label")
@@ -46,7 +46,7 @@ def requested(source: RawDataset, known: Mapping[str, Labels], label: Label | No
     for name in names_of(label, known):
         weight = label[name] if isinstance(label, dict) else 1.0
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            raise UserError(f"data.label.{name}: {weight!r}; accepted: a finite number above 0")
+            raise UserError(f"data.label.{name}", f"{weight!r}", "a finite number above 0")
         chosen[name] = replace(known[name], weight=float(weight))
     other = len(chosen) == 1 and next(iter(chosen)) != next(iter(known))
     return replace(source, name=f"{source.name} ({next(iter(chosen))})" if other else source.name, asked=chosen)
@@ -59,7 +59,7 @@ def select_label(source: RawDataset) -> RawDataset:
         UserError: if several are asked for.
     """
     if len(source.asked) > 1:
-        raise UserError(f"data.label: {', '.join(source.asked)}, and data.classes chooses some; accepted: one label")
+        raise UserError("data.label", f"{', '.join(source.asked)}, and data.classes chooses some", "one label")
     for one in source.asked.values():
         found = {split: one.rows(getattr(source, split)) for split in ("train", "val", "test")}
         return replace(source, **found, class_names=list(one.class_names), asked={})
@@ -89,7 +89,7 @@ def combine_labels(
     for name, (splits, names) in columns.items():
         for ids in splits:
             if len(bad := ids[(ids < 0) | (ids >= len(names))]):
-                raise UserError(f"{key}: {name} has class id {int(bad[0])}; accepted: 0..{len(names) - 1}")
+                raise UserError(key, f"{name} has class id {int(bad[0])}", f"0..{len(names) - 1}")
     stacked = torch.stack([torch.cat(list(splits)) for splits, _ in columns.values()], 1)
     kinds, number = stacked.unique(dim=0, return_inverse=True)
     named = [names for _, names in columns.values()]

@@ -88,9 +88,12 @@ class EpochLoader:
         needed = least * world * accumulate
         if order and min(order.sizes) < needed:
             raise UserError(
-                f"data.batch_size: {batch_size} of {examples} rows in {world * accumulate} parts (micro-batches x"
-                f" processes) leaves a part with fewer than {least} row{'s' if least > 1 else ''}; accepted: at least"
-                f" {needed} rows"
+                "data.batch_size",
+                (
+                    f"{batch_size} of {examples} rows in {world * accumulate} parts (micro-batches x "
+                    f"processes) leaves a part with fewer than {least} row{'s' if least > 1 else ''}"
+                ),
+                f"at least {needed} rows",
             )
 
     def __len__(self) -> int:

@@ -28,9 +28,9 @@ class Mixing:
 
     def __init__(self, alpha: float = 1.0, prob: float = 1.0) -> None:
         if not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
-            raise UserError(f"data.augment.{self.name}.alpha: {alpha}; accepted: above 0")
+            raise UserError(f"data.augment.{self.name}.alpha", alpha, "above 0")
         if not 0 <= prob <= 1:
-            raise UserError(f"data.augment.{self.name}.prob: {prob}; accepted: 0..1")
+            raise UserError(f"data.augment.{self.name}.prob", prob, "0..1")
         self.alpha, self.prob = float(alpha), float(prob)
 
     def combine(self, own: Tensor, partner: Tensor, share: float, place: tuple[float, float]) -> tuple[Tensor, float]:

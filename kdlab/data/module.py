@@ -115,8 +115,7 @@ class ImageData(LightningDataModule):
             isinstance(unlabelled_ratio, (int, float)) and 0 <= unlabelled_ratio < float("inf")
         ):
             raise UserError(
-                f"data.unlabelled_ratio: {unlabelled_ratio!r}; accepted: 0 or more unlabelled rows per labelled "
-                "one, or null"
+                "data.unlabelled_ratio", f"{unlabelled_ratio!r}", "0 or more unlabelled rows per labelled one, or null"
             )
         self.unlabelled_ratio, self.pairing = unlabelled_ratio, pairing
         self._white = source.white
@@ -182,14 +181,16 @@ class ImageData(LightningDataModule):
         """
         if list(other.tasks) and list(other.tasks) != list(self.tasks):
             raise UserError(
-                f"teacher.data.label: {', '.join(other.tasks)}, and data.label is {', '.join(self.tasks) or 'one'}; "
-                "accepted: the same"
+                "teacher.data.label",
+                f"{', '.join(other.tasks)}, and data.label is {', '.join(self.tasks) or 'one'}",
+                "the same",
             )
         own = self.tasks[other.label].class_names if other.label in self.tasks else self.class_names
         if own != other.class_names:
             raise UserError(
-                f"teacher.data: {other.num_classes} classes {_few(other.class_names)}, and data has "
-                f"{len(own)}: {_few(own)}; accepted: the same classes in the same order"
+                "teacher.data",
+                f"{other.num_classes} classes {_few(other.class_names)}, and data has {len(own)}: {_few(own)}",
+                "the same classes in the same order",
             )
         if self.columns is not None and other.columns is not None:
             self.columns.check_same(other.columns, "teacher.data")
@@ -254,22 +255,28 @@ class ImageData(LightningDataModule):
             and views != "all"
             and (isinstance(views, bool) or not isinstance(views, int) or views < 1)
         ):
-            raise UserError(f"data.views: {views!r}; accepted: null (no end of them), a number from 1 on, or all")
+            raise UserError("data.views", f"{views!r}", "null (no end of them), a number from 1 on, or all")
         shown = Augmentation(augment, self.input_shape, self.seed, views == "all", self._white)
         if views is not None and shown.mixings:
             raise UserError(
-                f"data.views: {views}; {shown.mixings[0].name} in data.augment mixes each example with ever other ones,"
-                " which no number of views covers; accepted with it: null"
+                "data.views",
+                (
+                    f"{views}; {shown.mixings[0].name} in data.augment mixes each example with ever "
+                    "other ones, which no number of views covers; accepted with it: null"
+                ),
             )
         if self.tasks and shown.mixings:
             raise UserError(
-                f"data.label: {', '.join(self.tasks)}; {shown.mixings[0].name} in data.augment mixes the labels of one "
-                "task; accepted with it: one label"
+                "data.label",
+                (
+                    f"{', '.join(self.tasks)}; {shown.mixings[0].name} in data.augment mixes the labels of "
+                    "one task; accepted with it: one label"
+                ),
             )
         if self.pairing is not None and shown.mixings:
             raise UserError(
-                f"data.pairing: {self.pairing}; {shown.mixings[0].name} in data.augment mixes rows; accepted with it: "
-                "null"
+                "data.pairing",
+                (f"{self.pairing}; {shown.mixings[0].name} in data.augment mixes rows; accepted with it: null"),
             )
         self._augmentation = shown
         count = 1 if not shown.transforms else shown.finite if views == "all" else views
@@ -363,11 +370,11 @@ class ImageData(LightningDataModule):
         if split not in self._rows:
             raise unknown("split", split, self._rows, "split")
         if self._rows[split] is None:
-            raise UserError(f"split: {split}; {self.name} has no {split} rows here")
+            raise UserError("split", f"{split}; {self.name} has no {split} rows here")
         plain = split != "train" or not self._augmentation.transforms
         count = 1 if plain else self._views.count
         if view is not None and (view < 0 or (count is not None and view >= count)):
-            raise UserError(f"view: {view}; accepted: 0..{'' if count is None else count - 1} of the {split} split")
+            raise UserError("view", view, f"0..{'' if count is None else count - 1} of the {split} split")
         number = (0 if plain else CLEAN) if view is None else view
         clean = plain or view is None
         return self._loader(split, batch_size or self.eval_batch_size, view=number, clean=clean, rank=0, world=1)
@@ -413,5 +420,5 @@ def whole(key: str, value: Any, least: int) -> int:
         UserError: naming ``key``, if it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(f"{key}: {value!r}; accepted: a whole number from {least} on")
+        raise UserError(key, f"{value!r}", f"a whole number from {least} on")
     return value

@@ -175,13 +175,10 @@ def _check(pairing: str, batch_size: int, unlabelled_ratio: float | None, mixed:
     if pairing not in get_args(Pairing):
         raise unknown("data.pairing", pairing, get_args(Pairing), "pairing")
     if batch_size % (2 * parts):
-        raise UserError(
-            f"data.batch_size: {batch_size}, with data.pairing={pairing}; accepted: a multiple of {2 * parts}"
-        )
+        raise UserError("data.batch_size", f"{batch_size}, with data.pairing={pairing}", f"a multiple of {2 * parts}")
     if unlabelled_ratio is not None and mixed:
         raise UserError(
-            f"data.unlabelled_ratio: {unlabelled_ratio:g}, and data.pairing={pairing} mixes no two pools; accepted: "
-            "null"
+            "data.unlabelled_ratio", f"{unlabelled_ratio:g}, and data.pairing={pairing} mixes no two pools", "null"
         )
 
 

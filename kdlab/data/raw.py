@@ -69,7 +69,7 @@ class Files:
         try:
             pixels, look = pictures.decode(path, self.size, self.size, self.channels)
         except Unreadable as error:
-            raise UserError(f"data.root: {path} is no picture that can be decoded ({error})") from None
+            raise UserError("data.root", f"{path} is no picture that can be decoded ({error})") from None
         return torch.from_numpy(pixels), look
 
     def read(self, rows: list[int]) -> Tensor:
@@ -173,15 +173,20 @@ class Columns:
         if self.names != other.names:
             turned = f", as with 'data.columns=[{','.join(other.names)}]'" if {*self.names} >= {*other.names} else ""
             raise UserError(
-                f"{key}: columns {', '.join(other.names)}, and data has {', '.join(self.names)}; accepted: the same "
-                f"in the same order{turned}"
+                key,
+                f"columns {', '.join(other.names)}, and data has {', '.join(self.names)}",
+                f"the same in the same order{turned}",
             )
         mine, theirs = (list(zip(one.offset, one.scale, strict=True)) for one in (self, other))
         for name, (offset, scale), (their_offset, their_scale) in zip(self.names, mine, theirs, strict=True):
             if (offset, scale) != (their_offset, their_scale):
                 raise UserError(
-                    f"{key}: column {name!r} is read as (cell - {their_offset:g}) / {their_scale:g}, and by data as "
-                    f"(cell - {offset:g}) / {scale:g}; accepted: the same file"
+                    key,
+                    (
+                        f"column {name!r} is read as (cell - {their_offset:g}) / {their_scale:g}, and by "
+                        f"data as (cell - {offset:g}) / {scale:g}"
+                    ),
+                    "the same file",
                 )
 
 
@@ -239,7 +244,7 @@ class RawDataset:
             if isinstance(rows.inputs, Tensor) and rows.inputs.is_floating_point():
                 bad_rows = (~rows.inputs.isfinite().flatten(1).all(1)).nonzero()[:, 0]
                 if len(bad_rows):
-                    raise UserError(f"{where}: row {int(bad_rows[0])} has an input that is not finite")
+                    raise UserError(where, f"row {int(bad_rows[0])} has an input that is not finite")
         return self
 
 

@@ -68,11 +68,11 @@ def load(path: Path, key: str) -> Any:
             return _ArrayUnpickler(file, encoding="latin1").load()
     except _Refused as refused:
         raise UserError(
-            f"{key}: {path} is refused: it wants {refused}; accepted: pickles of NumPy arrays and plain containers"
+            key, f"{path} is refused: it wants {refused}", "pickles of NumPy arrays and plain containers"
         ) from None
     except OSError as error:
-        raise UserError(f"{key}: cannot read {path} ({error.strerror})") from None
+        raise UserError(key, f"cannot read {path} ({error.strerror})") from None
     except Exception as error:
         # a damaged pickle raises almost anything: UnpicklingError, EOFError, ValueError, KeyError, MemoryError ...
         reason = str(error) or type(error).__name__
-        raise UserError(f"{key}: {path} is truncated, damaged or no pickle ({reason})") from None
+        raise UserError(key, f"{path} is truncated, damaged or no pickle ({reason})") from None

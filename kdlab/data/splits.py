@@ -27,17 +27,15 @@ def rows_of(amount: int | float, total: int, key: str) -> int:
     """
     accepted = f"accepted: 0..{total} rows, or a fraction of them below 1"
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
-        raise UserError(f"{key}: {amount!r} is no number; {accepted}")
+        raise UserError(key, f"{amount!r} is no number; {accepted}")
     if not 0 <= amount <= total:  # also false for nan
-        raise UserError(f"{key}: {amount}; there are {total} rows; {accepted}")
+        raise UserError(key, f"{amount}; there are {total} rows; {accepted}")
     if isinstance(amount, float) and amount == 1:
-        raise UserError(
-            f"{key}: {amount}, which is a share of all {total} rows; accepted: 1 (one row), or less of them"
-        )
+        raise UserError(key, f"{amount}, which is a share of all {total} rows", "1 (one row), or less of them")
     if amount < 1:
         return round(float(amount) * total)
     if amount != int(amount):
-        raise UserError(f"{key}: {amount} is neither a whole number nor a fraction; {accepted}")
+        raise UserError(key, f"{amount} is neither a whole number nor a fraction; {accepted}")
     return int(amount)
 
 
@@ -96,11 +94,11 @@ def check_labels(labels: int, total: int, classes: int) -> int:
     """
     accepted = f"accepted: 0 (no labels), {classes}..{total} (at least one for each of the {classes} classes), or null"
     if isinstance(labels, bool) or not isinstance(labels, int):
-        raise UserError(f"data.labels: {labels!r} is no whole number; {accepted}")
+        raise UserError("data.labels", f"{labels!r} is no whole number; {accepted}")
     if labels > total:
-        raise UserError(f"data.labels: {labels}; there are {total} training rows; {accepted}")
+        raise UserError("data.labels", f"{labels}; there are {total} training rows; {accepted}")
     if labels < 0 or 0 < labels < classes:
-        raise UserError(f"data.labels: {labels}; {accepted}")
+        raise UserError("data.labels", f"{labels}; {accepted}")
     return labels
 
 
@@ -113,8 +111,11 @@ def check_classes(kinds: Tensor, asked: Sequence[Labels], name: str) -> None:
     for one in asked:
         if (lost := one.missing(kinds)) is not None:
             raise UserError(
-                f"data: class {lost!r} of {name} has no training row left of {len(kinds)}; take fewer for data.val or "
-                "data.test, a larger data.fraction, or other data.classes"
+                "data",
+                (
+                    f"class {lost!r} of {name} has no training row left of {len(kinds)}; take fewer "
+                    "for data.val or data.test, a larger data.fraction, or other data.classes"
+                ),
             )
 
 
@@ -130,7 +131,7 @@ def keep_labels(kinds: Tensor, labels: int | None, asked: Sequence[Labels], seed
     kept = stratified(kinds, count, seed, "labels")
     for one in asked if count else ():
         if (lost := one.missing(kinds[kept])) is not None:
-            raise UserError(f"data.labels: {count}, which leave class {lost!r} without one; accepted: more, or null")
+            raise UserError("data.labels", f"{count}, which leave class {lost!r} without one", "more, or null")
     return torch.full_like(kinds, NO_LABEL).index_copy(0, kept, kinds[kept])
 
 
@@ -150,9 +151,9 @@ def choose_classes(source: RawDataset, classes: Sequence[int | str]) -> RawDatas
         elif isinstance(wanted, str):
             raise unknown("data.classes", wanted, names, "class")
         else:
-            raise UserError(f"data.classes: unknown class {wanted!r}; accepted: 0..{len(names) - 1}, or names")
+            raise UserError("data.classes", f"unknown class {wanted!r}", f"0..{len(names) - 1}, or names")
     if len(chosen) < 2 or len(set(chosen)) < len(chosen):
-        raise UserError(f"data.classes: {[names[i] for i in chosen]}; accepted: two or more different classes")
+        raise UserError("data.classes", f"{[names[i] for i in chosen]}", "two or more different classes")
     number = torch.full((len(names),), NO_LABEL)
     number[chosen] = torch.arange(len(chosen))
 
@@ -194,12 +195,11 @@ def divide(
         own = None
     elif val is not None:
         raise UserError(
-            f"data.val: {val}; {source.name} has {len(own)} validation rows of its own;"
-            " accepted: null (use them) or 0 (none)"
+            "data.val", f"{val}; {source.name} has {len(own)} validation rows of its own", "null (use them) or 0 (none)"
         )
     if fraction is not None:
         if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction <= 1:
-            raise UserError(f"data.fraction: {fraction!r}; accepted: above 0, up to 1, or null")
+            raise UserError("data.fraction", f"{fraction!r}", "above 0, up to 1, or null")
         train = train.take(stratified(train.targets, max(1, round(fraction * len(train))), seed, "fraction"))
     return {"train": train, "val": own or None, "test": test or None}
 

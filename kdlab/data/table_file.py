@@ -106,11 +106,12 @@ class Table:
                 count = sum(is_missing(one) and one not in classes for one in found)
                 named = f"; where {label!r} is a class, name it in data.classes" if label else ""
                 raise UserError(
-                    f"{where}: {label!r} is no label ({count} of {len(found)} rows have none); accepted: a class in "
-                    f"every row (data.labels=N withholds all but N labels){named}"
+                    where,
+                    f"{label!r} is no label ({count} of {len(found)} rows have none)",
+                    f"a class in every row (data.labels=N withholds all but N labels){named}",
                 )
             if "\n" in label or "\r" in label:
-                raise UserError(f"{where}: a label of several lines; accepted: one line (is a quote not closed?)")
+                raise UserError(where, "a label of several lines", "one line (is a quote not closed?)")
         return found
 
     def numbers(self, names: Sequence[str], advice: str = _ADVICE) -> np.ndarray:
@@ -133,7 +134,7 @@ class Table:
             name, row = bad[0]
             cell, where = self.rows[row][self.column(name)], f"{self.key}: {self.place(row)}, column {name!r}"
             also = f" (likewise in {', '.join(repr(name) for name, _ in bad[1:])})" if bad[1:] else ""
-            raise UserError(f"{where}: {cell!r} is no finite number{_why(cell)}{also}; {advice}")
+            raise UserError(where, f"{cell!r} is no finite number{_why(cell)}{also}; {advice}")
         return found
 
 
@@ -164,14 +165,14 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
             blank = blank or line
         else:
             if len(header) == 1 and blank:
-                raise UserError(f"{key}: {path}, line {blank} is empty; accepted: a value in every row")
+                raise UserError(key, f"{path}, line {blank} is empty", "a value in every row")
             if len(cells) != len(header):
                 where = _row(len(rows), line)
-                raise UserError(f"{key}: {path}, {where} has {len(cells)} values, the header {len(header)}")
+                raise UserError(key, f"{path}, {where} has {len(cells)} values, the header {len(header)}")
             rows.append(cells)
             lines.append(line)
     if header is None or not rows:
-        raise UserError(f"{key}: {path} has no rows below its header")
+        raise UserError(key, f"{path} has no rows below its header")
     return Table(str(path), key, mark, header, rows, lines, notes)
 
 
@@ -186,7 +187,7 @@ def separator(text: str, key: str = "data.delimiter") -> str:
     """
     mark = SEPARATORS.get(text, "\t" if text == "\\t" else text)
     if not isinstance(mark, str) or len(mark) != 1 or mark.isalnum() or mark in _NO_SEPARATOR:
-        raise UserError(f"{key}: {text!r}; accepted: {', '.join(SEPARATORS)}, or another character such as ':'")
+        raise UserError(key, f"{text!r}", f"{', '.join(SEPARATORS)}, or another character such as ':'")
     return mark
 
 
@@ -203,11 +204,11 @@ def _content(path: str | Path, key: str) -> bytes:
         with open_regular(Path(path).expanduser()) as file:
             content = file.read()
     except Unreadable as error:
-        raise UserError(f"{key}: cannot read {path} ({error}); accepted: a CSV file") from None
+        raise UserError(key, f"cannot read {path} ({error})", "a CSV file") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{key}: cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(key, f"cannot read {path} ({getattr(error, 'strerror', None) or error})") from None
     if content[:4] == b"PK\x03\x04":
-        raise UserError(f"{key}: {path} is an archive or a workbook; accepted: a CSV file, saved from it")
+        raise UserError(key, f"{path} is an archive or a workbook", "a CSV file, saved from it")
     try:
         if b"\0" not in content:
             content.decode("utf-8-sig")
@@ -215,7 +216,7 @@ def _content(path: str | Path, key: str) -> bytes:
         line, what = content[: content.index(b"\0")].count(b"\n") + 1, "a zero byte, as in UTF-16"
     except UnicodeDecodeError as error:
         line, what = content[: error.start].count(b"\n") + 1, f"the byte 0x{content[error.start]:02x}"
-    raise UserError(f"{key}: {path}, line {line} holds {what}, and is no UTF-8 text; accepted: a table saved as UTF-8")
+    raise UserError(key, f"{path}, line {line} holds {what}, and is no UTF-8 text", "a table saved as UTF-8")
 
 
 def _lines(content: bytes, path: str | Path, key: str, mark: str) -> list[tuple[int, list[str]]]:
@@ -228,10 +229,10 @@ def _lines(content: bytes, path: str | Path, key: str, mark: str) -> list[tuple[
         for cells in reader:
             found.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
-        raise UserError(f"{key}: {path}, line {reader.line_num}: {error}; accepted: a table of shorter cells") from None
+        raise UserError(key, f"{path}, line {reader.line_num}: {error}", "a table of shorter cells") from None
     if found.pop()[1] != [_END]:
         line = found[-1][0] + 1 if found else 1
-        raise UserError(f"{key}: {path}, line {line}: a quote that is not closed; accepted: quotes in pairs")
+        raise UserError(key, f"{path}, line {line}: a quote that is not closed", "quotes in pairs")
     return found
 
 
@@ -240,8 +241,9 @@ def _header(cells: Sequence[str], path: str | Path, key: str) -> list[str]:
     for number, name in enumerate(names):
         if name and name in names[:number]:
             raise UserError(
-                f"{key}: {path}: columns {names.index(name) + 1} and {number + 1} are both named {name!r}; accepted: "
-                "different names"
+                key,
+                f"{path}: columns {names.index(name) + 1} and {number + 1} are both named {name!r}",
+                "different names",
             )
     return names
 

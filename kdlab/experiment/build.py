@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import nn
 
 from kdlab.config import builder
 from kdlab.config.trust import allowed
-from kdlab.errors import UserError
+from kdlab.errors import UserError, within
 from kdlab.experiment.schema import Experiment
 from kdlab.functional import hash_seed, seed_all
 from kdlab.losses import Objective
@@ -94,9 +93,7 @@ def network(
         raise _unlike(key, config, "pictures", data, "mlp, or your own")
     least = offers.get("vocab_size", 0)
     if isinstance(given := config.get("vocab_size"), int) and given < least:
-        raise UserError(
-            f"{key}.vocab_size: {given}, and data ({data.name}) has {least} tokens; accepted: null, or more"
-        )
+        raise UserError(f"{key}.vocab_size", f"{given}, and data ({data.name}) has {least} tokens", "null, or more")
 
     def build() -> nn.Module:
         seed_all(hash_seed(seed, 0x6E6574))
@@ -116,23 +113,17 @@ def _check_reads(net: nn.Module, data: Any, key: str) -> None:
     """
     limit = getattr(net, "context", None)
     if isinstance(limit, int) and limit < data.context:
-        raise UserError(f"{key}.context: {limit}, and data.context is {data.context}; accepted: null, or at least that")
+        raise UserError(f"{key}.context", f"{limit}, and data.context is {data.context}", "null, or at least that")
     takes = inspect.signature(net.forward).parameters
     name, pairs = type(net).__name__, "decoder_input_ids" in takes
     if pairs and data.target == "next_token":
-        raise UserError(
-            f"{key}: {name} takes pairs, and data ({data.name}) gives sequences; accepted: such as gpt_tiny"
-        )
+        raise UserError(key, f"{name} takes pairs, and data ({data.name}) gives sequences", "such as gpt_tiny")
     if "input_ids" in takes and not pairs and data.target == "text":
-        raise UserError(
-            f"{key}: {name} takes sequences, and data ({data.name}) gives pairs; accepted: an encoder-decoder"
-        )
+        raise UserError(key, f"{name} takes sequences, and data ({data.name}) gives pairs", "an encoder-decoder")
 
 
 def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: Any, accepted: str) -> UserError:
-    return UserError(
-        f"{key}: {_of(config)} takes {wanted}, and data ({data.name}) is {data.kind}; accepted: {accepted}"
-    )
+    return UserError(key, f"{_of(config)} takes {wanted}, and data ({data.name}) is {data.kind}", accepted)
 
 
 def task(config: Mapping[str, Any], data: Any) -> Task:
@@ -146,10 +137,10 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
     for needed in ("num_classes", "vocab_size"):
         if needed in takes and needed not in offers and config.get(needed) is None:
             name = str(config["_target_"]).rpartition(".")[2]
-            raise UserError(f"task: {name} wants to know {needed}, {accepted}")
+            raise UserError("task", f"{name} wants to know {needed}, {accepted}")
     made: Task = builder.build(config, "task", slot="task", offer=offers)
     if made.target != data.target:
-        raise UserError(f"task: {type(made).__name__} reads {made.target}, {accepted}")
+        raise UserError("task", f"{type(made).__name__} reads {made.target}, {accepted}")
     return made
 
 
@@ -197,7 +188,7 @@ def method(
             auxiliary=auxiliary,
         )
     except UserError as error:  # the teacher is an argument of the method, and a key of the root
-        raise UserError(str(error).removeprefix("method.") if "method.teacher:" in str(error) else str(error)) from None
+        raise error.at("teacher") if error.key == "method.teacher" else error from None
 
 
 def attach_adapter(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Callable[[Path], None]:
@@ -231,8 +222,7 @@ def auxiliary(experiment: Experiment, student: nn.Module, data: Any) -> Auxiliar
         return None
     if data.target != "class":
         raise UserError(
-            f"auxiliary: {_of(config)} stands beside a classifier, and data ({data.name}) is text; accepted: "
-            "auxiliary=none"
+            "auxiliary", f"{_of(config)} stands beside a classifier, and data ({data.name}) is text", "auxiliary=none"
         )
     given = {name: value for name, value in config.items() if name != "net"}  # which is built for these classes below
 
@@ -287,7 +277,7 @@ def init_weights(
         if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
             return
         missing = "teacher" if init in ("layer_subset", "teacher_head") else init
-        raise UserError(f"init: {init}, and the experiment has no {missing}; accepted: fresh, previous, pretrained")
+        raise UserError("init", f"{init}, and the experiment has no {missing}", "fresh, previous, pretrained")
     if init == "layer_subset":
         cut(student, source)
         return
@@ -298,7 +288,7 @@ def init_weights(
         student.load_state_dict(source.state_dict())
     except RuntimeError:
         raise UserError(
-            f"init: {init}, which is another architecture than the student; accepted: the same network, or init=fresh"
+            "init", f"{init}, which is another architecture than the student", "the same network, or init=fresh"
         ) from None
 
 
@@ -315,28 +305,19 @@ def dry_run(experiment: Experiment) -> None:
     for owner in ("teacher", "pretrained"):
         recipe = getattr(experiment, owner)
         if recipe is not None and recipe.weights and not recipe.checkpoint and not getattr(recipe, "members", None):
-            raise UserError(f"{owner}.weights: {recipe.weights}, and {owner}.checkpoint names no file; accepted: null")
+            raise UserError(f"{owner}.weights", f"{recipe.weights}, and {owner}.checkpoint names no file", "null")
         if recipe is not None and recipe.optimizer:  # a stage before that teaches has none
-            with error_prefix(owner):
+            with within(owner):
                 _recipe(recipe)
 
 
 def _recipe(recipe: Any) -> None:
     """Build the optimizer and scheduler of an experiment, a teacher or a pretrained network."""
     if isinstance(recipe.epochs, bool) or not isinstance(recipe.epochs, int) or recipe.epochs < 1:
-        raise UserError(f"epochs: {recipe.epochs!r}; accepted: a whole number, at least 1")
+        raise UserError("epochs", f"{recipe.epochs!r}", "a whole number, at least 1")
     if recipe.scheduler is not None:
         builder.build(recipe.scheduler, "scheduler", slot="scheduler")
     _optimizer(recipe.optimizer, [nn.Parameter(torch.zeros(1))])
-
-
-@contextmanager
-def error_prefix(owner: str) -> Iterator[None]:
-    """Lead a mistake with the key of the part that it is in: ``teacher.`` before ``data.labels: ...``."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{owner}.{error}") from None
 
 
 def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:

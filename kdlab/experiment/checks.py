@@ -69,21 +69,21 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
     except UserError as error:
         if not deep:
             raise
-        findings.append(Finding(str(error).split(":")[0], False, str(error)))
+        findings.append(Finding(error.key, False, str(error)))
     return findings
 
 
 def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     build.dry_run(experiment)
     if experiment.method.get("self_teacher") == "snapshot" and experiment.epochs < 2:
-        raise UserError(f"epochs: {experiment.epochs}; accepted: at least 2 for snapshots to teach in the last ones")
+        raise UserError("epochs", experiment.epochs, "at least 2 for snapshots to teach in the last ones")
     yield "values", "in range"
     data = build.data(experiment.data, experiment.seed)
     yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"
     for note in data.notes:
         yield "data", note
     if data.counts["test"] == 0 and deep:
-        raise UserError("data: the test split is empty; accepted: at least one row")
+        raise UserError("data", "the test split is empty", "at least one row")
     data.to("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
     objective = build.objective(experiment.loss, data)
     check_learns(experiment, objective, data)
@@ -97,14 +97,15 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
     itself = experiment.method.get("self_teacher") not in (None, "none")
     if objective.needs_teacher and experiment.method.get("self_teacher") == "none":
         raise UserError(
-            "method.self_teacher: none has no teacher, and the loss has terms that need one; accepted: "
-            "method=offline_kd, or "
-            "a loss without, such as mutual"
+            "method.self_teacher",
+            "none has no teacher, and the loss has terms that need one",
+            "method=offline_kd, or a loss without, such as mutual",
         )
     if objective.needs_teacher and experiment.method_name == "FineTune":
         raise UserError(
-            "method: FineTune learns from labels alone, and the loss has terms that need a teacher; "
-            "accepted: loss=ce, or method=offline_kd"
+            "method",
+            "FineTune learns from labels alone, and the loss has terms that need a teacher",
+            "loss=ce, or method=offline_kd",
         )
     known = None
     if experiment.teacher is not None and experiment.teacher.written:
@@ -115,11 +116,12 @@ def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
         and teacher is None
         and not (itself or members or known is not None or previous(experiment))
     ):
-        raise UserError("teacher: none, and the loss has terms that need one; accepted: teacher=NAME, or loss=ce")
+        raise UserError("teacher", "none, and the loss has terms that need one", "teacher=NAME, or loss=ce")
     if experiment.method_name == "SemiSupervisedKD" and data.target != "class":
         raise UserError(
-            f"method: SemiSupervisedKD labels rows of their own, and data ({data.name}) is text; accepted: "
-            "method=offline_kd, whose soft targets need no labels (loss.alpha=1)"
+            "method",
+            f"SemiSupervisedKD labels rows of their own, and data ({data.name}) is text",
+            "method=offline_kd, whose soft targets need no labels (loss.alpha=1)",
         )
     _start(experiment, data, student, teacher)
     _adapter(experiment, student)
@@ -177,22 +179,24 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
     if wanted is None or wanted.members is None:
         if wanted is not None and wanted.weighting != "mean":
             raise UserError(
-                f"teacher.weighting: {wanted.weighting}, and there is one teacher; accepted: mean, or teacher.members"
+                "teacher.weighting", f"{wanted.weighting}, and there is one teacher", "mean, or teacher.members"
             )
         return []
     if wanted.weighting == "learned" and not learned:
         raise UserError(
-            "teacher.weighting: learned, and no term of the loss has weights for the members; accepted: mean, "
-            "confidence, or loss=several"
+            "teacher.weighting",
+            "learned, and no term of the loss has weights for the members",
+            "mean, confidence, or loss=several",
         )
     for name, term in objective.terms.items():
         if layers := getattr(term, "teacher_layers", ()):
             raise UserError(
-                f"loss.terms.{name}: looks at the teacher's layers ({', '.join(layers)}), and teacher.members are "
-                "several; accepted: terms on the output, or teacher.members=null"
+                f"loss.terms.{name}",
+                (f"looks at the teacher's layers ({', '.join(layers)}), and teacher.members are several"),
+                "terms on the output, or teacher.members=null",
             )
     if experiment.init in ("teacher", "layer_subset", "teacher_head"):
-        raise UserError(f"init: {experiment.init}, and teacher.members are several; accepted: fresh, or one teacher")
+        raise UserError("init", f"{experiment.init}, and teacher.members are several", "fresh, or one teacher")
     rows = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu")
     wanted_classes = _classes_of_members(experiment, data, task)
     nets = []
@@ -205,7 +209,7 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
             classes = FrozenTeacher(net, task)(rows).logits.shape[-1]
             if classes != wanted_classes[n]:
                 raise UserError(
-                    f"teacher.net: {classes} classes, and data has {wanted_classes[n]}; accepted: the same classes"
+                    "teacher.net", f"{classes} classes, and data has {wanted_classes[n]}", "the same classes"
                 )
         nets.append(net)
     return nets
@@ -219,8 +223,9 @@ def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[i
     named = tasks_of(experiment)
     if set(named) != set(data.tasks):
         raise UserError(
-            f"teacher.members: know {', '.join(named)}, and data.label names {', '.join(data.tasks) or 'no tasks'}; "
-            "accepted: a member for each task"
+            "teacher.members",
+            f"know {', '.join(named)}, and data.label names {', '.join(data.tasks) or 'no tasks'}",
+            "a member for each task",
         )
     return [len(data.tasks[name].class_names) for name in named]
 
@@ -233,7 +238,7 @@ def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Mo
         return
     wanted = experiment.pretrained
     if wanted is None:
-        raise UserError("init: pretrained, and the experiment has none; accepted: pretrained=trained, or init=fresh")
+        raise UserError("init", "pretrained, and the experiment has none", "pretrained=trained, or init=fresh")
     if wanted.checkpoint is not None:
         log.info("pretrained: %s", load_pretrained(student, wanted, experiment.student, data))
     else:
@@ -246,8 +251,9 @@ def _adapter(experiment: Experiment, student: nn.Module) -> None:
     random = experiment.init in ("fresh", "teacher_head")
     if experiment.adapter is not None and random and not experiment.student.get("name"):
         raise UserError(
-            f"adapter: trains beside the student's own weights, which are random with init={experiment.init}; "
-            "accepted: init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"
+            "adapter",
+            f"trains beside the student's own weights, which are random with init={experiment.init}",
+            ("init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"),
         )
 
 
@@ -269,12 +275,11 @@ def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
     try:
         return action()
     except UserError as error:
-        text = str(error)
-        if not text.startswith("layer:"):
+        if error.key != "layer":
             raise
-        said = text.split(";")[0]
-        owners = [n for n, term in objective.terms.items() if any(repr(x) in said for x in getattr(term, f"{key}s"))]
-        raise UserError(f"{f'loss.terms.{owners[0]}.' if owners else ''}{key}{text[5:]}") from None
+        layers = {name: getattr(term, f"{key}s") for name, term in objective.terms.items()}
+        owner = next((name for name, paths in layers.items() if any(repr(path) in error.found for path in paths)), None)
+        raise error.at(f"loss.terms.{owner}.{key}" if owner else key) from None
 
 
 def _deep(
@@ -284,7 +289,7 @@ def _deep(
         if data.counts[split] or split != "val":
             loader = getattr(data, f"{split}_dataloader")()
             if not len(loader):
-                raise UserError(f"data: the {split} loader is empty; accepted: at least one batch")
+                raise UserError("data", f"the {split} loader is empty", "at least one batch")
     yield "loaders", f"{len(data.train_dataloader())} steps an epoch"
     for n, (one, net) in enumerate(zip(each_member(experiment), members, strict=True)):
         with of_member(n):
@@ -309,8 +314,12 @@ def _beats_chance(
     said = f"{task.score} {score:{form}} on the {split} split (chance is {chance:{form}})"
     if score < 1.5 * chance if task.greater else 1.5 * score > chance:
         raise UserError(
-            f"teacher.checkpoint: {wanted.checkpoint} has {said}; accepted: weights for these classes in this order, "
-            "with their input normalisation (teacher.net.mean, teacher.net.std) or tokenizer"
+            "teacher.checkpoint",
+            f"{wanted.checkpoint} has {said}",
+            (
+                "weights for these classes in this order, with their input normalisation "
+                "(teacher.net.mean, teacher.net.std) or tokenizer"
+            ),
         )
     yield "teacher's score", said
 
@@ -322,6 +331,7 @@ def _room(experiment: Experiment, *nets: nn.Module) -> None:
     needed, free = CHECKPOINT_ROOM * sum(map(cost.size_bytes, nets)), shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"output: {folder} has {free / 2**20:.0f} MiB free, and a run writes about {needed / 2**20:.0f} MiB; "
-            "accepted: a folder with more room"
+            "output",
+            (f"{folder} has {free / 2**20:.0f} MiB free, and a run writes about {needed / 2**20:.0f} MiB"),
+            "a folder with more room",
         )

@@ -27,20 +27,21 @@ def check_tasks(experiment: Experiment, data: Any) -> None:
     several = f"and data.label names several tasks ({', '.join(data.tasks)})"
     if experiment.batch_transform is not None:
         raise UserError(
-            f"batch_transform: {_name(experiment.batch_transform)} makes rows of one task, {several}; accepted: "
-            "batch_transform=none"
+            "batch_transform",
+            f"{_name(experiment.batch_transform)} makes rows of one task, {several}",
+            "batch_transform=none",
         )
     if experiment.auxiliary is not None:
-        raise UserError(f"auxiliary: {_name(experiment.auxiliary)}, {several}; accepted: auxiliary=none")
+        raise UserError("auxiliary", f"{_name(experiment.auxiliary)}, {several}", "auxiliary=none")
     if experiment.method.get("labels") == "hard":
-        raise UserError(f"method.labels: hard, {several}; accepted: soft")
+        raise UserError("method.labels", f"hard, {several}", "soft")
     if threshold := experiment.method.get("threshold"):
-        raise UserError(f"method.threshold: {threshold} of one answer, {several}; accepted: 0")
+        raise UserError("method.threshold", f"{threshold} of one answer, {several}", "0")
     if experiment.init in ("teacher_head", "layer_subset"):
-        raise UserError(f"init: {experiment.init}, {several}; accepted: fresh, previous, teacher or pretrained")
+        raise UserError("init", f"{experiment.init}, {several}", "fresh, previous, teacher or pretrained")
     weighting = experiment.teacher.weighting if experiment.teacher is not None else "mean"
     if weighting in ("confidence", "learned"):
-        raise UserError(f"teacher.weighting: {weighting}, {several}; accepted: mean, or tasks")
+        raise UserError("teacher.weighting", f"{weighting}, {several}", "mean, or tasks")
 
 
 def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, objective: Objective) -> None:
@@ -50,7 +51,7 @@ def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, o
         takes = builder.parameters(wanted, "batch_transform", slot="batch_transform")
         if data.target == "class" and "vocab_size" in takes:
             raise UserError(
-                f"batch_transform: {_name(wanted)}, and data ({data.name}) is no text; accepted: batch_transform=none"
+                "batch_transform", f"{_name(wanted)}, and data ({data.name}) is no text", "batch_transform=none"
             )
         source = build.batch_transform(wanted, data)
     _partners(experiment, objective, source)
@@ -61,20 +62,18 @@ def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, o
         return
     if source.writer == "teacher" and teacher is None and not previous(experiment):
         raise UserError(
-            "batch_transform: the teacher's text, and there is no teacher; accepted: teacher=NAME, or "
-            "batch_transform=none"
+            "batch_transform", "the teacher's text, and there is no teacher", "teacher=NAME, or batch_transform=none"
         )
     if source.writer == "teacher" and teacher is not None and objective.vocabulary_agnostic:
         theirs = data_in_teacher_tokens(experiment).tokenizer
         if theirs.fingerprint != data.tokenizer.fingerprint:
             raise UserError(
-                "batch_transform: the teacher's text, and it writes tokens of its own; accepted: its text as traces "
-                "(kdlab generate, then data=traces), or batch_transform=on_policy"
+                "batch_transform",
+                "the teacher's text, and it writes tokens of its own",
+                "its text as traces (kdlab generate, then data=traces), or batch_transform=on_policy",
             )
     if experiment.data.get("pack"):
-        raise UserError(
-            "batch_transform: needs a sequence a row, and data.pack joins several; accepted: data.pack=false"
-        )
+        raise UserError("batch_transform", "needs a sequence a row, and data.pack joins several", "data.pack=false")
 
 
 def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.Module | None) -> None:
@@ -82,22 +81,20 @@ def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.
     assert experiment.batch_transform is not None
     name = _name(experiment.batch_transform)
     if data.target != "class":
-        raise UserError(
-            f"batch_transform: {name} gives rows, and data ({data.name}) is text; accepted: batch_transform=none"
-        )
+        raise UserError("batch_transform", f"{name} gives rows, and data ({data.name}) is text", "batch_transform=none")
     if (teacher is not None or previous(experiment)) and not experiment.teaches_itself:
         return
     members = getattr(experiment.teacher, "members", None)
     if source.needs_net and members and not experiment.teaches_itself:
         raise UserError(
-            f"batch_transform: {name} makes rows after one network, and teacher.members are several; accepted: "
-            "teacher.members=null, or batch_transform=none"
+            "batch_transform",
+            f"{name} makes rows after one network, and teacher.members are several",
+            "teacher.members=null, or batch_transform=none",
         )
     other = experiment.method.get("self_teacher") is not None or members
     if source.needs_net or (source.needs_teacher and not other):
         raise UserError(
-            f"batch_transform: {name} asks a teacher, and no network teaches; accepted: teacher=NAME, or "
-            "batch_transform=none"
+            "batch_transform", f"{name} asks a teacher, and no network teaches", "teacher=NAME, or batch_transform=none"
         )
 
 
@@ -107,13 +104,12 @@ def _partners(experiment: Experiment, objective: Objective, source: Any) -> None
         if term.pairing:  # partners that data gives
             continue
         if term.rows == "partnered" and experiment.batch_transform is None:
-            raise UserError(
-                f"loss.terms.{name}: compares two views of a row; accepted: with batch_transform=strong_view"
-            )
+            raise UserError(f"loss.terms.{name}", "compares two views of a row", "with batch_transform=strong_view")
         if term.rows == "partnered" and not getattr(source, "pairs", True):
             raise UserError(
-                f"loss.terms.{name}: compares two views of a row, and batch_transform shows one; accepted: "
-                "batch_transform=strong_view"
+                f"loss.terms.{name}",
+                "compares two views of a row, and batch_transform shows one",
+                "batch_transform=strong_view",
             )
 
 
@@ -123,20 +119,20 @@ def check_beside(experiment: Experiment, auxiliary: Auxiliary | None, objective:
     for name, term in zip(objective.names, objective.terms.values(), strict=True):
         if term.auxiliary and term.auxiliary != there:
             raise UserError(
-                f"auxiliary: {there or 'none'}, and loss.terms.{name} looks at {term.auxiliary}; "
-                f"accepted: auxiliary={term.auxiliary}, or another loss"
+                "auxiliary",
+                f"{there or 'none'}, and loss.terms.{name} looks at {term.auxiliary}",
+                f"auxiliary={term.auxiliary}, or another loss",
             )
         arranged = experiment.data.get("pairing")
         if term.pairing and term.pairing != arranged and "pairing" in experiment.data:
             raise UserError(
-                f"data.pairing: {arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise; "
-                f"accepted: data.pairing={term.arrange}, or another loss"
+                "data.pairing",
+                f"{arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise",
+                f"data.pairing={term.arrange}, or another loss",
             )
     if there and not any(term.auxiliary == there for term in objective.terms.values()):
         fitting = {"peers": "loss=mutual", "exits": "loss=byot"}.get(there, "a loss with such a term")
-        raise UserError(
-            f"auxiliary: {there}, and no term of the loss looks at it; accepted: {fitting}, or auxiliary=none"
-        )
+        raise UserError("auxiliary", f"{there}, and no term of the loss looks at it", f"{fitting}, or auxiliary=none")
 
 
 def _name(mapping: Mapping[str, Any]) -> str:

@@ -52,8 +52,12 @@ def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
     if foreign:
         said = folders.difference(foreign[0], old, config)
         raise UserError(
-            f"resume: {run} has another configuration: {said}; accepted: the same, or one that differs in nothing but "
-            f"{', '.join(MAY_DIFFER)}, to be trained longer from its last state"
+            "resume",
+            f"{run} has another configuration: {said}",
+            (
+                f"the same, or one that differs in nothing but {', '.join(MAY_DIFFER)}, to be "
+                "trained longer from its last state"
+            ),
         )
     return config | {"continued_from": _start(run, old, config)}
 
@@ -69,30 +73,31 @@ def _start(run: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> dict
     for one in (old, config):
         if one.get("stages") or (one.get("method") or {}).get("generations", 1) != 1:
             raise UserError(
-                f"resume: {run} with other epochs, and it has several fits (stages or generations); accepted: a run of "
-                "one fit, or its student as a start: init=pretrained pretrained=trained "
-                f"pretrained.checkpoint={run}/student.pt"
+                "resume",
+                f"{run} with other epochs, and it has several fits (stages or generations)",
+                (
+                    "a run of one fit, or its student as a start: init=pretrained pretrained=trained "
+                    f"pretrained.checkpoint={run}/student.pt"
+                ),
             )
     if (config.get("method") or {}).get("self_teacher") == "snapshot":
         raise UserError(
-            f"resume: {run} with other epochs, and its snapshots divide the epochs among them; accepted: another method"
+            "resume", f"{run} with other epochs, and its snapshots divide the epochs among them", "another method"
         )
     theirs, ours = (flatten(one).get("optimizer._target_") for one in (old, config))
     if theirs != ours:
-        raise UserError(
-            f"optimizer: {ours}, and {run} holds the state of {theirs}; accepted: the same with other settings"
-        )
+        raise UserError("optimizer", f"{ours}, and {run} holds the state of {theirs}", "the same with other settings")
     try:
         state, done = file_hash(run / LAST), trained_epochs(run / LAST)
     except (OSError, Unreadable) as error:
         raise _unreadable(run, error) from None
     if config["epochs"] <= done:
-        raise UserError(f"epochs: {config['epochs']}, and {run} has been trained for {done}; accepted: above {done}")
+        raise UserError("epochs", f"{config['epochs']}, and {run} has been trained for {done}", f"above {done}")
     return {"run": str(run), "epochs": done, "state": state}
 
 
 def _unreadable(run: Path, error: Exception) -> UserError:
-    return UserError(f"resume: {run / LAST} cannot be read ({error}); accepted: a run that still has its checkpoint")
+    return UserError("resume", f"{run / LAST} cannot be read ({error})", "a run that still has its checkpoint")
 
 
 def trained_epochs(checkpoint: Path) -> int:
@@ -115,7 +120,7 @@ def copy_state(experiment: Experiment, folder: Path) -> None:
     except (OSError, Unreadable) as error:
         raise _unreadable(run, error) from None
     if not same:
-        raise UserError(f"resume: {run / LAST} has changed since; accepted: the state that this run was to start from")
+        raise UserError("resume", f"{run / LAST} has changed since", "the state that this run was to start from")
     log.info("training goes on from the last state of %s (%d epochs) in a new run", run, start["epochs"])
     copy_training_state(run, folder)
 

@@ -91,21 +91,21 @@ def distill(
         >>> kdlab.distill(student, teacher, train_loader, val_loader, loss="dkd", epochs=30)  # doctest: +SKIP
     """
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise UserError(f"epochs: {epochs!r}; accepted: a whole number, at least 1")
+        raise UserError("epochs", f"{epochs!r}", "a whole number, at least 1")
     if teacher is student:
-        raise UserError("teacher: is the student itself; accepted: another network, such as a copy of it")
+        raise UserError("teacher", "is the student itself", "another network, such as a copy of it")
     if teacher is None and alpha is not None:
-        raise UserError(f"alpha: {alpha}, and there is no teacher to distil from; accepted: None")
+        raise UserError("alpha", f"{alpha}, and there is no teacher to distil from", "None")
     objective = _objective(loss, temperature, alpha)
     _beside(auxiliary, student, objective)
     if teacher is None and objective.needs_teacher and auxiliary is not None:
-        raise UserError("teacher: None, and the loss has terms that need one; accepted: a teacher, or a loss without")
+        raise UserError("teacher", "None, and the loss has terms that need one", "a teacher, or a loss without")
     if teacher is None and objective.needs_teacher:
         objective = _objective({}, temperature, alpha)
     try:
         training = TrainerConfig(**(trainer or {}))
     except TypeError as error:
-        raise UserError(f"trainer: {error}; accepted: arguments of kdlab.training.TrainerConfig") from None
+        raise UserError("trainer", error, "arguments of kdlab.training.TrainerConfig") from None
     data = _Loaders(train_loader, val_loader, training)
     task = _task(teacher if teacher is not None else student, data, training.device)
     taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
@@ -148,7 +148,7 @@ def recipe(names: str | Sequence[str]) -> dict[str, Any]:
         config = read_yaml(path)
         doubled = set(found["terms"]) & set(config.get("terms", {}))
         if doubled:
-            raise UserError(f"loss: {name} fills the term {min(doubled)!r} again; accepted: one recipe for each term")
+            raise UserError("loss", f"{name} fills the term {min(doubled)!r} again", "one recipe for each term")
         found["terms"].update(config.pop("terms", {}))
         found.update(config)
     return found
@@ -157,7 +157,7 @@ def recipe(names: str | Sequence[str]) -> dict[str, Any]:
 def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
     if isinstance(loss, Objective):
         if temperature is not None or alpha is not None:
-            raise UserError("temperature, alpha: the objective has its own; accepted: None beside an objective")
+            raise UserError("temperature, alpha", "the objective has its own", "None beside an objective")
         return loss
     terms: dict[str, Term] = {"ce": CrossEntropy()}
     if isinstance(loss, Mapping):
@@ -165,7 +165,7 @@ def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
     else:
         config = recipe(loss)
         if alpha is not None and "alpha" not in config:
-            raise UserError(f"alpha: {alpha}, and the recipe {loss!r} has none; accepted: None")
+            raise UserError("alpha", f"{alpha}, and the recipe {loss!r} has none", "None")
         alpha = config.get("alpha") if alpha is None else alpha
         for name, term in config["terms"].items():
             whole = {**LABELS.get(name, {}), **term}  # some change how labels count
@@ -181,17 +181,18 @@ def _beside(auxiliary: Auxiliary | None, student: nn.Module, objective: Objectiv
     """
     there = "" if auxiliary is None else auxiliary.kind
     if auxiliary is not None and auxiliary.student is not student:
-        raise UserError("auxiliary: stands beside another network; accepted: one that was made for this student")
+        raise UserError("auxiliary", "stands beside another network", "one that was made for this student")
     wanted = {str(term.auxiliary): name for name, term in objective.terms.items() if term.auxiliary}
     for kind, name in wanted.items():
         if kind != there:
             made = "Peers(student, [network])" if kind == "peers" else "Exits(student, layers, inputs)"
             raise UserError(
-                f"auxiliary: {there or None}, and loss.terms.{name} looks at {kind}; accepted: "
-                f"kdlab.models.transforms.auxiliary.{made}, or another loss"
+                "auxiliary",
+                f"{there or None}, and loss.terms.{name} looks at {kind}",
+                f"kdlab.models.transforms.auxiliary.{made}, or another loss",
             )
     if there and there not in wanted:
-        raise UserError(f"auxiliary: {there}, and no term of the loss looks at it; accepted: None, or another loss")
+        raise UserError("auxiliary", f"{there}, and no term of the loss looks at it", "None, or another loss")
 
 
 def _sgd(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -213,7 +214,7 @@ def _task(net: nn.Module, data: _Loaders, device: torch.device) -> Task:
     net.train(training)
     wanted = "(B, C)" if batch.loss_mask is None else "(B, T, C)"
     if len(shape) != wanted.count(",") + 1 or shape[-1] < 2:
-        raise UserError(f"teacher: returns logits of shape {shape}; accepted: {wanted} with C at least 2")
+        raise UserError("teacher", f"returns logits of shape {shape}", f"{wanted} with C at least 2")
     return Classification(shape[-1]) if batch.loss_mask is None else LanguageModeling(shape[-1])
 
 
@@ -222,7 +223,7 @@ class _Batches:
 
     def __init__(self, loader: Iterable, key: str) -> None:
         if not hasattr(loader, "__len__"):
-            raise UserError(f"{key}: {type(loader).__name__} has no length; accepted: a loader with a length")
+            raise UserError(key, f"{type(loader).__name__} has no length", "a loader with a length")
         self.loader, self.key = loader, key
         self.skip = 0
         self.sampler = getattr(loader, "sampler", None)
@@ -240,11 +241,11 @@ class _Batches:
 
 def _batch(item: Any, key: str) -> Batch:
     if not isinstance(item, list | tuple) or len(item) != 2:
-        raise UserError(f"{key}: gives {type(item).__name__}; accepted: (inputs, targets) pairs, or Batches")
+        raise UserError(key, f"gives {type(item).__name__}", "(inputs, targets) pairs, or Batches")
     inputs, targets = item
     if not isinstance(targets, Tensor) or targets.ndim not in (1, 2):
         what = f"shape {tuple(targets.shape)}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise UserError(f"{key}: targets of {what}; accepted: batches of class ids (B,) or of soft targets (B, C)")
+        raise UserError(key, f"targets of {what}", "batches of class ids (B,) or of soft targets (B, C)")
     return Batch(inputs, targets if targets.is_floating_point() else targets.long())
 
 
@@ -253,11 +254,11 @@ class _Loaders(SimpleNamespace):
 
     def __init__(self, train: Iterable, val: Iterable | None, training: TrainerConfig) -> None:
         if training.accumulate > 1:
-            raise UserError("trainer.accumulate: a loader's batch is one optimizer step here; accepted: 1")
+            raise UserError("trainer.accumulate", "a loader's batch is one optimizer step here", "1")
         self.train = _Batches(train, "train_loader")
         self.val = None if val is None else _Batches(val, "val_loader")
         if not len(self.train):
-            raise UserError("train_loader: is empty; accepted: at least one batch")
+            raise UserError("train_loader", "is empty", "at least one batch")
         self.counts = {"val": len(self.val) if self.val is not None else 0}
         self.batch_size = len(next(iter(self.train)))
 

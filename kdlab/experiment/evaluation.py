@@ -185,7 +185,7 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     experiment = Experiment.of(config)
     if experiment.teacher is None or (experiment.teacher.net is None and experiment.teacher.members is None):
-        raise UserError("teacher: none; accepted: teacher=NAME, with teacher.checkpoint=FILE to measure a file")
+        raise UserError("teacher", "none", "teacher=NAME, with teacher.checkpoint=FILE to measure a file")
     training = build.training(experiment.trainer)
     data = build.data(experiment.data, experiment.seed)
     task = build.task(experiment.task, data)

@@ -85,21 +85,27 @@ class FromRun:
         if self.reads_text != (data.target != "class"):
             kinds = ("text", data.kind) if self.reads_text else ("pictures or a table", data.kind)
             raise UserError(
-                f"{self.key}: {self.folder} reads {kinds[0]}, and data ({data.name}) is {kinds[1]}; accepted: the run "
-                "of a network for such data"
+                self.key,
+                f"{self.folder} reads {kinds[0]}, and data ({data.name}) is {kinds[1]}",
+                "the run of a network for such data",
             )
         if self.reads_text:
             if (mels := self.described.get("mels")) is not None and mels != data.network_kwargs.get("mels"):
                 raise UserError(
-                    f"{self.key}: {self.folder} reads sound of {mels} mels, and data ({data.name}) has "
-                    f"{data.network_kwargs.get('mels')}; accepted: the run of a network for such data"
+                    self.key,
+                    (
+                        f"{self.folder} reads sound of {mels} mels, and data ({data.name}) has "
+                        f"{data.network_kwargs.get('mels')}"
+                    ),
+                    "the run of a network for such data",
                 )
             return
         theirs, ours = list(self.described["input_shape"]), list(data.input_shape)
         if theirs != ours:
             raise UserError(
-                f"{self.key}: {self.folder} reads inputs of shape {_shape(theirs)}, and data ({data.name}) has "
-                f"{_shape(ours)}; accepted: the run of a network for such inputs"
+                self.key,
+                (f"{self.folder} reads inputs of shape {_shape(theirs)}, and data ({data.name}) has {_shape(ours)}"),
+                "the run of a network for such inputs",
             )
         self._check_columns(getattr(data, "columns", None))
 
@@ -111,7 +117,7 @@ class FromRun:
         try:
             theirs = Columns.of(described)
         except ValueError as error:
-            raise UserError(f"{self.folder}/model.json: damaged ({error})") from None
+            raise UserError(f"{self.folder}/model.json", f"damaged ({error})") from None
         ours.check_same(theirs, f"{self.key}: {self.folder}")
 
     def network(self, given: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -132,7 +138,7 @@ class FromRun:
         """Refuse what is no number: networks are built with it that the user names, and trusts."""
         numbers = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-            raise UserError(f"{self.folder}/model.json: damaged: {name} is {value!r}; accepted: numbers")
+            raise UserError(f"{self.folder}/model.json", f"damaged: {name} is {value!r}", "numbers")
 
     def _check_stated(self, network: Mapping[str, Any]) -> None:
         for name in STATISTICS:
@@ -183,8 +189,9 @@ class FromRun:
         theirs, ours = self.tasks, {name: list(one.class_names) for name, one in data.tasks.items()}
         if set(theirs) != set(ours):
             raise UserError(
-                f"{self.key}: {self.folder} knows {_tasks(theirs)}, and data ({data.name}) has {_tasks(ours)}; "
-                "accepted: the run of a network for the same"
+                self.key,
+                f"{self.folder} knows {_tasks(theirs)}, and data ({data.name}) has {_tasks(ours)}",
+                "the run of a network for the same",
             )
         pairs = {name: (theirs[name], ours[name]) for name in ours} or {"": (self.classes, list(data.class_names))}
         return {task: (have, want, self._order(have, want, data, task)) for task, (have, want) in pairs.items()}
@@ -205,8 +212,12 @@ class FromRun:
                 continue
             if not reordered(net, order, data, task):
                 raise UserError(
-                    f"{self.key}: {self.folder} has the classes {listed(have)}, data has {listed(want)}, and the "
-                    f"network's classifier cannot be put into that order; accepted: {argument('data.classes', have)}"
+                    self.key,
+                    (
+                        f"{self.folder} has the classes {listed(have)}, data has {listed(want)}, and the "
+                        "network's classifier cannot be put into that order"
+                    ),
+                    argument("data.classes", have),
                 )
             log.info(
                 "%s: its classes%s are brought from the order of %s (%s) into that of the data (%s)",
@@ -231,8 +242,12 @@ class FromRun:
             )
             return None
         raise UserError(
-            f"{self.key}: {self.folder} knows {len(have)} classes{f' of {task}' if task else ''} ({listed(have)}), and "
-            f"data ({data.name}) has {len(want)} ({listed(want)}); accepted: {same_classes(have, want, data, task)}"
+            self.key,
+            (
+                f"{self.folder} knows {len(have)} classes{f' of {task}' if task else ''} ({listed(have)}"
+                f"), and data ({data.name}) has {len(want)} ({listed(want)})"
+            ),
+            same_classes(have, want, data, task),
         )
 
 
@@ -294,9 +309,7 @@ def normalised_as_started(experiment: Experiment, data: Any) -> Experiment:
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, origin: FromRun) -> dict[str, Any]:
     if _last(ours) != _last(theirs):
-        raise UserError(
-            f"{key}: {_last(ours)}, and {origin.folder} holds a {_last(theirs)}; accepted: the network of that run"
-        )
+        raise UserError(key, f"{_last(ours)}, and {origin.folder} holds a {_last(theirs)}", "the network of that run")
     merged = dict(ours)
     for name in dict.fromkeys([*theirs, *ours]):
         own, other = ours.get(name), theirs.get(name)
@@ -308,15 +321,17 @@ def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, origin
             told = other if other is not None else origin.statistic(name)
             if own is not None and told is not None and not _alike(*(_known(name, value) for value in (own, told))):
                 raise UserError(
-                    f"{key}.{name}: {own}, and {origin.folder} normalises by {_few_numbers(told)}; accepted: null, or "
-                    "the same"
+                    f"{key}.{name}",
+                    f"{own}, and {origin.folder} normalises by {_few_numbers(told)}",
+                    "null, or the same",
                 )
             merged[name] = other if other is not None else own
         elif name in ours and name in theirs and _plain(own) != _plain(other) and not _supplied(name, own, other):
             typed = argument(f"{key}.{name}", other)
             raise UserError(
-                f"{key}.{name}: {own}, and {origin.folder} holds a {_last(theirs)} of {name} {other}; accepted: the "
-                f"network of that run, such as by {typed}"
+                f"{key}.{name}",
+                f"{own}, and {origin.folder} holds a {_last(theirs)} of {name} {other}",
+                f"the network of that run, such as by {typed}",
             )
     return merged
 

@@ -133,7 +133,7 @@ def get_or_train(
         log.info("%s: another run is training it; waiting", kind)
         lock.acquire()
     except OSError as error:
-        raise UserError(f"{kind}: {folder}.lock: cannot be locked ({error}); accepted: without that file") from None
+        raise UserError(kind, f"{folder}.lock: cannot be locked ({error})", "without that file") from None
     try:
         remove_leftovers(folder)
         known = folders.read_result(folder)
@@ -165,7 +165,7 @@ def _train(
 ) -> dict[str, Any]:
     """Train a network into its folder; returns what ``result.json`` says of it."""
     if data.counts["labelled"] == 0:
-        raise UserError(f"{kind}: its data have no label (labels=0); accepted: {kind}.data.labels above 0, or null")
+        raise UserError(kind, "its data have no label (labels=0)", f"{kind}.data.labels above 0, or null")
     log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
     for note in data.notes:
         log.info("%s's data: %s", kind, note)

@@ -20,7 +20,7 @@ def check_learns(experiment: Experiment, objective: Objective, data: Any) -> Non
     why = {name: _counts_nothing(experiment, objective, term, data) for name, term in objective.terms.items()}
     if all(why.values()):
         said = ", ".join(f"{name} {reason}" for name, reason in why.items())
-        raise UserError(f"loss: nothing to learn from: {said}; accepted: a loss of which some term counts")
+        raise UserError("loss", f"nothing to learn from: {said}", "a loss of which some term counts")
 
 
 def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, data: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.config import builder
-from kdlab.errors import UserError
+from kdlab.errors import UserError, within
 from kdlab.experiment import build
 from kdlab.experiment.baseline import without_teacher
 from kdlab.experiment.from_run import FromRun, load_pretrained, normalised_as_started
@@ -73,8 +73,9 @@ class Rebuilt:
                 each = [Outputs.of(self.task.outputs(net, batch)).logits.float() for net in nets]
                 if each[0].shape[-1] != self.data.num_classes:
                     raise UserError(
-                        f"{role}: {each[0].shape[-1]} classes, and the data have {self.data.num_classes}; accepted: "
-                        "a network of the same classes"
+                        role,
+                        f"{each[0].shape[-1]} classes, and the data have {self.data.num_classes}",
+                        "a network of the same classes",
                     )
                 one = each[0] if len(each) == 1 else torch.stack([x.log_softmax(-1) for x in each]).logsumexp(0)
                 found[role].append(one.cpu())
@@ -103,7 +104,7 @@ def rebuild(
     """
     described = folders.read_model(run)
     if "tokenizer" in described or "classes" not in described:
-        raise UserError(f"diagnose: {run} holds a language model; accepted: the run folder of a classifier")
+        raise UserError("diagnose", f"{run} holds a language model", "the run folder of a classifier")
     config = _config(run)
     student, _ = load_model(run, trust)
     with _trusted(run, trust):
@@ -119,12 +120,10 @@ def rebuild(
         fits[-1] = (fits[-1][0], experiment)
     if data.tasks:
         raise UserError(
-            f"diagnose: {run} has several tasks ({', '.join(data.tasks)}); accepted: the run of a classifier with one"
+            "diagnose", f"{run} has several tasks ({', '.join(data.tasks)})", "the run of a classifier with one"
         )
     if list(data.class_names) != list(described["classes"]):
-        raise UserError(
-            f"diagnose: {run}: its data have other classes now than its model; accepted: the data it learned"
-        )
+        raise UserError("diagnose", f"{run}: its data have other classes now than its model", "the data it learned")
     found = Rebuilt(experiment, data, task, {"student": [student]})
     if config.get("stages") and not stages:
         found.notes.append("stages: not composed as they were; data and teacher are those of the run before its stages")
@@ -140,7 +139,7 @@ def rebuild(
             if given is not None:
                 raise
             found.notes.append(
-                f"{role}: not rebuilt, {str(error).removeprefix(f'{role}: ')}; --{role} FOLDER names one"
+                f"{role}: not rebuilt, {error.found if isinstance(error, UserError) and error.key == role else error}; --{role} FOLDER names one"
             )
             continue
         if nets:
@@ -158,8 +157,9 @@ def _config(run: Path) -> dict[str, Any]:
     known = folders.read_result(run) or {}
     if integrity.CHECKSUM in known and known.get("config_hash") != builder.config_hash(config):
         raise UserError(
-            f"{run / 'config.yaml'} is not what ran: its hash is not the one in {run / integrity.RESULT} (it is "
-            f"damaged, edited, or of another run); accepted: the file as it was, {integrity.ON_PURPOSE}"
+            f"{run / 'config.yaml'} is not what ran",
+            (f"its hash is not the one in {run / integrity.RESULT} (it is damaged, edited, or of another run)"),
+            f"the file as it was, {integrity.ON_PURPOSE}",
         )
     return config
 
@@ -169,7 +169,7 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
         builder.bind(config, target=ROOT)
         return Experiment.of(config)
     except (TypeError, UserError) as error:
-        raise UserError(f"{run}/config.yaml: damaged, or of another version of kdlab ({error})") from None
+        raise UserError(f"{run}/config.yaml", f"damaged, or of another version of kdlab ({error})") from None
 
 
 @contextmanager
@@ -188,8 +188,9 @@ def _trusted(run: Path, trust: bool) -> Iterator[None]:
             if trust:
                 raise
             raise UserError(
-                f"{run}: cannot be rebuilt from its config.yaml ({type(error).__name__}: {error}); accepted: a folder "
-                "as kdlab wrote it"
+                run,
+                f"cannot be rebuilt from its config.yaml ({type(error).__name__}: {error})",
+                "a folder as kdlab wrote it",
             ) from error
 
 
@@ -232,7 +233,7 @@ def _one_teacher(run: Path, experiment: Experiment, told: TeacherSpec, data: Any
         alone = Experiment(**{**vars(experiment), "teacher": told})
         return external_teacher(alone, data, False)[0].eval()
     config = build.teacher_data(experiment.data, told.data)
-    with build.error_prefix("teacher"):
+    with within("teacher"):
         own = build.data(config, told.seed)
     recipe = Recipe(
         *(experiment.task, told.net, config, told.epochs, told.seed, told.optimizer, told.scheduler, experiment.trainer)

@@ -125,11 +125,9 @@ def run(
 
 def _check_first(experiment: Experiment) -> None:
     if experiment.init == "previous" and experiment.method.get("generations", 1) == 1:
-        raise UserError(
-            "init: previous, and no stage comes before; accepted: fresh, teacher, pretrained, or a stage before"
-        )
+        raise UserError("init", "previous, and no stage comes before", "fresh, teacher, pretrained, or a stage before")
     if experiment.teacher is not None and experiment.teacher.previous:
-        raise UserError("teacher: previous, and no stage comes before; accepted: teacher=NAME, or a stage before this")
+        raise UserError("teacher", "previous, and no stage comes before", "teacher=NAME, or a stage before this")
 
 
 def _complete(

@@ -118,12 +118,10 @@ def merge_members(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     members = teacher["members"]
     if not members:
-        raise UserError(
-            "teacher.members: an empty list; accepted: a mapping each, such as [{seed: 1}, {seed: 2}], or null"
-        )
+        raise UserError("teacher.members", "an empty list", "a mapping each, such as [{seed: 1}, {seed: 2}], or null")
     for key in ("top_k", "draws"):
         if teacher.get(key) is not None:
-            raise UserError(f"teacher.{key}: {teacher[key]}, and teacher.members are several; accepted: null")
+            raise UserError(f"teacher.{key}", f"{teacher[key]}, and teacher.members are several", "null")
     beneath = {key: value for key, value in teacher.items() if key not in NOT_OF_ONE}
     known = [f.name for f in fields(TeacherSpec) if f.name not in NOT_OF_ONE]
     found = []
@@ -133,7 +131,7 @@ def merge_members(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
                 raise unknown(f"teacher.members[{n}].{key}", str(key), known, "key of a teacher")
         found.append({**beneath, **{key: _over(beneath.get(key), value) for key, value in member.items()}})
         if found[-1].get("net") is None:
-            raise UserError(f"teacher.members[{n}].net: none; accepted: a network, or teacher=NAME for all members")
+            raise UserError(f"teacher.members[{n}].net", "none", "a network, or teacher=NAME for all members")
     return found
 
 
@@ -218,6 +216,6 @@ class Experiment:
         label = self.data.get("label") or self.data.get("target")
         if not isinstance(label, list | tuple | Mapping) or len(label) < 2:
             raise UserError(
-                f"teacher.weighting: tasks, and data.label is {label!r}; accepted: mean, or data with several labels"
+                "teacher.weighting", f"tasks, and data.label is {label!r}", "mean, or data with several labels"
             )
         return [str(name) for name in label]

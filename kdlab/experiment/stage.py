@@ -106,8 +106,9 @@ def _in_order(previous: TrainedModel | None, experiment: Experiment, data: Any) 
     net = copy.deepcopy(previous.net)
     if net is None or not reordered(net, order, data):
         raise UserError(
-            f"data.classes: {', '.join(data.class_names)}, and the stage before has {', '.join(previous.classes)}; "
-            "accepted: the same order"
+            "data.classes",
+            f"{', '.join(data.class_names)}, and the stage before has {', '.join(previous.classes)}",
+            "the same order",
         )
     log.info("the stage before: its classes are brought into the order %s", ", ".join(data.class_names))
     return replace(previous, net=net, classes=tuple(data.class_names))
@@ -127,8 +128,12 @@ def check_stages(plan: Mapping[str, Experiment]) -> None:
         names = list(data.class_names) if classified_alone(data) else []
         if goes_on_from_previous(experiment) and before and names and set(before) != set(names):
             raise UserError(
-                f"stages.{name}: its data have the classes {', '.join(names[:12])}, and the stage before, from which "
-                f"it goes on, has {', '.join(before[:12])}; accepted: the same classes"
+                f"stages.{name}",
+                (
+                    f"its data have the classes {', '.join(names[:12])}, and the stage before, from "
+                    f"which it goes on, has {', '.join(before[:12])}"
+                ),
+                "the same classes",
             )
         before = names
 

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from kdlab.data.text.tokenizer import Tokenizer
-from kdlab.errors import UserError
+from kdlab.errors import UserError, within
 from kdlab.experiment import build
 from kdlab.experiment.from_run import FromRun, load_pretrained
 from kdlab.experiment.model_store import Recipe, get_or_train
@@ -140,11 +140,12 @@ def of_member(number: int) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        rest = str(error).removeprefix("teacher.")
-        if rest == str(error):
+        if not error.key.startswith("teacher."):
             raise
-        rest = re.sub(r'"teacher\.([\w.]+)=([^"]*)"|\bteacher\.([\w.]+)=([^\s,;]+)', _in_member, rest)
-        raise UserError(f"teacher.members[{number}].{rest}") from None
+        typed = re.compile(r'"teacher\.([\w.]+)=([^"]*)"|\bteacher\.([\w.]+)=([^\s,;]+)')
+        found, accepted = (typed.sub(_in_member, text) for text in (error.found, error.accepted))
+        key = error.key.replace("teacher.", f"teacher.members[{number}].", 1)
+        raise UserError(key, found, accepted) from None
 
 
 def _in_member(match: re.Match[str]) -> str:
@@ -177,8 +178,9 @@ def tasks_of(experiment: Experiment) -> list[str]:
         label = one.teacher.data.get("label")
         if not isinstance(label, str) or label in found:
             raise UserError(
-                f"teacher.members[{n}].data.label: {label!r}, and teacher.weighting is tasks; accepted: the name of a "
-                "task that no other member knows"
+                f"teacher.members[{n}].data.label",
+                f"{label!r}, and teacher.weighting is tasks",
+                "the name of a task that no other member knows",
             )
         found.append(label)
     return found
@@ -255,10 +257,10 @@ def own_data(experiment: Experiment, owner: str) -> Any:
         UserError: what the data refuse, or if no row has a label.
     """
     spec = getattr(experiment, owner)
-    with build.error_prefix(owner):
+    with within(owner):
         data = build.data(build.teacher_data(experiment.data, spec.data), spec.seed)
     if data.counts["labelled"] == 0:
-        raise UserError(f"{owner}.data.labels: 0, and it learns from labels; accepted: above 0, or null")
+        raise UserError(f"{owner}.data.labels", "0, and it learns from labels", "above 0, or null")
     return data
 
 
@@ -274,7 +276,7 @@ def data_in_teacher_tokens(experiment: Experiment) -> Any:
         return own_data(experiment, "teacher")
     origin = FromRun.of(spec.checkpoint, "teacher.checkpoint")
     tokens = spec.net.get("name") if origin is None else str(origin.folder / "tokenizer.json")
-    with build.error_prefix("teacher"):
+    with within("teacher"):
         return build.data({**build.teacher_data(experiment.data, spec.data), "tokenizer": tokens}, spec.seed)
 
 
@@ -337,9 +339,7 @@ def pretrained_start(experiment: Experiment, data: Any, training: TrainerConfig,
     """A function that gives a student the weights of ``pretrained``, with its own head where classes differ."""
     spec = experiment.pretrained
     if spec is None:
-        raise UserError(
-            "init: pretrained, and the experiment has no pretrained; accepted: pretrained=trained, or fresh"
-        )
+        raise UserError("init", "pretrained, and the experiment has no pretrained", "pretrained=trained, or fresh")
 
     keeps_head = data.target != "class"  # the same tokens follow in any text; classes are the data's own
 

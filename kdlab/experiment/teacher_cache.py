@@ -49,7 +49,7 @@ def cache_obstacle(experiment: Experiment, data: Any, objective: Objective) -> s
     asked, layers = spec.cache, objective.teacher_layers
     sparse = _sparse(spec, data)
     if spec.feature_mib < 0:
-        raise UserError(f"teacher.feature_mib: {spec.feature_mib}; accepted: a number, at least 0")
+        raise UserError("teacher.feature_mib", spec.feature_mib, "a number, at least 0")
     if asked == "off":
         return "as teacher.cache=off asks"
     reasons = []
@@ -72,7 +72,7 @@ def cache_obstacle(experiment: Experiment, data: Any, objective: Objective) -> s
             f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"
         )
     if asked != "auto" and not (Path(asked) / "manifest.json").is_file():
-        raise UserError(f"teacher.cache: {asked} holds no manifest.json; accepted: auto, off, or the folder of a cache")
+        raise UserError("teacher.cache", f"{asked} holds no manifest.json", "auto, off, or the folder of a cache")
     return " and ".join(f"since {reason}" for reason in reasons)
 
 
@@ -87,12 +87,12 @@ def _sparse(spec: TeacherSpec, data: Any) -> str:
         return ""
     name, value = given[0], getattr(spec, given[0])
     if len(given) > 1:
-        raise UserError(f"teacher.top_k: {spec.top_k}, and teacher.draws: {spec.draws}; accepted: one of them")
+        raise UserError("teacher.top_k", f"{spec.top_k}, and teacher.draws: {spec.draws}", "one of them")
     if data.target == "class":
-        raise UserError(f"teacher.{name}: {value}, and data ({data.name}) is no text; accepted: null")
+        raise UserError(f"teacher.{name}", f"{value}, and data ({data.name}) is no text", "null")
     most = data.vocab_size if name == "top_k" else 4096
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise UserError(f"teacher.{name}: {value!r}; accepted: a whole number from 1 to {most}, or null")
+        raise UserError(f"teacher.{name}", f"{value!r}", f"a whole number from 1 to {most}, or null")
     return name
 
 
@@ -105,14 +105,18 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
     spec = experiment.teacher
     assert spec is not None
     if data.target == "class":
-        raise UserError(f"teacher.cache: {spec.cache}, and data ({data.name}) is no text; accepted: teacher=NAME")
+        raise UserError("teacher.cache", f"{spec.cache}, and data ({data.name}) is no text", "teacher=NAME")
     cache_obstacle(experiment, data, objective)
     manifest = TokenManifest.read(Path(spec.cache))
     known = (data.fingerprint, data.tokenizer.identity)
     if manifest.classes != data.vocab_size or manifest.data not in known:
         raise UserError(
-            f"teacher.cache: {spec.cache} is of {manifest.data} ({manifest.classes} tokens), and data of {known[1]} "
-            f"({data.vocab_size} tokens); accepted: the data.tokenizer that it was written with"
+            "teacher.cache",
+            (
+                f"{spec.cache} is of {manifest.data} ({manifest.classes} tokens), and data of {known[1]}"
+                f" ({data.vocab_size} tokens)"
+            ),
+            "the data.tokenizer that it was written with",
         )
     cache = TokenCache(Path(spec.cache), manifest)
     unknown, total = 0, 0
@@ -121,8 +125,9 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
         unknown, total = unknown + missing, total + among
     if unknown:
         raise UserError(
-            f"teacher.cache: {spec.cache} lacks {unknown} of the {total} training sequences of {data.name}; accepted: "
-            "data it was written for (of kdlab generate: OUT.filtered.jsonl with data.form=steps)"
+            "teacher.cache",
+            f"{spec.cache} lacks {unknown} of the {total} training sequences of {data.name}",
+            ("data it was written for (of kdlab generate: OUT.filtered.jsonl with data.form=steps)"),
         )
     return cache
 
@@ -147,8 +152,7 @@ def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Tra
         said = f"its layers ({', '.join(live.layers)}) would take {inside.bytes / 2**20:.0f} MiB"
         if spec.cache != "auto":
             raise UserError(
-                f"teacher.cache: {spec.cache}, and {said}; accepted: teacher.feature_mib of so many, or "
-                "teacher.cache=auto"
+                "teacher.cache", f"{spec.cache}, and {said}", "teacher.feature_mib of so many, or teacher.cache=auto"
             )
         log.info("teacher: no cache, since %s, and teacher.feature_mib is %g", said, spec.feature_mib)
         return live

@@ -220,8 +220,12 @@ def dense(logits: Any) -> Tensor:
     if isinstance(logits, Projected):
         return logits.dense()
     raise UserError(
-        f"logits: {type(logits).__name__.lower()} ones, of {logits.ids.shape[-1]} classes a row; accepted by this "
-        "loss: logits of all classes (a live teacher, or a cache of dense logits)"
+        "logits",
+        (
+            f"{type(logits).__name__.lower()} ones, of {logits.ids.shape[-1]} classes a row; "
+            "accepted by this loss: logits of all classes (a live teacher, or a cache of "
+            "dense logits)"
+        ),
     )
 
 

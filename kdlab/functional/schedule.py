@@ -34,13 +34,13 @@ class Schedule:
         for name in ("start", "end", "begin", "until", "at"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise UserError(f"{name}: {value!r} in a schedule; accepted: a finite number")
+                raise UserError(name, f"{value!r} in a schedule", "a finite number")
         if self.shape not in get_args(Shape):
             raise unknown("shape", self.shape, get_args(Shape), "schedule")
         if not 0 <= self.begin < self.until <= 1:
-            raise UserError(f"begin, until: {self.begin}, {self.until}; accepted: 0 <= begin < until <= 1")
+            raise UserError("begin, until", f"{self.begin}, {self.until}", "0 <= begin < until <= 1")
         if not 0 <= self.at <= 1:
-            raise UserError(f"at: {self.at}; accepted: a share of training in [0, 1]")
+            raise UserError("at", self.at, "a share of training in [0, 1]")
 
     def __call__(self, progress: float) -> float:
         if self.shape == "step":
@@ -76,20 +76,18 @@ def schedule(value: float | Mapping | Schedule, key: str, least: float = -math.i
             strange = [k for k in given if k not in accepted]
             if strange:
                 raise unknown(key, strange[0], accepted, "key of a schedule") from None
-            raise UserError(f"{key}: {given}; a schedule needs start and end") from None
+            raise UserError(key, f"{given}; a schedule needs start and end") from None
         except UserError as error:
-            raise UserError(f"{key}.{error}") from None
+            raise error.under(key) from None
     elif (
         isinstance(value, bool)
         or not isinstance(value, Schedule | int | float)
         or (isinstance(value, float) and not math.isfinite(value))
     ):
-        raise UserError(
-            f"{key}: {value!r}; accepted: a finite number, or a schedule such as {{start: 8, end: 1, shape: cosine}}"
-        )
+        raise UserError(key, f"{value!r}", "a finite number, or a schedule such as {start: 8, end: 1, shape: cosine}")
     found = value if isinstance(value, Schedule) else Schedule(value, value)
     low, high = found.range
     if low < least or high > most:
         bounds = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
-        raise UserError(f"{key}: {low if low < least else high:g}; accepted: {bounds}")
+        raise UserError(key, f"{low if low < least else high:g}", bounds)
     return found

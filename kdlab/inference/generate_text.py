@@ -66,17 +66,17 @@ def complete(
     """
     if samples < 1 or (samples > 1 and temperature == 0):
         accepted = "at least 1" if samples < 1 else "1 at temperature 0, where all would be alike"
-        raise UserError(f"predict: --samples {samples}; accepted: {accepted}")
+        raise UserError("predict", f"--samples {samples}", accepted)
     texts = [read_text(one) for one in inputs]
     net, described = load_model(run, trust)
     if "tokenizer" not in described:
-        raise UserError(f"{run}/model.json: names no tokenizer; accepted: the run folder of a language model")
+        raise UserError(f"{run}/model.json", "names no tokenizer", "the run folder of a language model")
     tokenizer = Tokenizer.load(_beside(run, described["tokenizer"]), key="predict")
     limit = _context(net, described)
     if new_tokens is None:
         new_tokens = _NEW_TOKENS if limit is None else max(1, min(_NEW_TOKENS, limit // 2))
     if limit is not None and not 1 <= new_tokens <= limit:
-        raise UserError(f"predict: --new-tokens {new_tokens}; accepted: 1 to {limit}, the model's context")
+        raise UserError("predict", f"--new-tokens {new_tokens}", f"1 to {limit}, the model's context")
     prompts, encoded = _prompts(net, texts, tokenizer, limit, new_tokens)
     written = [
         continuations(
@@ -122,15 +122,15 @@ def read_text(text: str) -> str:
     """
     if not _names_a_file(text):
         if not text:
-            raise UserError("predict: the text is empty; accepted: at least one character, or a file with text")
+            raise UserError("predict", "the text is empty", "at least one character, or a file with text")
         return text
     try:
         found = files.read_text(text).replace("\r\n", "\n").removesuffix("\n")
     except (OSError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"predict: {text}: cannot be read as UTF-8 text ({reason}); accepted: a .txt file") from None
+        raise UserError("predict", f"{text}: cannot be read as UTF-8 text ({reason})", "a .txt file") from None
     if not found:
-        raise UserError(f"predict: {text} is empty; accepted: a file with text")
+        raise UserError("predict", f"{text} is empty", "a file with text")
     return found
 
 
@@ -147,7 +147,7 @@ def _beside(run: Path, name: Any) -> Path:
     """A file of the run folder: whatever the folder says, nothing outside of it is read."""
     path = run / Path(str(name)).name
     if not path.is_file():
-        raise UserError(f"{path}: does not exist; accepted: a whole run folder, with its tokenizer")
+        raise UserError(path, "does not exist", "a whole run folder, with its tokenizer")
     return path
 
 
@@ -162,7 +162,7 @@ def _prompts(
 ) -> tuple[list[Tensor], list[Tensor] | None]:
     """What the decoder begins with, and what an encoder reads, if there is one."""
     if getattr(net, "speech", False):
-        raise UserError("predict: the model reads sound; accepted: the run folder of a model that reads text")
+        raise UserError("predict", "the model reads sound", "the run folder of a model that reads text")
     rows = [tokenizer.encode(text) for text in texts]
     if hasattr(net, "encode"):
         start = torch.tensor([tokenizer.eos_id])

@@ -84,7 +84,7 @@ def _build(described: Mapping[str, Any]) -> nn.Module:
     try:
         return builder.build(described["network"], "network", slot="network", offer=described.get("arguments"))
     except RecursionError:
-        raise UserError("network: nested too deeply; accepted: a network as kdlab describes it") from None
+        raise UserError("network", "nested too deeply", "a network as kdlab describes it") from None
 
 
 def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Prediction]:
@@ -102,7 +102,7 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
     """
     net, described = load_model(run, trust)
     if "classes" not in described:
-        raise UserError(f"{run}/model.json: names no classes; accepted: the run folder of a classifier")
+        raise UserError(f"{run}/model.json", "names no classes", "the run folder of a classifier")
     shape = tuple(described["input_shape"])
     found: list[Prediction] = []
     looks = []
@@ -148,7 +148,7 @@ def _shares(said: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor
     found = 0 if logits is None else logits.shape[-1]
     if logits is None or found != len(names):
         of = f" of {task}" if task else ""
-        raise UserError(f"{run}/model.json: names {len(names)} classes{of}, and the network has {found}")
+        raise UserError(f"{run}/model.json", f"names {len(names)} classes{of}, and the network has {found}")
     return logits.float().softmax(-1)
 
 
@@ -166,19 +166,19 @@ def _read(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look | None]:
     accepted = f"an image ({pictures.listed()}) or a .npy array" if len(shape) == 3 else "a .npy array"
     if not path.is_file():
         what = "is a folder, a pipe or a device" if path.exists() else "does not exist"
-        raise UserError(f"{path}: {what}; accepted: {accepted}")
+        raise UserError(path, what, accepted)
     if path.suffix.lower() == ".npy":
         return _from_array(path, shape), None
     if path.suffix.lower() in pictures.endings() and len(shape) == 3:
         return _from_image(path, shape)
-    raise UserError(f"{path}: cannot be read as input of shape {shape}; accepted: {accepted}")
+    raise UserError(path, f"cannot be read as input of shape {shape}", accepted)
 
 
 def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
     try:
         array = read_array(path)
     except (OSError, Unreadable) as error:
-        raise UserError(f"{path}: cannot be read as an array ({error})") from None
+        raise UserError(path, f"cannot be read as an array ({error})") from None
     try:
         rows, turned = array_inputs.to_tensor(array), False
         if len(shape) == 3:
@@ -200,5 +200,5 @@ def _from_image(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look]:
     try:
         pixels, look = pictures.decode(path, height, width, channels)
     except Unreadable as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+        raise UserError(path, f"cannot be read as an image ({error})") from None
     return torch.from_numpy(pixels)[None] / 255, look

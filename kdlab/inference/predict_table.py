@@ -55,8 +55,9 @@ def read_rows(path: Path, described: Mapping[str, Any], run: Path) -> TableRows:
     table = read_table(path, "predict", columns.delimiter, columns.names)
     if missing := [name for name in columns.names if name not in table.header]:
         raise UserError(
-            f"predict: {path} has no column {', '.join(map(repr, missing))}; accepted: the columns of {run}: "
-            f"{', '.join(columns.names)}; there are {', '.join(table.header)}{table.hint}"
+            "predict",
+            f"{path} has no column {', '.join(map(repr, missing))}",
+            (f"the columns of {run}: {', '.join(columns.names)}; there are {', '.join(table.header)}{table.hint}"),
         )
     known = {*columns.names, *columns.targets}
     if more := [name for name in table.header if name and name not in known]:
@@ -69,8 +70,9 @@ def read_rows(path: Path, described: Mapping[str, Any], run: Path) -> TableRows:
     if not np.isfinite(inputs).all():
         row, place = (int(one) for one in np.argwhere(~np.isfinite(inputs))[0])
         raise UserError(
-            f"predict: {table.place(row)}, column {columns.names[place]!r}: {numbers[row, place]:g}; accepted: a number"
-            " that float32 can hold"
+            "predict",
+            f"{table.place(row)}, column {columns.names[place]!r}: {numbers[row, place]:g}",
+            "a number that float32 can hold",
         )
     names = [f"{path}, row {n + 1}" for n in range(len(inputs))]
     return TableRows(torch.from_numpy(inputs), names, _given(table, columns, described))
@@ -88,7 +90,7 @@ def _columns(described: Mapping[str, Any], run: Path) -> Columns:
         if [len(columns.names)] != shape:
             raise ValueError(f"table: {len(columns.names)} columns, and inputs of shape {shape}")
     except ValueError as error:
-        raise UserError(f"{run}/model.json: damaged ({error})") from None
+        raise UserError(f"{run}/model.json", f"damaged ({error})") from None
     return columns
 
 
@@ -169,4 +171,4 @@ def write_predictions(path: Path, found: Sequence[Prediction], tasks: Mapping[st
     try:
         write_csv(path, names, rows)
     except OSError as error:
-        raise UserError(f"predict: --out {path}: {error.strerror}; accepted: a file that can be written") from None
+        raise UserError("predict", f"--out {path}: {error.strerror}", "a file that can be written") from None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from kdlab.errors import UserError
+from kdlab.errors import UserError, within
 from kdlab.functional import Batch, Outputs, Projected, Schedule, StepTotals, chunked, dense, schedule
 from kdlab.losses.per_task import for_each_task
 from kdlab.losses.temperature import Temperature
@@ -68,13 +68,13 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if chunk_rows is not None and chunk_rows < 1:
-            raise UserError(f"loss.chunk_rows: {chunk_rows}; accepted: a whole number, at least 1, or null")
+            raise UserError("loss.chunk_rows", chunk_rows, "a whole number, at least 1, or null")
         self.chunk_rows = chunk_rows
         if not terms:
-            raise UserError("loss.terms: none; accepted: at least one named term")
+            raise UserError("loss.terms", "none", "at least one named term")
         for name, term in terms.items():
             if not isinstance(term, Term):
-                raise UserError(f"loss.terms.{name}: {type(term).__name__}; accepted: a kdlab.losses.Term")
+                raise UserError(f"loss.terms.{name}", f"{type(term).__name__}", "a kdlab.losses.Term")
         if tasks:
             terms = for_each_task(terms, tasks)
         self.terms = nn.ModuleDict()
@@ -82,7 +82,7 @@ class Objective(nn.Module):
             try:
                 self.terms[name] = term
             except (KeyError, TypeError) as error:
-                raise UserError(f"loss.terms.{name}: {error.args[0]}; accepted: another name for the term") from None
+                raise UserError(f"loss.terms.{name}", f"{error.args[0]}", "another name for the term") from None
         self.names = list(terms)
         self.temperature = to_temperature(temperature)
         self.alpha = None if alpha is None else schedule(alpha, "loss.alpha", 0.0, 1.0)
@@ -136,14 +136,14 @@ class Objective(nn.Module):
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None = None) -> None:
         """Show every term the networks, and how many examples there are to learn from; once, before ``prepare``."""
         for name, term in zip(self.names, self._each(), strict=True):
-            with _named(name):
+            with within(f"loss.terms.{name}"):
                 term.setup(student, teacher, examples)
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         """Let every term make what depends on shapes; needs one batch's outputs."""
         for name, term in zip(self.names, self._each(), strict=True):
             if teacher is not None or not term.needs_teacher:
-                with _named(name):
+                with within(f"loss.terms.{name}"):
                     term.prepare(student, teacher)
 
     def weights(self, has_teacher: bool = True) -> list[float]:
@@ -278,15 +278,6 @@ class Objective(nn.Module):
 
     def _each(self) -> list[Term]:
         return list(self.terms.values())  # type: ignore[arg-type]
-
-
-@contextmanager
-def _named(term: str) -> Iterator[None]:
-    """Lead a mistake with the name of the term that it is in."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"loss.terms.{term}.{error}") from None
 
 
 def _counted(term: Term, window: StepTotals) -> float:

@@ -41,8 +41,9 @@ class TaskTerm(Term):
         own, told = self._own(student), None if teacher is None else self._own(teacher)
         if told is not None and self.needs_teacher and own.logits.shape != told.logits.shape:
             raise UserError(
-                f"student, teacher: heads of {self.task} of shape {tuple(own.logits.shape)} and "
-                f"{tuple(told.logits.shape)}; accepted: the same classes"
+                "student, teacher",
+                f"heads of {self.task} of shape {tuple(own.logits.shape)} and {tuple(told.logits.shape)}",
+                "the same classes",
             )
         return self.term(own, told, batch.of_task(self.task))
 
@@ -68,8 +69,9 @@ def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict
     for name, term in terms.items():
         if term.single_task_only and (term.student_layers or term.teacher_layers):
             raise UserError(
-                f"loss.terms.{name}: looks at an output beside layers, and there are several tasks "
-                f"({', '.join(tasks)}); accepted: terms on outputs, or on layers alone"
+                f"loss.terms.{name}",
+                (f"looks at an output beside layers, and there are several tasks ({', '.join(tasks)})"),
+                "terms on outputs, or on layers alone",
             )
         if term.student_layers or term.teacher_layers:
             found[name] = term

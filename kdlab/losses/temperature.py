@@ -36,10 +36,10 @@ def check_temperature(key: str, least: float, greatest: float | None = None) -> 
     """
     greatest = least if greatest is None else greatest
     if not least > 0:
-        raise UserError(f"{key}: {least:g}; accepted: a number above 0")
+        raise UserError(key, f"{least:g}", "a number above 0")
     if least < LEAST or not greatest <= GREATEST:
         wrong = least if least < LEAST else greatest
-        raise UserError(f"{key}: {wrong:g}; accepted: {LEAST:g} to {GREATEST:g}, which float32 arithmetic can follow")
+        raise UserError(key, f"{wrong:g}", f"{LEAST:g} to {GREATEST:g}, which float32 arithmetic can follow")
 
 
 def _divide(logits: Tensor, by: float | Tensor, widen: bool) -> Tensor:
@@ -132,9 +132,7 @@ class LearnedTemperature(Temperature):
         super().__init__(start)
         numbers = all(isinstance(v, int | float) for v in (start, low, high))
         if not numbers or not 0 < low < start < high < math.inf:
-            raise UserError(
-                f"loss.temperature: start {start}, low {low}, high {high}; accepted: 0 < low < start < high"
-            )
+            raise UserError("loss.temperature", f"start {start}, low {low}, high {high}", "0 < low < start < high")
         check_temperature("loss.temperature", low, high)
         share = (start - low) / (high - low)
         self.low, self.high = low, high

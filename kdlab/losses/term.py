@@ -54,7 +54,7 @@ class Term(nn.Module):
         super().__init__()
         self.weight = schedule(weight, "weight", least=0.0, most=GREATEST_WEIGHT)
         if 0 < self.weight.range[1] < LEAST_WEIGHT:
-            raise UserError(f"weight: {self.weight.range[1]:g}; accepted: 0, or at least {LEAST_WEIGHT:g}")
+            raise UserError("weight", f"{self.weight.range[1]:g}", f"0, or at least {LEAST_WEIGHT:g}")
 
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         """See the networks themselves, and how many examples the training split has; called once, before ``prepare``.

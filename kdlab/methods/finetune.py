@@ -31,6 +31,6 @@ class FineTune(Method):
     ) -> None:
         super().__init__(**shared)
         if patience is not None and patience < 1:
-            raise UserError(f"method.patience: {patience}; accepted: a whole number of epochs, at least 1, or null")
+            raise UserError("method.patience", patience, "a whole number of epochs, at least 1, or null")
         self.patience = patience
         freeze_layers(self.student, freeze)

@@ -34,11 +34,11 @@ class LearningRate:
         if shape not in get_args(Course):
             raise unknown("scheduler.shape", shape, get_args(Course))
         if not 0 <= warmup < 1:
-            raise UserError(f"scheduler.warmup: {warmup}; accepted: a share of training, at least 0 and below 1")
+            raise UserError("scheduler.warmup", warmup, "a share of training, at least 0 and below 1")
         if not 0 <= final <= 1:
-            raise UserError(f"scheduler.final: {final}; accepted: a factor in [0, 1]")
+            raise UserError("scheduler.final", final, "a factor in [0, 1]")
         if shape == "multistep" and (not milestones or list(milestones) != sorted(milestones)):
-            raise UserError(f"scheduler.milestones: {list(milestones)}; accepted: one or more epochs, ascending")
+            raise UserError("scheduler.milestones", f"{list(milestones)}", "one or more epochs, ascending")
         self.shape, self.warmup, self.final = shape, warmup, final
         self.milestones, self.gamma = tuple(milestones), gamma
 

@@ -24,4 +24,4 @@ class OfflineKD(Method):
     def __init__(self, **shared: Any) -> None:
         super().__init__(**shared)
         if self.teacher is None:
-            raise UserError(f"teacher: none, and {type(self).__name__} learns from one; accepted: teacher=NAME")
+            raise UserError("teacher", f"none, and {type(self).__name__} learns from one", "teacher=NAME")

@@ -43,7 +43,7 @@ class SelfDistillation(Method):
         if self_teacher not in get_args(TeacherKind):
             raise unknown("method.self_teacher", self_teacher, get_args(TeacherKind))
         if generations < 1:
-            raise UserError(f"method.generations: {generations}; accepted: a whole number, at least 1")
+            raise UserError("method.generations", generations, "a whole number, at least 1")
         if self_teacher == "ema":
             self.teacher = EMATeacher(self.task, decay)
         elif self_teacher == "snapshot":

@@ -40,7 +40,7 @@ class SemiSupervisedKD(OfflineKD):
         if labels not in get_args(PseudoLabels):
             raise unknown("method.labels", labels, get_args(PseudoLabels))
         if not 0 <= threshold < 1:
-            raise UserError(f"method.threshold: {threshold}; accepted: a probability, at least 0 and below 1")
+            raise UserError("method.threshold", threshold, "a probability, at least 0 and below 1")
         self.labels, self.threshold = labels, threshold
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:

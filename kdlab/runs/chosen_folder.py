@@ -35,13 +35,13 @@ def refuse_others(key: str, folder: Path, ignored: Collection[str] = ()) -> None
         if not folder.exists():
             return
         if not folder.is_dir():
-            raise UserError(f"{key}: {folder} is a file; {accepted}")
+            raise UserError(key, f"{folder} is a file; {accepted}")
         others = sorted({path.name for path in folder.iterdir()} - set(ignored))
     except OSError as error:
-        raise UserError(f"{key}: {folder}: {error.strerror}; {accepted}") from None
+        raise UserError(key, f"{folder}: {error.strerror}; {accepted}") from None
     if others:
         shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-        raise UserError(f"{key}: {folder} holds other files ({shown}); {accepted}")
+        raise UserError(key, f"{folder} holds other files ({shown}); {accepted}")
 
 
 def check(folder: Path, config: Mapping[str, Any]) -> str:
@@ -61,9 +61,9 @@ def check(folder: Path, config: Mapping[str, Any]) -> str:
     named = resume not in (None, "auto")
     longer = config.get("continued_from")  # a new run, which starts from the last state of the one that resume names
     if named and not longer and Path(str(resume)).resolve() != folder.resolve():
-        raise UserError(f"{KEY}: {folder}, and resume goes on in {resume}; accepted: one of them")
+        raise UserError(KEY, f"{folder}, and resume goes on in {resume}", "one of them")
     if folder.resolve() == output.resolve():
-        raise UserError(f"{KEY}: {folder} is output, where teachers and caches lie; accepted: a folder of its own")
+        raise UserError(KEY, f"{folder} is output, where teachers and caches lie", "a folder of its own")
     if not (folder / "config.yaml").is_file():
         if named and not longer:
             folders.to_resume(str(resume), output, str(config.get("name")), config)
@@ -72,13 +72,14 @@ def check(folder: Path, config: Mapping[str, Any]) -> str:
     try:
         folders.to_resume(str(folder), output, str(config.get("name")), config)
     except UserError as error:
-        raise UserError(f"{KEY}: {str(error).removeprefix('resume: ')}; accepted: another folder") from None
+        raise UserError(KEY, error.found if error.key == KEY else str(error), "another folder") from None
     if folders.read_result(folder) is not None:
         return ""
     if resume is None:
         raise UserError(
-            f"{KEY}: {folder} holds an unfinished run of this configuration; accepted: resume=auto, which goes on in "
-            "it, or another folder"
+            KEY,
+            f"{folder} holds an unfinished run of this configuration",
+            "resume=auto, which goes on in it, or another folder",
         )
     return f"going on in {folder}"
 
@@ -100,5 +101,5 @@ def make(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{KEY}: {folder}: {error.strerror}; accepted: a folder that can be written to") from None
+        raise UserError(KEY, f"{folder}: {error.strerror}", "a folder that can be written to") from None
     return folder

@@ -78,7 +78,7 @@ class CurvesFile(Logger):
                     elif point["step"] <= step:
                         file.write(json.dumps(point).encode() + b"\n")
         except Unreadable as error:
-            raise UserError(f"resume: {self.path}: {error}; accepted: without it (remove it)") from None
+            raise UserError("resume", f"{self.path}: {error}", "without it (remove it)") from None
         if dropped:
             what = "1 line holds" if dropped == 1 else f"{dropped} lines hold"
             log.warning("%s: %s no point of a curve, left out", self.path, what)

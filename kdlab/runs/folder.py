@@ -73,7 +73,7 @@ def claim(output: Path, name: str, config: Mapping[str, Any]) -> Path:
                 continue
             return output / name / f"{stamp}{suffix}"
     except OSError as error:
-        raise UserError(f"output: {output}: {error.strerror}; accepted: a folder that can be written to") from None
+        raise UserError("output", f"{output}: {error.strerror}", "a folder that can be written to") from None
     raise RunFailed(f"no free folder under {output / name}")
 
 
@@ -98,12 +98,12 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
         return None
     folder = Path(resume)
     if not (folder / "config.yaml").exists():
-        raise UserError(f"resume: {resume} is not a run folder (no config.yaml); accepted: a run folder, or auto")
+        raise UserError("resume", f"{resume} is not a run folder (no config.yaml)", "a run folder, or auto")
     theirs = read_config(folder)
     if config_hash(theirs) != wanted:
         keys = differing_keys(theirs, config)
         said = difference(keys[0], theirs, config) if keys else "its keys differ"
-        raise UserError(f"resume: {resume} has another configuration: {said}")
+        raise UserError("resume", f"{resume} has another configuration: {said}")
     check_own(folder)
     return folder
 
@@ -121,8 +121,9 @@ def check_own(folder: Path) -> None:
         load_result(folder)
     except (OSError, Unreadable) as error:
         raise UserError(
-            f"resume: {folder / RESULT}: damaged ({error}); accepted: without it (remove it), and the run goes on from "
-            "its checkpoints"
+            "resume",
+            f"{folder / RESULT}: damaged ({error})",
+            "without it (remove it), and the run goes on from its checkpoints",
         ) from None
 
 
@@ -136,7 +137,7 @@ def make_job_folder(folder: Path) -> None:
         folder.parent.mkdir(parents=True, exist_ok=True)
         make_folder(folder)
     except OSError as error:
-        raise UserError(f"output: {folder}: {error.strerror}; accepted: a folder that can be written to") from None
+        raise UserError("output", f"{folder}: {error.strerror}", "a folder that can be written to") from None
 
 
 def check_links(folder: Path) -> None:
@@ -146,13 +147,13 @@ def check_links(folder: Path) -> None:
         UserError: naming the first.
     """
     if strange := next(links_inside(folder, skip=_LINKED), None):
-        raise UserError(f"resume: {strange} is a link, a pipe or a device; accepted: files and folders (remove it)")
+        raise UserError("resume", f"{strange} is a link, a pipe or a device", "files and folders (remove it)")
     for name in _FILES:
         if (folder / name).is_dir():
-            raise UserError(f"resume: {folder / name} is a folder; accepted: a file (remove it)")
+            raise UserError("resume", f"{folder / name} is a folder", "a file (remove it)")
     for name in _FOLDERS:
         if (folder / name).is_file():
-            raise UserError(f"resume: {folder / name} is a file; accepted: a folder (remove it)")
+            raise UserError("resume", f"{folder / name} is a file", "a folder (remove it)")
 
 
 def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
@@ -179,9 +180,9 @@ def held(folder: Path) -> Iterator[None]:
         lock = lock_file(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise Busy(f"resume: {folder} is in use by another process; accepted: wait for it, or a new run") from None
+        raise Busy("resume", f"{folder} is in use by another process", "wait for it, or a new run") from None
     except OSError as error:
-        raise UserError(f"resume: {folder}: cannot be locked ({error}); accepted: a folder that a run made") from None
+        raise UserError("resume", f"{folder}: cannot be locked ({error})", "a folder that a run made") from None
     try:
         remove_leftovers(folder)
         yield
@@ -229,9 +230,9 @@ def read_model(folder: Path) -> dict[str, Any]:
         found = read_json(folder / "model.json")
         _check_model(found)
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder}: no run folder (no model.json); accepted: a folder under outputs/") from None
+        raise UserError(folder, "no run folder (no model.json)", "a folder under outputs/") from None
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder}/model.json: damaged or of another program ({error})") from None
+        raise UserError(f"{folder}/model.json", f"damaged or of another program ({error})") from None
     return found
 
 
@@ -311,7 +312,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         return read_mapping(path)
     except (OSError, Unreadable) as error:
-        raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
+        raise UserError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})") from None
 
 
 def now() -> str:

@@ -26,8 +26,11 @@ def require(logger: str) -> None:
     module = NEEDS.get(logger)
     if module is not None and importlib.util.find_spec(module) is None:
         raise UserError(
-            f"logger: {logger!r} needs a package that is not installed "
-            f"(pip install {_PACKAGES.get(module, module)}); accepted without it: tensorboard, csv, none"
+            "logger",
+            (
+                f"{logger!r} needs a package that is not installed (pip install "
+                f"{_PACKAGES.get(module, module)}); accepted without it: tensorboard, csv, none"
+            ),
         )
 
 

@@ -49,7 +49,7 @@ def weights_path(path: str | Path, key: str) -> Path:
         return place
     name = Path(str(read_model(place)["weights"])).name
     if not (place / name).is_file():
-        raise UserError(f"{key}: {place} has no {name}; accepted: the folder of a finished run")
+        raise UserError(key, f"{place} has no {name}", "the folder of a finished run")
     return place / name
 
 
@@ -64,8 +64,9 @@ def _is_ours(folder: Path) -> bool:
         found = read_json(path)
     except (OSError, Unreadable) as error:
         raise UserError(
-            f"{path}: damaged ({error}), so that nobody knows the classes of the weights beside it; accepted: a whole "
-            "run folder, or the weights in a folder of their own"
+            path,
+            f"damaged ({error}), so that nobody knows the classes of the weights beside it",
+            "a whole run folder, or the weights in a folder of their own",
         ) from None
     if not isinstance(found, Mapping) or not {"network", "weights"} & found.keys():
         return False

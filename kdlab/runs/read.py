@@ -199,7 +199,7 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
         more = f"; {len(found.unfinished)} unfinished, as {found.unfinished[0]}" if found.unfinished else ""
         more += f"; {found.warnings[0]}" if found.warnings else ""
         where = ", ".join(map(str, roots)) or "nothing"
-        raise UserError(f"compare: no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them")
+        raise UserError("compare", f"no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them")
     return found
 
 
@@ -334,7 +334,7 @@ def _missing(root: Path) -> UserError:
         siblings = [entry.name for entry in root.parent.iterdir() if entry.is_dir()]
     close = nearest(root.name, siblings)
     hint = f"; nearest: {', '.join(str(root.parent / name) for name in close)}" if close else ""
-    return UserError(f"compare: there is no folder {str(root)!r}{hint}")
+    return UserError("compare", f"there is no folder {str(root)!r}{hint}")
 
 
 def _folders(root: Path) -> Iterator[Path]:

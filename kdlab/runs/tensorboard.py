@@ -117,7 +117,7 @@ def log_hparams(
     from torch.utils.tensorboard.summary import hparams
 
     if status not in _STATUS:
-        raise UserError(f"status: unknown value {status!r}; accepted: {', '.join(_STATUS)}")
+        raise UserError("status", f"unknown value {status!r}", ", ".join(_STATUS))
     shown = {str(key): _plain(value) for key, value in settings.items() if value is not None}
     _experiment, start, _always_success = hparams(shown, {})
     events = writer._get_file_writer()

@@ -132,8 +132,9 @@ def check(path: str | Path, key: str = "", cure: str = "") -> None:
             f"they were{_or(cure)}"
         )
     raise UserError(
-        f"{_lead(key)}{path} is not the file that was written: its SHA-256 is not the one in {result} (it is damaged, "
-        f"edited, or of another run); accepted: the file as it was{_or(cure)}, {ON_PURPOSE}"
+        f"{_lead(key)}{path} is not the file that was written",
+        (f"its SHA-256 is not the one in {result} (it is damaged, edited, or of another run)"),
+        f"the file as it was{_or(cure)}, {ON_PURPOSE}",
     )
 
 
@@ -213,11 +214,14 @@ def check_manifest_files(folder: Path, said: Mapping[str, Any], names: Iterable[
             whole = isinstance(files, dict) and known_hash(folder / name) == files.get(name)
         except (OSError, Unreadable) as error:
             reason = getattr(error, "strerror", None) or error
-            raise UserError(f"{key}: {folder / name} cannot be read ({reason}); {_remove(folder)}") from None
+            raise UserError(key, f"{folder / name} cannot be read ({reason}); {_remove(folder)}") from None
         if not whole:
             raise UserError(
-                f"{key}: {folder / name} is damaged, or of another cache: its SHA-256 is not the one in the manifest; "
-                f"{_remove(folder)}"
+                key,
+                (
+                    f"{folder / name} is damaged, or of another cache: its SHA-256 is not the one in "
+                    f"the manifest; {_remove(folder)}"
+                ),
             )
 
 

@@ -38,9 +38,7 @@ def refuse_larger(key: str, needed: int, what: str) -> None:
     """
     free = available()
     if free is not None and needed > free:
-        raise UserError(
-            f"{key}: {what} takes {size(needed)}, and {size(free)} of memory are available; accepted: what fits"
-        )
+        raise UserError(key, f"{what} takes {size(needed)}, and {size(free)} of memory are available", "what fits")
 
 
 def size(count: int) -> str:

@@ -33,7 +33,7 @@ def check_name(key: str, value: Any, accepted: str = "a name") -> str:
         UserError: of a path, a blank, a control character, or a name too long for a folder.
     """
     if not isinstance(value, str) or not _is_name(value):
-        raise UserError(f"{key}: {value!r}; accepted: {accepted} ({ACCEPTED})")
+        raise UserError(key, f"{value!r}", f"{accepted} ({ACCEPTED})")
     return value
 
 
@@ -53,9 +53,9 @@ def check_names(key: str, value: Any, accepted: str = "a name") -> str:
     """
     parts = value.split("/") if isinstance(value, str) else []
     if not 1 <= len(parts) <= DEEPEST or not all(map(_is_name, parts)):
-        raise UserError(f"{key}: {value!r}; accepted: {accepted} ({ACCEPTED}; a/b is a folder in a folder)")
+        raise UserError(key, f"{value!r}", f"{accepted} ({ACCEPTED}; a/b is a folder in a folder)")
     if parts[0] in RESERVED:
-        raise UserError(f"{key}: {value!r}; {parts[0]} is kept for what runs share; accepted: another name")
+        raise UserError(key, f"{value!r}; {parts[0]} is kept for what runs share", "another name")
     return value
 
 
@@ -66,5 +66,5 @@ def check_output(value: Any) -> str:
         UserError: of a blank, or of anything but a text.
     """
     if not isinstance(value, str) or not value.strip() or "\0" in value:
-        raise UserError(f"output: {value!r}; accepted: a folder, such as outputs, or . for the working folder")
+        raise UserError("output", f"{value!r}", "a folder, such as outputs, or . for the working folder")
     return value

@@ -50,11 +50,11 @@ class Attack:
         values: dict[str, Any] = {"eps": None, "steps": cls.steps, "step_size": None, **given}
         eps, steps, size = values["eps"], values["steps"], values["step_size"]
         if not _is_number(eps) or not 0 < eps <= 1:
-            raise UserError(f"task.attack.eps: {eps!r}; accepted: above 0, up to 1 (inputs are in [0, 1])")
+            raise UserError("task.attack.eps", f"{eps!r}", "above 0, up to 1 (inputs are in [0, 1])")
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError(f"task.attack.steps: {steps!r}; accepted: a whole number, at least 1")
+            raise UserError("task.attack.steps", f"{steps!r}", "a whole number, at least 1")
         if size is not None and not (_is_number(size) and 0 < size < math.inf):
-            raise UserError(f"task.attack.step_size: {size!r}; accepted: above 0, or null")
+            raise UserError("task.attack.step_size", f"{size!r}", "above 0, or null")
         return cls(**given)
 
 
@@ -78,7 +78,7 @@ class Classification(Task):
         self.attack = None if attack is None else Attack.of(attack)
         self.tasks = dict(tasks or {})
         if self.tasks and self.attack:
-            raise UserError(f"task.attack: {dict(attack or {})}, and there are several tasks; accepted: null")
+            raise UserError("task.attack", f"{dict(attack or {})}, and there are several tasks", "null")
 
     @property
     def chance(self) -> float:
@@ -103,9 +103,9 @@ class Classification(Task):
         """(rows,) bool: whose class a network names before and after an attack; False for rows without a label."""
         inputs = batch.inputs
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
-            raise UserError("task.attack: the inputs are no tensor of numbers; accepted: null")
+            raise UserError("task.attack", "the inputs are no tensor of numbers", "null")
         if float(inputs.min()) < 0 or float(inputs.max()) > 1:
-            raise UserError("task.attack: the inputs leave [0, 1], in which it stays; accepted: null, or pictures")
+            raise UserError("task.attack", "the inputs leave [0, 1], in which it stays", "null, or pictures")
         classes = class_ids(batch.targets).masked_fill(~batch.labelled, NO_LABEL)
 
         def answer(x: Tensor) -> Tensor:

@@ -43,17 +43,17 @@ class Generation:
             if value is None and name in ("new_tokens", "max_questions", "samples"):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"task.{name}: {value!r}; accepted: a whole number, at least 1")
+                raise UserError(f"task.{name}", f"{value!r}", "a whole number, at least 1")
         if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.passes):
-            raise UserError(f"task.passes: {list(self.passes)}; accepted: whole numbers, at least 1, such as [1, 4]")
+            raise UserError("task.passes", f"{list(self.passes)}", "whole numbers, at least 1, such as [1, 4]")
         if self.passes and self.samples is not None and self.samples < max(self.passes):
             raise UserError(
-                f"task.samples: {self.samples} for pass@{max(self.passes)}; accepted: at least {max(self.passes)}"
+                "task.samples", f"{self.samples} for pass@{max(self.passes)}", f"at least {max(self.passes)}"
             )
         if not self.temperature > 0:
-            raise UserError(f"task.temperature: {self.temperature}; accepted: a number above 0")
+            raise UserError("task.temperature", self.temperature, "a number above 0")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"task.top_p: {self.top_p}; accepted: above 0, and at most 1")
+            raise UserError("task.top_p", self.top_p, "above 0, and at most 1")
 
     def answers(
         self, net: nn.Module, data: Any, split: str, device: Any, width: int, count: int | None = None

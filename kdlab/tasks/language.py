@@ -63,7 +63,7 @@ class LanguageModeling(Task):
         seed: int = 0,
     ) -> None:
         if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 2:
-            raise UserError(f"task.vocab_size: {vocab_size!r}; accepted: a whole number, at least 2")
+            raise UserError("task.vocab_size", f"{vocab_size!r}", "a whole number, at least 2")
         super().__init__(vocab_size)
         if score not in SCORES:
             raise unknown("task.score", score, SCORES, "measure")
@@ -85,8 +85,12 @@ class LanguageModeling(Task):
         shape = batch.loss_mask.shape
         if found.logits.shape[:-1] != shape:
             raise UserError(
-                f"model: {type(net).__name__} answers with logits of shape {tuple(found.logits.shape)} for sequences of"
-                f" shape {tuple(shape)}; accepted: one answer a position"
+                "model",
+                (
+                    f"{type(net).__name__} answers with logits of shape {tuple(found.logits.shape)} for "
+                    f"sequences of shape {tuple(shape)}"
+                ),
+                "one answer a position",
             )
         rows = batch.loss_mask.nonzero(as_tuple=True)  # once, not for every tensor: it waits for the device
         features = {
@@ -140,9 +144,13 @@ class LanguageModeling(Task):
         width = logits.shape[-1]
         if width < self.num_classes:
             raise UserError(
-                f"model: {type(net).__name__} has {width} outputs and the vocabulary {self.num_classes} ids; accepted:"
-                " a network for this vocabulary, or of a teacher with another one the teacher's text instead of its"
-                " probabilities (kdlab generate, then data=traces) or optimal transport (loss=uld)"
+                "model",
+                f"{type(net).__name__} has {width} outputs and the vocabulary {self.num_classes} ids",
+                (
+                    "a network for this vocabulary, or of a teacher with another one the teacher's "
+                    "text instead of its probabilities (kdlab generate, then data=traces) or optimal "
+                    "transport (loss=uld)"
+                ),
             )
         if width > self.num_classes and net not in self._cut:
             self._cut.add(net)

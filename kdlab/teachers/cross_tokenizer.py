@@ -71,8 +71,12 @@ class UnlikeTeacher(FrozenTeacher):
     def __call__(self, batch: Batch, split: str = "train") -> Outputs:
         if isinstance(batch.inputs, dict) and "decoder_input_ids" in batch.inputs:
             raise UserError(
-                "teacher: an encoder-decoder with a tokenizer of its own; accepted: the student's tokenizer, or the "
-                "teacher's text instead of its probabilities (kdlab generate, then data=traces)"
+                "teacher",
+                "an encoder-decoder with a tokenizer of its own",
+                (
+                    "the student's tokenizer, or the teacher's text instead of its probabilities "
+                    "(kdlab generate, then data=traces)"
+                ),
             )
         found = sequences(batch)
         device = batch.targets.device

@@ -64,7 +64,7 @@ class EMATeacher(MovingTeacher):
     def __init__(self, task: Task, decay: float = 0.99) -> None:
         super().__init__(task)
         if not 0 <= decay < 1:
-            raise UserError(f"method.decay: {decay}; accepted: at least 0 and below 1")
+            raise UserError("method.decay", decay, "at least 0 and below 1")
         self.decay = decay
         self.steps = 0
 
@@ -108,9 +108,9 @@ class SnapshotTeacher(MovingTeacher):
     def __init__(self, task: Task, begin: float = 0.5, every: int | None = None) -> None:
         super().__init__(task)
         if not 0 < begin < 1:
-            raise UserError(f"method.begin: {begin}; accepted: a share of the epochs between 0 and 1")
+            raise UserError("method.begin", begin, "a share of the epochs between 0 and 1")
         if every is not None and every < 1:
-            raise UserError(f"method.every: {every}; accepted: a whole number of epochs, at least 1")
+            raise UserError("method.every", every, "a whole number of epochs, at least 1")
         self.begin, self.every = begin, every
 
     def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:

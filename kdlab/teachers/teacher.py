@@ -175,15 +175,15 @@ class EnsembleTeacher(MultiTeacher):
         show: bool = False,
     ) -> None:
         if not members:
-            raise UserError("teacher: an ensemble of none; accepted: at least one member")
+            raise UserError("teacher", "an ensemble of none", "at least one member")
         if weighting not in ("mean", "confidence"):
             raise unknown("teacher.weighting", weighting, ("mean", "confidence"))
         if weights is not None and (
             len(weights) != len(members) or min(weights) < 0 or not 0 < sum(weights) < math.inf
         ):
-            raise UserError(f"teacher.weights: {list(weights)}; accepted: {len(members)} numbers of at least 0")
+            raise UserError("teacher.weights", f"{list(weights)}", f"{len(members)} numbers of at least 0")
         if weights is not None and weighting == "confidence":
-            raise UserError(f"teacher.weights: {list(weights)}, and confidence decides; accepted: none")
+            raise UserError("teacher.weights", f"{list(weights)}, and confidence decides", "none")
         super().__init__(members)
         share = list(weights) if weights is not None else [1.0] * len(members)
         self.weights = [w / sum(share) for w in share]

@@ -77,25 +77,24 @@ class Address:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise UserError(f"--endpoint: not a URL ({error}); {accepted}") from None
+            raise UserError("--endpoint", f"not a URL ({error}); {accepted}") from None
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             # not shown: what stands there may be a secret
-            raise UserError(f"--endpoint: has a user, query or fragment; {accepted}, the key in the environment")
+            raise UserError("--endpoint", f"has a user, query or fragment; {accepted}, the key in the environment")
         host = parts.hostname or ""
         if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", host) or re.search(r"[\s\0]", url):
-            raise UserError(f"--endpoint: {url!r}; {accepted}")
+            raise UserError("--endpoint", f"{url!r}; {accepted}")
         if parts.scheme == "http" and not is_local(host) and not insecure:
             raise UserError(
-                f"--endpoint: {url} would send key and questions unencrypted; accepted: https, http to localhost, or "
-                "--insecure"
+                "--endpoint",
+                f"{url} would send key and questions unencrypted",
+                "https, http to localhost, or --insecure",
             )
         path = parts.path.rstrip("/")
         ending = re.search(r"/(chat/)?completions$", path)
         found = None if ending is None else ("chat" if ending[1] else "completions")
         if found and api and found != api:
-            raise UserError(
-                f"--api: {api}, and the endpoint's path ends with {ending and ending[0]}; accepted: {found}"
-            )
+            raise UserError("--api", f"{api}, and the endpoint's path ends with {ending and ending[0]}", found)
         chat = (found or api or "chat") == "chat"
         if not ending:
             path += "/chat/completions" if chat else "/completions"
@@ -131,9 +130,9 @@ def read_key(variable: str | None, address: Address) -> str | None:
     if not key:
         if variable is None and is_local(address.host):
             return None
-        raise UserError(f"--key-variable: {name} is not set; accepted: an environment variable that holds the API key")
+        raise UserError("--key-variable", f"{name} is not set", "an environment variable that holds the API key")
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise UserError(f"--key-variable: {name} holds spaces or characters no key has; accepted: printable ASCII")
+        raise UserError("--key-variable", f"{name} holds spaces or characters no key has", "printable ASCII")
     return key
 
 

@@ -59,10 +59,10 @@ def load(model: str, device: str = "auto", trust: bool = False) -> Writer:
         from kdlab.inference.predict import load_model
 
         if not (folder / "tokenizer.json").is_file():
-            raise UserError(f"--model: {folder} has no tokenizer.json; accepted: the run of a language model")
+            raise UserError("--model", f"{folder} has no tokenizer.json", "the run of a language model")
         net, _ = load_model(folder, trust)
         if hasattr(net, "encode"):
-            raise UserError(f"--model: {folder} holds an encoder-decoder; accepted: the run of a causal language model")
+            raise UserError("--model", f"{folder} holds an encoder-decoder", "the run of a causal language model")
         return Writer(net.to(place), Tokenizer.load(folder, "--model"), getattr(net, "context", None))
     from kdlab.models.transformers.causal_lm import CausalLM
 
@@ -81,7 +81,7 @@ def _device(name: str) -> torch.device:
         torch.zeros(1, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UserError(f"--device: {name!r} cannot be used here; accepted: auto, cpu, or a device there is") from None
+        raise UserError("--device", f"{name!r} cannot be used here", "auto, cpu, or a device there is") from None
 
 
 def _chat(model: str) -> Any:
@@ -134,7 +134,7 @@ class Local:
         tokenizer, chat = self.writer.tokenizer, self.writer.chat
         if chat is None:
             if job.ask.messages:
-                raise UserError("questions: messages, and the model has no chat template; accepted: question")
+                raise UserError("questions", "messages, and the model has no chat template", "question")
             return tokenizer.encode(self.wording.prompt(job.ask))
         text = chat.apply_chat_template(self.wording.messages(job.ask), tokenize=False, add_generation_prompt=True)
         return tokenizer.encode(text, special=True)

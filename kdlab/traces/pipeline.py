@@ -270,9 +270,9 @@ def check_keep(keep: str, asks: Sequence[Prompt], samples: int) -> None:
         UserError: for a filter that could keep nothing.
     """
     if keep == "right" and all(ask.gold is None for ask in asks):
-        raise UserError("--keep: right, and no question has a gold answer; accepted: agreeing, or questions with gold")
+        raise UserError("--keep", "right, and no question has a gold answer", "agreeing, or questions with gold")
     if keep == "agreeing" and samples < 2:
-        raise UserError(f"--keep: agreeing, with --samples {samples}; accepted: at least 2 samples")
+        raise UserError("--keep", f"agreeing, with --samples {samples}", "at least 2 samples")
 
 
 def _count(summary: Summary, answer: Answer, trace: Trace) -> None:

@@ -85,7 +85,7 @@ class PromptTemplate:
         if self.template is not None and "{question}" not in self.template:
             raise UserError(f"--template: {self.template[:60]!r} has no {{question}}; accepted: a text that has it")
         if not self.marker.strip():
-            raise UserError("--marker: empty; accepted: a text such as ####")
+            raise UserError("--marker", "empty", "a text such as ####")
 
     def text(self, ask: Prompt, chat: bool) -> str:
         """The question in its template."""
@@ -143,12 +143,12 @@ def read_questions(path: Path, limit: int | None = None, answer_key: str | None 
         if ask.id is not None:
             first, key = lines.setdefault(str(ask.id), (number, ask.key))
             if key != ask.key:
-                raise UserError(f"{path}: line {number}: id {ask.id!r} is line {first}'s too; accepted: unique ids")
+                raise UserError(path, f"line {number}: id {ask.id!r} is line {first}'s too", "unique ids")
         found.setdefault(ask.key, ask)
         if limit is not None and len(found) >= limit:
             break
     if not found:
-        raise UserError(f"{path}: no questions in it; accepted: lines such as {_EXAMPLE}")
+        raise UserError(path, "no questions in it", f"lines such as {_EXAMPLE}")
     return list(found.values())
 
 
@@ -162,11 +162,11 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 try:
                     text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}: line {number}: not UTF-8 ({error.reason})") from None
+                    raise UserError(path, f"line {number}: not UTF-8 ({error.reason})") from None
                 if text.strip():
                     yield number, text
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; accepted: a JSONL file with lines such as {_EXAMPLE}") from None
+        raise UserError(path, error.strerror, f"a JSONL file with lines such as {_EXAMPLE}") from None
 
 
 def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Prompt:
@@ -174,9 +174,9 @@ def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Promp
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: no JSON ({error}); accepted: {_EXAMPLE}") from None
+        raise UserError(where, f"no JSON ({error})", _EXAMPLE) from None
     if not isinstance(row, dict):
-        raise UserError(f"{where}: a JSON {type(row).__name__}; accepted: {_EXAMPLE}")
+        raise UserError(where, f"a JSON {type(row).__name__}", _EXAMPLE)
     for slip in sorted(row.keys() - said - {*_FIELDS, answer_key}):
         said.add(slip)
         if meant := misspelt(slip, [one for one in _FIELDS if one not in row]):
@@ -189,9 +189,9 @@ def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Promp
         near = unknown("", "question", row, "field") if row and "question" not in row else None
         raise UserError(f"{where}: no text under 'question'; accepted: {_EXAMPLE}" + (f", not{near}" if near else ""))
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
-        raise UserError(f"{where}: id {name!r}; accepted: a text or an integer")
+        raise UserError(where, f"id {name!r}", "a text or an integer")
     if answer_key is not None and answer_key not in row:
-        raise UserError(f"{where}: no field {answer_key!r}; accepted: {', '.join(map(repr, row))}")
+        raise UserError(where, f"no field {answer_key!r}", ", ".join(map(repr, row)))
     value = row.get(answer_key) if answer_key else row.get("gold", row.get("answer"))
     gold = None if value is None or isinstance(value, dict | list) else str(value)
     if gold is not None and "####" in gold:
@@ -200,18 +200,18 @@ def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Promp
     try:
         key = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
     except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half of a surrogate pair; accepted: valid Unicode text") from None
+        raise UserError(where, "holds half of a surrogate pair", "valid Unicode text") from None
     more = {name: row[name] for name in ("choices", "equation", "group") if row.get(name) is not None}
     return Prompt(key, question, tuple(messages or ()), gold or None, name, more)
 
 
 def _check_messages(messages: object, where: str) -> None:
     if not isinstance(messages, list) or not messages:
-        raise UserError(f"{where}: messages is no list of messages; accepted: {_EXAMPLE}")
+        raise UserError(where, "messages is no list of messages", _EXAMPLE)
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise UserError(f"{where}: a message without text under 'content'; accepted: {_EXAMPLE}")
+            raise UserError(where, "a message without text under 'content'", _EXAMPLE)
         if message.get("role") not in _ROLES:
             raise unknown(f"{where}: role", message.get("role"), _ROLES)
     if messages[-1]["role"] == "assistant":
-        raise UserError(f"{where}: the last message is the assistant's; accepted: messages that end with a question")
+        raise UserError(where, "the last message is the assistant's", "messages that end with a question")

@@ -75,7 +75,7 @@ class Output:
                     if not raw.endswith(b"\n"):
                         return
                     raise UserError(
-                        f"{self.path}: line {number} is no trace of this command; accepted: repair it, or another OUT"
+                        self.path, f"line {number} is no trace of this command", "repair it, or another OUT"
                     ) from None
                 place += len(raw)
                 self._whole = max(self._whole, place)
@@ -84,21 +84,20 @@ class Output:
     def _check_settings(self) -> None:
         if not self.manifest.exists():
             if self.path.exists() and self.path.stat().st_size:
-                raise UserError(
-                    f"{self.path}: exists, and no {self.manifest.name} says how it was made; accepted: a new file"
-                )
+                raise UserError(self.path, f"exists, and no {self.manifest.name} says how it was made", "a new file")
             return
         try:
             theirs = read_json(self.manifest)
             assert isinstance(theirs, dict)
         except (OSError, ValueError, AssertionError):
-            raise UserError(f"{self.manifest}: damaged; accepted: the file as it was written, or another OUT") from None
+            raise UserError(self.manifest, "damaged", "the file as it was written, or another OUT") from None
         for name in dict.fromkeys([*self.settings, *theirs]):
             before, now = theirs.get(name), self.settings.get(name)
             if before != now:
                 raise UserError(
-                    f"{self.path}: was written with {name} {_short(before)}, and now it is {_short(now)}; accepted: "
-                    "the same settings, or another OUT"
+                    self.path,
+                    f"was written with {name} {_short(before)}, and now it is {_short(now)}",
+                    "the same settings, or another OUT",
                 )
 
     def __enter__(self) -> Output:
@@ -107,9 +106,9 @@ class Output:
             self._lock = lock_file(f"{self.path}.lock")
             self._lock.acquire(timeout=0)
         except Timeout:
-            raise Busy(f"{self.path}: another process writes to it; accepted: wait for it, or another OUT") from None
+            raise Busy(self.path, "another process writes to it", "wait for it, or another OUT") from None
         except OSError as error:
-            raise UserError(f"{self.path}.lock: cannot be locked ({error}); accepted: without that file") from None
+            raise UserError(f"{self.path}.lock", f"cannot be locked ({error})", "without that file") from None
         self._scan()  # again: it may have been someone else's until now
         if not self.manifest.exists():
             with atomic_write(self.manifest) as file:
@@ -169,9 +168,9 @@ def _check_writable(path: Path) -> None:
         UserError: if ``path`` is a folder, or it or the folder it would come into cannot be written to.
     """
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; accepted: a file to write to")
+        raise UserError(path, "is a folder", "a file to write to")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise UserError(f"{path}: is a link, a pipe or a device; accepted: a file to write to")
+        raise UserError(path, "is a link, a pipe or a device", "a file to write to")
     there = path if path.exists() else next(p for p in path.absolute().parents if p.exists())
     if not os.access(there, os.W_OK) or (there != path and not there.is_dir()):
-        raise UserError(f"{path}: cannot be written to ({there}); accepted: a file that can")
+        raise UserError(path, f"cannot be written to ({there})", "a file that can")

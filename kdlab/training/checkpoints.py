@@ -54,21 +54,21 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             check_archive(archive, os.fstat(file.fileno()).st_size)
             damaged = archive.testzip()
         if damaged:
-            raise UserError(f"resume: {path} is damaged at {damaged}; {accepted}")
+            raise UserError("resume", f"{path} is damaged at {damaged}; {accepted}")
         found = torch.load(path, map_location=map_location, weights_only=True)
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"resume: {path} does not exist") from None
+        raise UserError("resume", f"{path} does not exist") from None
     except Exception:  # whatever damaged bytes make the readers do
-        raise UserError(f"resume: {path} is truncated, or not a checkpoint; {accepted}") from None
+        raise UserError("resume", f"{path} is truncated, or not a checkpoint; {accepted}") from None
     if not isinstance(found, dict) or not {"callbacks", "loops", "global_step"} <= set(found):
-        raise UserError(f"resume: {path} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+        raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run")
     try:
         found["callbacks"].get(""), int(found["global_step"])
         int(found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"resume: {path} was not written by kdlab; accepted: checkpoints/last.ckpt of a run") from None
+        raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run") from None
     return found
 
 
@@ -144,8 +144,9 @@ class Saver(Checkpoint):
         theirs = state.get("seed")
         if None not in (theirs, self.seed) and theirs != self.seed:
             raise UserError(
-                f"resume: {self.folder / 'last.ckpt'} is of seed {theirs}, and this fit of seed {self.seed}; accepted: "
-                "its own checkpoint (without it, training begins anew)"
+                "resume",
+                f"{self.folder / 'last.ckpt'} is of seed {theirs}, and this fit of seed {self.seed}",
+                "its own checkpoint (without it, training begins anew)",
             )
 
     def check_best(self) -> None:
@@ -157,8 +158,9 @@ class Saver(Checkpoint):
         best = self.folder / "best.pt"
         if self.best_hash is not None and best.is_file() and file_hash(best) != self.best_hash:
             raise UserError(
-                f"resume: {best} is not the file that was written: its SHA-256 is not the one in last.ckpt; accepted: "
-                f"the file as it was (without {self.folder}, training begins anew)"
+                "resume",
+                (f"{best} is not the file that was written: its SHA-256 is not the one in last.ckpt"),
+                f"the file as it was (without {self.folder}, training begins anew)",
             )
 
     # ---- hooks --------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def evaluate(
         assert outputs is not None
         measures.update(outputs, teacher(batch, split) if teacher is not None else None, batch)
     if not measures.rows:
-        raise UserError(f"data: the {split} split is empty; accepted: at least one row")
+        raise UserError("data", f"the {split} split is empty", "at least one row")
     if keep is not None:
         keep(split, measures)
     return measures.compute()

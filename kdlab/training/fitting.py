@@ -86,7 +86,7 @@ def fit(
     data.to(training.device, accumulate=training.accumulate)
     loader = data.train_dataloader()
     if not len(loader):
-        raise UserError("data: the training split gives no batch; accepted: at least 2 rows, and a batch_size below it")
+        raise UserError("data", "the training split gives no batch", "at least 2 rows, and a batch_size below it")
     example = first_batch(loader).to(training.device)
     method.to(training.device)
     if method.teacher is not None:
@@ -154,7 +154,7 @@ def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Pat
         trainer.fit(method, train_dataloaders=loader, val_dataloaders=validation, ckpt_path=resume, weights_only=True)
     except RuntimeError as error:
         if resume is not None and "Error(s) in loading state_dict" in str(error):
-            raise UserError(f"resume: {resume} holds another network than the one configured") from None
+            raise UserError("resume", f"{resume} holds another network than the one configured") from None
         raise
     except SystemExit as end:
         if not isinstance(end.__context__, KeyboardInterrupt):
@@ -170,7 +170,7 @@ def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
     state = read_checkpoint(checkpoint)
     mine = state["callbacks"].get(saver.state_key)
     if mine is None:
-        raise UserError(f"resume: {checkpoint} was not written by kdlab; accepted: checkpoints/last.ckpt of a run")
+        raise UserError("resume", f"{checkpoint} was not written by kdlab", "checkpoints/last.ckpt of a run")
     saver.check_seed(mine)
     progress = state["loops"]["fit_loop"]["epoch_progress"]["current"]
     if not (mine["stopped"] or progress["processed"] >= epochs):

@@ -83,24 +83,24 @@ class TrainerConfig:
         if accelerator not in ("auto", "cpu", "gpu", "cuda", "mps"):
             raise unknown("trainer.accelerator", accelerator, ("auto", "cpu", "gpu", "cuda", "mps"))
         if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise UserError(f"trainer.accelerator: {accelerator}, and torch sees no GPU here; accepted: cpu or auto")
+            raise UserError("trainer.accelerator", f"{accelerator}, and torch sees no GPU here", "cpu or auto")
         if precision not in _PRECISIONS:
             raise unknown("trainer.precision", precision, _PRECISIONS)
         if progress not in ("auto", "bar", "lines", "none"):
             raise unknown("trainer.progress", progress, ("auto", "bar", "lines", "none"))
         for name, value in (("accumulate", accumulate), ("log_every", log_every), ("validate_every", validate_every)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"trainer.{name}: {value!r}; accepted: a whole number, at least 1")
+                raise UserError(f"trainer.{name}", f"{value!r}", "a whole number, at least 1")
         if gradients is not None and (isinstance(gradients, bool) or not isinstance(gradients, int) or gradients < 1):
-            raise UserError(f"trainer.gradients: {gradients!r}; accepted: a whole number of steps, at least 1, or null")
+            raise UserError("trainer.gradients", f"{gradients!r}", "a whole number of steps, at least 1, or null")
         if isinstance(threads, int) and threads < 1:
-            raise UserError(f"trainer.threads: {threads!r}; accepted: a whole number, at least 1, or auto")
+            raise UserError("trainer.threads", f"{threads!r}", "a whole number, at least 1, or auto")
         if isinstance(threads, int) and threads > MOST_THREADS:
-            raise UserError(f"trainer.threads: {threads}; accepted: up to {MOST_THREADS}, or auto")
+            raise UserError("trainer.threads", threads, f"up to {MOST_THREADS}, or auto")
         if clip is not None and not clip > 0:
-            raise UserError(f"trainer.clip: {clip}; accepted: a number above 0, or null")
+            raise UserError("trainer.clip", clip, "a number above 0, or null")
         if not save_minutes > 0:
-            raise UserError(f"trainer.save_minutes: {save_minutes}; accepted: a number above 0")
+            raise UserError("trainer.save_minutes", save_minutes, "a number above 0")
         self.accelerator, self.precision = accelerator, precision
         self.channels_last, self.threads = channels_last, threads
         self.accumulate, self.clip, self.log_every = accumulate, clip, log_every

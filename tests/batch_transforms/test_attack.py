@@ -78,7 +78,7 @@ def test_probing_puts_every_module_back():
 def test_an_attack_stays_near_and_raises_what_it_is_against(against):
     student, teacher, batch = network(), FrozenTeacher(network(1), TASK), rows()
     found = call(AttackedRows(against, eps=0.1), batch, student, teacher)
-    assert found.clean is batch.inputs and found.targets is batch.targets and found.window is batch.window
+    assert found.teacher_inputs is batch.inputs and found.targets is batch.targets and found.window is batch.window
     assert float((found.inputs - batch.inputs).abs().max()) <= 0.1 + 1e-6
     assert float(found.inputs.min()) >= 0 and float(found.inputs.max()) <= 1
     student.eval()

@@ -60,11 +60,16 @@ def shown(source, student, teacher, steps, start=0, parts=1):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_rows_are_replaced_wholly(kind):
-    given = batch(truth=torch.zeros(12, dtype=torch.int64), window=StepTotals(9.0, 30.0, 2))
+    given = batch(hidden_targets=torch.zeros(12, dtype=torch.int64), window=StepTotals(9.0, 30.0, 2))
     found, _ = make(kind)(given, network(), FrozenTeacher(network(1), TASK), TASK, 0, 0, 1)
     assert found.inputs.shape == (12, 1, 8, 8) and not found.inputs.requires_grad
     assert 0 <= float(found.inputs.min()) < float(found.inputs.max()) <= 1
-    assert (found.targets == NO_LABEL).all() and found.key is None and found.truth is None and found.clean is None
+    assert (
+        (found.targets == NO_LABEL).all()
+        and found.example_id is None
+        and found.hidden_targets is None
+        and found.teacher_inputs is None
+    )
     assert found.window == StepTotals(0.0, 30.0, 2)
     other = Batch(torch.zeros(12, 1, 8, 8), torch.zeros(12, dtype=torch.int64))
     again, _ = make(kind)(other, network(), FrozenTeacher(network(1), TASK), TASK, 0, 0, 1)

@@ -110,15 +110,15 @@ def test_answers_are_replaced(writer):
         expected = greedy(nets[writer], prompt)
         lengths.append(len(expected))
         ids = [*prompt.tolist(), *expected]
-        read, rows = found.inputs["input_ids"][row].tolist(), found.where[row].tolist()
+        read, rows = found.inputs["input_ids"][row].tolist(), found.loss_mask[row].tolist()
         assert read == ids[:-1] + [EOS] * (len(read) - len(ids) + 1)
         assert rows == [len(prompt) - 1 <= t < len(ids) - 1 for t in range(len(read))]
         at = slice(sum(lengths[:-1]), sum(lengths))
         assert found.targets[at].tolist() == (expected if writer == "teacher" else [-100] * len(expected))
         torch.testing.assert_close(found.weight[at], torch.full((len(expected),), 1 / len(expected)))
     assert len(found) == sum(lengths) and set(found.segment.tolist()) == {ANSWER}
-    assert found.inputs["position_ids"].tolist() == [list(range(found.where.shape[1]))] * 4
-    assert found.key.tolist() == [[n, 0] for n in range(4)]
+    assert found.inputs["position_ids"].tolist() == [list(range(found.loss_mask.shape[1]))] * 4
+    assert found.example_id.tolist() == [[n, 0] for n in range(4)]
     assert found.window == StepTotals(4.0 if writer == "teacher" else 0.0, 4.0, 1, 4.0)
     ended = sum(greedy(nets[writer], data.ids[n][: data.prompts[n]])[-1] == EOS for n in range(4)) / 4
     assert {name: float(value) for name, value in curves.items()} == pytest.approx(
@@ -496,7 +496,9 @@ def test_options_out_of_range_are_named(options, message):
 
 def test_batches_that_cannot_be_continued_are_refused():
     packed = Sequences().batch([0, 1])
-    packed.inputs["position_ids"] = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6])[: packed.where.shape[1]].expand(2, -1)
+    packed.inputs["position_ids"] = torch.tensor([0, 1, 2, 0, 1, 2, 3, 4, 5, 6])[: packed.loss_mask.shape[1]].expand(
+        2, -1
+    )
     with pytest.raises(UserError, match=r"data\.pack: true; accepted with own text"):
         call(own(), packed, gpt())
     with pytest.raises(UserError, match="no sequences; accepted: batch_transform=none"):

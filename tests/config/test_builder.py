@@ -264,8 +264,8 @@ def test_a_constructors_complaint_gets_its_place(module, trusted):
         from kdlab.errors import UserError
         def picky(width: int):
             if width < 1:
-                raise UserError(f"width: {width}; accepted: at least 1")
-            raise UserError("loss.alpha: no")
+                raise UserError("width", width, "at least 1")
+            raise UserError("loss.alpha", "no")
         """
     )
     target = {"_target_": f"{name}.picky"}

@@ -493,7 +493,7 @@ TEXT_MISTAKES = [
     ((*SUMS, "loss=hidden_cosine", "loss.terms.cosine.student_layer=nowhere"), "loss.terms.cosine.student_layer: "),
     # tasks
     ((*SUMS, "task=classification"), "task: Classification wants to know num_classes, and data (arithmetic) "),
-    ((*SUMS, "task=text_to_text"), "task: TextToText reads pairs, and data (arithmetic) gives sequences; accepted: "),
+    ((*SUMS, "task=text_to_text"), "task: TextToText reads text, and data (arithmetic) gives next_token; accepted: "),
     ((*DIGITS, "task=language_modeling"), "task: LanguageModeling wants to know vocab_size, and data "),
     ((*SUMS, "task.score=em"), "task.score: unknown measure 'em'"),
     # files

@@ -123,7 +123,7 @@ def test_sequence_level_then_on_policy(place, monkeypatch):
         seen[source.writer] += 1
         assert [prompt for prompt, _ in lines(before)] == [prompt for prompt, _ in lines(after)]
         assert [rest for _, rest in lines(before)] != [rest for _, rest in lines(after)]
-        sizes = after.where.sum(1)
+        sizes = after.loss_mask.sum(1)
         assert torch.allclose(after.weight, (1 / sizes).repeat_interleave(sizes).to(after.weight))
         said = teacher(after).logits if source.writer == "teacher" else task.outputs(student, after).logits
         first = dense(said).argmax(-1)

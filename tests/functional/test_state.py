@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Schedule, StepTotals, Taps, schedule, seed_torch
+from kdlab.functional import (
+    Batch,
+    Outputs,
+    Schedule,
+    StepTotals,
+    Taps,
+    as_probabilities,
+    hash_seed,
+    schedule,
+    seed_torch,
+)
 
 quick = settings(max_examples=100, deadline=None, derandomize=True)
 

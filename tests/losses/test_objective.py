@@ -399,7 +399,7 @@ def test_terms_meet_the_networks_and_a_mistake_names_its_term():
         def setup(self, student, teacher, examples):
             seen.append((student, teacher, examples))
             if teacher is None:
-                raise UserError("teacher: none; accepted: one")
+                raise UserError("teacher", "none", "one")
 
     student, teacher = torch.nn.Linear(1, 2), torch.nn.Linear(2, 2)
     objective = Objective({"one": Meets()})

@@ -129,8 +129,8 @@ def test_rows_in_the_middle_that_do_not_count():
     full = batch_of(("a", "xyzxyz"))
     answer = teacher(full)
     kept = torch.tensor([True, True, False, False, True, True, True])
-    where = full.where.clone()
-    where[full.where] = kept
+    where = full.loss_mask.clone()
+    where[full.loss_mask] = kept
     part = teacher(Batch(full.inputs, full.targets[kept], loss_mask=where))
     torch.testing.assert_close(part.logits, answer.logits[kept])
     assert part.heads["paired"].all()
@@ -141,7 +141,7 @@ def test_packed_sequences_are_read_apart():
     one, two = batch_of(("abc", "banana")), batch_of(("x ", "up"))
     ids = torch.cat([one.inputs["input_ids"], two.inputs["input_ids"]], 1)
     places = torch.cat([one.inputs["position_ids"], two.inputs["position_ids"]], 1)
-    where = torch.cat([one.where, two.where], 1)
+    where = torch.cat([one.loss_mask, two.loss_mask], 1)
     packed = Batch({"input_ids": ids, "position_ids": places}, torch.cat([one.targets, two.targets]), loss_mask=where)
     found, expected = teacher(packed), teacher(batch_of(("abc", "banana"), ("x ", "up")))
     torch.testing.assert_close(found.logits, expected.logits)

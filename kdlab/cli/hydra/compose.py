@@ -108,7 +108,7 @@ def refuse_hydra(parsed: Iterable[Override]) -> None:
     """
     for override in parsed:
         if is_hydras(override):
-            raise UserError(f"{override.key_or_group}: a setting of Hydra's; accepted here: keys of the experiment")
+            raise UserError(override.key_or_group, "a setting of Hydra's; accepted here: keys of the experiment")
 
 
 class UserFolders(SearchPathPlugin):
@@ -223,7 +223,7 @@ def _refuse_renamed(override: Override) -> None:
     texts = _choices(override) if not override.is_delete() else []
     for value in [*(str(getattr(one, "text", one)) for one in texts), None]:
         if (now := renamed.current(key, value)) is not None:
-            raise UserError(f"{override.input_line}: has another name; accepted: {now}")
+            raise UserError(override.input_line, "has another name", now)
 
 
 @contextmanager
@@ -261,12 +261,16 @@ class Composer:
             except OverrideParseException as error:
                 reason = str(error).splitlines()[0].removeprefix("Error parsing override ")
                 raise UserError(
-                    f"{text!r}: cannot be read ({reason}); {_as_text(parser, text)}accepted: key=value, group=option, "
-                    "+key=value, ~key (quote brackets and spaces: 'loss=[a,b]', also inside of stages)"
+                    f"{text!r}",
+                    (
+                        f"cannot be read ({reason}); {_as_text(parser, text)}accepted: key=value, "
+                        "group=option, +key=value, ~key (quote brackets and spaces: 'loss=[a,b]', also "
+                        "inside of stages)"
+                    ),
                 ) from None
         for override in parsed:
             if not override.key_or_group:
-                raise UserError(f"{override.input_line!r}: no key before the '='; accepted: key=value, group=option")
+                raise UserError(f"{override.input_line!r}", "no key before the '='", "key=value, group=option")
             _refuse_renamed(override)
             self._check_option(override)
         return parsed
@@ -277,7 +281,7 @@ class Composer:
             return
         if override.value() == []:
             hint = "; labels alone: loss=ce" if group == "loss" else ""
-            raise UserError(f"{group}: []; accepted: an option (python -m kdlab list {group} shows them){hint}")
+            raise UserError(group, "[]", f"an option (python -m kdlab list {group} shows them){hint}")
         for value in _choices(override):
             if value is None:
                 hint = " (no teacher: teacher=none)" if group in ("student", "teacher") else ""
@@ -305,14 +309,14 @@ class Composer:
         for name, stage in (found.config.get("stages") or {}).items():
             check_name("stages", name, "a name for each stage")
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
-                raise UserError(f"stages.{name}: {stage!r}; accepted: a list of overrides such as [loss.alpha=0]")
+                raise UserError(f"stages.{name}", f"{stage!r}", "a list of overrides such as [loss.alpha=0]")
             try:
                 parsed = self.parse(stage)
                 refuse_hydra(parsed)
                 texts = [str(override.input_line) for override in parsed]
                 found.stages[name] = self._compose([*found.overrides, *texts])
             except UserError as error:
-                raise UserError(f"stages.{name}: {error}") from None
+                raise UserError(f"stages.{name}", str(error)) from None
         return found
 
     def _compose(self, texts: Sequence[str]) -> Composition:
@@ -341,7 +345,7 @@ class Composer:
     def _explain(self, error: Exception, tree: DictConfig | None) -> UserError:
         """Hydra's message in one line that names the key, the value and what is accepted."""
         if isinstance(error, KeyError) and tree is not None and error.args[0] in tree.hydra.job.env_copy:
-            return UserError(f"hydra.job.env_copy: {error.args[0]} is not in the environment; accepted: names that are")
+            return UserError("hydra.job.env_copy", f"{error.args[0]} is not in the environment", "names that are")
         text = " ".join(f"{error} {error.__cause__ or ''}".split())
         if match := re.match(r"Error merging override ([^=\s]+)=(\S*) (.*)", text):
             text = f"{match[1]}: {match[2]}; {re.sub(r'field .* is not Optional', 'accepted: a value', match[3])}"
@@ -358,7 +362,7 @@ class Composer:
         if (full := getattr(error, "full_key", None)) and not text.startswith(str(full)):
             text = f"{full}: {text}"
         if match := re.search(r"already at '([^']+)'", text):
-            return UserError(f"{match[1]}: exists already; accepted: {match[1]}=value, without the +")
+            return UserError(match[1], "exists already", f"{match[1]}=value, without the +")
         return UserError(re.sub(r" ?(full_key|object_type|reference_type)[:=].*", "", text))
 
     def _unknown_key(self, key: str, tree: DictConfig | None) -> UserError:
@@ -367,16 +371,16 @@ class Composer:
         while isinstance(node, DictConfig) and depth < len(path) and path[depth] in node:
             node, depth = node[path[depth]], depth + 1
         if depth == len(path):
-            return UserError(f"{key}: cannot be overridden; accepted: a key of the config (--cfg job shows it)")
+            return UserError(key, "cannot be overridden", "a key of the config (--cfg job shows it)")
         name = path[depth]
         if path[0] == "hydra":
-            return UserError(f"{key}: not a setting of Hydra's; accepted: those of --cfg hydra")
+            return UserError(key, "not a setting of Hydra's", "those of --cfg hydra")
         if depth == 0:
             return unknown(key, name, {*root, *self.options.groups} - {NETWORKS}, "key or group")
         where = ".".join(path[:depth])
         if not isinstance(node, DictConfig):
             held = "null" if node is None else repr(node)
-            return UserError(f"{key}: {where} is {held} here and has no keys; accepted: {where}=VALUE")
+            return UserError(key, f"{where} is {held} here and has no keys", f"{where}=VALUE")
         if key == "loss.alpha":
             return UserError(
                 "loss.alpha: the recipes chosen by loss= have no alpha; accepted: a recipe with one, or "

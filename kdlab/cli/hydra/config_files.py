@@ -38,6 +38,6 @@ def check(path: Path) -> None:
         check_yaml(read_text(path), OPTION_VALUES)
     except (OSError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path}: cannot be read ({reason}); accepted: an option file in YAML") from None
+        raise UserError(path, f"cannot be read ({reason})", "an option file in YAML") from None
     except yaml.YAMLError:
         pass

@@ -131,7 +131,7 @@ def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
         unset = one.key not in typed and value == UNSET.get(one.key)
         if not unset and not any(value == v and type(value) is type(v) for v in one.accepted):
-            raise UserError(f"{one.key}: {json.dumps(value)}; accepted: {one.way}")
+            raise UserError(one.key, f"{json.dumps(value)}", one.way)
     _check_logging(whole, typed)
     for key in sorted(typed):
         if key.startswith("hydra"):
@@ -139,7 +139,7 @@ def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
     subdir = "hydra.sweep.subdir"
     value = whole.hydra.sweep._get_node("subdir")._value()
     if value != UNSET[subdir] and (multirun or subdir in typed):
-        raise UserError(f"{subdir}: {value}; accepted: leave it out: a job's folder is named by its swept values")
+        raise UserError(subdir, value, "leave it out: a job's folder is named by its swept values")
     if "hydra.job.name" in typed and not any(
         _is_set(found, key, typed) and re.search(r"\$\{hydra[.:]job\.name", _raw(found, key)) for key in UNSET
     ):
@@ -152,17 +152,17 @@ def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
 def _check_typed(key: str, whole: DictConfig, multirun: bool) -> None:
     """Settings that do nothing, if somebody types them; in a file they may be there for other programs."""
     if key == RUN_DIR and multirun:
-        raise UserError(f"{key}: and this is a sweep; accepted: {SWEEP_DIR}=DIR")
+        raise UserError(key, "and this is a sweep", f"{SWEEP_DIR}=DIR")
     if key == SWEEP_DIR and not multirun:
-        raise UserError(f"{key}: and this is one run; accepted: {RUN_DIR}=DIR, or -m before a sweep")
+        raise UserError(key, "and this is one run", f"{RUN_DIR}=DIR, or -m before a sweep")
     if key in UNUSED_GROUPS and whole.hydra.runtime.choices.get(key) != "default":
-        raise UserError(f"{key}: has no use here; accepted: leave it out")
+        raise UserError(key, "has no use here", "leave it out")
     if key.startswith(tuple(f"{one}." for one in TEMPLATES)):
-        raise UserError(f"{key}: has no use here; accepted: leave it out (python -m kdlab --help is not a template)")
+        raise UserError(key, "has no use here", "leave it out (python -m kdlab --help is not a template)")
     if any(key == one or key.startswith(f"{one}.") for one in SET_BY_HYDRA):
-        raise UserError(f"{key}: Hydra sets it; accepted: leave it out")
+        raise UserError(key, "Hydra sets it", "leave it out")
     if not _is_known(HydraConf(), key.split(".")[1:]):
-        raise UserError(f"{key}: not a setting of Hydra's; accepted: those of --cfg hydra")
+        raise UserError(key, "not a setting of Hydra's", "those of --cfg hydra")
 
 
 def _is_known(node: Any, path: list[str]) -> bool:
@@ -179,10 +179,10 @@ def _check_logging(whole: DictConfig, typed: Collection[str]) -> None:
         if choice in SILENT or (choice is None and group in typed):
             continue
         if choice != "default" or group in typed:
-            raise UserError(f"{group}: {choice}; accepted: {OWN_LOG}")
+            raise UserError(group, choice, OWN_LOG)
         own = OmegaConf.to_container(OmegaConf.select(whole, key), resolve=False)
         if own != read_yaml(Path(str(resources.files("hydra.conf") / f"{group}/default.yaml"))):
-            raise UserError(f"{key}: has no use here; accepted: leave it out: kdlab writes its own log")
+            raise UserError(key, "has no use here", "leave it out: kdlab writes its own log")
 
 
 # ---- folders
@@ -208,7 +208,7 @@ def sweep_folder(points: list[Composition], typed: Collection[str]) -> Path | No
     now = datetime.now()
     first, last = (_folder(point, SWEEP_DIR, now) for point in (points[0], points[-1]))
     if first != last:
-        raise UserError(f"{SWEEP_DIR}: {first} and {last}; accepted: one folder for all jobs of a sweep")
+        raise UserError(SWEEP_DIR, f"{first} and {last}", "one folder for all jobs of a sweep")
     return first
 
 
@@ -243,9 +243,9 @@ def _folder(found: Composition, key: str, now: datetime) -> Path:
             resolved = str(OmegaConf.select(whole, key, throw_on_missing=True))
     except Exception as error:  # OmegaConf raises many sorts, and resolvers whatever they like
         reason = " ".join(str(error).split(" full_key")[0].split())
-        raise UserError(f"{key}: {raw}: cannot be resolved ({reason}); accepted: a folder") from None
+        raise UserError(key, f"{raw}: cannot be resolved ({reason})", "a folder") from None
     if not resolved.strip() or "\0" in resolved:
-        raise UserError(f"{key}: {resolved!r}; accepted: a folder")
+        raise UserError(key, f"{resolved!r}", "a folder")
     return Path(resolved)
 
 

@@ -153,7 +153,7 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
     log = "log" in value.tags
     if value.end <= value.start or (log and value.start <= 0):
         accepted = "interval(low, high) with low < high" + (", low above 0 for tag(log, ...)" if log else "")
-        raise UserError(f"{key}: interval({value.start:g},{value.end:g}); accepted: {accepted}")
+        raise UserError(key, f"interval({value.start:g},{value.end:g})", accepted)
     if "int" in value.tags or (isinstance(value.start, int) and isinstance(value.end, int)):
         return IntDistribution(int(value.start), int(value.end), log=log)
     return FloatDistribution(value.start, value.end, log=log)

@@ -88,7 +88,7 @@ def make_plan(flags: Flags, composer: Composer) -> Plan:
     typed = {override.key_or_group for override in parsed}
     plain = composer.compose([str(o.input_line) for o in parsed if not o.is_sweep_override()])
     if hydra_node.is_multirun(plain) and flags.run:
-        raise UserError("--run: and hydra.mode is MULTIRUN; accepted: one of them")
+        raise UserError("--run", "and hydra.mode is MULTIRUN", "one of them")
     multirun = flags.multirun or hydra_node.is_multirun(plain)
     hydra_node.check(plain, typed, multirun)
     if multirun:
@@ -133,8 +133,9 @@ def refuse_sweeps(parsed: Iterable[Override]) -> None:
             file = re.search(r"\.[A-Za-z]\w*$", value) and not re.search(r"[\'\"(\[{]", value)
             named = f", or {argument(key, value)} for one name with a comma" if file else ""
             raise UserError(
-                f"{key}: {value!r} is several values; accepted: one value, a list [a,b], or -m before it to sweep over "
-                f"them{named}"
+                key,
+                f"{value!r} is several values",
+                f"one value, a list [a,b], or -m before it to sweep over them{named}",
             )
 
 
@@ -142,7 +143,7 @@ def _refuse_unused(given: Iterable[str]) -> None:
     """Refuse settings of sweeps where one run is meant."""
     for key in given:
         if key.lstrip("+~").startswith(OF_SWEEPS):
-            raise UserError(f"{key}: a setting of sweeps, and this is one run; accepted: with -m before it")
+            raise UserError(key, "a setting of sweeps, and this is one run", "with -m before it")
 
 
 def _plan_sweep(composer: Composer, parsed: list[Override], params: Composition) -> Plan:
@@ -160,12 +161,12 @@ def _plan_sweep(composer: Composer, parsed: list[Override], params: Composition)
     parsed = [*composer.parse(f"{k}={v}" for k, v in own.items() if k not in given), *parsed]
     searched = "optuna" in str(params.hydra.runtime.choices.get("hydra/sweeper"))
     if searched and importlib.util.find_spec("optuna") is None:
-        raise UserError("hydra/sweeper: 'optuna' needs a package that is not installed: pip install optuna")
+        raise UserError("hydra/sweeper", "'optuna' needs a package that is not installed: pip install optuna")
     swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
     points = _ends(parsed) if searched else _grid(parsed)
     found = Plan(composer, texts, [composer.compose(p) for p in points], swept, searched, multirun=True)
     if any(point.config.get("resume") not in (None, "auto") for point in found.points):
-        raise UserError("resume: a sweep goes on by itself; accepted: leave it out")
+        raise UserError("resume", "a sweep goes on by itself", "leave it out")
     return found
 
 
@@ -173,11 +174,12 @@ def _grid(parsed: list[Override]) -> list[list[str]]:
     for override in parsed:
         if override.is_interval_sweep():
             raise UserError(
-                f"{override.get_key_element()}: {override.get_value_string()!r}; "
-                "accepted: choices a,b or range(low,high); an interval needs hydra/sweeper=optuna"
+                override.get_key_element(),
+                f"{override.get_value_string()!r}",
+                "choices a,b or range(low,high); an interval needs hydra/sweeper=optuna",
             )
         if override.is_hydra_override() and override.is_sweep_override():
-            raise UserError(f"{override.get_key_element()}: cannot be swept; accepted: one value")
+            raise UserError(override.get_key_element(), "cannot be swept", "one value")
     return grid(parsed)
 
 

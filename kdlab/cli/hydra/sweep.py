@@ -53,12 +53,13 @@ def check_sweep_folder(folder: Path, texts: Sequence[str]) -> None:
     try:
         found = read_mapping(folder / "sweep.yaml")
     except (OSError, Unreadable) as error:
-        raise UserError(f"{key}: {folder / 'sweep.yaml'} cannot be read ({error}); accepted: a new folder") from None
+        raise UserError(key, f"{folder / 'sweep.yaml'} cannot be read ({error})", "a new folder") from None
     there = _asked([str(text) for text in found.get("overrides") or []])
     if there != _asked(texts):
         raise UserError(
-            f"{key}: {folder} holds another sweep ({' '.join(there)}); accepted: a new folder, an empty one, or that "
-            "of the same sweep"
+            key,
+            f"{folder} holds another sweep ({' '.join(there)})",
+            "a new folder, an empty one, or that of the same sweep",
         )
 
 
@@ -80,9 +81,9 @@ def check_writable(folder: Path) -> None:
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError(f"output: {folder}: {there} is no folder; {WRITABLE}")
+        raise UserError("output", f"{folder}: {there} is no folder; {WRITABLE}")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"output: {folder}: {there} cannot be written to; {WRITABLE}")
+        raise UserError("output", f"{folder}: {there} cannot be written to; {WRITABLE}")
 
 
 def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None:
@@ -96,7 +97,7 @@ def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None
         sweep.mkdir(parents=True, exist_ok=True)
         write_text(sweep / "sweep.yaml", text)
     except OSError as error:
-        raise UserError(f"output: {sweep}: {error.strerror}; {WRITABLE}") from None
+        raise UserError("output", f"{sweep}: {error.strerror}; {WRITABLE}") from None
 
 
 def jobs_in(sweep: Path) -> list[Path]:

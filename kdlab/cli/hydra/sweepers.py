@@ -51,11 +51,11 @@ def check_settings(hydra: DictConfig) -> None:
     """
     for part in ("sweeper", "launcher"):
         if not isinstance(hydra[part], DictConfig):
-            raise UserError(f"hydra.{part}: {hydra[part]!r}; accepted: an option, such as hydra/{part}={_USUAL[part]}")
+            raise UserError(f"hydra.{part}", f"{hydra[part]!r}", f"an option, such as hydra/{part}={_USUAL[part]}")
     for key, least in (("n_trials", 1), ("n_jobs", 1), ("seed", 0), ("startup", 0)):
         value = hydra.sweeper.get(key, least)
         if not _is_whole(value) or value < least:
-            raise UserError(f"hydra.sweeper.{key}: {value!r}; accepted: an integer of at least {least}")
+            raise UserError(f"hydra.sweeper.{key}", f"{value!r}", f"an integer of at least {least}")
     params = hydra.sweeper.get("params")
     if params is not None and not isinstance(params, DictConfig):
         raise UserError(f"hydra.sweeper.params: {params!r}; accepted: a mapping such as {{loss.alpha: '0.1,0.9'}}")
@@ -74,14 +74,14 @@ def _check_launcher(launcher: DictConfig, option: str) -> None:
     jobs = launcher.get("n_jobs")
     if jobs is not None and (not _is_whole(jobs) or jobs == 0):
         raise UserError(
-            f"hydra.launcher.n_jobs: {jobs!r}; accepted: an integer of at least 1, or below 0: -1 for a job a core"
+            "hydra.launcher.n_jobs", f"{jobs!r}", "an integer of at least 1, or below 0: -1 for a job a core"
         )
     default = ConfigStore.instance().load(f"hydra/launcher/{option}.yaml").node
     for key in map(str, launcher):
         value = launcher.get(key)
         if key not in ("_target_", *_READ[option]) and value != default.get(key):
             accepted = ", ".join(_READ[option]) or "none"
-            raise UserError(f"hydra.launcher.{key}: {value!r}, which kdlab does not read; accepted: {accepted}")
+            raise UserError(f"hydra.launcher.{key}", f"{value!r}, which kdlab does not read", accepted)
 
 
 def _is_whole(value: Any) -> bool:

@@ -50,12 +50,14 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     for path in (args.run, args.teacher, args.baseline):
         if path is not None and not path.is_dir():
-            raise UserError(f"diagnose: no folder {str(path)!r}; accepted: a run folder, such as one under outputs/")
+            raise UserError("diagnose", f"no folder {str(path)!r}", "a run folder, such as one under outputs/")
     out = args.out or args.run
     try:
         _diagnose(args, out, shlex.join(["python", "-m", "kdlab", "diagnose", *argv]))
     except OSError as error:
-        raise UserError(f"diagnose: cannot write to {out} ({error.strerror or error}); --out names a place") from error
+        raise UserError(
+            "diagnose", f"cannot write to {out} ({error.strerror or error}); --out names a place"
+        ) from error
     return 0
 
 
@@ -73,7 +75,7 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     found = rebuild(args.run, stages=stages, teacher=args.teacher, baseline=args.baseline, trust=args.trust)
     split, data, config = args.split, found.data, found.experiment.data
     if not data.counts.get(split):
-        raise UserError(f"diagnose: --split {split}, and {data.name} has no such rows; accepted: a split that has some")
+        raise UserError("diagnose", f"--split {split}, and {data.name} has no such rows", "a split that has some")
     logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
     sliced = {text: groups(text, config, data, split, targets) for text in args.slice}
     case = DiagnosisInputs(args.run, found.experiment.name, data, config, split, logits, targets)

@@ -132,24 +132,23 @@ def check(args: argparse.Namespace) -> None:
     for name, (low, high) in ranges.items():
         value = getattr(args, name)
         if value is not None and not low <= value <= high:
-            raise UserError(f"--{name.replace('_', '-')}: {value}; accepted: from {low:g} to {high:g}")
+            raise UserError(f"--{name.replace('_', '-')}", value, f"from {low:g} to {high:g}")
     if args.out.absolute() == args.questions.absolute():
-        raise UserError(f"OUT: {args.out} is QUESTIONS too; accepted: another file")
+        raise UserError("OUT", f"{args.out} is QUESTIONS too", "another file")
     if args.endpoint is None:
         for name in ("api", "key_variable", "requests_per_minute", "tokens_per_minute", "extra"):
             if getattr(args, name) is not None:
-                raise UserError(
-                    f"--{name.replace('_', '-')}: without --endpoint; accepted: an endpoint, or leave it out"
-                )
+                raise UserError(f"--{name.replace('_', '-')}", "without --endpoint", "an endpoint, or leave it out")
     if args.tokenizer is not None and (args.endpoint is None or not args.logprobs):
-        raise UserError("--tokenizer: goes with --endpoint and --logprobs; accepted: both, or leave it out")
+        raise UserError("--tokenizer", "goes with --endpoint and --logprobs", "both, or leave it out")
     if args.tokenizer in ("characters", "bpe") and not Path(args.tokenizer).exists():
         raise UserError(
-            f"--tokenizer: {args.tokenizer} is made of the texts of training, unknown here; accepted: bytes, the"
-            " folder of a run that has it (tokenizer.json), or a model on the hub"
+            "--tokenizer",
+            f"{args.tokenizer} is made of the texts of training, unknown here",
+            ("bytes, the folder of a run that has it (tokenizer.json), or a model on the hub"),
         )
     if args.cache is not None and not args.logprobs:
-        raise UserError("--cache: without --logprobs; accepted: --logprobs K, or leave it out")
+        raise UserError("--cache", "without --logprobs", "--logprobs K, or leave it out")
 
 
 def _remote(
@@ -161,9 +160,9 @@ def _remote(
     address = Address.of(args.endpoint, args.api, args.insecure)
     key = read_key(args.key_variable, address)
     if not address.chat and any(ask.messages for ask in asks):
-        raise UserError("--api: completions, and questions with messages; accepted: chat, or questions with 'question'")
+        raise UserError("--api", "completions, and questions with messages", "chat, or questions with 'question'")
     if args.logprobs and args.tokenizer is None:
-        raise UserError("--logprobs: without --tokenizer; accepted: with that of training, a folder or hub name")
+        raise UserError("--logprobs", "without --tokenizer", "with that of training, a folder or hub name")
     extra = _extra(args.extra)
     settings: dict[str, Any] = {
         "model": args.model,
@@ -200,9 +199,9 @@ def _here(
 
     writer = load(args.model, args.device, args.trust)
     if writer.chat is None and any(ask.messages for ask in asks):
-        raise UserError(f"QUESTIONS: messages, and {args.model} has no chat template; accepted: 'question' fields")
+        raise UserError("QUESTIONS", f"messages, and {args.model} has no chat template", "'question' fields")
     if args.logprobs >= writer.tokenizer.size:
-        raise UserError(f"--logprobs: {args.logprobs}; accepted: below the vocabulary, {writer.tokenizer.size}")
+        raise UserError("--logprobs", args.logprobs, f"below the vocabulary, {writer.tokenizer.size}")
     local = Local(
         writer,
         wording,
@@ -292,7 +291,7 @@ def _text(value: str | None, name: str) -> str | None:
     try:
         return read_text(value[1:])
     except (OSError, Unreadable) as error:
-        raise UserError(f"{name}: {value}: {error}; accepted: a text, or @ and a file with text") from None
+        raise UserError(name, f"{value}: {error}", "a text, or @ and a file with text") from None
 
 
 def _extra(value: str | None) -> dict[str, Any]:
@@ -304,5 +303,5 @@ def _extra(value: str | None) -> dict[str, Any]:
         raise UserError(f"--extra: no JSON ({error}); accepted: an object such as '{{\"max_tokens\": null}}'") from None
     taken = {"messages", "prompt", "model", "n", "stream"}
     if not isinstance(found, dict) or taken & set(found):
-        raise UserError(f"--extra: {value[:80]}; accepted: a JSON object without {', '.join(sorted(taken))}")
+        raise UserError("--extra", f"{value[:80]}", f"a JSON object without {', '.join(sorted(taken))}")
     return found

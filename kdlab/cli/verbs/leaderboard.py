@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     board = _board(args, found)
     if args.jobs < 1:
-        raise UserError(f"--jobs: {args.jobs}; accepted: at least 1")
+        raise UserError("--jobs", args.jobs, "at least 1")
     with composed(board, args.overrides) as (points, composer):
         folder = _folder(board, args.overrides, points)
         if not args.show:
@@ -68,7 +68,7 @@ def _board(args: argparse.Namespace, found: options.Options) -> Board:
     try:
         seeds = None if args.seeds is None else [int(seed) for seed in args.seeds.split(",")]
     except ValueError:
-        raise UserError(f"--seeds: {args.seeds!r}; accepted: whole numbers, such as 0,1,2") from None
+        raise UserError("--seeds", f"{args.seeds!r}", "whole numbers, such as 0,1,2") from None
     return Board.read(path).only(rows, seeds)
 
 
@@ -146,7 +146,7 @@ def _run_all(board: Board, points: Points, composer: Composer, folder: Path, job
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output: {folder}: {error.strerror}; {WRITABLE}") from None
+            raise UserError("output", f"{folder}: {error.strerror}; {WRITABLE}") from None
         say(f"{len(points)} runs ({len(board.rows)} methods) in {one_line(folder)}")
         for number, outcome in workers.run(range(len(runs))):
             if outcome.error is not None:
@@ -228,7 +228,7 @@ def _show(board: Board, points: Points, folder: Path, times: dict[str, float]) -
         if result and result.get("config_hash", builder.config_hash(point.config)) == builder.config_hash(point.config):
             runs[entry, seed] = Run(place, result)
     if not any(not run.failed for run in runs.values()):
-        raise UserError(f"leaderboard: no finished run in {folder}; accepted: without --show, which runs them")
+        raise UserError("leaderboard", f"no finished run in {folder}", "without --show, which runs them")
     results = Results.of(board, runs, times)
     table.show("\n" + table.render(results.rows(), results.columns, width=table.terminal_width()))
     table.show("\n" + "\n".join(results.notes))

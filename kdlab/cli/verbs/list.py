@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     if args.group == LAYERS:
         return _layers(args.overrides)
     if args.overrides:
-        raise UserError(f"list: {args.overrides[0]!r} is one word too many; accepted: one group, or layers OVERRIDE...")
+        raise UserError("list", f"{args.overrides[0]!r} is one word too many", "one group, or layers OVERRIDE...")
     found = options.read(options.folders())
     if args.group is not None and args.group not in found.groups:
         raise unknown("list", args.group, [*found.groups, LAYERS], "group")

@@ -37,14 +37,12 @@ def main(argv: Sequence[str]) -> int:
     add("--trust", action="store_true", help="let the run build modules found here; only for runs you made")
     args = parser.parse_args(argv)
     if args.top is not None and args.top < 1:
-        raise UserError(f"predict: --top {args.top}; accepted: at least 1")
+        raise UserError("predict", f"--top {args.top}", "at least 1")
     _exists(args.run)
     if _writes(args.run):
         for option in ("top", "out"):
             if (value := getattr(args, option)) is not None:
-                raise UserError(
-                    f"predict: --{option} {value}, and {args.run} holds a language model; accepted: without it"
-                )
+                raise UserError("predict", f"--{option} {value}, and {args.run} holds a language model", "without it")
         _text(args)
         return 0
     paths = [Path(path) for path in args.inputs]
@@ -73,14 +71,14 @@ def main(argv: Sequence[str]) -> int:
 def _can_write(out: Path, used: Sequence[Path]) -> None:
     """Refuse a file that cannot be written, or that is read, before anything is computed."""
     if out.suffix.lower() != ".csv" or out.is_dir() or not out.parent.is_dir():
-        raise UserError(f"predict: --out {out}; accepted: a .csv file, in a folder that is there")
+        raise UserError("predict", f"--out {out}", "a .csv file, in a folder that is there")
     if any(out.exists() and out.samefile(path) for path in used):
-        raise UserError(f"predict: --out {out} is an input as well; accepted: another file")
+        raise UserError("predict", f"--out {out} is an input as well", "another file")
 
 
 def _exists(path: Path) -> None:
     if not path.exists():
-        raise UserError(f"predict: no such file or folder {str(path)!r}; accepted: RUN INPUT...")
+        raise UserError("predict", f"no such file or folder {str(path)!r}", "RUN INPUT...")
 
 
 def _writes(run: Path) -> bool:
@@ -93,9 +91,9 @@ def _writes(run: Path) -> bool:
 
 def _text(args: argparse.Namespace) -> None:
     if not 0 <= args.temperature < float("inf"):
-        raise UserError(f"predict: --temperature {args.temperature:g}; accepted: 0 or more")
+        raise UserError("predict", f"--temperature {args.temperature:g}", "0 or more")
     if args.new_tokens is not None and args.new_tokens < 1:
-        raise UserError(f"predict: --new-tokens {args.new_tokens}; accepted: at least 1")
+        raise UserError("predict", f"--new-tokens {args.new_tokens}", "at least 1")
     from kdlab.inference.generate_text import complete
 
     found = complete(

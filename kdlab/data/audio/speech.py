@@ -96,11 +96,11 @@ def spoken_digits(
     if utterances is not None:
         whole("data.utterances", utterances, 1)
     if rate not in (8000, 16000):
-        raise UserError(f"data.rate: {rate}; accepted: 8000, 16000")
+        raise UserError("data.rate", rate, "8000, 16000")
     length = (1.0 if join == 1 else 0.7 * join) if seconds is None else seconds
     frames = round(length * 50) * 2
     if not 0.1 <= length <= 30:
-        raise UserError(f"data.seconds: {seconds}; accepted: from 0.1 to 30")
+        raise UserError("data.seconds", seconds, "from 0.1 to 30")
     seed = common.get("split_seed", 0)
     recordings = read_recordings(Path(root).expanduser())
     rows = _divide(recordings, val, seed)
@@ -150,11 +150,11 @@ def _divide(recordings: Recordings, val: int | float, seed: int) -> dict[str, Te
     rest = (~test).nonzero()[:, 0]
     cells = torch.from_numpy(recordings.speakers * len(WORDS) + recordings.digits)[rest]
     if not len(rest):
-        raise UserError("data.root: only takes 0 to 4, which are the test part; accepted: the whole set")
+        raise UserError("data.root", "only takes 0 to 4, which are the test part", "the whole set")
     held = stratified(cells, rows_of(val, len(rest), "data.val"), seed, "val")
     rows = {"train": rest[without(len(rest), held)], "val": rest[held], "test": test.nonzero()[:, 0]}
     if not len(rows["train"]):
-        raise UserError(f"data.val: {val}; there are {len(rest)} rows that are not test; accepted: fewer")
+        raise UserError("data.val", f"{val}; there are {len(rest)} rows that are not test", "fewer")
     return {split: chosen for split, chosen in rows.items() if len(chosen)}
 
 
@@ -255,15 +255,16 @@ def read_wav(path: Path) -> np.ndarray:
             data = file.readframes(min(announced, there))
     except (wave.Error, EOFError, OSError, Unreadable, struct.error, ZeroDivisionError) as error:
         raise UserError(
-            f"data.root: {path} is truncated, damaged or no wav file ({error or 'it ends early'})"
+            "data.root", f"{path} is truncated, damaged or no wav file ({error or 'it ends early'})"
         ) from None
     if form != (_RECORDED, 1, 16):
         raise UserError(
-            f"data.root: {path} has {form[0]} Hz, {form[1]} channels, {form[2]} bits; accepted: {_RECORDED} Hz, one"
-            " channel, 16 bits"
+            "data.root",
+            f"{path} has {form[0]} Hz, {form[1]} channels, {form[2]} bits",
+            f"{_RECORDED} Hz, one channel, 16 bits",
         )
     if len(data) != 2 * announced or not announced:
-        raise UserError(f"data.root: {path} holds {len(data) // 2} of {announced} samples; fetch it again")
+        raise UserError("data.root", f"{path} holds {len(data) // 2} of {announced} samples; fetch it again")
     return np.frombuffer(data, dtype="<i2")
 
 
@@ -272,7 +273,7 @@ def _read_arrays(path: Path) -> Recordings:
         held = read_arrays(path, _ARRAYS)
     except (OSError, Unreadable) as error:
         raise UserError(
-            f"data.root: {path} is no .npz of whole arrays ({error}); accepted: an .npz of {', '.join(_ARRAYS)}"
+            "data.root", f"{path} is no .npz of whole arrays ({error})", f"an .npz of {', '.join(_ARRAYS)}"
         ) from None
     audio, offsets = held["audio"], held["offsets"]
     rows = len(offsets) - 1
@@ -288,7 +289,7 @@ def _read_arrays(path: Path) -> Recordings:
         and held["speaker"].max() < len(held["speaker_names"])
     )
     if not fitting:
-        raise UserError(f"data.root: the arrays of {path} do not belong together; accepted: the set as it was packed")
+        raise UserError("data.root", f"the arrays of {path} do not belong together", "the set as it was packed")
     digits, speakers, takes = (held[name].astype(np.int64) for name in ("digit", "speaker", "take"))
     people = [str(person) for person in held["speaker_names"]]
     # speakers are numbered in the order of their names, as they are when read from a folder

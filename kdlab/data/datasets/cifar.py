@@ -115,8 +115,8 @@ def _locate(layout: Layout, root: Path, download: bool) -> Path:
     if not archive.is_file():
         if not download:
             raise UserError(
-                f"data.root: no {layout.folder} in {root}; fetch it with data.download=true,"
-                f" or put {layout.remote.url} there"
+                "data.root",
+                (f"no {layout.folder} in {root}; fetch it with data.download=true, or put {layout.remote.url} there"),
             )
         archive = fetch(layout.remote, root)
     return unpack(archive, layout.folder, "data.root")
@@ -125,14 +125,14 @@ def _locate(layout: Layout, root: Path, download: bool) -> Path:
 def _content(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
     """The mapping in one of the publisher's pickles, which must have the ``wanted`` keys."""
     if not path.is_file():
-        raise UserError(f"data.root: {path} is missing; fetch the set again with data.download=true")
+        raise UserError("data.root", f"{path} is missing; fetch the set again with data.download=true")
     content = safe_pickle.load(path, "data.root")
     if not isinstance(content, dict):
-        raise UserError(f"data.root: {path} holds a {type(content).__name__}; accepted: the publisher's mapping")
+        raise UserError("data.root", f"{path} holds a {type(content).__name__}", "the publisher's mapping")
     content = {key.decode("latin1") if isinstance(key, bytes) else key: value for key, value in content.items()}
     for key in wanted:
         if key not in content:
-            raise UserError(f"data.root: {path} has no {key!r}; it holds {', '.join(map(str, content)) or 'nothing'}")
+            raise UserError("data.root", f"{path} has no {key!r}; it holds {', '.join(map(str, content)) or 'nothing'}")
     return content
 
 
@@ -142,12 +142,10 @@ def _rows(path: Path, keys: Sequence[str], expected: int) -> tuple[Tensor, ...]:
     data, labels = np.asarray(content["data"]), [np.asarray(content[key]) for key in keys]
     whole = all(ids.dtype.kind in "iu" for ids in labels)
     if data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3072 or not whole:
-        raise UserError(
-            f"data.root: {path} holds {data.dtype} {data.shape}; accepted: uint8 rows of 3072 = 3 x 32 x 32"
-        )
+        raise UserError("data.root", f"{path} holds {data.dtype} {data.shape}", "uint8 rows of 3072 = 3 x 32 x 32")
     for ids in labels:
         if len(data) != expected or len(ids) != expected:
             raise UserError(
-                f"data.root: {path} has {len(data)} pictures and {len(ids)} labels; the publisher's has {expected}"
+                "data.root", f"{path} has {len(data)} pictures and {len(ids)} labels; the publisher's has {expected}"
             )
     return torch.from_numpy(data.reshape(-1, 3, 32, 32)), *(torch.from_numpy(i.astype(np.int64)) for i in labels)

@@ -82,7 +82,7 @@ def folders(place: Path) -> list[Path]:
         except UnicodeEncodeError:
             shown = os.fsencode(path.name).decode(errors="backslashreplace")
             raise UserError(
-                f"data.root: {place} has a folder whose name is not in UTF-8 ({shown}); rename it"
+                "data.root", f"{place} has a folder whose name is not in UTF-8 ({shown}); rename it"
             ) from None
     return found
 
@@ -92,7 +92,7 @@ def _scan(place: Path) -> list[os.DirEntry[str]]:
         with os.scandir(place) as entries:
             return list(entries)
     except OSError as error:
-        raise UserError(f"data.root: {place} cannot be listed ({error.strerror})") from None
+        raise UserError("data.root", f"{place} cannot be listed ({error.strerror})") from None
 
 
 def split_of(name: str) -> str | None:
@@ -117,8 +117,9 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         split = split_of(path.name)
         if split in found:
             raise UserError(
-                f"data.root: {root} has {found[split].name} and {path.name}, which both are the {split} split; "
-                "accepted: one folder for each split"
+                "data.root",
+                f"{root} has {found[split].name} and {path.name}, which both are the {split} split",
+                "one folder for each split",
             )
         if split is not None:
             found[split] = path
@@ -131,13 +132,12 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     advice = f"where a class has the name of a split, put all class folders into {root / 'train'}"
     if others:
         raise UserError(
-            f"data.root: {root} has split folders ({names}) and others with pictures ({_few(others)}); accepted: "
-            f"either splits ({_few([n for each in SPLITS.values() for n in each], 12)}) or classes; {advice}"
+            "data.root",
+            f"{root} has split folders ({names}) and others with pictures ({_few(others)})",
+            f"either splits ({_few([n for each in SPLITS.values() for n in each], 12)}) or classes; {advice}",
         )
     if "train" not in found:
-        raise UserError(
-            f"data.root: {root} has split folders ({names}) and none is train; accepted: one more; {advice}"
-        )
+        raise UserError("data.root", f"{root} has split folders ({names}) and none is train", f"one more; {advice}")
     told = [f"{path.name} is the {split} split" for split, path in found.items() if path.name not in SPLITS[split][:3]]
     return found, [", ".join(told)] if told else []
 
@@ -149,7 +149,7 @@ def _check_no_splits_inside(root: Path, classes: Sequence[Path]) -> None:
         if "train" in inside and len(inside) > 1 and None not in inside:
             advice = f"data.root={path}" if len(classes) == 1 else f"the splits above the classes: {root}/train/<class>"
             names = _few([sub.name for sub in folders(path)])
-            raise UserError(f"data.root: {path} holds split folders ({names}); accepted: {advice}")
+            raise UserError("data.root", f"{path} holds split folders ({names})", advice)
 
 
 def _few(names: Sequence[str], most: int = 4) -> str:
@@ -167,8 +167,9 @@ def class_pictures(folder: Path, left: Leftovers) -> list[Path]:
     if not found:
         others = ", ".join(f"{n} {ending}" for ending, n in (left.endings - before).most_common(4))
         raise UserError(
-            f"data.root: {folder} has no pictures{others and f' (it has {others})'}; accepted: files that end in "
-            f"{pictures.listed()}"
+            "data.root",
+            f"{folder} has no pictures{others and f' (it has {others})'}",
+            f"files that end in {pictures.listed()}",
         )
     return found
 
@@ -194,7 +195,7 @@ def _walk(folder: Path, left: Leftovers) -> Iterator[Path]:
                 yield place / entry.name
             else:
                 reason = "a link to nothing" if entry.is_symlink() else "no regular file"
-                raise UserError(f"data.root: {place / entry.name} is {reason}; accepted: picture files")
+                raise UserError("data.root", f"{place / entry.name} is {reason}", "picture files")
 
 
 def has_pictures(folder: Path) -> bool:

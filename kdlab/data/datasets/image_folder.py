@@ -53,15 +53,15 @@ def image_folder(
     for name, value, accepted in (("size", size, range(1, 4097)), ("channels", channels, (1, 3))):
         if value not in accepted:
             bounds = "1 or 3" if name == "channels" else "1..4096"
-            raise UserError(f"data.{name}: {value!r}; accepted: {bounds}")
+            raise UserError(f"data.{name}", f"{value!r}", bounds)
     if workers is not None:
         whole("data.workers", workers, 0)
     folder = Path(root).expanduser()
     if not folder.is_dir():
-        raise UserError(f"data.root: there is no folder {folder}; accepted: a folder with a sub-folder for each class")
+        raise UserError("data.root", f"there is no folder {folder}", "a folder with a sub-folder for each class")
     places, notes = split_folders(folder)
     if "test" in places and test not in (None, 0):
-        raise UserError(f"data.test: {test}; {places['test']} is there; accepted: null (use it) or 0 (none)")
+        raise UserError("data.test", f"{test}; {places['test']} is there", "null (use it) or 0 (none)")
     if test == 0:
         places.pop("test", None)
     left = Leftovers(outside=pictures_beside(folder) if places else 0)
@@ -70,9 +70,7 @@ def image_folder(
     empty = Files(folder, [], size, channels, workers)
     rows = {split: _files(empty, split, place, class_names, left) for split, place in places.items()}
     if len(class_names) < 2:
-        raise UserError(
-            f"data.root: {places['train']} has one sub-folder, {class_names[0]}; accepted: two or more classes"
-        )
+        raise UserError("data.root", f"{places['train']} has one sub-folder, {class_names[0]}", "two or more classes")
     if sum(math.prod(r.inputs.shape) for r in rows.values()) <= memory:
         decoded = {split: _decode(r) for split, r in rows.items()}
         rows = {split: part for split, (part, _) in decoded.items()}
@@ -96,7 +94,7 @@ def _files(empty: Files, split: str, place: Path, class_names: list[str], left: 
     class_folders = folders(place)
     if not class_folders:
         without = ", or data.test=0" if split == "test" else ""
-        raise UserError(f"data.root: {place} has no sub-folders; accepted: one for each class{without}")
+        raise UserError("data.root", f"{place} has no sub-folders", f"one for each class{without}")
     left.outside += pictures_beside(place)
     for folder in class_folders:
         if folder.name not in class_names:

@@ -113,13 +113,17 @@ def _read(layout: Layout, root: str, download: bool) -> RawDataset:
     for images, labels, rows, part in zip(arrays[::2], arrays[1::2], layout.rows, ("train", "t10k"), strict=True):
         if images.ndim != 3 or images.shape[1:] != (28, 28) or labels.ndim != 1:
             raise UserError(
-                f"data.root: {part} files in {folder} hold {tuple(images.shape)} and {tuple(labels.shape)};"
-                " accepted: pictures of 28 x 28 and a label each"
+                "data.root",
+                f"{part} files in {folder} hold {tuple(images.shape)} and {tuple(labels.shape)}",
+                "pictures of 28 x 28 and a label each",
             )
         if len(images) != rows or len(labels) != rows:
             raise UserError(
-                f"data.root: {part} files in {folder} have {len(images)} pictures and {len(labels)} labels;"
-                f" the publisher's have {rows}"
+                "data.root",
+                (
+                    f"{part} files in {folder} have {len(images)} pictures and {len(labels)} labels; "
+                    f"the publisher's have {rows}"
+                ),
             )
         splits.append(Rows(images[:, None], labels.long()))
     return RawDataset(layout.name, splits[0], list(layout.class_names), test=splits[1])
@@ -132,8 +136,11 @@ def _locate(layout: Layout, root: Path, file: str, download: bool) -> Path:
                 return root / folder / name
     if not download:
         raise UserError(
-            f"data.root: no {file} (or {file}.gz) in {root}; fetch it with data.download=true,"
-            f" or put {layout.remote(file).url} there"
+            "data.root",
+            (
+                f"no {file} (or {file}.gz) in {root}; fetch it with data.download=true, or put "
+                f"{layout.remote(file).url} there"
+            ),
         )
     return fetch(layout.remote(file), root)
 
@@ -151,11 +158,13 @@ def read_idx(path: Path) -> Tensor:
         if len(content) > _MOST_BYTES:
             raise Unreadable(f"more than {_MOST_BYTES // 2**20} MiB")
     except (OSError, EOFError, zlib.error, Unreadable) as error:
-        raise UserError(f"data.root: {path} is truncated or damaged ({error})") from None
+        raise UserError("data.root", f"{path} is truncated or damaged ({error})") from None
     if len(content) < 4 or content[:3] != b"\0\0\x08" or len(content) < 4 + 4 * content[3]:
-        raise UserError(f"data.root: {path} is no idx file of bytes (it begins with {content[:4].hex() or 'nothing'})")
+        raise UserError(
+            "data.root", f"{path} is no idx file of bytes (it begins with {content[:4].hex() or 'nothing'})"
+        )
     start = 4 + 4 * content[3]
     shape = tuple(int(size) for size in np.frombuffer(content[4:start], ">u4"))
     if len(content) - start != math.prod(shape):
-        raise UserError(f"data.root: {path} holds {len(content) - start} values, its header says {math.prod(shape)}")
+        raise UserError("data.root", f"{path} holds {len(content) - start} values, its header says {math.prod(shape)}")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())

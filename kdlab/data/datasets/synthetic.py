@@ -41,7 +41,7 @@ def synthetic(
     for name, value, least in (("n", n, 20), ("features", features, 1), ("num_classes", num_classes, 2)):
         whole(f"data.{name}", value, least)
     if not 0 <= noise < float("inf"):
-        raise UserError(f"data.noise: {noise}; accepted: 0 or more")
+        raise UserError("data.noise", noise, "0 or more")
     memory.refuse_larger("data.n", n * 16 * (features + num_classes), f"{n:,} rows of {features:,} features")
     draw = np.random.Generator(np.random.PCG64(data_seed))
     inputs = draw.standard_normal((n, features))

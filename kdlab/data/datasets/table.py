@@ -76,10 +76,10 @@ def table_source(
     The arguments are those of :func:`csv`.
     """
     if path is None:
-        raise UserError("data.path: null; accepted: a CSV file with a header line")
+        raise UserError("data.path", "null", "a CSV file with a header line")
     targets = [target] if isinstance(target, str) else [str(one) for one in target]
     if not targets or len(set(targets)) < len(targets):
-        raise UserError(f"data.target: {targets}; accepted: different columns, at least one")
+        raise UserError("data.target", targets, "different columns, at least one")
     files = [read_table(path, "data.path", delimiter)]
     wanted = _wanted(files[0], targets, columns)
     if test_path is not None:
@@ -120,8 +120,9 @@ def _wanted(table: Table, targets: Sequence[str], columns: Sequence[str] | None)
     if columns is None:
         if "" in rest:
             raise UserError(
-                f"data.path: {table.path}: column {table.header.index('') + 1} has no name; accepted: a name for each "
-                "column that is read, or those to read in data.columns"
+                "data.path",
+                f"{table.path}: column {table.header.index('') + 1} has no name",
+                "a name for each column that is read, or those to read in data.columns",
             )
         wanted = rest
     else:
@@ -130,9 +131,7 @@ def _wanted(table: Table, targets: Sequence[str], columns: Sequence[str] | None)
             if name not in rest:
                 raise unknown("data.columns", name, rest, "column")
     if not wanted or len(set(wanted)) < len(wanted):
-        raise UserError(
-            f"data.columns: {wanted}; accepted: different columns beside {', '.join(targets)}, at least one"
-        )
+        raise UserError("data.columns", wanted, f"different columns beside {', '.join(targets)}, at least one")
     return wanted
 
 
@@ -150,8 +149,9 @@ def _check_header(table: Table, labels: Mapping[str, Sequence[str]]) -> None:
         and all(_amount(one) is not None for one in rest)
     ):
         raise UserError(
-            f"{table.key}: {table.path}: its first line, {','.join(table.header)}, looks like a row; accepted: a line "
-            "that names the columns before the rows"
+            table.key,
+            f"{table.path}: its first line, {','.join(table.header)}, looks like a row",
+            "a line that names the columns before the rows",
         )
 
 
@@ -161,15 +161,17 @@ def _ids(name: str, files: Sequence[Table], labels: Sequence[Sequence[str]]) -> 
     class_names = _sorted_names(labels[0])
     if len(class_names) < 2 or len(class_names) > max(20, len(labels[0]) // 2):
         raise UserError(
-            f"data.target: column {name!r} of {path} holds {len(class_names)} different values in "
-            f"{len(labels[0])} rows; accepted: a column of classes"
+            "data.target",
+            (f"column {name!r} of {path} holds {len(class_names)} different values in {len(labels[0])} rows"),
+            "a column of classes",
         )
     numbers: dict[float, str] = {}
     for one in class_names:
         if (number := _amount(one)) is not None and (other := numbers.setdefault(number, one)) != one:
             raise UserError(
-                f"data.target: column {name!r} of {path} has classes {other!r} and {one!r}, which are the same number; "
-                "accepted: one way to write each class"
+                "data.target",
+                (f"column {name!r} of {path} has classes {other!r} and {one!r}, which are the same number"),
+                "one way to write each class",
             )
     place = {one: number for number, one in enumerate(class_names)}
     for table, part in zip(files[1:], labels[1:], strict=True):

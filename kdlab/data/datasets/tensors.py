@@ -46,7 +46,7 @@ def tensors(
         UserError: for files that are missing, damaged or hold something else, and rows that make no sense.
     """
     if inputs is None:
-        raise UserError("data.inputs: null; accepted: a .pt, .npz or .npy file (or, in Python, a tensor)")
+        raise UserError("data.inputs", "null", "a .pt, .npz or .npy file (or, in Python, a tensor)")
     held, notes = _load(inputs, "data.inputs"), []
     if targets is not None:
         if "targets" in held:
@@ -59,8 +59,8 @@ def tensors(
         missing = [name for name in names if held.get(name) is None]
         if len(missing) == 1 or (missing and not split):
             raise UserError(
-                f"data.{missing[0].removeprefix(split)}: there are no {missing[0]}; the data hold "
-                f"{', '.join(held) or 'nothing'}"
+                f"data.{missing[0].removeprefix(split)}",
+                f"there are no {missing[0]}; the data hold {', '.join(held) or 'nothing'}",
             )
         if not missing:
             splits[split], columns, said = _rows(held, *names)
@@ -87,7 +87,7 @@ def _targets_alone(value: Any) -> Any:
     if isinstance(value, (str, Path)) and "inputs" not in held and "targets" in held:
         return held["targets"]
     if set(held) != {"inputs"}:
-        raise UserError(f"data.targets: {value} holds {', '.join(held) or 'nothing'}; accepted: one array of class ids")
+        raise UserError("data.targets", f"{value} holds {', '.join(held) or 'nothing'}", "one array of class ids")
     return held["inputs"]
 
 
@@ -97,19 +97,19 @@ def _load(value: Any, key: str) -> dict[str, Any]:
         return _known(dict(value), key) if isinstance(value, dict) else {"inputs": value}
     path = Path(value).expanduser()
     if not path.is_file():
-        raise UserError(f"{key}: there is no file {path}; accepted: a .pt, .npz or .npy file")
+        raise UserError(key, f"there is no file {path}", "a .pt, .npz or .npy file")
     try:
         if path.suffix in (".npz", ".npy"):
             content = read_arrays(path) if path.suffix == ".npz" else read_array(path)
         elif path.suffix in (".pt", ".pth"):
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            raise UserError(f"{key}: {path} is of no known kind; accepted: .pt, .npz and .npy files")
+            raise UserError(key, f"{path} is of no known kind", ".pt, .npz and .npy files")
     except UserError:
         raise
     except Exception as error:  # damaged files raise almost anything
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{key}: {path} is truncated, damaged or holds more than plain tensors ({first})") from None
+        raise UserError(key, f"{path} is truncated, damaged or holds more than plain tensors ({first})") from None
     return _known(content, f"{key}: {path}") if isinstance(content, dict) else {"inputs": content}
 
 
@@ -125,11 +125,11 @@ def _rows(held: dict[str, Any], inputs: str, targets: str) -> tuple[Rows, int, l
         values, said = _inputs(array_inputs.to_tensor(held[inputs]))
     except Unreadable as error:
         which = "" if inputs == "inputs" else f"{inputs}: "
-        raise UserError(f"data.inputs: {which}{error}") from None
+        raise UserError("data.inputs", f"{which}{error}") from None
     try:
         ids, classes, of_ids = array_inputs.as_class_ids(held[targets])
     except (Unreadable, ValueError) as error:
-        raise UserError(f"data.targets: {targets} {error}") from None
+        raise UserError("data.targets", f"{targets} {error}") from None
     return Rows(values, ids), classes, [line for line in (said, of_ids) if line]
 
 
@@ -156,15 +156,16 @@ def _names(given: Any, splits: dict[str, Rows], least: int) -> list[str]:
         highest = max((int(rows.targets.max()) for rows in splits.values() if len(rows)), default=1)
         if highest >= _MOST_CLASSES:
             raise UserError(
-                f"data.targets: class id {highest}; accepted: below {_MOST_CLASSES:,}; number the classes: "
-                "np.unique(targets, return_inverse=True)[1]"
+                "data.targets",
+                f"class id {highest}",
+                (f"below {_MOST_CLASSES:,}; number the classes: np.unique(targets, return_inverse=True)[1]"),
             )
         return [str(number) for number in range(max(highest + 1, least))]
     if isinstance(given, str):
-        raise UserError(f"data.class_names: {given!r}; accepted: a list of names, in the order of the ids")
+        raise UserError("data.class_names", f"{given!r}", "a list of names, in the order of the ids")
     names = [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in given]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"data.class_names: {twice!r} stands there twice; accepted: a different name for each class")
+        raise UserError("data.class_names", f"{twice!r} stands there twice", "a different name for each class")
     return names
 
 
@@ -179,8 +180,9 @@ def _check_ids(splits: dict[str, Rows], class_names: Sequence[str]) -> None:
         return
     if found[-1] >= len(class_names):
         raise UserError(
-            f"data.targets: a row has class id {found[-1]}; accepted: 0..{len(class_names) - 1}, which "
-            f"data.class_names names; ids found: {_ranges(found)}"
+            "data.targets",
+            f"a row has class id {found[-1]}",
+            f"0..{len(class_names) - 1}, which data.class_names names; ids found: {_ranges(found)}",
         )
     known = set(found)
     missing = next((number for number in range(len(class_names)) if number not in known), None)
@@ -194,7 +196,7 @@ def _check_ids(splits: dict[str, Rows], class_names: Sequence[str]) -> None:
     else:
         advice = f"ids from 0 on without gaps, or data.classes=[{','.join(map(str, found))}], which renumbers them"
     raise UserError(
-        f"data.targets: no training row has class id {missing}{named}; ids found: {_ranges(found)}; accepted: {advice}"
+        "data.targets", f"no training row has class id {missing}{named}; ids found: {_ranges(found)}", advice
     )
 
 

@@ -70,7 +70,7 @@ def text_data(
     for key, other in others:
         if not isinstance(other, TextData) or other.read is None:
             what = getattr(other, "name", None) or type(other).__name__
-            raise UserError(f"{key}: {what}; accepted: a data set of text, such as text_files or wikitext")
+            raise UserError(key, what, "a data set of text, such as text_files or wikitext")
 
     def everything(own: Texts, whose: str) -> Iterable[str]:
         more = [getattr(other, whose) for _, other in others]
@@ -100,7 +100,7 @@ def _joined(source: RawText, mixed: list[RawText], ood: RawText | None) -> RawTe
         words.pop("train", None)
     if ood is not None:
         if not ood.splits.get("test"):
-            raise UserError(f"data.ood: {ood.name} has no test split; accepted: a data set that has one")
+            raise UserError("data.ood", f"{ood.name} has no test split", "a data set that has one")
         splits["ood"] = ood.splits["test"]
         right.update({id(one.question): ood.right for one in splits["ood"] if one.question})
         if "test" in ood.words:

@@ -20,15 +20,13 @@ def read_text(path: Path, key: str) -> str:
         with open_regular(path) as file:
             text = file.read().decode("utf-8")
     except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); accepted: a text file") from None
+        raise UserError(key, f"{path} cannot be read ({error.strerror})", "a text file") from None
     except Unreadable as error:
-        raise UserError(f"{key}: {path} cannot be read ({error}); accepted: a text file") from None
+        raise UserError(key, f"{path} cannot be read ({error})", "a text file") from None
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{key}: {path} is no UTF-8 text ({error.reason} at byte {error.start}); accepted: UTF-8"
-        ) from None
+        raise UserError(key, f"{path} is no UTF-8 text ({error.reason} at byte {error.start})", "UTF-8") from None
     if not text:
-        raise UserError(f"{key}: {path} is empty; accepted: a file with text")
+        raise UserError(key, f"{path} is empty", "a file with text")
     return text
 
 
@@ -44,10 +42,10 @@ def find_files(paths: str | Sequence[str], key: str) -> list[Path]:
         matches = [name] if Path(name).is_file() else sorted(glob.glob(name, recursive=True))
         here = [match for match in matches if Path(match).is_file()]
         if not here:
-            raise UserError(f"{key}: {path}: no such file; accepted: a text file, a list of them, or a pattern")
+            raise UserError(key, f"{path}: no such file", "a text file, a list of them, or a pattern")
         found += [Path(p) for p in here]
     if not found:
-        raise UserError(f"{key}: names no file; accepted: a text file, a list of them, or a pattern")
+        raise UserError(key, "names no file", "a text file, a list of them, or a pattern")
     return found
 
 

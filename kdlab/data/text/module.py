@@ -101,12 +101,12 @@ class TextData(LightningDataModule):
         )
         stride = whole("data.eval_stride", self.context if eval_stride is None else eval_stride, 1)
         if stride > self.context:
-            raise UserError(f"data.eval_stride: {stride}; accepted: 1..{self.context} (data.context), or null")
+            raise UserError("data.eval_stride", stride, f"1..{self.context} (data.context), or null")
         if fraction is not None and (isinstance(fraction, bool) or not 0 < fraction <= 1):
-            raise UserError(f"data.fraction: {fraction!r}; accepted: above 0, up to 1, or null")
+            raise UserError("data.fraction", f"{fraction!r}", "above 0, up to 1, or null")
         self.target = "next_token" if source.splits["train"][0].source is None else "text"
         if pack and self.target == "text":
-            raise UserError(f"data.pack: true; {source.name} has encoder inputs, which are not packed; accepted: false")
+            raise UserError("data.pack", f"true; {source.name} has encoder inputs, which are not packed", "false")
         self._reading = Reading(
             _weights(segment_weights),
             self.tokenizer.pad_id,
@@ -138,8 +138,9 @@ class TextData(LightningDataModule):
         if long and not (train and drop_long):
             hint = " or data.drop_long=true to leave them out" if train else ""
             raise UserError(
-                f"data.context: {self.context}; {len(long)} of {len(sequences)} {split} sequences of {self.name} are"
-                f" longer; accepted: at least {max(long)}{hint}"
+                "data.context",
+                (f"{self.context}; {len(long)} of {len(sequences)} {split} sequences of {self.name} are longer"),
+                f"at least {max(long)}{hint}",
             )
         if long:
             log.warning("%d of %d training sequences are longer than the context: left out", len(long), len(sequences))
@@ -148,11 +149,12 @@ class TextData(LightningDataModule):
         counted = flat.sums(self._reading.weights)[1] > 0
         if len(flat) and not counted.any():
             raise UserError(
-                f"{key}: no token of {self.name} ({split}) counts; accepted: data.segment_weights above 0 for a segment"
-                " that it has"
+                key,
+                f"no token of {self.name} ({split}) counts",
+                "data.segment_weights above 0 for a segment that it has",
             )
         if train and not len(flat):
-            raise UserError(f"{key}: {self.name} (train) has no sequence that can be trained on")
+            raise UserError(key, f"{self.name} (train) has no sequence that can be trained on")
         chosen = counted.nonzero()[:, 0]
         if train and fraction is not None:
             keep = permutation(len(chosen), split_seed, "split", "fraction")[: max(1, round(fraction * len(chosen)))]
@@ -238,7 +240,7 @@ class TextData(LightningDataModule):
             UserError: naming both.
         """
         if not isinstance(other, TextData):
-            raise UserError(f"teacher.data: {_what(other)} is {other.kind}; accepted: text, as data ({self.name}) is")
+            raise UserError("teacher.data", f"{_what(other)} is {other.kind}", f"text, as data ({self.name}) is")
         self.same_tokens(other.tokenizer, "teacher.data")
 
     def same_tokens(self, other: Tokenizer, key: str) -> None:
@@ -251,10 +253,15 @@ class TextData(LightningDataModule):
             return
         ours, theirs = self.tokenizer.vocabulary(), other.vocabulary()
         raise UserError(
-            f"{key}: its tokenizer ({other.size} tokens) is not that of data ({self.vocab_size} tokens;"
-            f" {len(ours.items() ^ theirs.items())} entries differ); accepted: the same data.tokenizer (a file, or made"
-            " of the same texts), the teacher's text instead of its probabilities (kdlab generate, then data=traces),"
-            " or loss=uld"
+            key,
+            (
+                f"its tokenizer ({other.size} tokens) is not that of data ({self.vocab_size} "
+                f"tokens; {len(ours.items() ^ theirs.items())} entries differ)"
+            ),
+            (
+                "the same data.tokenizer (a file, or made of the same texts), the teacher's "
+                "text instead of its probabilities (kdlab generate, then data=traces), or loss=uld"
+            ),
         )
 
     def inference_metadata(self, folder: Path) -> dict[str, Any]:
@@ -324,9 +331,9 @@ class TextData(LightningDataModule):
         """
         self._known(split)
         if not self.counts[split]:
-            raise UserError(f"split: {split}; {self.name} has no {split} sequences here")
+            raise UserError("split", f"{split}; {self.name} has no {split} sequences here")
         if view not in (None, 0):
-            raise UserError(f"view: {view}; accepted: 0, the only view of text")
+            raise UserError("view", view, "0, the only view of text")
         return self._loader(split, batch_size or self.eval_batch_size, rank=0, world=1)
 
     def _known(self, split: str) -> None:
@@ -347,10 +354,10 @@ def _weights(given: dict[str, float] | None) -> Tensor:
         if segment not in weights:
             raise unknown("data.segment_weights", segment, SEGMENTS, "segment")
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
-            raise UserError(f"data.segment_weights.{segment}: {weight!r}; accepted: a number from 0 on")
+            raise UserError(f"data.segment_weights.{segment}", f"{weight!r}", "a number from 0 on")
         weights[segment] = float(weight)
     if not any(weights.values()):
-        raise UserError("data.segment_weights: all are 0; accepted: at least one segment above 0")
+        raise UserError("data.segment_weights", "all are 0", "at least one segment above 0")
     return torch.tensor([weights[segment] for segment in SEGMENTS], dtype=torch.float64)
 
 

@@ -112,7 +112,7 @@ class RawText:
                 input beside sequences without.
         """
         if not self.splits.get("train"):
-            raise UserError(f"{self.key}: {self.name} (train) has no sequences")
+            raise UserError(self.key, f"{self.name} (train) has no sequences")
         with_source = self.splits["train"][0].source is not None
         for split, sequences in self.splits.items():
             for number, one in enumerate(sequences):
@@ -124,7 +124,8 @@ class RawText:
             ids = torch.cat([one.ids for one in sequences]) if sequences else torch.zeros(0)
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.size:
                 raise UserError(
-                    f"{self.key}: {self.name} ({split}) has token ids {int(ids.min())}..{int(ids.max())}; accepted:"
-                    f" 0..{self.tokenizer.size - 1}, which its tokenizer has"
+                    self.key,
+                    f"{self.name} ({split}) has token ids {int(ids.min())}..{int(ids.max())}",
+                    f"0..{self.tokenizer.size - 1}, which its tokenizer has",
                 )
         return self

@@ -105,11 +105,11 @@ def check_form(form: str, rationale_weight: float, complete: bool = True) -> Non
     if form not in FORMS:
         raise unknown("data.form", form, FORMS, "form")
     if not isinstance(complete, bool):
-        raise UserError(f"data.complete: {complete!r}; accepted: true or false")
+        raise UserError("data.complete", f"{complete!r}", "true or false")
     if isinstance(rationale_weight, bool) or not isinstance(rationale_weight, (int, float)):
-        raise UserError(f"data.rationale_weight: {rationale_weight!r}; accepted: a number from 0 on")
+        raise UserError("data.rationale_weight", f"{rationale_weight!r}", "a number from 0 on")
     if not 0 <= rationale_weight < float("inf"):
-        raise UserError(f"data.rationale_weight: {rationale_weight}; accepted: a number from 0 on")
+        raise UserError("data.rationale_weight", rationale_weight, "a number from 0 on")
 
 
 def texts(examples: Iterable[Example], form: str, template: Template = TEMPLATE) -> list[str]:
@@ -252,8 +252,9 @@ def without(rows: list[Any], others: Iterable[Any], split: str) -> list[Any]:
     kept = [row for row in rows if " ".join(row.question.split()) not in asked]
     if not kept:
         raise UserError(
-            f"data.path: {len(rows)} rows, and none is left to train on without the questions of the {split} split;"
-            " accepted: other questions than those"
+            "data.path",
+            (f"{len(rows)} rows, and none is left to train on without the questions of the {split} split"),
+            "other questions than those",
         )
     if len(kept) < len(rows):
         left = len(rows) - len(kept)
@@ -293,9 +294,12 @@ def examples_data(
     train = [example for example in examples["train"] if learnable(example, needed)]
     if not train:
         raise UserError(
-            f"data.form: {form}; none of {len(examples['train'])} training examples of {name} has what it needs;"
-            " accepted: examples with reasoning and answer, or with data.complete=false those with an answer"
-            " (data.form=answer) or with one of the two (data.form=both)"
+            "data.form",
+            (f"{form}; none of {len(examples['train'])} training examples of {name} has what it needs"),
+            (
+                "examples with reasoning and answer, or with data.complete=false those with an "
+                "answer (data.form=answer) or with one of the two (data.form=both)"
+            ),
         )
     _tell(name, len(examples["train"]), train, form, needed)
     taught = train if complete else examples["train"]

@@ -65,7 +65,7 @@ class Tokenizer:
         self.size = max(names.values(), default=-1) + 1
         self.eos = eos or next((token for token in _ENDS if token in names), END)
         if self.eos not in names:
-            raise UserError(f"{key}: no token {self.eos!r} that ends a text; accepted: a tokenizer that has one")
+            raise UserError(key, f"no token {self.eos!r} that ends a text", "a tokenizer that has one")
         self.eos_id = names[self.eos]
         self.pad = pad if pad in names else next((token for token in _PADS if token in names), self.eos)
         self.pad_id = names[self.pad]
@@ -92,7 +92,7 @@ class Tokenizer:
             try:
                 ids = self.inner.encode(chunk, add_special_tokens=False).ids
             except Exception as error:  # the library raises plain Exceptions
-                raise UserError(f"{self.key}: {self._reason(chunk, error)}") from None
+                raise UserError(self.key, f"{self._reason(chunk, error)}") from None
             parts.append(np.array(ids, dtype=np.int32))
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
 
@@ -164,7 +164,7 @@ class Tokenizer:
             if (path / vocabulary).is_file() and (path / merges).is_file():
                 return cls._byte_pairs(path / vocabulary, path / merges, key)
         pairs = ", ".join(f"{a} and {b}" for a, b in _LAYOUTS)
-        raise UserError(f"{key}: {path} holds no tokenizer; accepted: a folder with tokenizer.json, or {pairs}")
+        raise UserError(key, f"{path} holds no tokenizer", f"a folder with tokenizer.json, or {pairs}")
 
     @classmethod
     def _file(cls, path: Path, key: str) -> Tokenizer:
@@ -174,7 +174,7 @@ class Tokenizer:
         try:
             inner = Inner.from_file(str(path))
         except Exception as error:  # the library raises plain Exceptions
-            raise UserError(f"{key}: {path} is no tokenizer that can be read ({error})") from None
+            raise UserError(key, f"{path} is no tokenizer that can be read ({error})") from None
         config = path.with_name("tokenizer_config.json")
         for file in (path, config):
             integrity.check(file, key)
@@ -187,18 +187,18 @@ class Tokenizer:
 
         ids = _mapping(vocabulary, key)
         if not ids or not all(isinstance(number, int) and 0 <= number < 1 << 31 for number in ids.values()):
-            raise UserError(f"{key}: {vocabulary} is no vocabulary; accepted: a mapping of tokens to ids from 0 on")
+            raise UserError(key, f"{vocabulary} is no vocabulary", "a mapping of tokens to ids from 0 on")
         lines = [line for line in _text(merges, key).split("\n") if line.strip() and not line.startswith("#version")]
         pairs: list[tuple[str, str]] = []
         for line in lines:
             first, _, second = line.partition(" ")
             if not first or not second or " " in second:
-                raise UserError(f"{key}: {merges}: {line!r} is no merge; accepted: two tokens a line")
+                raise UserError(key, f"{merges}: {line!r} is no merge", "two tokens a line")
             pairs.append((first, second))
         try:
             inner = _byte_level(models.BPE(ids, pairs))
         except Exception as error:  # the library raises plain Exceptions
-            raise UserError(f"{key}: {merges} does not fit {vocabulary} ({error})") from None
+            raise UserError(key, f"{merges} does not fit {vocabulary} ({error})") from None
         return cls(inner, key=key)
 
     @classmethod
@@ -206,7 +206,7 @@ class Tokenizer:
         made = "characters, bytes, bpe, " if key.startswith("data.") else ""
         accepted = f"{made}a folder or file that is there, or a model on the hub"
         if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
-            raise UserError(f"{key}: {name}: no such file or folder; accepted: {accepted}")
+            raise UserError(key, f"{name}: no such file or folder", accepted)
         from huggingface_hub import hf_hub_download
 
         from kdlab.models.transformers.base import connection, quiet
@@ -217,7 +217,7 @@ class Tokenizer:
                 file = Path(hf_hub_download(name, "tokenizer.json", local_files_only=kept))
             except Exception as error:  # of the network, the hub, and what lies between
                 reason = str(error).strip().partition("\n")[0]
-                raise UserError(f"{key}: {name}: cannot be had from the hub ({reason}); accepted: {accepted}") from None
+                raise UserError(key, f"{name}: cannot be had from the hub ({reason})", accepted) from None
             with contextlib.suppress(Exception):  # some have none
                 hf_hub_download(name, "tokenizer_config.json", local_files_only=kept)
         return cls._file(file, key)
@@ -260,7 +260,7 @@ class Tokenizer:
         from tokenizers import models, trainers
 
         if isinstance(size, bool) or not isinstance(size, int) or size < 257:
-            raise UserError(f"data.vocab: {size!r}; accepted: a whole number from 257 on (256 bytes, the end of text)")
+            raise UserError("data.vocab", f"{size!r}", "a whole number from 257 on (256 bytes, the end of text)")
         inner = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=size,
@@ -287,11 +287,11 @@ class Tokenizer:
         if isinstance(spec, Tokenizer):
             return spec
         if not isinstance(spec, str) or not spec:
-            raise UserError(f"data.tokenizer: {spec!r}; accepted: characters, bytes, bpe, a path or a hub name")
+            raise UserError("data.tokenizer", f"{spec!r}", "characters, bytes, bpe, a path or a hub name")
         if spec == "bpe":
             return cls.bpe(texts(), 1024 if vocab is None else vocab)
         if vocab is not None:
-            raise UserError(f"data.vocab: {vocab}; {spec} says itself how many tokens it has; accepted with it: null")
+            raise UserError("data.vocab", f"{vocab}; {spec} says itself how many tokens it has; accepted with it: null")
         if spec == "characters":
             return cls.characters(texts())
         return cls.bytes() if spec == "bytes" else cls.load(spec)
@@ -336,16 +336,16 @@ def _text(path: Path, key: str) -> str:
     try:
         return read_text(path, _FILE_BYTES).replace("\r\n", "\n")
     except (OSError, Unreadable) as error:
-        raise UserError(f"{key}: {path} cannot be read as UTF-8 text ({error})") from None
+        raise UserError(key, f"{path} cannot be read as UTF-8 text ({error})") from None
 
 
 def _mapping(path: Path, key: str) -> dict[str, Any]:
     try:
         content = parse_json(_text(path, key))
     except Unreadable as error:
-        raise UserError(f"{key}: {path} is truncated, damaged or no JSON ({error})") from None
+        raise UserError(key, f"{path} is truncated, damaged or no JSON ({error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{key}: {path} holds a {type(content).__name__}; accepted: a JSON mapping")
+        raise UserError(key, f"{path} holds a {type(content).__name__}", "a JSON mapping")
     return content
 
 

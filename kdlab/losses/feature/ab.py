@@ -39,7 +39,7 @@ class ActivationBoundary(_Connected):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if not 0 < margin < math.inf:
-            raise UserError(f"margin: {margin}; accepted: a finite number above 0")
+            raise UserError("margin", margin, "a finite number above 0")
         self.margin = margin
 
     def distance(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:

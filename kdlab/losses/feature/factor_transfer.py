@@ -53,11 +53,11 @@ class FactorTransfer(LayerTerm):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if not 0 < rate < math.inf:
-            raise UserError(f"rate: {rate}; accepted: a finite number above 0")
+            raise UserError("rate", rate, "a finite number above 0")
         if not 0 <= begin < 1:
-            raise UserError(f"begin: {begin}; accepted: a share of training, at least 0 and below 1")
+            raise UserError("begin", begin, "a share of training, at least 0 and below 1")
         if not 0 < reconstruction < math.inf:
-            raise UserError(f"reconstruction: {reconstruction}; accepted: a finite number above 0")
+            raise UserError("reconstruction", reconstruction, "a finite number above 0")
         self.rate, self.begin, self.reconstruction = rate, begin, reconstruction
         self.progress = 1.0  # without an Objective nobody says how far training is: both parts count
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -76,7 +76,9 @@ class FactorTransfer(LayerTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.encoders:
-            raise UserError("FactorTransfer: call prepare(student, teacher) once before training, to make its networks")
+            raise UserError(
+                "FactorTransfer", "call prepare(student, teacher) once before training, to make its networks"
+            )
         found = []
         for (s, t), encode, decode, translate in zip(
             pairs, self.encoders, self.decoders, self.translators, strict=True

@@ -33,6 +33,6 @@ class Hint(LayerTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.projectors:
-            raise UserError("Hint: call prepare(student, teacher) once before training, to make its projector")
+            raise UserError("Hint", "call prepare(student, teacher) once before training, to make its projector")
         each = zip(self.projectors, pairs, strict=True)
         return torch.stack([squared_error(project(s, with_=p), t) for p, (s, t) in each]).sum(0)

@@ -43,8 +43,9 @@ class FSP(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         if len(self.student_layers) < 2:
             raise UserError(
-                f"student_layer: {', '.join(self.student_layers)}; accepted: at least two layers, in order: "
-                "an FSP matrix is between two"
+                "student_layer",
+                f"{', '.join(self.student_layers)}",
+                "at least two layers, in order: an FSP matrix is between two",
             )
         self.widen = widen
         self.projectors = nn.ModuleList()
@@ -55,8 +56,12 @@ class FSP(LayerTerm):
         for (s, t), ours, theirs in zip(layers, self.student_layers, self.teacher_layers, strict=True):
             if s.shape[1] != t.shape[1] and not self.widen:
                 raise UserError(
-                    f"widen: false, and {ours} of the student has {s.shape[1]} channels, {theirs} of the teacher "
-                    f"{t.shape[1]}; accepted: layers of the same width, or widen=true"
+                    "widen",
+                    (
+                        f"false, and {ours} of the student has {s.shape[1]} channels, {theirs} of the "
+                        f"teacher {t.shape[1]}"
+                    ),
+                    "layers of the same width, or widen=true",
                 )
         if not self.projectors:
             self.projectors.extend(nn.Identity() if s.shape[1] == t.shape[1] else projector(s, t) for s, t in layers)
@@ -64,7 +69,7 @@ class FSP(LayerTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         layers = self.captured(student, teacher)
         if not self.projectors:
-            raise UserError("FSP: call prepare(student, teacher) once before training, to make its projectors")
+            raise UserError("FSP", "call prepare(student, teacher) once before training, to make its projectors")
         ours = [
             s if isinstance(p, nn.Identity) else project(s, with_=p)
             for p, (s, _) in zip(self.projectors, layers, strict=True)

@@ -32,8 +32,9 @@ class HiddenCosine(LayerTerm):
         for i, (s, t) in enumerate(self.pairs(student, teacher)):
             if s.ndim not in (2, 3):
                 raise UserError(
-                    f"student_layer, teacher_layer: outputs of {s.ndim} dimensions; accepted: hidden states (rows, d) "
-                    "or (B, T, d)"
+                    "student_layer, teacher_layer",
+                    f"outputs of {s.ndim} dimensions",
+                    "hidden states (rows, d) or (B, T, d)",
                 )
             if str(i) not in self.projectors and s.shape[-1] != t.shape[-1]:
                 self.projectors[str(i)] = projector(s, t)
@@ -47,6 +48,8 @@ class HiddenCosine(LayerTerm):
         if str(number) in self.projectors:
             s = project(s, self.projectors[str(number)])
         elif s.shape[-1] != t.shape[-1]:
-            raise UserError("HiddenCosine: call prepare(student, teacher) once before training, to make its projector")
+            raise UserError(
+                "HiddenCosine", "call prepare(student, teacher) once before training, to make its projector"
+            )
         wide = torch.promote_types(torch.promote_types(s.dtype, t.dtype), torch.float32)
         return 1 - F.cosine_similarity(s.to(wide), t.to(wide), dim=-1)

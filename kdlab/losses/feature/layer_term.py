@@ -19,7 +19,7 @@ def layer_of(outputs: Outputs | None, name: str, key: str) -> Tensor:
         UserError: naming ``key``, if it was not captured.
     """
     if outputs is None or name not in outputs.features:
-        raise UserError(f"{key}: no output of layer {name!r} was captured; accepted: a layer's module path")
+        raise UserError(key, f"no output of layer {name!r} was captured", "a layer's module path")
     return outputs.features[name]
 
 
@@ -35,8 +35,9 @@ def _fit_grid(feature: Tensor, like: Tensor) -> Tensor:
 def _common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.ndim != teacher.ndim:
         raise UserError(
-            f"student_layer, teacher_layer: outputs of {student.ndim} and {teacher.ndim} dimensions; accepted: "
-            "a pair of the same kind"
+            "student_layer, teacher_layer",
+            f"outputs of {student.ndim} and {teacher.ndim} dimensions",
+            "a pair of the same kind",
         )
     if student.ndim == 4:
         student, teacher = (
@@ -45,8 +46,9 @@ def _common_grid(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         )
     elif student.shape[1:-1] != teacher.shape[1:-1]:
         raise UserError(
-            f"student_layer, teacher_layer: outputs of shape {tuple(student.shape)} and {tuple(teacher.shape)}; "
-            "accepted: a pair that differs in width alone"
+            "student_layer, teacher_layer",
+            f"outputs of shape {tuple(student.shape)} and {tuple(teacher.shape)}",
+            "a pair that differs in width alone",
         )
     return student, teacher
 
@@ -76,8 +78,9 @@ class LayerTerm(Term):
         self.student_layers, self.teacher_layers = paths(student_layer), paths(teacher_layer)
         if len(self.student_layers) != len(self.teacher_layers) or not self.student_layers:
             raise UserError(
-                f"student_layer, teacher_layer: {len(self.student_layers)} and {len(self.teacher_layers)} layers; "
-                "accepted: pairs, at least one"
+                "student_layer, teacher_layer",
+                f"{len(self.student_layers)} and {len(self.teacher_layers)} layers",
+                "pairs, at least one",
             )
 
     def captured(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:

@@ -54,9 +54,7 @@ def branch(feature: Tensor, classes: int, last: Tensor) -> nn.Sequential:
         positions; and a linear map.
     """
     if feature.ndim not in (2, 3, 4):
-        raise UserError(
-            f"student_layer: an output of {feature.ndim} dimensions; accepted: maps, hidden states, vectors"
-        )
+        raise UserError("student_layer", f"an output of {feature.ndim} dimensions", "maps, hidden states, vectors")
     made: list[nn.Module] = []
     width = feature.shape[1] if feature.ndim == 4 else feature.shape[-1]
     if feature.ndim == 3:
@@ -116,9 +114,9 @@ class OFA(Term):
         super().__init__(weight)
         self.student_layers = paths(student_layer)
         if not self.student_layers:
-            raise UserError("student_layer: none; accepted: at least one module path")
+            raise UserError("student_layer", "none", "at least one module path")
         if not 1 <= gamma < math.inf:
-            raise UserError(f"gamma: {gamma}; accepted: a finite number, at least 1")
+            raise UserError("gamma", gamma, "a finite number, at least 1")
         self.gamma, self.output = gamma, output
         self.branches = nn.ModuleList()
 
@@ -129,7 +127,7 @@ class OFA(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.branches:
-            raise UserError("OFA: call prepare(student, teacher) once before training, to make its branches")
+            raise UserError("OFA", "call prepare(student, teacher) once before training, to make its branches")
         classes = batch.targets.argmax(-1) if batch.targets.ndim == 2 else batch.targets.clamp(min=0)
         theirs = dense(teacher.logits)
         found = []

@@ -38,7 +38,7 @@ class _Connected(LayerTerm):
         pairs = self.pairs(student, teacher)
         if not self.connectors:
             name = type(self).__name__
-            raise UserError(f"{name}: call prepare(student, teacher) once before training, to make its connectors")
+            raise UserError(name, "call prepare(student, teacher) once before training, to make its connectors")
         found, last = [], len(pairs) - 1
         for n, ((s, t), connector) in enumerate(zip(pairs, self.connectors, strict=True)):
             found.append(self.distance(project(s, with_=connector), t, n) / 2 ** (last - n))
@@ -103,16 +103,15 @@ class OFD(_Connected):
             return
         theirs = [t for _, t in self.captured(student, teacher)]
         if self.margin == "norm" and not self._margins:
-            raise UserError(
-                "margin: norm, and the teacher's inside was not seen; accepted: margin=batch, or meet() first"
-            )
+            raise UserError("margin", "norm, and the teacher's inside was not seen", "margin=batch, or meet() first")
         if self.margin == "batch":
             self._margins = [_mean_negative(t) for t in theirs]
         for n, (margin, t, layer) in enumerate(zip(self._margins, theirs, self.teacher_layers, strict=True)):
             if margin.shape != t.shape[1:2]:
                 raise UserError(
-                    f"teacher_layer: {layer} has {t.shape[1]} channels, and the BatchNorm before it {len(margin)}; "
-                    "accepted: a response that one BatchNorm makes, or margin=batch"
+                    "teacher_layer",
+                    f"{layer} has {t.shape[1]} channels, and the BatchNorm before it {len(margin)}",
+                    "a response that one BatchNorm makes, or margin=batch",
                 )
             self.register_buffer(f"margin{n}", margin.to(t.device))
 
@@ -137,8 +136,9 @@ def _norm_before(net: nn.Module, layer: str) -> nn.BatchNorm2d:
         if isinstance(module, nn.BatchNorm2d) and module.affine:
             return module
     raise UserError(
-        f"teacher_layer: {layer} follows no BatchNorm of its block; accepted: a response before a ReLU, such as "
-        "layer2.0.preact, or margin=batch"
+        "teacher_layer",
+        f"{layer} follows no BatchNorm of its block",
+        "a response before a ReLU, such as layer2.0.preact, or margin=batch",
     )
 
 

@@ -70,9 +70,7 @@ class ReviewKD(LayerTerm):
         maps = self._maps(student, teacher)
         sides = [min(s.shape[2:]) for s, _ in maps]
         if sides != sorted(sides, reverse=True):
-            raise UserError(
-                f"student_layer: grids of side {sides}; accepted: layers from the shallowest to the deepest"
-            )
+            raise UserError("student_layer", f"grids of side {sides}", "layers from the shallowest to the deepest")
         if not self.fusions:
             deepest = len(maps) - 1
             middle = min(WIDEST, maps[deepest][0].shape[1])
@@ -81,7 +79,7 @@ class ReviewKD(LayerTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.fusions:
-            raise UserError("ReviewKD: call prepare(student, teacher) once before training, to make its fusions")
+            raise UserError("ReviewKD", "call prepare(student, teacher) once before training, to make its fusions")
         found: list[Tensor] = []
         fused: Tensor | None = None
         for fusion, (s, t) in reversed(list(zip(self.fusions, self._maps(student, teacher), strict=True))):

@@ -44,7 +44,7 @@ class SimKD(LayerTerm):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if len(self.student_layers) != 1:
-            raise UserError(f"student_layer: {len(self.student_layers)} layers; accepted: one, the projector's")
+            raise UserError("student_layer", f"{len(self.student_layers)} layers", "one, the projector's")
         self.relu = relu
         self._classifier: tuple[nn.Linear, ...] = ()
 
@@ -53,31 +53,36 @@ class SimKD(LayerTerm):
         same = own.weight.shape == head.weight.shape and torch.equal(own.weight.cpu(), head.weight.cpu())
         if not same:  # nothing would ever train it: neither this term nor, with ce at 0, any other
             raise UserError(
-                "student: its classifier is not the teacher's, and SimKD trains none; accepted: init=teacher_head"
+                "student", "its classifier is not the teacher's, and SimKD trains none", "init=teacher_head"
             )
         self._classifier = (head,)
 
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self._classifier:
-            raise UserError("SimKD: call setup(student, teacher, examples) once before prepare, to see the classifier")
+            raise UserError(
+                "SimKD", "call setup(student, teacher, examples) once before prepare, to see the classifier"
+            )
         assert teacher is not None
         [(s, t)] = self.captured(student, teacher)
         maps_only([(s, t)], "SimKD")
         name = self.teacher_layers[0]
         if not _reads(self._classifier[0], t, dense(teacher.logits)):
             raise UserError(
-                f"teacher_layer: {name}, whose average is not what the teacher's classifier reads; accepted: its last "
-                "feature map, with relu=true where a ReLU follows that is no layer (bn1 of a WideResNet)"
+                "teacher_layer",
+                f"{name}, whose average is not what the teacher's classifier reads",
+                ("its last feature map, with relu=true where a ReLU follows that is no layer (bn1 of a WideResNet)"),
             )
         if bool((t < 0).any()):
             raise UserError(
-                f"teacher_layer: {name} holds negative numbers, out of the reach of a projector that ends with a ReLU; "
-                "accepted: a teacher whose last feature map is not negative"
+                "teacher_layer",
+                (f"{name} holds negative numbers, out of the reach of a projector that ends with a ReLU"),
+                "a teacher whose last feature map is not negative",
             )
         if s.shape[1] != t.shape[1]:
             raise UserError(
-                f"student_layer, teacher_layer: {self.student_layers[0]} has {s.shape[1]} channels, {name} has "
-                f"{t.shape[1]}; accepted: as many, such as student.width={t.shape[1]}"
+                "student_layer, teacher_layer",
+                f"{self.student_layers[0]} has {s.shape[1]} channels, {name} has {t.shape[1]}",
+                f"as many, such as student.width={t.shape[1]}",
             )
 
     def captured(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:

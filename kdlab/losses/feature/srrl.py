@@ -51,11 +51,9 @@ class SRRL(LayerTerm):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if len(self.student_layers) != 1:
-            raise UserError(
-                f"student_layer: {len(self.student_layers)} layers; accepted: one, that the classifier reads"
-            )
+            raise UserError("student_layer", f"{len(self.student_layers)} layers", "one, that the classifier reads")
         if not 0 <= regression < float("inf"):
-            raise UserError(f"regression: {regression}; accepted: a finite number, at least 0")
+            raise UserError("regression", regression, "a finite number, at least 0")
         self.regression, self.relu = regression, relu
         self.connector: nn.Sequential | None = None
         self._classifier: tuple[nn.Linear, ...] = ()
@@ -70,13 +68,21 @@ class SRRL(LayerTerm):
             raise UserError("student_layer, teacher_layer: SRRL takes the vectors (B, d) that the classifiers read")
         if t.shape[1] != head.in_features:
             raise UserError(
-                f"teacher_layer: {self.teacher_layers[0]} has {t.shape[1]} numbers, and the teacher's classifier reads "
-                f"{head.in_features}; accepted: the layer that it reads"
+                "teacher_layer",
+                (
+                    f"{self.teacher_layers[0]} has {t.shape[1]} numbers, and the teacher's classifier "
+                    f"reads {head.in_features}"
+                ),
+                "the layer that it reads",
             )
         if self.relu and bool((t < 0).any()):
             raise UserError(
-                f"relu: true, and the teacher's {self.teacher_layers[0]} holds negative numbers, out of the reach of a "
-                "connector that ends with a ReLU; accepted: false"
+                "relu",
+                (
+                    f"true, and the teacher's {self.teacher_layers[0]} holds negative numbers, out of "
+                    "the reach of a connector that ends with a ReLU"
+                ),
+                "false",
             )
         if self.connector is None:
             last = [nn.ReLU()] if self.relu else []
@@ -85,7 +91,7 @@ class SRRL(LayerTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if self.connector is None:
-            raise UserError("SRRL: call prepare(student, teacher) once before training, to make its connector")
+            raise UserError("SRRL", "call prepare(student, teacher) once before training, to make its connector")
         [(s, t)] = self.pairs(student, teacher)
         head = self._head()
         made = project(s, with_=self.connector)
@@ -95,7 +101,7 @@ class SRRL(LayerTerm):
 
     def _head(self) -> nn.Linear:
         if not self._classifier:
-            raise UserError("SRRL: call setup(student, teacher, examples) once before prepare, to see the classifier")
+            raise UserError("SRRL", "call setup(student, teacher, examples) once before prepare, to see the classifier")
         return self._classifier[0]
 
 
@@ -114,8 +120,8 @@ def linear_head(teacher: nn.Module | None) -> nn.Linear:
         UserError: if it cannot be seen, or is not linear.
     """
     if teacher is None:
-        raise UserError("teacher: its classifier cannot be seen; accepted: a single live network")
+        raise UserError("teacher", "its classifier cannot be seen", "a single live network")
     name, head = head_of(teacher)
     if not isinstance(head, nn.Linear):
-        raise UserError(f"teacher: its classifier {name!r} is a {type(head).__name__}; accepted: a linear layer")
+        raise UserError("teacher", f"its classifier {name!r} is a {type(head).__name__}", "a linear layer")
     return head

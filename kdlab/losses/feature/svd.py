@@ -60,9 +60,9 @@ class KDSVD(LayerTerm):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if len(self.student_layers) < 2:
-            raise UserError("student_layer: one layer; accepted: two or more, whose relation is compared")
+            raise UserError("student_layer", "one layer", "two or more, whose relation is compared")
         if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-            raise UserError(f"components: {components}; accepted: a whole number, at least 1")
+            raise UserError("components", components, "a whole number, at least 1")
         self.components = components
         self.projectors = nn.ModuleList()
 
@@ -74,7 +74,7 @@ class KDSVD(LayerTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.projectors:
-            raise UserError("KDSVD: call prepare(student, teacher) once before training, to make its projectors")
+            raise UserError("KDSVD", "call prepare(student, teacher) once before training, to make its projectors")
         each = zip(self.projectors, self.pairs(student, teacher), strict=True)
         mapped = [(s if isinstance(p, nn.Identity) else project(s, with_=p), t) for p, (s, t) in each]
         with torch.autocast(mapped[0][0].device.type, enabled=False):

@@ -45,7 +45,7 @@ class VID(LayerTerm):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if not self.LEAST < variance < math.inf:
-            raise UserError(f"variance: {variance}; accepted: a finite number above {self.LEAST:g}")
+            raise UserError("variance", variance, f"a finite number above {self.LEAST:g}")
         self.variance = variance
         self.regressors, self.scales = nn.ModuleList(), nn.ParameterList()
 
@@ -65,7 +65,7 @@ class VID(LayerTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.regressors:
-            raise UserError("VID: call prepare(student, teacher) once before training, to make its regressors")
+            raise UserError("VID", "call prepare(student, teacher) once before training, to make its regressors")
         each = zip(pairs, self.regressors, self.scales, strict=True)
         found = [gaussian_nll(project(s, with_=mu), F.softplus(a) + self.LEAST, t) for (s, t), mu, a in each]
         return torch.stack(found).sum(0)

@@ -25,6 +25,6 @@ class CSKD(Agreement):
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.partner is None:
-            raise UserError("batch: its rows have no partners; accepted: data.pairing=same_class, or Batch.partner")
+            raise UserError("batch", "its rows have no partners", "data.pairing=same_class, or Batch.partner")
         logits = dense(student.logits)
         return self.kl(logits, logits[batch.partner.clamp(min=0)])

@@ -42,7 +42,7 @@ class DLB(Agreement):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.example_id is None:
             raise UserError(
-                "batch: its rows have no number (Batch.example_id); accepted: data without mixing, such as digits"
+                "batch", "its rows have no number (Batch.example_id)", "data without mixing, such as digits"
             )
         logits, examples = dense(student.logits), batch.example_id[:, 0]
         if not len(self.examples):

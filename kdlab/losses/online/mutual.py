@@ -23,9 +23,7 @@ def numbered(student: Outputs, kind: str, suffix: str = "") -> list[Tensor]:
     """
     found = {int(m[1]): v for k, v in student.heads.items() if (m := re.fullmatch(rf"{kind}(\d+){suffix}", k))}
     if not found:
-        raise UserError(
-            f"student: no output {kind}1{suffix}; accepted: a network beside which auxiliary={kind}s trains"
-        )
+        raise UserError("student", f"no output {kind}1{suffix}", f"a network beside which auxiliary={kind}s trains")
     return [dense(found[n]) for n in sorted(found)]
 
 

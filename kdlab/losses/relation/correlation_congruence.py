@@ -47,9 +47,9 @@ class CorrelationCongruence(Relation):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if not 0 < gamma < math.inf:
-            raise UserError(f"gamma: {gamma}; accepted: a number above 0")
+            raise UserError("gamma", gamma, "a number above 0")
         if not (isinstance(order, int) and 1 <= order <= 64):
-            raise UserError(f"order: {order}; accepted: a whole number from 1 to 64")
+            raise UserError("order", order, "a whole number from 1 to 64")
         self.gamma, self.order = gamma, order
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -67,13 +67,13 @@ class CRD(LayerTerm):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         if len(self.student_layers) > 1:
-            raise UserError(f"student_layer, teacher_layer: {len(self.student_layers)} pairs; accepted: one")
+            raise UserError("student_layer, teacher_layer", f"{len(self.student_layers)} pairs", "one")
         for key, value in (("negatives", negatives), ("dim", dim)):
             if not isinstance(value, int) or value < 1:
-                raise UserError(f"{key}: {value}; accepted: a whole number, at least 1")
+                raise UserError(key, value, "a whole number, at least 1")
         check_temperature("temperature", temperature)
         if not 0 <= momentum < 1:
-            raise UserError(f"momentum: {momentum}; accepted: at least 0 and below 1")
+            raise UserError("momentum", momentum, "at least 0 and below 1")
         self.negatives, self.dim, self.temperature = negatives, dim, temperature
         self.momentum, self.seed = momentum, seed
         self.maps = nn.ModuleDict()
@@ -94,8 +94,9 @@ class CRD(LayerTerm):
             return
         if self._examples is None or self._examples < 2:
             raise UserError(
-                f"examples: {self._examples}; accepted: training data of a known number of examples, at least 2 (the "
-                "memory of crd holds every one)"
+                "examples",
+                f"{self._examples}",
+                ("training data of a known number of examples, at least 2 (the memory of crd holds every one)"),
             )
         ((s, t),) = self.captured(student, teacher)
         device = s.device
@@ -111,7 +112,7 @@ class CRD(LayerTerm):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.maps:
-            raise UserError("CRD: call meet and prepare(student, teacher) once before training, to make its memory")
+            raise UserError("CRD", "call meet and prepare(student, teacher) once before training, to make its memory")
         key = self._examples_of(batch)
         ((ours, theirs),) = self.captured(student, teacher)
         with torch.autocast(ours.device.type, enabled=False):
@@ -135,15 +136,19 @@ class CRD(LayerTerm):
         """(rows,) which example each row is."""
         if batch.example_id is None:
             raise UserError(
-                "key: None; accepted: batches that say which example each row is (crd remembers every one); data that "
-                "mixes examples, such as data.augment=[mixup], cannot"
+                "key",
+                "None",
+                (
+                    "batches that say which example each row is (crd remembers every one); data "
+                    "that mixes examples, such as data.augment=[mixup], cannot"
+                ),
             )
         key = batch.example_id[:, 0]
         if len(key) != len(batch):
-            raise UserError(f"key: {len(key)} for {len(batch)} rows; accepted: data in which a row is an example")
+            raise UserError("key", f"{len(key)} for {len(batch)} rows", "data in which a row is an example")
         if len(key) and not 0 <= int(key.min()) <= int(key.max()) < len(self.classes):
             raise UserError(
-                f"key: example {int(key.max())} of {len(self.classes)}; accepted: the data that the memory was made for"
+                "key", f"example {int(key.max())} of {len(self.classes)}", "the data that the memory was made for"
             )
         return key
 

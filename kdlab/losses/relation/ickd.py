@@ -42,7 +42,7 @@ class ChannelCorrelation(LayerTerm):
         pairs = self.captured(student, teacher)
         if not self.projectors:
             raise UserError(
-                "ChannelCorrelation: call prepare(student, teacher) once before training, to make its projector"
+                "ChannelCorrelation", "call prepare(student, teacher) once before training, to make its projector"
             )
         each = zip(self.projectors, pairs, strict=True)
         return torch.stack([channel_correlation(project(s, with_=p), t) for p, (s, t) in each]).sum(0)

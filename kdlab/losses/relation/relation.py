@@ -25,8 +25,9 @@ def rows_of(feature: Tensor, batch: Batch) -> Tensor:
     if feature.ndim >= 2 and len(feature) == len(batch):
         return feature
     raise UserError(
-        f"student_layer, teacher_layer: an output of shape {tuple(feature.shape)}; accepted: one feature for each of "
-        f"the {len(batch)} rows, or for each position"
+        "student_layer, teacher_layer",
+        f"an output of shape {tuple(feature.shape)}",
+        f"one feature for each of the {len(batch)} rows, or for each position",
     )
 
 

@@ -48,13 +48,11 @@ class Discriminator(Term):
     ) -> None:
         super().__init__(weight)
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in hidden):
-            raise UserError(f"hidden: {list(hidden)}; accepted: whole numbers, at least 1")
+            raise UserError("hidden", f"{list(hidden)}", "whole numbers, at least 1")
         if not 0 <= strength < math.inf:
-            raise UserError(f"strength: {strength}; accepted: a number, at least 0")
+            raise UserError("strength", strength, "a number, at least 0")
         if (student_layer is None) != (teacher_layer is None):
-            raise UserError(
-                f"student_layer, teacher_layer: {student_layer} and {teacher_layer}; accepted: both, or neither"
-            )
+            raise UserError("student_layer, teacher_layer", f"{student_layer} and {teacher_layer}", "both, or neither")
         self.hidden, self.strength = tuple(hidden), strength
         self.student_layers = () if student_layer is None else (student_layer,)
         self.teacher_layers = () if teacher_layer is None else (teacher_layer,)
@@ -77,7 +75,9 @@ class Discriminator(Term):
 
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if self.judge is None:
-            raise UserError("Discriminator: call prepare(student, teacher) once before training, to make its networks")
+            raise UserError(
+                "Discriminator", "call prepare(student, teacher) once before training, to make its networks"
+            )
         wide = next(self.judge.parameters()).dtype
         ours = reverse_gradient(self.fit(self._said(student, self.student_layers).to(wide)), self.strength)
         theirs = self._said(teacher, self.teacher_layers).detach().to(wide)
@@ -92,6 +92,6 @@ class Discriminator(Term):
             logits = dense(outputs.logits)
             return logits.masked_fill(masked_classes(logits), 0.0)
         if layers[0] not in outputs.features:
-            raise UserError(f"layer: no output of {layers[0]!r} was captured; accepted: a layer's module path")
+            raise UserError("layer", f"no output of {layers[0]!r} was captured", "a layer's module path")
         feature = outputs.features[layers[0]]
         return feature if feature.ndim == 2 else feature.flatten(2).mean(-1) if feature.ndim == 4 else feature.mean(1)

@@ -55,16 +55,14 @@ class Consistency(Term):
         if target not in get_args(Kind):
             raise unknown("target", target, get_args(Kind))
         if not 0 <= threshold < 1:
-            raise UserError(f"threshold: {threshold}; accepted: a probability, at least 0 and below 1")
+            raise UserError("threshold", threshold, "a probability, at least 0 and below 1")
         if not 0 < sharpen < math.inf:
-            raise UserError(f"sharpen: {sharpen}; accepted: a temperature above 0")
+            raise UserError("sharpen", sharpen, "a temperature above 0")
         self.target, self.threshold, self.sharpen = target, threshold, sharpen
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.partner is None:
-            raise UserError(
-                "loss: Consistency holds two views of a row together; accepted: with batch_transform=strong_view"
-            )
+            raise UserError("loss", "Consistency holds two views of a row together", "with batch_transform=strong_view")
         strong = dense(student.logits)
         weak = strong.detach()[batch.partner.clamp(min=0)]
         weak = weak.to(torch.promote_types(weak.dtype, torch.float32))

@@ -24,7 +24,7 @@ class CrossEntropy(LabelTerm):
     def __init__(self, label_smoothing: float = 0.0, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
         if not 0 <= label_smoothing < 1:
-            raise UserError(f"label_smoothing: {label_smoothing}; accepted: at least 0 and below 1")
+            raise UserError("label_smoothing", label_smoothing, "at least 0 and below 1")
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:

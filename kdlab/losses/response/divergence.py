@@ -90,7 +90,7 @@ class KL(Divergence):
             return super().forward(student, teacher, batch)
         if self.temperature.now != 1 or self.temperature.all_classes:
             given = f"{type(self.temperature).__name__} of {self.temperature.now:g}"
-            raise UserError(f"loss.temperature: {given} with sampled targets; accepted: 1, at which they were drawn")
+            raise UserError("loss.temperature", f"{given} with sampled targets", "1, at which they were drawn")
         return teacher.logits.kl(dense(student.logits))
 
 
@@ -136,7 +136,7 @@ class _Skewed(Divergence):
     ) -> None:
         super().__init__(weight, temperature)
         if not 0 <= skew < 1:
-            raise UserError(f"skew: {skew}; accepted: at least 0 and below 1")
+            raise UserError("skew", skew, "at least 0 and below 1")
         self.skew = skew
 
 
@@ -188,7 +188,7 @@ class JSD(Divergence):
     ) -> None:
         super().__init__(weight, temperature)
         if not 0 <= beta <= 1:
-            raise UserError(f"beta: {beta}; accepted: a share in [0, 1]")
+            raise UserError("beta", beta, "a share in [0, 1]")
         self.beta = beta
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:

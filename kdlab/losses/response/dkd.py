@@ -25,7 +25,7 @@ def part_weights(**weights: float) -> None:
     """Refuse a weight of a part that is no finite number of at least 0."""
     for name, value in weights.items():
         if not 0 <= value < math.inf:
-            raise UserError(f"{name}: {value}; accepted: a finite number, at least 0")
+            raise UserError(name, value, "a finite number, at least 0")
 
 
 class DKD(SoftTerm):

@@ -41,7 +41,7 @@ class _MultiLevel(Term):
         super().__init__(weight)
         values = [temperatures] if isinstance(temperatures, int | float) else list(temperatures)
         if not values or not all(isinstance(t, int | float) and 0 < t < math.inf for t in values):
-            raise UserError(f"temperatures: {values}; accepted: numbers above 0, at least one")
+            raise UserError("temperatures", values, "numbers above 0, at least one")
         self.temperatures = nn.ModuleList(Temperature(t) for t in values)
 
     def distance(self, student: Tensor, teacher: Tensor, squared: float | Tensor) -> Tensor:

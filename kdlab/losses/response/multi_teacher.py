@@ -61,7 +61,7 @@ class MultiTeacherKL(SoftTerm):
         if by not in get_args(By):
             raise unknown("by", by, get_args(By))
         if not 0 <= supervision < float("inf"):
-            raise UserError(f"supervision: {supervision}; accepted: a finite number, at least 0")
+            raise UserError("supervision", supervision, "a finite number, at least 0")
         self.by, self.supervision = by, supervision
         self.register_parameter("matrix", None)
         self.register_parameter("bias", None)
@@ -93,7 +93,7 @@ class MultiTeacherKL(SoftTerm):
         own = dense(student.logits)
         log_w = self.log_weights(own)
         if log_w.shape[-1] != len(members):
-            raise UserError(f"teacher: {len(members)} members, and weights of {log_w.shape[-1]}; accepted: as many")
+            raise UserError("teacher", f"{len(members)} members, and weights of {log_w.shape[-1]}", "as many")
         softened = [self.temperature.soften(own, z) for z in members]
         s, _, factor = softened[0]
         value = factor * kl(s, _mixture([t for _, t, _ in softened], log_w))
@@ -119,7 +119,7 @@ def _members(teacher: Outputs | None) -> list[Tensor]:
     found = [heads[f"{MEMBER}{n}"] for n in range(len(heads)) if f"{MEMBER}{n}" in heads]
     if not found:
         raise UserError(
-            "members: none that the teacher shows; accepted: teacher.weighting=learned, with several teacher.members"
+            "members", "none that the teacher shows", "teacher.weighting=learned, with several teacher.members"
         )
     return found
 

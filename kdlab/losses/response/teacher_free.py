@@ -44,7 +44,7 @@ class ConfidencePenalty(Term):
     def __init__(self, threshold: float | None = None, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
         if threshold is not None and not 0 < threshold < math.inf:
-            raise UserError(f"threshold: {threshold}; accepted: a finite number above 0, in nats, or null for log C")
+            raise UserError("threshold", threshold, "a finite number above 0, in nats, or null for log C")
         self.threshold = threshold
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
@@ -82,7 +82,7 @@ class TfKD(Term):
     ) -> None:
         super().__init__(weight)
         if not 0 < correct < 1:
-            raise UserError(f"correct: {correct}; accepted: a probability above 0 and below 1")
+            raise UserError("correct", correct, "a probability above 0 and below 1")
         check_temperature("temperature", temperature)
         self.correct, self.temperature = correct, temperature
 

@@ -18,8 +18,9 @@ def _rows(hidden: Tensor, batch: Batch) -> Tensor:
     if hidden.ndim == 2 and len(hidden) == len(batch):
         return hidden
     raise UserError(
-        f"student_layer, teacher_layer: an output of shape {tuple(hidden.shape)}; accepted: one hidden state for each "
-        f"of the {len(batch)} rows, or for each position"
+        "student_layer, teacher_layer",
+        f"an output of shape {tuple(hidden.shape)}",
+        f"one hidden state for each of the {len(batch)} rows, or for each position",
     )
 
 

@@ -81,11 +81,11 @@ class USKD(Term):
     def _pooled(self, student: Outputs) -> Tensor:
         (name,) = self.student_layers
         if name not in student.features:
-            raise UserError(f"student_layer: no output of layer {name!r} was captured; accepted: a layer's module path")
+            raise UserError("student_layer", f"no output of layer {name!r} was captured", "a layer's module path")
         feature = student.features[name]
         if feature.ndim not in (2, 4) or len(feature) != student.logits.shape[0]:
             raise UserError(
-                f"student_layer: {name!r} gives {tuple(feature.shape)}; accepted: feature maps (B, C, H, W) or vectors"
+                "student_layer", f"{name!r} gives {tuple(feature.shape)}", "feature maps (B, C, H, W) or vectors"
             )
         feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
         return feature.mean((2, 3)) if feature.ndim == 4 else feature
@@ -105,6 +105,6 @@ class USKD(Term):
 
     def _weak_logits(self, student: Outputs) -> Tensor:
         if self.weak is None:
-            raise UserError("USKD: call prepare(student, teacher) once before training, to make its weak output")
+            raise UserError("USKD", "call prepare(student, teacher) once before training, to make its weak output")
         feature = self._pooled(student)
         return self.weak(feature.to(next(self.weak.parameters()).dtype))

@@ -73,7 +73,7 @@ def require() -> None:
         UserError: where it is not.
     """
     if importlib.util.find_spec("transformers") is None:
-        raise UserError("model: transformers is not installed; accepted: pip install 'kdlab[text]'")
+        raise UserError("model", "transformers is not installed", "pip install 'kdlab[text]'")
 
 
 @contextmanager
@@ -115,7 +115,7 @@ def check_attention(attention: str | None) -> None:
     """
     if read_only() and attention not in PLAIN_ATTENTION:
         accepted = ", ".join(str(name or "null") for name in PLAIN_ATTENTION)
-        raise UserError(f"attention: {attention!r}, which may be code from the hub; accepted: {accepted}")
+        raise UserError("attention", f"{attention!r}, which may be code from the hub", accepted)
 
 
 def read_pretrained(
@@ -164,8 +164,9 @@ def _read_pretrained(auto: Any, name: str, settings: Mapping[str, Any], attentio
     except Exception as error:  # of the hub's client, of transformers, of safetensors
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"name: {name} cannot be read ({lines[0]}); accepted: a folder with config.json and model.safetensors,"
-            f" or a {what} of the hub (needs a network)"
+            "name",
+            f"{name} cannot be read ({lines[0]})",
+            (f"a folder with config.json and model.safetensors, or a {what} of the hub (needs a network)"),
         ) from None
     return net
 
@@ -177,7 +178,7 @@ def _reachable(name: str) -> None:
     if isinstance(try_to_load_from_cache(name, "config.json"), str):
         return
     if read_only():
-        raise UserError(f"name: {name} is not fetched for a folder that is not trusted; accepted: --trust, or a folder")
+        raise UserError("name", f"{name} is not fetched for a folder that is not trusted", "--trust, or a folder")
     get_session().head(f"{constants.ENDPOINT}/{name}/resolve/main/config.json", timeout=10)
 
 
@@ -202,9 +203,7 @@ def refused(
 ) -> UserError:
     """The error for settings that transformers does not build a network of, or that cannot read ``context`` tokens."""
     if context is not None and context < 2:
-        return UserError(
-            f"context: {context}, here or in data.context; {architecture} is tried with 2; accepted: at least 2"
-        )
+        return UserError("context", f"{context}, here or in data.context; {architecture} is tried with 2", "at least 2")
     if "attention implementation" in str(error):
-        return UserError(f"attention: {attention}; {architecture} does not have it; accepted: eager, or null")
-    return UserError(f"settings: {dict(settings)}; {architecture} refuses them: {error}")
+        return UserError("attention", f"{attention}; {architecture} does not have it", "eager, or null")
+    return UserError("settings", f"{dict(settings)}; {architecture} refuses them: {error}")

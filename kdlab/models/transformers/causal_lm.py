@@ -82,7 +82,7 @@ class CausalLM(Transformer):
         require()
         settings = dict(settings or {})
         if name is None and vocab_size is None:
-            raise UserError("vocab_size: missing; accepted: the number of tokens, which text data give")
+            raise UserError("vocab_size", "missing", "the number of tokens, which text data give")
         # No pad token: nn.Embedding would never train its row, and here it is usually the end of text.
         special = {"eos_token_id": eos_id, "bos_token_id": eos_id, "pad_token_id": None}
         check_attention(attention)
@@ -111,12 +111,13 @@ class CausalLM(Transformer):
         config = self.net.config
         if vocab_size is not None and config.vocab_size < vocab_size:
             raise UserError(
-                f"vocab_size: {name} has {config.vocab_size} tokens, the data {vocab_size}; accepted: at least as "
-                "many, of the same tokenizer"
+                "vocab_size",
+                f"{name} has {config.vocab_size} tokens, the data {vocab_size}",
+                "at least as many, of the same tokenizer",
             )
         limit = next((n for key in POSITIONS if isinstance(n := getattr(config, key, None), int)), None)
         if limit is not None and context is not None and limit < context:
-            raise UserError(f"context: {name} has {limit} positions, the data {context}; accepted: at most {limit}")
+            raise UserError("context", f"{name} has {limit} positions, the data {context}", f"at most {limit}")
         return limit
 
     @property
@@ -183,8 +184,9 @@ class CausalLM(Transformer):
             return {**given, "position_ids": position_ids}
         if position_ids.shape[-1] > 1 and bool((position_ids.diff(dim=-1) != 1).any()):
             raise UserError(
-                f"data.pack: true; {self.net.config.model_type} has no position ids to keep packed sequences apart; "
-                "accepted: false"
+                "data.pack",
+                (f"true; {self.net.config.model_type} has no position ids to keep packed sequences apart"),
+                "false",
             )
         return given
 
@@ -195,9 +197,7 @@ class CausalLM(Transformer):
         with evaluating(self.net):
             first = self.net(input_ids=ids, use_cache=False, return_dict=True).logits[:, 0]
         if not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-3 * float(first.abs().max())):
-            raise UserError(
-                f"architecture: {name} reads what follows a token; accepted: causal models (is_decoder: true)"
-            )
+            raise UserError("architecture", f"{name} reads what follows a token", "causal models (is_decoder: true)")
 
     @torch.no_grad()
     def _ends_in_a_matrix(self) -> bool:

@@ -106,21 +106,21 @@ def _check(
     source: Sequence[Tensor] | None,
 ) -> None:
     if len(most) != len(prompts) or any(n < 1 for n in most):
-        raise UserError(f"new_tokens: {most} for {len(prompts)} prompts; accepted: at least 1, one for all or one each")
+        raise UserError("new_tokens", f"{most} for {len(prompts)} prompts", "at least 1, one for all or one each")
     if not temperature >= 0:
-        raise UserError(f"temperature: {temperature}; accepted: 0 (the most probable token) or more")
+        raise UserError("temperature", temperature, "0 (the most probable token) or more")
     if not 0 < top_p <= 1:
-        raise UserError(f"top_p: {top_p}; accepted: above 0, up to 1")
+        raise UserError("top_p", top_p, "above 0, up to 1")
     if temperature > 0 and uniform is None:
-        raise UserError(f"uniform: missing; accepted: numbers to draw by, at temperature {temperature}")
+        raise UserError("uniform", "missing", f"numbers to draw by, at temperature {temperature}")
     if source is not None and len(source) != len(prompts):
-        raise UserError(f"source: {len(source)} for {len(prompts)} prompts; accepted: one each")
+        raise UserError("source", f"{len(source)} for {len(prompts)} prompts", "one each")
     context = getattr(net, "context", None)
     for prompt in prompts:
         if not len(prompt):
-            raise UserError("prompt: empty; accepted: at least one token")
+            raise UserError("prompt", "empty", "at least one token")
         if context is not None and len(prompt) > context:
-            raise UserError(f"prompt: {len(prompt)} tokens; accepted: at most {context}, the network's context")
+            raise UserError("prompt", f"{len(prompt)} tokens", f"at most {context}, the network's context")
 
 
 def _room(net: nn.Module, prompt: int, most: int) -> int:

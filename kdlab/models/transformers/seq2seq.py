@@ -80,7 +80,7 @@ class Seq2SeqLM(Transformer):
             net = read_pretrained(_auto, name, settings, attention, "encoder-decoder model")
         else:
             if vocab_size is None:
-                raise UserError("vocab_size: missing; accepted: the number of tokens, which text data give")
+                raise UserError("vocab_size", "missing", "the number of tokens, which text data give")
             offered = {
                 "vocab_size": vocab_size,
                 "max_target_positions": context,
@@ -107,19 +107,21 @@ class Seq2SeqLM(Transformer):
         config = self.net.config
         if vocab_size is not None and config.vocab_size < vocab_size:
             raise UserError(
-                f"vocab_size: {name} has {config.vocab_size} tokens, the data {vocab_size}; accepted: at least as "
-                "many, of the same tokenizer"
+                "vocab_size",
+                f"{name} has {config.vocab_size} tokens, the data {vocab_size}",
+                "at least as many, of the same tokenizer",
             )
         if self.context is not None and context is not None and self.context < context:
             raise UserError(
-                f"context: {name} has {self.context} positions, the data {context}; accepted: at most {self.context}"
+                "context", f"{name} has {self.context} positions, the data {context}", f"at most {self.context}"
             )
         if self.speech and mels is not None and getattr(config, "num_mel_bins", mels) != mels:
-            raise UserError(f"mels: {name} reads {config.num_mel_bins}, the data have {mels}; accepted: the same")
+            raise UserError("mels", f"{name} reads {config.num_mel_bins}, the data have {mels}", "the same")
         if config.model_type == "whisper" and frames is not None and config.max_source_positions * 2 != frames:
             raise UserError(
-                f"frames: {name} reads {config.max_source_positions * 2}, the data have {frames}; accepted: the same, "
-                f"which data.seconds={config.max_source_positions / 50:g} makes"
+                "frames",
+                f"{name} reads {config.max_source_positions * 2}, the data have {frames}",
+                f"the same, which data.seconds={config.max_source_positions / 50:g} makes",
             )
 
     @property
@@ -163,13 +165,14 @@ class Seq2SeqLM(Transformer):
         config = self.net.config
         if source is None:
             reads, held = ("speech", "text") if self.speech else ("text", "speech")
-            raise UserError(f"data: {held}, and {config.model_type} reads {reads}; accepted: a network for {held}")
+            raise UserError("data", f"{held}, and {config.model_type} reads {reads}", f"a network for {held}")
         if self.speech:
             source = source.to(self.net.dtype)
         elif (limit := getattr(config, "max_position_embeddings", None)) is not None and source.shape[1] > limit:
             raise UserError(
-                f"context: {config.model_type} has {limit} positions, and a source of the data {source.shape[1]} "
-                f"tokens; accepted: settings.max_position_embeddings={source.shape[1]} or more"
+                "context",
+                (f"{config.model_type} has {limit} positions, and a source of the data {source.shape[1]} tokens"),
+                f"settings.max_position_embeddings={source.shape[1]} or more",
             )
         return self.net.get_encoder()(source, attention_mask=attention_mask, return_dict=True)
 

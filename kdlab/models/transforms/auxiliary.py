@@ -68,7 +68,7 @@ class Peers(Auxiliary):
     def __init__(self, student: nn.Module, nets: Sequence[nn.Module]) -> None:
         super().__init__(student)
         if not nets or any(net is student for net in nets):
-            raise UserError("nets: none, or the student itself; accepted: one network or more beside the student")
+            raise UserError("nets", "none, or the student itself", "one network or more beside the student")
         self.nets = nn.ModuleList(nets)
 
     def answers(self, *inputs: Any, **named: Any) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def peers(
         UserError: if there are none.
     """
     if not 1 <= count <= MOST_PEERS:
-        raise UserError(f"count: {count}; accepted: a whole number, at least 1 and at most {MOST_PEERS}")
+        raise UserError("count", count, f"a whole number, at least 1 and at most {MOST_PEERS}")
     return Peers(student, [make(n) for n in range(1, count + 1)])
 
 
@@ -122,7 +122,7 @@ class Exits(Auxiliary):
         super().__init__(student)
         self.layers = (layers,) if isinstance(layers, str) else tuple(layers)
         if not self.layers:
-            raise UserError("layers: []; accepted: module paths inside the student, such as [layer1, layer2]")
+            raise UserError("layers", "[]", "module paths inside the student, such as [layer1, layer2]")
         self._head = (head_of(student)[1],)
         training = student.training
         student.eval()
@@ -131,7 +131,7 @@ class Exits(Auxiliary):
             logits = Outputs.of(student(*inputs[0], **inputs[1])).logits
         student.train(training)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or read[0].ndim != 2:
-            raise UserError("student: its head reads no vectors (B, F); accepted: a classifier with a linear head")
+            raise UserError("student", "its head reads no vectors (B, F)", "a classifier with a linear head")
         width = read[0].shape[1]
         self.features = nn.ModuleList(_to_width(name, seen[name], width) for name in self.layers)
         self.heads = nn.ModuleList(nn.Linear(width, logits.shape[1]) for _ in self.layers)
@@ -162,7 +162,7 @@ def _to_width(name: str, feature: Tensor, width: int) -> nn.Module:
     if feature.ndim == 2:
         return nn.Sequential(nn.Linear(inputs, width), nn.ReLU())
     if feature.ndim != 4:
-        raise UserError(f"layers: {name} gives {tuple(feature.shape)}; accepted: maps (B, C, H, W) or vectors (B, F)")
+        raise UserError("layers", f"{name} gives {tuple(feature.shape)}", "maps (B, C, H, W) or vectors (B, F)")
     inner = max(inputs, width // 4)
     convolutions = ((conv1x1(inputs, inner), inner), (conv3x3(inner, inner, 2), inner), (conv1x1(inner, width), width))
     blocks = [part for conv, outputs in convolutions for part in (conv, BatchNorm(outputs), nn.ReLU())]

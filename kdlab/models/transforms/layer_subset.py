@@ -59,7 +59,7 @@ def cut(student: nn.Module, teacher: nn.Module, layers: Layers | None = None) ->
         # what only the first block of a stack has (T5's relative positions) stays with the first block
         source = source if source in theirs else name
         if source not in theirs:
-            raise UserError(f"cut: the teacher has no {source}; accepted: a teacher of the student's architecture")
+            raise UserError("cut", f"the teacher has no {source}", "a teacher of the student's architecture")
         state[name] = _fitted(name, value, theirs[source])
     with torch.no_grad():
         student.load_state_dict(state)
@@ -80,7 +80,7 @@ def _choose(student: nn.Module, teacher: nn.Module, layers: Layers | None) -> di
     """{path of a stack: the teacher's blocks}."""
     ours, theirs = blocks(student), blocks(teacher)
     if not ours:
-        raise UserError(f"cut: {type(student).__name__} has no list of blocks; accepted: networks that have one")
+        raise UserError("cut", f"{type(student).__name__} has no list of blocks", "networks that have one")
     given = layers if isinstance(layers, Mapping) else dict.fromkeys(ours, layers)
     for path in given:
         if path not in ours:
@@ -88,16 +88,14 @@ def _choose(student: nn.Module, teacher: nn.Module, layers: Layers | None) -> di
     chosen = {}
     for path, stack in ours.items():
         if path not in theirs:
-            raise UserError(f"cut: the teacher has no {path}; accepted: a teacher of the student's architecture")
+            raise UserError("cut", f"the teacher has no {path}", "a teacher of the student's architecture")
         count, total = len(stack), len(theirs[path])
         if count > total:
-            raise UserError(
-                f"cut: {path}: the student has {count} blocks, the teacher {total}; accepted: at most {total}"
-            )
+            raise UserError("cut", f"{path}: the student has {count} blocks, the teacher {total}", f"at most {total}")
         take = given.get(path)
         picked = spaced(count, total) if take is None else [int(i) for i in take]
         if len(picked) != count or not all(0 <= i < total for i in picked):
-            raise UserError(f"cut.layers: {picked} for {path}; accepted: {count} numbers from 0 to {total - 1}")
+            raise UserError("cut.layers", f"{picked} for {path}", f"{count} numbers from 0 to {total - 1}")
         chosen[path] = picked
     return chosen
 
@@ -118,7 +116,8 @@ def _fitted(name: str, ours: Tensor, theirs: Tensor) -> Tensor:
         return theirs[: len(ours)]
     if ours.shape != theirs.shape:
         raise UserError(
-            f"cut: {name} is {tuple(ours.shape)} in the student and {tuple(theirs.shape)} in the teacher; accepted: a "
-            "student of the teacher's widths, heads and vocabulary, with fewer blocks"
+            "cut",
+            (f"{name} is {tuple(ours.shape)} in the student and {tuple(theirs.shape)} in the teacher"),
+            "a student of the teacher's widths, heads and vocabulary, with fewer blocks",
         )
     return theirs

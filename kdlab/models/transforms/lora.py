@@ -44,12 +44,12 @@ def lora(
         UserError: for values out of range, a target that ``net`` does not have, adapters already there, or no peft.
     """
     if rank < 1:
-        raise UserError(f"rank: {rank}; accepted: at least 1")
+        raise UserError("rank", rank, "at least 1")
     if not 0 <= dropout < 1:
-        raise UserError(f"dropout: {dropout}; accepted: at least 0, below 1")
+        raise UserError("dropout", dropout, "at least 0, below 1")
     inner = _inner(net)
     if _adapted(inner):
-        raise UserError("lora: the network has adapters already; accepted: a network without, or merge them first")
+        raise UserError("lora", "the network has adapters already", "a network without, or merge them first")
     peft = _peft()
     chosen = _targets(net, inner, targets, peft)
     trained = [name for name, p in net.named_parameters() if p.requires_grad]
@@ -58,7 +58,7 @@ def lora(
     try:
         peft.inject_adapter_in_model(_with_layout(config, inner), inner, ADAPTER)
     except ValueError as error:
-        raise UserError(f"targets: {chosen}; peft refuses them: {error}") from None
+        raise UserError("targets", f"{chosen}; peft refuses them: {error}") from None
     setattr(inner, _TRAINED, trained)
     return [name for name, p in net.named_parameters() if p.requires_grad]
 
@@ -72,12 +72,12 @@ def merge(net: nn.Module) -> None:
     inner = _inner(net)
     layers = _adapted(inner)
     if not layers:
-        raise UserError("lora: the network has no adapters to merge; accepted: one that lora() was called on")
+        raise UserError("lora", "the network has no adapters to merge", "one that lora() was called on")
     for name, layer in layers.items():
         try:
             layer.merge(safe_merge=True)
         except ValueError as error:
-            raise UserError(f"lora: {name} cannot be merged: {error}") from None
+            raise UserError("lora", f"{name} cannot be merged: {error}") from None
         base = layer.get_base_layer()
         base.train(layer.training)
         inner.set_submodule(name, base)
@@ -97,7 +97,7 @@ def save_adapter(net: nn.Module, folder: str | Path) -> Path:
     """
     inner = _inner(net)
     if not _adapted(inner):
-        raise UserError("lora: the network has no adapters to save; accepted: one that lora() was called on")
+        raise UserError("lora", "the network has no adapters to save", "one that lora() was called on")
     from safetensors.torch import save
 
     folder = Path(folder)
@@ -116,7 +116,7 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError:
-        raise UserError("lora: peft is not installed; accepted: pip install 'kdlab[text]'") from None
+        raise UserError("lora", "peft is not installed", "pip install 'kdlab[text]'") from None
     return peft
 
 
@@ -139,7 +139,7 @@ def _targets(net: nn.Module, inner: nn.Module, targets: Sequence[str] | None, pe
     if targets is None:
         kind = getattr(getattr(inner, "config", None), "model_type", None)
         if kind is None:
-            raise UserError(f"targets: missing; accepted: names of layers, such as {', '.join(known[:5])}")
+            raise UserError("targets", "missing", f"names of layers, such as {', '.join(known[:5])}")
         if kind in PUBLISHED:
             return list(PUBLISHED[kind])
         output = getattr(inner, "get_output_embeddings", lambda: None)()
@@ -147,7 +147,7 @@ def _targets(net: nn.Module, inner: nn.Module, targets: Sequence[str] | None, pe
     prefix = "" if inner is net else "net."
     chosen = [target.removeprefix(prefix) for target in targets]
     if not chosen:
-        raise UserError(f"targets: []; accepted: names of layers, such as {', '.join(known[:5])}")
+        raise UserError("targets", "[]", f"names of layers, such as {', '.join(known[:5])}")
     for target in chosen:
         if not any(name == target or name.endswith(f".{target}") for name in known):
             ends = dict.fromkeys([name.rpartition(".")[2] for name in known] + known)
@@ -155,8 +155,9 @@ def _targets(net: nn.Module, inner: nn.Module, targets: Sequence[str] | None, pe
     for name in known:
         if any(name == target or name.endswith(f".{target}") for target in chosen) and _shared(inner, name):
             raise UserError(
-                f"targets: {name} shares its matrix with another layer, which an adapter merged into it would change; "
-                "accepted: layers with a matrix of their own"
+                "targets",
+                (f"{name} shares its matrix with another layer, which an adapter merged into it would change"),
+                "layers with a matrix of their own",
             )
     return chosen
 

@@ -31,16 +31,14 @@ class Heads(nn.Module):
     def __init__(self, net: nn.Module, tasks: Mapping[str, int] | None = None) -> None:
         super().__init__()
         if tasks is None or len(tasks) < 2:
-            raise UserError(
-                f"tasks: {list(tasks or ())}; accepted: two or more, such as data.label=[digit,parity] names"
-            )
+            raise UserError("tasks", f"{list(tasks or ())}", "two or more, such as data.label=[digit,parity] names")
         name, head = head_of(net)
         if not name or not isinstance(head, nn.Linear):
-            raise UserError(f"net: {type(net).__name__} does not end with a linear classifier; accepted: one that does")
+            raise UserError("net", f"{type(net).__name__} does not end with a linear classifier", "one that does")
         taken = {"logits", *dir(nn.ModuleDict())}
         if bad := [task for task in tasks if not str(task).isidentifier() or task in taken]:
             raise UserError(
-                f"tasks: {bad[0]!r}; accepted: letters, digits and underscores, and no name that a module has already"
+                "tasks", f"{bad[0]!r}", "letters, digits and underscores, and no name that a module has already"
             )
         net.set_submodule(name, nn.Identity())
         self.net = net

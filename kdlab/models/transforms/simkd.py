@@ -36,7 +36,7 @@ class SimKDStudent(nn.Module):
     def __init__(self, net: nn.Module, width: int, factor: int = 2, num_classes: int = 10) -> None:
         super().__init__()
         if not 1 <= factor <= width:
-            raise UserError(f"width, factor: {width}, {factor}; accepted: whole numbers, 1 <= factor <= width")
+            raise UserError("width, factor", f"{width}, {factor}", "whole numbers, 1 <= factor <= width")
         channels = _end_with_map(net)
         inner = width // factor
         self.connector = nn.Sequential(
@@ -65,8 +65,9 @@ def _end_with_map(net: nn.Module) -> int:
     name, head = head_of(net)
     if not isinstance(getattr(net, "pool", None), nn.Module) or not isinstance(head, nn.Linear):
         raise UserError(
-            f"net: {type(net).__name__} does not end with a global average `pool` and a linear classifier; accepted: a "
-            "network for pictures that does, such as resnet8, wrn_16_2, vgg8, mobilenetv2 or shufflenetv2"
+            "net",
+            (f"{type(net).__name__} does not end with a global average `pool` and a linear classifier"),
+            ("a network for pictures that does, such as resnet8, wrn_16_2, vgg8, mobilenetv2 or shufflenetv2"),
         )
     net.pool = nn.Identity()
     net.set_submodule(name, nn.Identity())
@@ -86,13 +87,15 @@ def reuse_teacher_head(student: nn.Module, teacher: nn.Module) -> str:
     reads, wanted = _width(ours), _width(theirs)
     if reads != wanted:
         raise UserError(
-            f"init: teacher_head, and the teacher's classifier reads {wanted} numbers, the student's {reads}; "
-            f"accepted: the same width, such as student=simkd student.width={wanted}"
+            "init",
+            f"teacher_head, and the teacher's classifier reads {wanted} numbers, the student's {reads}",
+            f"the same width, such as student=simkd student.width={wanted}",
         )
     if _shapes(ours) != _shapes(theirs):
         raise UserError(
-            f"init: teacher_head, and the teacher's classifier is {_said(theirs)}, the student's {_said(ours)}; "
-            "accepted: two of one shape"
+            "init",
+            f"teacher_head, and the teacher's classifier is {_said(theirs)}, the student's {_said(ours)}",
+            "two of one shape",
         )
     ours.load_state_dict(theirs.state_dict())
     freeze(student, name)

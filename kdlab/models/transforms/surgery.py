@@ -52,7 +52,7 @@ def replace_head(net: nn.Module, num_classes: int) -> Head:
         UserError: there is no head, it is the whole network, or ``num_classes`` is below 1.
     """
     if num_classes < 1:
-        raise UserError(f"num_classes: {num_classes} must be at least 1")
+        raise UserError("num_classes", f"{num_classes} must be at least 1")
     name, old = head_of(net)
     if not name:
         raise UserError(f"{type(net).__name__} is a single layer: nothing would be left of it")

@@ -47,9 +47,9 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
-            raise UserError(f"hidden: {list(hidden)} holds a width below 1")
+            raise UserError("hidden", f"{list(hidden)} holds a width below 1")
         if not 0 <= dropout < 1:
-            raise UserError(f"dropout: {dropout} is not in [0, 1)")
+            raise UserError("dropout", f"{dropout} is not in [0, 1)")
         self.in_features = in_features or in_channels * _pixels(image_size)
         self.normalize = Normalize(mean, std, None if in_features else in_channels)
         self.flatten = nn.Flatten()
@@ -66,7 +66,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.flatten(self.normalize(x))
         if x.shape[1] != self.in_features:
-            raise UserError(f"MLP: an example has {x.shape[1]} numbers, the network was built for {self.in_features}")
+            raise UserError("MLP", f"an example has {x.shape[1]} numbers, the network was built for {self.in_features}")
         for i in range(1, self.depth + 1):
             x = getattr(self, f"layer{i}")(x)
         return self.fc(x)

@@ -49,9 +49,9 @@ class MobileNetV2(nn.Module):
     ) -> None:
         super().__init__()
         if int(STAGES[0][0] * width) < 1:
-            raise UserError(f"width: {width} is too small; at least {1 / STAGES[0][0]}")
+            raise UserError("width", f"{width} is too small; at least {1 / STAGES[0][0]}")
         if expand < 1:
-            raise UserError(f"expand: {expand} must be at least 1")
+            raise UserError("expand", f"{expand} must be at least 1")
         channels = int(STEM * width)
         last = int(LAST * max(width, 1.0))
         self.normalize = Normalize(mean, std, in_channels)

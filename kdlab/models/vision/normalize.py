@@ -43,7 +43,7 @@ class Normalize(nn.Module):
         self.register_buffer("mean", _statistic("mean", mean, channels), persistent=False)
         self.register_buffer("std", _statistic("std", std, channels), persistent=False)
         if self.std is not None and not bool((self.std > 0).all()):
-            raise UserError(f"std: {std} is not positive in every channel")
+            raise UserError("std", f"{std} is not positive in every channel")
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
@@ -69,10 +69,10 @@ def _statistic(key: str, value: Statistic, channels: int | None) -> Tensor | Non
         value = KNOWN[value][("mean", "std").index(key)]
     values = [float(value)] if isinstance(value, int | float) else [float(v) for v in value]
     if not values:
-        raise UserError(f"{key}: an empty list; accepted: a number, a number a channel, or null")
+        raise UserError(key, "an empty list", "a number, a number a channel, or null")
     if channels is not None and len(values) not in (1, channels):
-        raise UserError(f"{key}: {len(values)} numbers for {channels} channels; give 1 or {channels}")
+        raise UserError(key, f"{len(values)} numbers for {channels} channels; give 1 or {channels}")
     tensor = torch.tensor(values)
     if not bool(tensor.isfinite().all()):
-        raise UserError(f"{key}: {values} holds a number that is not finite")
+        raise UserError(key, f"{values} holds a number that is not finite")
     return tensor

@@ -56,12 +56,12 @@ class CifarResNet(Staged):
     ) -> None:
         blocks, rest = divmod(depth - 2, 6)
         if rest or blocks < 1:
-            raise UserError(f"depth: {depth} is not 6n+2; accepted: 8, 14, 20, 26, 32, 44, 56, 110, ...")
+            raise UserError("depth", f"{depth} is not 6n+2", "8, 14, 20, 26, 32, 44, 56, 110, ...")
         if shortcut not in SHORTCUTS:
             raise unknown("shortcut", shortcut, SHORTCUTS)
         stem = width if stem is None else stem
         if min(width, stem) < 1:
-            raise UserError(f"width: {width} and stem {stem} must be at least 1")
+            raise UserError("width", f"{width} and stem {stem} must be at least 1")
         block = partial(BasicBlock, shortcut=shortcut)
         stages = ((width, blocks, 1), (2 * width, blocks, 2), (4 * width, blocks, 2))
         super().__init__(conv3x3(in_channels, stem), block, stages, num_classes, mean, std)
@@ -100,7 +100,7 @@ class BottleneckResNet(Staged):
         if depth not in BOTTLENECK_BLOCKS:
             raise unknown("depth", depth, BOTTLENECK_BLOCKS)
         if width < 1:
-            raise UserError(f"width: {width} must be at least 1")
+            raise UserError("width", f"{width} must be at least 1")
         n1, n2, n3, n4 = BOTTLENECK_BLOCKS[depth]
         out = Bottleneck.expansion * width
         stages = ((out, n1, 1), (2 * out, n2, 2), (4 * out, n3, 2), (8 * out, n4, 2))

@@ -54,7 +54,7 @@ class VGG(nn.Module):
         if depth not in CONVOLUTIONS:
             raise unknown("depth", depth, CONVOLUTIONS)
         if width < 1:
-            raise UserError(f"width: {width} must be at least 1")
+            raise UserError("width", f"{width} must be at least 1")
         smallest = image_size if isinstance(image_size, int) else min(image_size)
         _require(smallest)
         counts = CONVOLUTIONS[depth]
@@ -89,4 +89,6 @@ def _convolutions(inputs: int, outputs: int, count: int) -> nn.Sequential:
 
 def _require(pixels: int) -> None:
     if pixels < SMALLEST:
-        raise UserError(f"image_size: {pixels} is too small for VGG, which halves it three times; at least {SMALLEST}")
+        raise UserError(
+            "image_size", f"{pixels} is too small for VGG, which halves it three times; at least {SMALLEST}"
+        )

@@ -52,11 +52,11 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise UserError(f"depth: {depth} is not 6n+4; accepted: 10, 16, 22, 28, 40, ...")
+            raise UserError("depth", f"{depth} is not 6n+4", "10, 16, 22, 28, 40, ...")
         if widen < 1:
-            raise UserError(f"widen: {widen} must be at least 1")
+            raise UserError("widen", f"{widen} must be at least 1")
         if not 0 <= dropout < 1:
-            raise UserError(f"dropout: {dropout} is not in [0, 1)")
+            raise UserError("dropout", f"{dropout} is not in [0, 1)")
         width = STEM * widen
         block = partial(PreactBlock, dropout=dropout)
         self.normalize = Normalize(mean, std, in_channels)

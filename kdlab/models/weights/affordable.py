@@ -111,4 +111,4 @@ def _measure(build: Callable[[], nn.Module], key: str, least: int) -> tuple[int,
 
 
 def _too_many(key: str) -> UserError:
-    return UserError(f"{key}: more than {MOST_TENSORS:,} weights; accepted: a network of fewer layers")
+    return UserError(key, f"more than {MOST_TENSORS:,} weights", "a network of fewer layers")

@@ -147,15 +147,15 @@ def _read_file(path: Path, key: str) -> list[Entry]:
     except FileNotFoundError:
         raise _not_there(path, key) from None
     except (OSError, Unreadable) as error:
-        raise UserError(f"{key}: cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        raise UserError(key, f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     if not start:
-        raise UserError(f"{key}: {path} is empty")
+        raise UserError(key, f"{path} is empty")
     if start[8:] == b"{":
         return [Entry("", _read_safetensors(path, key))]
     if start[:2] == b"PK":
         _check_zip(path, key, size)
     elif start[:1] != pickle.PROTO:
-        raise UserError(f"{key}: {path} is not a checkpoint; accepted: torch.save files and safetensors")
+        raise UserError(key, f"{path} is not a checkpoint", "torch.save files and safetensors")
     content = _read_torch(path, key)
     found = entries_of(content)
     if not found:
@@ -170,14 +170,14 @@ def _check_spread(state: Mapping[str, Tensor], size: int, path: Path, key: str) 
     held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
     if held > SPREAD_BYTES + 4 * size:
         raise UserError(
-            f"{key}: {path} is damaged: {size / 2**20:.1f} MiB that hold {held / 2**20:,.0f} MiB of weights"
+            key, (f"{path} is damaged: {size / 2**20:.1f} MiB that hold {held / 2**20:,.0f} MiB of weights")
         )
 
 
 def _check_finite(state: Mapping[str, Tensor], path: str | Path, key: str) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise UserError(f"{key}: {path} holds weights that are not finite, first in {name}")
+            raise UserError(key, f"{path} holds weights that are not finite, first in {name}")
 
 
 def save_weights(state: nn.Module | Mapping[str, Tensor], path: str | Path) -> None:
@@ -218,20 +218,21 @@ def _check_shapes(net: nn.Module, state: State, target: Mapping[str, Tensor], pa
     wrong = [k for k in state if state[k].shape != target[k].shape]
     if wrong and all(not state[k].numel() for k in wrong):
         raise UserError(
-            f"{key}: {path} holds empty tensors, those of a network split between processes (DeepSpeed's ZeRO-3); "
-            "accepted: the file that zero_to_fp32.py makes of all parts"
+            key,
+            (f"{path} holds empty tensors, those of a network split between processes (DeepSpeed's ZeRO-3)"),
+            "the file that zero_to_fp32.py makes of all parts",
         )
     head = head_of(net)[0]
     if wrong and all(k.startswith(f"{head}.") and state[k].shape[1:] == target[k].shape[1:] for k in wrong):
         theirs, ours = state[wrong[0]].shape[0], target[wrong[0]].shape[0]
-        raise UserError(f"{key}: has {theirs} classes, data has {ours} ({path})")
+        raise UserError(key, f"has {theirs} classes, data has {ours} ({path})")
     if wrong:
         shown = ", ".join(f"{k} is {_shape(state[k])}, not {_shape(target[k])}" for k in wrong[:3])
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise UserError(f"{key}: {path} does not fit {type(net).__name__}: {shown}{more}")
+        raise UserError(key, f"{path} does not fit {type(net).__name__}: {shown}{more}")
     for name, tensor in state.items():
         if tensor.is_floating_point() != target[name].is_floating_point():
-            raise UserError(f"{key}: {name} in {path} is {tensor.dtype}, the network's {target[name].dtype}")
+            raise UserError(key, f"{name} in {path} is {tensor.dtype}, the network's {target[name].dtype}")
 
 
 def _shape(tensor: Tensor) -> str:
@@ -252,13 +253,13 @@ def _check_zip(path: Path, key: str, size: int) -> None:
             damaged = archive.testzip()
             folders = [member.filename for member in archive.infolist() if member.external_attr & FOLDER]
     except Unreadable as error:
-        raise UserError(f"{key}: {path} is refused: {error}") from None
+        raise UserError(key, f"{path} is refused: {error}") from None
     except Exception:  # whatever damaged bytes make the reader do
-        raise UserError(f"{key}: {path} is damaged or cut off: not a whole zip archive") from None
+        raise UserError(key, f"{path} is damaged or cut off: not a whole zip archive") from None
     if damaged is not None:
-        raise UserError(f"{key}: {path} is damaged: the checksum of {damaged} is wrong")
+        raise UserError(key, f"{path} is damaged: the checksum of {damaged} is wrong")
     if folders:  # torch.load would take what happens to be in memory for the contents of one
-        raise UserError(f"{key}: {path} is damaged: {folders[0]} is marked as a folder")
+        raise UserError(key, f"{path} is damaged: {folders[0]} is marked as a folder")
 
 
 def _read_torch(path: Path, key: str) -> Any:
@@ -270,11 +271,9 @@ def _read_torch(path: Path, key: str) -> Any:
         name = re.search(r"GLOBAL ([\w.]+)", str(error)) or re.search(r"class (?:\S*\.)?([\w.]+) was not", str(error))
         if name:
             raise UserError(
-                f"{key}: {path} refused: it wants to run code ({name[1]}); save the state_dict alone"
+                key, f"{path} refused: it wants to run code ({name[1]}); save the state_dict alone"
             ) from None
-        raise UserError(
-            f"{key}: {path} is damaged, cut off or no checkpoint; accepted: torch.save files, safetensors"
-        ) from None
+        raise UserError(key, f"{path} is damaged, cut off or no checkpoint", "torch.save files, safetensors") from None
 
 
 def _read_safetensors(path: Path, key: str) -> State:
@@ -285,25 +284,27 @@ def _read_safetensors(path: Path, key: str) -> State:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{key}: {path} is damaged or cut off: {error}") from None
+        raise UserError(key, f"{path} is damaged or cut off: {error}") from None
     if HASH_FIELD in metadata and metadata[HASH_FIELD] != weights_hash(state):
-        raise UserError(f"{key}: {path} is damaged: its checksum is wrong")
+        raise UserError(key, f"{path} is damaged: its checksum is wrong")
     return state
 
 
 def _no_weights(content: Any, path: Path, key: str) -> UserError:
     """What is in a file that holds no state dict."""
     if not isinstance(content, Mapping):
-        return UserError(f"{key}: {path} holds no weights but a {type(content).__name__}")
+        return UserError(key, f"{path} holds no weights but a {type(content).__name__}")
     held = ", ".join(map(str, list(content)[:5])) or "nothing"
     if (listed := lists_average(content)) is not None:
         return UserError(
-            f"{key}: {path} holds an average as a list without names ({listed}), of which nobody knows the layers; "
-            "accepted: a state dict"
+            key,
+            (f"{path} holds an average as a list without names ({listed}), of which nobody knows the layers"),
+            "a state dict",
         )
     if of_training_alone(content):
         return UserError(
-            f"{key}: {path} holds the state of an optimizer and no weights (found {held}); accepted: the file with the "
-            "network's state dict"
+            key,
+            f"{path} holds the state of an optimizer and no weights (found {held})",
+            "the file with the network's state dict",
         )
-    return UserError(f"{key}: {path} holds no weights: expected tensors, or one of {', '.join(WRAPPERS)}; found {held}")
+    return UserError(key, f"{path} holds no weights: expected tensors, or one of {', '.join(WRAPPERS)}; found {held}")

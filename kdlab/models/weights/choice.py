@@ -154,7 +154,7 @@ def _asked(found: Sequence[Candidate], entries: Sequence[Entry], weights: str | 
         what = "average of weights" if weights == AVERAGE else "weights but averages"
         held = ", ".join(dict.fromkeys(names)) or "none that fit"
         raise UserError(
-            f"{where.other('weights')}: {weights}, and {where.path} holds no {what} (it holds {held}); accepted: null"
+            where.other("weights"), f"{weights}, and {where.path} holds no {what} (it holds {held})", "null"
         )
     raise unknown(where.other("weights"), weights, dict.fromkeys([PLAIN, AVERAGE, *names]), "entry of the file")
 

@@ -140,7 +140,7 @@ def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) 
         try:
             source = read_json(mapping) if str(mapping).endswith(".json") else read_yaml(mapping)
         except (OSError, Unreadable) as error:
-            raise UserError(f"{key}: cannot read {mapping}: {error}") from None
+            raise UserError(key, f"cannot read {mapping}: {error}") from None
     if not isinstance(source, Mapping):
         raise UserError(f"{key}: expected {{pattern: replacement}}, got {type(source).__name__}")
     for old, replacement in source.items():
@@ -149,7 +149,7 @@ def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) 
         try:
             re.compile(old).sub(replacement or "", "")
         except (re.error, IndexError) as error:
-            raise UserError(f"{key}: {old!r}: {replacement!r} is no regular expression: {error}") from None
+            raise UserError(key, f"{old!r}: {replacement!r} is no regular expression: {error}") from None
     return list(source.items())
 
 
@@ -166,7 +166,7 @@ def rename(state: State, rules: Rules, where: str) -> State:
             if new is not None and (match := re.match(start, new)):
                 new = None if replacement is None else match.expand(replacement) + new[match.end() :]
         if new in renamed:
-            raise UserError(f"{where}: two keys become {new!r}, one of them {old!r}")
+            raise UserError(where, f"two keys become {new!r}, one of them {old!r}")
         if new is not None:
             renamed[new] = tensor
     return renamed

@@ -31,17 +31,19 @@ def weights_in(path: Path, key: str) -> Path:
             return path / name
     if (path / "zero_to_fp32.py").is_file() or (path / "latest").is_file() or list(path.glob("*_model_states.pt")):
         raise UserError(
-            f"{key}: {path} is a folder of DeepSpeed's, whose weights are split between files; accepted: the file made "
-            f"by python {path / 'zero_to_fp32.py'} {path} FILE"
+            key,
+            f"{path} is a folder of DeepSpeed's, whose weights are split between files",
+            f"the file made by python {path / 'zero_to_fp32.py'} {path} FILE",
         )
     if (path / ".metadata").is_file():
         raise UserError(
-            f"{key}: {path} is a folder of torch.distributed.checkpoint; accepted: the file made by "
-            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"
+            key,
+            f"{path} is a folder of torch.distributed.checkpoint",
+            (f"the file made by python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"),
         )
     held = sorted(p.name for p in path.iterdir() if p.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"))
     said = f" (such as {', '.join(held[:4])} in it)" if held else ""
-    raise UserError(f"{key}: cannot read {path}: is a folder; accepted: a file{said}, or the folder of a run")
+    raise UserError(key, f"cannot read {path}: is a folder", f"a file{said}, or the folder of a run")
 
 
 def shards_of(path: Path, key: str) -> list[Path]:
@@ -57,14 +59,14 @@ def shards_of(path: Path, key: str) -> list[Path]:
     except FileNotFoundError:
         return []
     except (OSError, Unreadable) as error:
-        raise UserError(f"{key}: cannot read {path}: {error}") from None
+        raise UserError(key, f"cannot read {path}: {error}") from None
     places = index.get("weight_map") if isinstance(index, Mapping) else None
     if not isinstance(places, Mapping) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{key}: {path} is no index of weights (no weight_map); accepted: a checkpoint")
+        raise UserError(key, f"{path} is no index of weights (no weight_map)", "a checkpoint")
     parts = [path.parent / name for name in dict.fromkeys(places.values())]
     for part in parts:
         if part.parent != path.parent or part.name in ("", ".", ".."):
-            raise UserError(f"{key}: {path} names {part}; accepted: files beside it")
+            raise UserError(key, f"{path} names {part}", "files beside it")
         if not part.is_file():
-            raise UserError(f"{key}: {path} names {part.name}, which is not there; accepted: all of its files")
+            raise UserError(key, f"{path} names {part.name}, which is not there", "all of its files")
     return parts

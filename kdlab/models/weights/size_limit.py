@@ -49,16 +49,21 @@ def no_larger_than(weights: Path) -> Iterator[None]:
         found["bytes"] += tensor.numel() * tensor.element_size()
         if found["bytes"] > limit:
             raise UserError(
-                f"network: has more than {limit / 2**20:,.0f} MiB of parameters, and its weights are a file of "
-                f"{held / 2**20:,.1f} MiB; accepted: the network that these weights are of"
+                "network",
+                (
+                    f"has more than {limit / 2**20:,.0f} MiB of parameters, and its weights are a "
+                    f"file of {held / 2**20:,.1f} MiB"
+                ),
+                "the network that these weights are of",
             )
 
     def add_module(owner: nn.Module, name: str, part: Any) -> None:
         found["modules"] += 1
         if found["modules"] > most:
             raise UserError(
-                f"network: has more than {most:,} layers, and its weights are a file of {held / 2**20:,.1f} MiB; "
-                "accepted: the network that these weights are of"
+                "network",
+                (f"has more than {most:,} layers, and its weights are a file of {held / 2**20:,.1f} MiB"),
+                "the network that these weights are of",
             )
 
     with ExitStack() as hooks:

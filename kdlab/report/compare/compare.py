@@ -185,7 +185,7 @@ def flat(run: Run) -> dict[str, Any]:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"compare: {message}; see python -m kdlab compare --help")
+        raise UserError("compare", f"{message}; see python -m kdlab compare --help")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -239,4 +239,4 @@ def _write(action: Any, where: object) -> None:
         action()
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"compare: cannot write to {str(where)!r} ({reason}); choose another place") from error
+        raise UserError("compare", f"cannot write to {str(where)!r} ({reason}); choose another place") from error

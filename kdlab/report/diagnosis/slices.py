@@ -41,14 +41,16 @@ def groups(text: str, config: Mapping[str, Any], data: Any, split: str, targets:
         values = read_table(file, "diagnose: --slice", wanted=[column]).cells(column)
         if len(values) != len(targets):
             raise UserError(
-                f"diagnose: --slice {text}: {len(values)} rows, and the {split} split has {len(targets)} examples; "
-                "accepted: a row for each example, in order"
+                "diagnose",
+                (f"--slice {text}: {len(values)} rows, and the {split} split has {len(targets)} examples"),
+                "a row for each example, in order",
             )
         return _grouped(values, text)
     if str(config.get("_target_")) != "kdlab.data.csv":
         raise UserError(
-            f"diagnose: --slice {text}: data ({data.name}) is no CSV file with columns; accepted: FILE.csv:COLUMN, "
-            "with a row for each example, in order"
+            "diagnose",
+            f"--slice {text}: data ({data.name}) is no CSV file with columns",
+            "FILE.csv:COLUMN, with a row for each example, in order",
         )
     return _grouped(_of_table(column, config, data, split, targets), text)
 
@@ -87,8 +89,9 @@ def _grouped(values: list[str], text: str) -> list[str]:
         return _quarters([float(value) for value in numbers if value is not None])
     if len(set(values)) > MOST_GROUPS:
         raise UserError(
-            f"diagnose: --slice {text}: {len(set(values))} different values; accepted: numbers, or at most "
-            f"{MOST_GROUPS} groups"
+            "diagnose",
+            f"--slice {text}: {len(set(values))} different values",
+            f"numbers, or at most {MOST_GROUPS} groups",
         )
     return [value or "(empty)" for value in values]
 

@@ -77,7 +77,7 @@ class Board:
             if row not in self.rows:
                 raise unknown("leaderboard.grids", row, self.rows, "row")
         if not self.seeds:
-            raise UserError("leaderboard.seeds: none; accepted: at least one whole number")
+            raise UserError("leaderboard.seeds", "none", "at least one whole number")
 
     @classmethod
     def read(cls, path: Path) -> Board:
@@ -90,14 +90,14 @@ class Board:
             found = read_mapping(path)
         except (OSError, Unreadable) as error:
             raise UserError(
-                f"leaderboard: {path} cannot be read ({error}); accepted: a mapping of {', '.join(sorted(KEYS))}"
+                "leaderboard", f"{path} cannot be read ({error})", f"a mapping of {', '.join(sorted(KEYS))}"
             ) from None
         for key in found:
             if key not in KEYS:
                 raise unknown(f"leaderboard: {path.name}", key, KEYS, "key")
         for key in ("rows", "reference", "relative_to"):
             if key not in found:
-                raise UserError(f"leaderboard: {path.name} has no {key}; accepted: {', '.join(sorted(KEYS))}")
+                raise UserError("leaderboard", f"{path.name} has no {key}", ", ".join(sorted(KEYS)))
         return cls(path.stem, **found)
 
     def only(self, rows: Sequence[str] | None, seeds: Sequence[int] | None) -> Board:

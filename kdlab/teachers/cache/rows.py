@@ -106,14 +106,15 @@ def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") 
     try:
         found = read_json(folder / name)
     except (OSError, Unreadable) as error:
-        raise UserError(f"teacher.cache: {folder} holds no readable {name} ({error})") from None
+        raise UserError("teacher.cache", f"{folder} holds no readable {name} ({error})") from None
     if not isinstance(found, dict):
-        raise UserError(f"teacher.cache: {folder} holds no readable {name} (a {type(found).__name__})")
+        raise UserError("teacher.cache", f"{folder} holds no readable {name} (a {type(found).__name__})")
     for entry, value in wanted.plain().items():
         if found.get(entry) != value:
             raise UserError(
-                f"teacher.cache: {folder} does not fit: {entry} is {found.get(entry)!r} in the cache and {value!r} "
-                "here; accepted: a cache of the same, or teacher.cache=auto"
+                "teacher.cache",
+                (f"{folder} does not fit: {entry} is {found.get(entry)!r} in the cache and {value!r} here"),
+                "a cache of the same, or teacher.cache=auto",
             )
     return found
 
@@ -144,9 +145,9 @@ def write_cache(
         free = shutil.disk_usage(folder.parent).free
         if manifest.bytes * 1.05 > free:
             raise UserError(
-                f"teacher.cache: needs {manifest.bytes / 2**20:.0f} MiB, and {folder.parent} has "
-                f"{free / 2**20:.0f} MiB free; accepted: more room, fewer data.views, or "
-                f"teacher.{'feature_mib=0' if manifest.layers else 'cache=off'}"
+                "teacher.cache",
+                (f"needs {manifest.bytes / 2**20:.0f} MiB, and {folder.parent} has {free / 2**20:.0f} MiB free"),
+                f"more room, fewer data.views, or teacher.{'feature_mib=0' if manifest.layers else 'cache=off'}",
             )
         # under the lock: what killed processes left, and a folder that never got its manifest
         for left in (folder, *folder.parent.glob(f"{folder.name}.partial-*")):
@@ -198,7 +199,7 @@ def _fill(
                 report(done, total)
             if not seen.all():  # the others would teach a uniform distribution
                 raise UserError(
-                    f"teacher.cache: {seen.sum()} of {examples} examples of the {split} split were shown; accepted: all"
+                    "teacher.cache", f"{seen.sum()} of {examples} examples of the {split} split were shown", "all"
                 )
     for array in arrays.values():
         array.flush()
@@ -207,9 +208,7 @@ def _fill(
 def _not_finite(name: str, split: str, dtype: str) -> UserError:
     what = "logits" if name == split else f"features ({name.removeprefix(f'{split}-')})"
     live = ", or teacher.cache=off, since those of a cache this large end at 65504" if dtype == "float16" else ""
-    return UserError(
-        f"teacher: its {what} are not finite for a row of the {split} split; accepted: finite numbers{live}"
-    )
+    return UserError("teacher", f"its {what} are not finite for a row of the {split} split", f"finite numbers{live}")
 
 
 class Arrays:
@@ -237,13 +236,13 @@ class Arrays:
                 array = read_array(file, mapped=True)
             except (OSError, ValueError) as error:
                 raise UserError(
-                    f"teacher.cache: {file} cannot be read ({error}); accepted: a whole cache; remove the folder "
-                    f"{folder}: it is made again"
+                    "teacher.cache",
+                    f"{file} cannot be read ({error})",
+                    f"a whole cache; remove the folder {folder}: it is made again",
                 ) from None
             if array.shape != shape or array.dtype != manifest.dtype:
                 raise UserError(
-                    f"teacher.cache: {file} has shape {array.shape} of {array.dtype}; accepted: {shape} of "
-                    f"{manifest.dtype}"
+                    "teacher.cache", f"{file} has shape {array.shape} of {array.dtype}", f"{shape} of {manifest.dtype}"
                 )
             if manifest.bytes <= on_device:
                 self.held[name] = torch.from_numpy(np.array(array))

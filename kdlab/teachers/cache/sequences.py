@@ -69,7 +69,9 @@ def sequences(batch: Batch) -> list[SequenceSpan]:
     inputs = batch.inputs
     name = "decoder_input_ids" if isinstance(inputs, dict) and "decoder_input_ids" in inputs else "input_ids"
     if not isinstance(inputs, dict) or name not in inputs or batch.loss_mask is None:
-        raise UserError("teacher.cache: a batch without token ids; accepted by a cache of tokens: sequences of tokens")
+        raise UserError(
+            "teacher.cache", "a batch without token ids; accepted by a cache of tokens: sequences of tokens"
+        )
     ids, where = _array(inputs[name]).astype("<i4"), _array(batch.loss_mask)
     lines, width = ids.shape
     fresh = np.zeros((lines, width), bool)

@@ -86,7 +86,7 @@ class TokenManifest:
         }
         for name, (right, what) in accepted.items():
             if not right:
-                raise UserError(f"teacher.cache.{name}: {getattr(self, name)!r}; accepted: {what}")
+                raise UserError(f"teacher.cache.{name}", f"{getattr(self, name)!r}", what)
 
     @property
     def plain_logits(self) -> bool:
@@ -122,7 +122,7 @@ class TokenManifest:
             raise
         except (OSError, Unreadable, ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"teacher.cache: {path} is no manifest of a cache of tokens ({error}); accepted: a finished one"
+                "teacher.cache", f"{path} is no manifest of a cache of tokens ({error})", "a finished one"
             ) from None
 
     def plain(self) -> dict[str, Any]:
@@ -241,8 +241,9 @@ class TokenWriter:
             for number, (entry, check) in enumerate(zip(index, checks, strict=True)):
                 if zlib.crc32(rows.read(int(entry["rows"]) * size)) != check:
                     raise UserError(
-                        f"teacher.cache: {self.folder / ROWS} is damaged in its sequence {number}; accepted: the file "
-                        f"as it was; remove the folder {self.folder}: it is made again"
+                        "teacher.cache",
+                        f"{self.folder / ROWS} is damaged in its sequence {number}",
+                        f"the file as it was; remove the folder {self.folder}: it is made again",
                     )
         return True
 
@@ -277,15 +278,15 @@ class TokenWriter:
         logs = np.asarray(log_probs, np.float64)
         shape = (len(positions), self.manifest.k)
         if self.manifest.form != "topk" or self.manifest.plain_logits:
-            raise UserError(f"teacher.cache: of form {self.manifest.form}, k={self.manifest.k}; accepted: topk below V")
+            raise UserError("teacher.cache", f"of form {self.manifest.form}, k={self.manifest.k}", "topk below V")
         if kept.shape != shape or logs.shape != shape:
-            raise UserError(f"teacher.cache: ids {kept.shape}, log-probabilities {logs.shape}; accepted: {shape} both")
+            raise UserError("teacher.cache", f"ids {kept.shape}, log-probabilities {logs.shape}", f"{shape} both")
         if not len(positions) or positions[0] < 0 or positions[-1] >= len(sequence) or (np.diff(positions) < 1).any():
-            raise UserError(f"teacher.cache: rows {positions.tolist()}; accepted: ascending, below {len(sequence)}")
+            raise UserError("teacher.cache", f"rows {positions.tolist()}", f"ascending, below {len(sequence)}")
         if kept.min() < 0 or kept.max() >= self.manifest.classes or (np.diff(np.sort(kept, 1), axis=1) == 0).any():
-            raise UserError(f"teacher.cache: class ids; accepted: below {self.manifest.classes}, each once a row")
+            raise UserError("teacher.cache", "class ids", f"below {self.manifest.classes}, each once a row")
         if not (logs <= 1e-3).all():  # endpoints round
-            raise UserError(f"teacher.cache: a log-probability of {logs.max():g}; accepted: at most 0")
+            raise UserError("teacher.cache", f"a log-probability of {logs.max():g}", "at most 0")
         if tail is None:
             with np.errstate(divide="ignore"):
                 tail = np.log(np.clip(1 - np.exp(logs).sum(1), 0, None))
@@ -302,7 +303,7 @@ class TokenWriter:
         with np.errstate(over="ignore"):  # found below
             made["values"] = np.maximum(_array(values), LEAST)  # keeps NaN
         if not np.isfinite(made["values"]).all():
-            raise UserError(f"teacher: its logits are not finite as {self.manifest.dtype}; accepted: finite numbers")
+            raise UserError("teacher", f"its logits are not finite as {self.manifest.dtype}", "finite numbers")
         if ids is not None:
             made["ids"], made["rest"] = _array(ids), np.maximum(_array(rest), LEAST)
         return made
@@ -331,8 +332,9 @@ class TokenWriter:
         free = shutil.disk_usage(self.folder).free
         if size + SPARE_BYTES > free:
             raise UserError(
-                f"teacher.cache: needs {size / 2**20:.0f} MiB more, and {self.folder} has {free / 2**20:.0f} MiB free; "
-                "accepted: more room, a smaller k, or teacher.cache=off"
+                "teacher.cache",
+                (f"needs {size / 2**20:.0f} MiB more, and {self.folder} has {free / 2**20:.0f} MiB free"),
+                "more room, a smaller k, or teacher.cache=off",
             )
 
     def flush(self) -> None:

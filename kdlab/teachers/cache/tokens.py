@@ -74,7 +74,7 @@ def _put(writer: TokenWriter, logits: Any, fresh: dict[bytes, SequenceSpan]) -> 
     """Store the rows of some sequences of one batch."""
     manifest = writer.manifest
     if logits.shape[-1] != manifest.classes:
-        raise UserError(f"teacher: logits of {logits.shape[-1]} classes; accepted: {manifest.classes}")
+        raise UserError("teacher", f"logits of {logits.shape[-1]} classes", manifest.classes)
     if manifest.form == "sampled":
         for key, stretch in fresh.items():
             seed = hash_seed(manifest.seed, int.from_bytes(key[:8], "little"))
@@ -98,7 +98,7 @@ def _records(writer: TokenWriter, logits: Any, source: torch.Generator | None = 
         part = logits[start : start + CHUNK_ROWS]
         part = part.dense() if isinstance(part, Projected) else part
         if not part.amax(-1).isfinite().all():  # of NaN it is NaN; a masked class, -inf, is fine
-            raise UserError("teacher: its logits are not finite; accepted: finite numbers")
+            raise UserError("teacher", "its logits are not finite", "finite numbers")
         if manifest.plain_logits:
             made.append(writer.records(part))
         elif manifest.form == "sampled":
@@ -127,7 +127,7 @@ class TokenCache(Teacher):
     def __init__(self, folder: Path, manifest: TokenManifest) -> None:
         self.folder, self.manifest = Path(folder), manifest
         if not (self.folder / COMPLETE).exists() and (self.folder / WRITING).exists():
-            raise UserError(f"teacher.cache: {folder} is not complete; accepted: write it to its end, it goes on")
+            raise UserError("teacher.cache", f"{folder} is not complete", "write it to its end, it goes on")
         check_files(self.folder, check_manifest(self.folder, manifest))
         index = read_index(self.folder, manifest.record)
         try:
@@ -135,7 +135,7 @@ class TokenCache(Teacher):
         except OSError:
             damaged = True
         if damaged or not len(index):
-            raise UserError(f"teacher.cache: {folder} is empty or damaged; accepted: remove it, and write it again")
+            raise UserError("teacher.cache", f"{folder} is empty or damaged", "remove it, and write it again")
         self._index = index[np.lexsort((index["key"][:, 1], index["key"][:, 0]))]
         self._first = np.ascontiguousarray(self._index["key"][:, 0])
         size = manifest.record.itemsize
@@ -174,16 +174,23 @@ class TokenCache(Teacher):
         if not same.all():
             first = found[int(same.argmin())]
             raise UserError(
-                f"teacher.cache: {self.folder} has no such sequence ({(~same).sum()} of {len(found)} in this batch; "
-                f"one begins with the ids {first.ids[:8].tolist()}); accepted: those it was written for, or a live "
-                "teacher (teacher.cache=off)"
+                "teacher.cache",
+                (
+                    f"{self.folder} has no such sequence ({(~same).sum()} of {len(found)} in this "
+                    f"batch; one begins with the ids {first.ids[:8].tolist()})"
+                ),
+                "those it was written for, or a live teacher (teacher.cache=off)",
             )
         entries = self._index[inside]
         for entry, stretch in zip(entries, found, strict=True):
             if entry["rows"] != len(stretch.positions) or entry["check"] != positions_check(stretch.positions):
                 raise UserError(
-                    f"teacher.cache: {self.folder} has {entry['rows']} rows of a sequence of which "
-                    f"{len(stretch.positions)}, or others, count; accepted: the segment weights it was written with"
+                    "teacher.cache",
+                    (
+                        f"{self.folder} has {entry['rows']} rows of a sequence of which {len(stretch.positions)}"
+                        ", or others, count"
+                    ),
+                    "the segment weights it was written with",
                 )
         return entries
 
@@ -231,7 +238,7 @@ def tail_mass(cache: TokenCache) -> float:
         UserError: if the cache holds draws.
     """
     if cache.manifest.form != "topk":
-        raise UserError(f"teacher.cache: of form {cache.manifest.form}; accepted: topk, which has a tail")
+        raise UserError("teacher.cache", f"of form {cache.manifest.form}", "topk, which has a tail")
     if cache.manifest.plain_logits:
         return 0.0
     total, block = 0.0, 2**16

@@ -119,7 +119,7 @@ def arithmetic(
     """
     check_form(form, rationale_weight)
     if isinstance(operations, str) or not operations or len(set(operations)) != len(operations):
-        raise UserError(f"data.operations: {operations!r}; accepted: a list of different ones out of {list(SIGNS)}")
+        raise UserError("data.operations", f"{operations!r}", f"a list of different ones out of {list(SIGNS)}")
     for name in operations:
         if name not in SIGNS:
             raise unknown("data.operations", name, SIGNS, "operation")
@@ -139,8 +139,9 @@ def arithmetic(
             example = _new(seen, steps, (data_seed, split, index), operations, largest, limit)
             if example is None:
                 raise UserError(
-                    f"data.{split}: {size}; after {index} no new question of {steps} steps was found;"
-                    " accepted: fewer, a larger data.limit or data.largest, or more steps or operations"
+                    f"data.{split}",
+                    f"{size}; after {index} no new question of {steps} steps was found",
+                    "fewer, a larger data.limit or data.largest, or more steps or operations",
                 )
             examples[split].append(example)
     common.setdefault("context", 96)

@@ -74,8 +74,12 @@ def text_files(
         size = sum(map(len, documents.get(split, [])))
         if amount and own is None and size < 2:
             raise UserError(
-                f"data.path: {files[0]} has {total} characters, of which data.{split}={amount} takes {size}, too few to"
-                f" measure on; accepted: a longer text, or a larger data.{split}"
+                "data.path",
+                (
+                    f"{files[0]} has {total} characters, of which data.{split}={amount} takes {size}, "
+                    "too few to measure on"
+                ),
+                f"a longer text, or a larger data.{split}",
             )
     return _corpus(files[0].stem, documents, _words, "data.path", **common)
 
@@ -97,12 +101,15 @@ def shakespeare(root: str = "data", download: bool = False, **common: Unpack[Tex
     if path is None:
         if not download:
             raise UserError(
-                f"data.root: no tinyshakespeare/input.txt in {base}; fetch it with data.download=true, or put"
-                f" {SHAKESPEARE.url} there"
+                "data.root",
+                (
+                    f"no tinyshakespeare/input.txt in {base}; fetch it with data.download=true, or put "
+                    f"{SHAKESPEARE.url} there"
+                ),
             )
         path = fetch(SHAKESPEARE, folders[1])
     if digest(path, SHAKESPEARE.checksum) != SHAKESPEARE.checksum:
-        raise UserError(f"data.root: {path} is not the publisher's file ({SHAKESPEARE.checksum}); accepted: that one")
+        raise UserError("data.root", f"{path} is not the publisher's file ({SHAKESPEARE.checksum})", "that one")
     train = [read_text(path, "data.root")]
     twentieth = round(0.05 * len(train[0]))
     train, test = _cut_off(train, twentieth, "data.root")
@@ -136,13 +143,20 @@ def wikitext(
     files = {part: _wiki_file(folders, part) for part in ("train", "valid", "test")}
     if files["test"] is None or files["valid"] is None:
         raise UserError(
-            f"data.root: no {name} in {base}; accepted: a folder with {WIKITEXT[name][0]}/wiki.train.tokens,"
-            " wiki.valid.tokens and wiki.test.tokens (or .raw, or train.txt and so on)"
+            "data.root",
+            f"no {name} in {base}",
+            (
+                f"a folder with {WIKITEXT[name][0]}/wiki.train.tokens, wiki.valid.tokens and "
+                "wiki.test.tokens (or .raw, or train.txt and so on)"
+            ),
         )
     if (path := files[train]) is None:
         raise UserError(
-            f"data.root: {files['valid'].parent} has no training file of {name}; put wiki.train.tokens there, or take"
-            " data.train=valid to train on the validation file"
+            "data.root",
+            (
+                f"{files['valid'].parent} has no training file of {name}; put wiki.train.tokens "
+                "there, or take data.train=valid to train on the validation file"
+            ),
         )
     documents = {"train": [read_text(path, "data.root")], "test": [read_text(files["test"], "data.root")]}
     if train == "valid":
@@ -169,7 +183,7 @@ def _cut_off(documents: list[str], count: int, key: str) -> tuple[list[str], lis
         cut.insert(0, last)
         count -= len(last)
     if not kept:
-        raise UserError(f"{key}: takes all of the text, and leaves nothing to train on; accepted: less")
+        raise UserError(key, "takes all of the text, and leaves nothing to train on", "less")
     return kept, cut
 
 

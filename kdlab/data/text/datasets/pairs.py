@@ -61,12 +61,12 @@ def pairs(
         UserError: naming the file and line that is no pair, or whose source another split has too.
     """
     if path is None:
-        raise UserError(f"data.path: null; accepted: a .jsonl file, or a table of {source} and {target}")
+        raise UserError("data.path", "null", f"a .jsonl file, or a table of {source} and {target}")
     if source == target:
-        raise UserError(f"data.target: {target}, which is data.source too; accepted: another key or column")
+        raise UserError("data.target", f"{target}, which is data.source too", "another key or column")
     for split, own, amount in (("test", test_path, test), ("val", val_path, val)):
         if own is not None and amount:
-            raise UserError(f"data.{split}: {amount} beside data.{split}_path; accepted: one of the two")
+            raise UserError(f"data.{split}", f"{amount} beside data.{split}_path", "one of the two")
     seed = common.get("split_seed", 0)
     notes: list[str] = []
     files = {"path": path, "val_path": val_path, "test_path": test_path}
@@ -115,7 +115,7 @@ def _split_off(train: list[Pair], amount: int | float | None, seed: int, split: 
         of.setdefault(_alike(pair), []).append(number)
     groups = list(of.values())
     if count and len(groups) == 1:
-        raise UserError(f"data.{split}: all {len(train)} pairs have one source, {train[0].source[:60]!r}; accepted: 0")
+        raise UserError(f"data.{split}", f"all {len(train)} pairs have one source, {train[0].source[:60]!r}", "0")
     order: list[list[int]] = [groups[n] for n in permutation(len(groups), seed, "split", split).tolist()]
     chosen: set[int] = set()
     for group in order:
@@ -151,8 +151,12 @@ def _check_apart(held: Mapping[str, list[Pair]], files: Mapping[str, str | None]
             if shared := [pair for pair in held[key] if _alike(pair) in known]:
                 first, of = shared[0], f"{len(shared)} of {len(held[key])} pairs of {files[key]}"
                 raise UserError(
-                    f"data.{key}: {of} have a source of data.{other}, such as line {first.line}, {first.source[:60]!r} "
-                    f"(line {known[_alike(first)]} of {files[other]}); accepted: other sources than there"
+                    f"data.{key}",
+                    (
+                        f"{of} have a source of data.{other}, such as line {first.line}, {first.source[:60]!r}"
+                        f" (line {known[_alike(first)]} of {files[other]})"
+                    ),
+                    "other sources than there",
                 )
 
 
@@ -163,26 +167,26 @@ def _read(path: str, source: str, target: str, key: str, notes: list[str]) -> li
         with open_text(file) as opened:
             text = opened.read().replace("\r\n", "\n")
     except UnicodeDecodeError:
-        raise UserError(f"{key}: {path} is no UTF-8 text") from None
+        raise UserError(key, f"{path} is no UTF-8 text") from None
     except OSError as error:
-        raise UserError(f"{key}: cannot read {path} ({error.strerror}); accepted: a .jsonl file or a table") from None
+        raise UserError(key, f"cannot read {path} ({error.strerror})", "a .jsonl file or a table") from None
     except Unreadable as error:
-        raise UserError(f"{key}: cannot read {path} ({error}); accepted: a .jsonl file or a table") from None
+        raise UserError(key, f"cannot read {path} ({error})", "a .jsonl file or a table") from None
     # split("\n"), since str.splitlines also breaks at characters that JSON allows inside of a text
     lines = [(number, line.rstrip("\r")) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
-        raise UserError(f"{key}: {path} is empty; accepted: lines of {source} and {target}")
+        raise UserError(key, f"{path} is empty", f"lines of {source} and {target}")
     form = _objects if file.suffix in (".jsonl", ".json", ".ndjson") else _columns
     found = []
     for number, one, other in form(lines, source, target, f"{key}: {path}"):
         if not (isinstance(one, str) and isinstance(other, str)):
-            raise UserError(f"{key}: {path}, line {number}: {source} and {target} must be texts")
+            raise UserError(key, f"{path}, line {number}: {source} and {target} must be texts")
         if not (one.strip() and other.strip()):
             empty = target if one.strip() else source
-            raise UserError(f"{key}: {path}, line {number}: {empty} is empty; accepted: a text in both")
+            raise UserError(key, f"{path}, line {number}: {empty} is empty", "a text in both")
         found.append(Pair(one, other, number))
     if not found:
-        raise UserError(f"{key}: {path} has a header and no pairs")
+        raise UserError(key, f"{path} has a header and no pairs")
     if form is _columns and found[0].line == lines[0][0]:
         notes.append(f"{path} has no header with {source} and {target}; its first line is a pair")
     return found
@@ -197,13 +201,14 @@ def _objects(
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}, line {number} is no JSON ({error}); accepted: one object a line") from None
         if not isinstance(held, dict):
-            raise UserError(f"{where}, line {number}: a {type(held).__name__}; accepted: {source!r} and {target!r}")
+            raise UserError(f"{where}, line {number}", f"a {type(held).__name__}", f"{source!r} and {target!r}")
         for key, name in (("source", source), ("target", target)):
             if name not in held:
                 near = f" (nearest: {found[0]})" if (found := nearest(name, held, 1)) else ""
                 raise UserError(
-                    f"{where}, line {number}: {', '.join(held) or 'nothing'}; accepted: {source!r} and {target!r}; "
-                    f"data.{key} names another key{near}"
+                    f"{where}, line {number}",
+                    f"{', '.join(held) or 'nothing'}",
+                    f"{source!r} and {target!r}; data.{key} names another key{near}",
                 )
         yield number, held[source], held[target]
 
@@ -217,7 +222,7 @@ def _columns(lines: list[tuple[int, str]], source: str, target: str, where: str)
         cells = line.split("\t")
         if len(cells) != width:
             wanted = "columns as in the header" if named else f"source and target, or a header with {source}, {target}"
-            raise UserError(f"{where}, line {number}: {len(cells)} columns; accepted: {width}, {wanted}")
+            raise UserError(f"{where}, line {number}", f"{len(cells)} columns", f"{width}, {wanted}")
         yield number, cells[first], cells[second]
 
 
@@ -229,7 +234,7 @@ def _is_header(header: list[str], source: str, target: str, where: str) -> bool:
     """
     for name in (source, target):
         if header.count(name) > 1:
-            raise UserError(f"{where}, line 1: two columns are named {name!r}; accepted: different names")
+            raise UserError(f"{where}, line 1", f"two columns are named {name!r}", "different names")
     if source in header and target in header:
         return True
     slips = {misspelt(name, (source, target)) for name in header} - {None}

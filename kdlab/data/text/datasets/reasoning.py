@@ -150,7 +150,7 @@ def gsm8k(
     """
     check_form(form, rationale_weight)
     if not isinstance(calculator, bool):
-        raise UserError(f"data.calculator: {calculator!r}; accepted: true or false")
+        raise UserError("data.calculator", f"{calculator!r}", "true or false")
     folder = _folder(root, "gsm8k", "train.jsonl")
     examples = {split: _solutions(folder / f"{split}.jsonl", calculator) for split in ("train", "test")}
     examples["train"], examples["val"] = hold_out(examples["train"], val, common.get("split_seed", 0), "val")
@@ -175,9 +175,7 @@ def _folder(root: str, name: str, file: str) -> Path:
     for folder in (base, base / name):
         if (folder / file).is_file():
             return folder
-    raise UserError(
-        f"data.root: no {file} in {base}; accepted: a folder that holds it (KDLAB_DATA says where data are)"
-    )
+    raise UserError("data.root", f"no {file} in {base}", "a folder that holds it (KDLAB_DATA says where data are)")
 
 
 def _parts(root: str, name: str, val: int | float, seed: int) -> dict[str, list[_Row]]:
@@ -210,7 +208,7 @@ def _rows(path: Path, with_choices: bool) -> list[_Row]:
 def _choices(held: Mapping[str, Any], where: str) -> tuple[str, ...]:
     choices = held.get("choices")
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(one, str) for one in choices):
-        raise UserError(f"{where}: key 'choices' is {choices!r}; accepted: a list of two or more texts")
+        raise UserError(where, f"key 'choices' is {choices!r}", "a list of two or more texts")
     return tuple(one.strip() for one in choices)
 
 
@@ -222,7 +220,7 @@ def _solutions(path: Path, calculator: bool) -> list[Example]:
         solution = text_of(held, "answer", where, required=True) or ""
         answer = extract(solution)
         if answer is None or number(answer) is None:
-            raise UserError(f"{where}: key 'answer' has no number after {MARKER!r}; accepted: a solution that ends so")
+            raise UserError(where, f"key 'answer' has no number after {MARKER!r}", "a solution that ends so")
         worked = solution.rpartition(MARKER)[0].strip()
         worked = worked if calculator else without_calculator(worked)
         group = str(sum(1 for part in worked.split("\n") if part.strip()))

@@ -95,7 +95,7 @@ def read_lines(path: str | Path, key: str = "data.path", torn: bool = False) -> 
             content = file.read()
     except (OSError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}: cannot read {path} ({reason}); accepted: a JSONL file") from None
+        raise UserError(key, f"cannot read {path} ({reason})", "a JSONL file") from None
     lines = content.split(b"\n")
     rows = []
     for number, line in enumerate(lines, 1):
@@ -107,15 +107,13 @@ def read_lines(path: str | Path, key: str = "data.path", torn: bool = False) -> 
             if number == len(lines):  # the file does not end in a line break
                 if torn:
                     break
-                raise UserError(f"{key}: {path}, line {number} is cut off; accepted: whole lines (remove it)") from None
-            raise UserError(
-                f"{key}: {path}, line {number} is no JSON ({error}); accepted: one JSON object a line"
-            ) from None
+                raise UserError(key, f"{path}, line {number} is cut off", "whole lines (remove it)") from None
+            raise UserError(key, f"{path}, line {number} is no JSON ({error})", "one JSON object a line") from None
         if not isinstance(row, dict):
-            raise UserError(f"{key}: {path}, line {number} is a {type(row).__name__}; accepted: a JSON object")
+            raise UserError(key, f"{path}, line {number} is a {type(row).__name__}", "a JSON object")
         rows.append((number, row))
     if not rows and not torn:
-        raise UserError(f"{key}: {path} is empty; accepted: one JSON object a line")
+        raise UserError(key, f"{path} is empty", "one JSON object a line")
     return rows
 
 
@@ -136,9 +134,9 @@ def text_of(row: Mapping[str, Any], name: str, where: str, required: bool = Fals
         value = repr(value)
     if required and not (isinstance(value, str) and value.strip()):
         said = f"is {value!r}" if name in row else f"is missing (there are {', '.join(row) or 'none'})"
-        raise UserError(f"{where}: key {name!r} {said}; accepted: text")
+        raise UserError(where, f"key {name!r} {said}", "text")
     if value is not None and not isinstance(value, str):
-        raise UserError(f"{where}: key {name!r} is a {type(value).__name__}; accepted: text, or null")
+        raise UserError(where, f"key {name!r} is a {type(value).__name__}", "text, or null")
     return value
 
 
@@ -175,14 +173,14 @@ _KEYS = ("question", "messages", "reasoning", "answer", "teacher", "gold", "corr
 def _trace(row: dict[str, Any], where: str) -> Trace:
     messages = _messages(row["messages"], where) if row.get("messages") is not None else None
     if messages and row.get("question") is not None:
-        raise UserError(f"{where}: keys 'question' and 'messages' exclude each other; accepted: one of them")
+        raise UserError(where, "keys 'question' and 'messages' exclude each other", "one of them")
     answer = text_of(row, "answer", where)
     if messages and len(messages) > 1 and messages[-1]["role"] == "assistant" and answer is None:
         messages, answer = messages[:-1], messages[-1]["content"]
     question = _spoken(messages) if messages else text_of(row, "question", where, required=True)
     correct = row.get("correct")
     if correct is not None and not isinstance(correct, bool):
-        raise UserError(f"{where}: key 'correct' is {correct!r}; accepted: true, false, or null")
+        raise UserError(where, f"key 'correct' is {correct!r}", "true, false, or null")
     return Trace(
         question=question or "",
         reasoning=text_of(row, "reasoning", where),
@@ -265,8 +263,9 @@ def right_ones(traces: Some[Trace], same: Same = same_text, key: str = "data.kee
     for number, trace in enumerate(traces):
         if trace.correct is None and trace.gold is None:
             raise UserError(
-                f"{key}: right; trace {number} ({trace.question[:40]!r}) has neither 'correct' nor 'gold';"
-                " accepted: all, agreeing, or traces that have one of them"
+                key,
+                f"right; trace {number} ({trace.question[:40]!r}) has neither 'correct' nor 'gold'",
+                "all, agreeing, or traces that have one of them",
             )
         if trace.answer is not None and (
             trace.correct if trace.correct is not None else same(trace.answer, trace.gold or "")
@@ -320,7 +319,7 @@ def select(traces: Some[Trace], keep: str = "all", same: Same = same_text, agree
     if keep not in KEEP:
         raise unknown("data.keep", keep, KEEP, "choice")
     if isinstance(agree, bool) or not isinstance(agree, (int, float)) or not 0 < agree <= 1:
-        raise UserError(f"data.agree: {agree!r}; accepted: a share above 0, up to 1")
+        raise UserError("data.agree", f"{agree!r}", "a share above 0, up to 1")
     if keep == "all":
         return list(traces)
     return report(traces, right_ones(traces, same) if keep == "right" else agreeing_ones(traces, same, agree), keep)
@@ -333,7 +332,7 @@ def report(traces: Some[Any], kept: list[Any], keep: str) -> list[Any]:
         UserError: if it is none.
     """
     if not kept:
-        raise UserError(f"data.keep: {keep}; none of {len(traces)} traces is left; accepted: all, or other traces")
+        raise UserError("data.keep", f"{keep}; none of {len(traces)} traces is left", "all, or other traces")
     log.info("traces: %d of %d kept (%s), %.1f %%", len(kept), len(traces), keep, 100 * len(kept) / len(traces))
     return kept
 
@@ -380,7 +379,7 @@ def traces(
         UserError: naming the file, line and key of what is wrong, or the option.
     """
     if path is None:
-        raise UserError("data.path: null; accepted: a JSONL file of traces")
+        raise UserError("data.path", "null", "a JSONL file of traces")
     check_form(form, rationale_weight, complete)
     if compare not in COMPARE:
         raise unknown("data.compare", compare, COMPARE, "comparison")
