@@ -51,7 +51,7 @@ IRRELEVANT = (
 """Keys that do not change a result, and so are left out of its hash."""
 
 
-ADDED = ("teacher.weights", "pretrained.weights")
+ADDED = ("steps", "teacher.weights", "pretrained.weights")
 """Keys that earlier versions did not have: left out of the hash where they are null, so that their runs go on."""
 
 

@@ -35,7 +35,7 @@ TARGETS = {
     "kdlab.losses.PartnerKL": "kdlab.losses.CSKD",
     "kdlab.methods.Training": "kdlab.training.TrainerConfig",
     "kdlab.models.Reused": "kdlab.models.SimKDStudent",
-    "kdlab.models.adapters.lora": "kdlab.models.lora",
+    "kdlab.models.adapters.lora": "kdlab.models.LoRA",
     "kdlab.models.companions.Exits": "kdlab.models.Exits",
     "kdlab.models.companions.peers": "kdlab.models.peers",
 }

@@ -79,7 +79,7 @@ SLOTS: Mapping[str, Slot] = {
         package="kdlab.models.",
         builders=("kdlab.models.transforms.auxiliary.peers",),
     ),
-    "adapter": Slot("an adapter", builders=("kdlab.models.transforms.lora.lora",), public=("kdlab.models.",)),
+    "step": Slot("a network step", base="kdlab.models.transforms.steps.NetworkStep", package="kdlab.models."),
     "batch_transform": Slot(
         "a batch transform",
         builders=(

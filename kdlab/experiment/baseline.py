@@ -57,8 +57,9 @@ def get_or_train_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -
         stage, recipe = fit.stage, fit.recipe
         before = kept[-1] if kept and stage.experiment.init == "previous" else None
         given = before.net.state_dict() if before else stage.started_with if taught else None
+        repeats = before.steps if before else stage.repeats
         if given is not None:
-            recipe = replace(recipe, begin=f"from {weights_hash(given)}")
+            recipe = replace(recipe, begin=f"from {weights_hash(given)}", repeats=repeats)
         elif not taught:  # an adapter beside random weights would be no student to compare with
             recipe = replace(recipe, adapter=None)
 
@@ -147,6 +148,7 @@ def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
         experiment.trainer,
         _label_terms(experiment),
         experiment.adapter,
+        experiment.steps or (),
     )
 
 

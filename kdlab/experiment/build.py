@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,9 @@ from kdlab.experiment.schema import Experiment
 from kdlab.functional import hash_seed, seed_all
 from kdlab.losses import Objective
 from kdlab.methods import Method
-from kdlab.models import reuse_teacher_head, save_weights
+from kdlab.models import LayerSubset, LoadWeights, NetworkStep, TeacherHead
 from kdlab.models.transforms.auxiliary import Auxiliary
-from kdlab.models.transforms.layer_subset import cut
-from kdlab.models.transforms.lora import merge, save_adapter
+from kdlab.models.transforms.steps import ORIGINS, repeated
 from kdlab.models.weights.affordable import build_affordable
 from kdlab.runs.curves import CurvesFile
 from kdlab.runs.tensorboard_layout import Layout
@@ -38,6 +37,9 @@ log = logging.getLogger("kdlab")
 
 TASKS = {"class": "classification", "next_token": "language_modeling", "text": "text_to_text"}
 """What data ask for → the option of ``task`` that reads it."""
+
+STARTS: Mapping[str, type[NetworkStep]] = {"layer_subset": LayerSubset, "teacher_head": TeacherHead}
+"""``init`` → the step that it stands for, beside those that load all weights."""
 
 RESET_FOR_TEACHER = {"labels": None, "fraction": None, "unlabelled_ratio": None, "pairing": None, "views": None}
 """What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views, as they
@@ -191,24 +193,28 @@ def method(
         raise error.at("teacher") if error.key == "method.teacher" else error from None
 
 
-def attach_adapter(net: nn.Module, config: Mapping[str, Any] | None, seed: int) -> Callable[[Path], None]:
-    """Let an adapter train in the place of a network's own weights; its first weights are a function of ``seed``.
+def student_steps(experiment: Experiment, repeats: Sequence[Mapping[str, Any]] = ()) -> dict[str, NetworkStep]:
+    """The steps that a student goes through: what it starts from, then what is configured.
+
+    Args:
+        experiment: its ``init``, ``steps`` and ``adapter`` say which.
+        repeats: recorded steps of the network whose weights it starts from.
 
     Returns:
-        What to call after training, with the file of the network's weights: keeps the adapter beside it, merges it
-        into the network, and writes the merged weights.
+        Config key → step, in order.
     """
-    if config is None:
-        return lambda weights: None
-    seed_all(hash_seed(seed, 0x6C6F7261))
-    builder.build(config, "adapter", slot="adapter", net=net)
+    start: dict[str, NetworkStep] = {}
+    if experiment.init in ORIGINS:
+        start = {**repeated(repeats), "init": LoadWeights(experiment.init)}
+    elif experiment.init in STARTS:
+        start = {"init": STARTS[experiment.init]()}
+    return {**start, **configured_steps(experiment.steps or (), experiment.adapter)}
 
-    def finish(weights: Path) -> None:
-        save_adapter(net, weights.parent / "adapter")
-        merge(net)
-        save_weights(net, weights)
 
-    return finish
+def configured_steps(steps: Sequence[Mapping[str, Any]], adapter: Mapping[str, Any] | None) -> dict[str, NetworkStep]:
+    """The steps of a config: those of ``steps``, and the adapter; config key → step, in order."""
+    made = {key: builder.build(one, key, slot="step") for key, one in ((f"steps[{n}]", o) for n, o in enumerate(steps))}
+    return made if adapter is None else {**made, "adapter": builder.build(adapter, "adapter", slot="step")}
 
 
 def auxiliary(experiment: Experiment, student: nn.Module, data: Any) -> Auxiliary | None:
@@ -256,40 +262,9 @@ def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer
     return builder.build(config, "optimizer", slot="optimizer", params=params)
 
 
-def training(config: Mapping[str, Any]) -> TrainerConfig:
+def trainer(config: Mapping[str, Any]) -> TrainerConfig:
     """How training runs, of a ``trainer`` mapping."""
     return builder.build(config, "trainer", slot="trainer")
-
-
-def init_weights(
-    student: nn.Module, init: str, *, previous: nn.Module | None, teacher: nn.Module | None, pretrained: Any
-) -> None:
-    """Give a fresh student its first weights, in place.
-
-    Raises:
-        UserError: if what ``init`` names is not there, or is another architecture.
-    """
-    if init == "pretrained":
-        pretrained(student)
-        return
-    source = {"previous": previous, "teacher": teacher, "layer_subset": teacher, "teacher_head": teacher}.get(init)
-    if source is None:
-        if init in ("fresh", "previous"):  # nothing before the first stage: it starts fresh
-            return
-        missing = "teacher" if init in ("layer_subset", "teacher_head") else init
-        raise UserError("init", f"{init}, and the experiment has no {missing}", "fresh, previous, pretrained")
-    if init == "layer_subset":
-        cut(student, source)
-        return
-    if init == "teacher_head":
-        reuse_teacher_head(student, source)
-        return
-    try:
-        student.load_state_dict(source.state_dict())
-    except RuntimeError:
-        raise UserError(
-            "init", f"{init}, which is another architecture than the student", "the same network, or init=fresh"
-        ) from None
 
 
 def dry_run(experiment: Experiment) -> None:
@@ -300,7 +275,7 @@ def dry_run(experiment: Experiment) -> None:
     """
     check_names("name", experiment.name, f"the name of a folder inside {check_output(experiment.output)}")
     objective(experiment.loss)
-    training(experiment.trainer)
+    trainer(experiment.trainer)
     _recipe(experiment)
     for owner in ("teacher", "pretrained"):
         recipe = getattr(experiment, owner)

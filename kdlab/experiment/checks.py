@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,14 +15,15 @@ from torch import nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import build
+from kdlab.experiment.assembly import Assembly, assemble
 from kdlab.experiment.compatibility import check_beside, check_source, check_tasks, previous
-from kdlab.experiment.from_run import load_pretrained, normalised_as_started
 from kdlab.experiment.reading import check_learns
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teacher import (
     each_member,
     ensemble,
     external_teacher,
+    find_pretrained,
     has_weights,
     of_member,
     own_data,
@@ -31,7 +33,9 @@ from kdlab.experiment.teacher_cache import cache_obstacle, written
 from kdlab.functional import Batch
 from kdlab.losses import Objective
 from kdlab.methods import Method
-from kdlab.models import cost
+from kdlab.models import StepContext, cost
+from kdlab.models.transforms.auxiliary import Auxiliary
+from kdlab.models.transforms.steps import apply_steps
 from kdlab.tasks import Task
 from kdlab.teachers import FrozenTeacher, TasksTeacher, Teacher
 from kdlab.training import evaluate
@@ -52,7 +56,7 @@ class Finding:
 
 
 def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
-    """Check one experiment (or one stage of it); nothing is trained or written.
+    """Assemble one experiment (or one stage of it) and check it; nothing is trained or written.
 
     Args:
         config: resolved and plain.
@@ -64,7 +68,10 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
     """
     findings: list[Finding] = []
     try:
-        for name, text in _checks(Experiment.of(config), deep):
+        experiment = Experiment.of(config)
+        for name, text in _values(experiment):
+            findings.append(Finding(name, True, text))
+        for name, text in check(assemble(experiment), deep):
             findings.append(Finding(name, True, text))
     except UserError as error:
         if not deep:
@@ -73,86 +80,138 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
     return findings
 
 
-def _checks(experiment: Experiment, deep: bool) -> Iterator[tuple[str, str]]:
+def assemble_checked(experiment: Experiment) -> Assembly:
+    """Assemble an experiment that can run.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    for _ in _values(experiment):
+        pass
+    parts = assemble(experiment)
+    for _ in check(parts):
+        pass
+    return parts
+
+
+def _values(experiment: Experiment) -> Iterator[tuple[str, str]]:
+    """Check what needs no data: values that constructors refuse."""
     build.dry_run(experiment)
     if experiment.method.get("self_teacher") == "snapshot" and experiment.epochs < 2:
         raise UserError("epochs", experiment.epochs, "at least 2 for snapshots to teach in the last ones")
     yield "values", "in range"
-    data = build.data(experiment.data, experiment.seed)
+
+
+def check(parts: Assembly, deep: bool = False) -> Iterator[tuple[str, str]]:
+    """Check that the parts of an assembly fit together, on copies of what checks would use up.
+
+    Args:
+        parts: the assembly.
+        deep: see :func:`preflight`.
+
+    Yields:
+        What was looked at, and what was found.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    experiment, data, task = parts.experiment, parts.data, parts.task
+    objective = copy.deepcopy(parts.objective)
+    yield from _check_data(parts, deep)
+    check_learns(experiment, objective, data)
+    check_tasks(experiment, data)
+    student = parts.student()
+    yield "student", f"{cost.parameters(student):,} parameters, {task.num_classes} classes"
+    teacher = _teacher(experiment, data, objective.vocabulary_agnostic)
+    members = _members(experiment, data, task, objective)
+    known = None
+    if experiment.teacher is not None and experiment.teacher.written:
+        known = written(experiment, data, objective)
+        yield "teacher", known.describe()
+    _check_method(parts, any((teacher is not None, members, known is not None)))
+    student = _start(parts, student, teacher)
+    check_source(parts, teacher)
+    auxiliary = parts.auxiliary(student)
+    check_beside(experiment, auxiliary, objective)
+    yield from _check_together(parts, student, auxiliary, objective, teacher, members, known)
+    if deep:
+        yield from _deep(experiment, data, task, teacher, members)
+    _room(experiment, *filter(None, (student, auxiliary)))
+    yield "disk", "enough room"
+
+
+def _check_data(parts: Assembly, deep: bool) -> Iterator[tuple[str, str]]:
+    data = parts.data
     yield "data", f"{data.describe()}; {data.counts['val']} for validation, {data.counts['test']} for the test"
     for note in data.notes:
         yield "data", note
     if data.counts["test"] == 0 and deep:
         raise UserError("data", "the test split is empty", "at least one row")
-    data.to("cpu", accumulate=experiment.trainer.get("accumulate") or 1).train_dataloader()
-    objective = build.objective(experiment.loss, data)
-    check_learns(experiment, objective, data)
-    check_tasks(experiment, data)
-    task = build.task(experiment.task, data)
-    experiment = normalised_as_started(experiment, data)
-    student = build.network(experiment.student, data, experiment.seed, "student")
-    yield "student", f"{cost.parameters(student):,} parameters, {task.num_classes} classes"
-    teacher = _teacher(experiment, data, objective.vocabulary_agnostic)
-    members = _members(experiment, data, task, objective)
-    itself = experiment.method.get("self_teacher") not in (None, "none")
-    if objective.needs_teacher and experiment.method.get("self_teacher") == "none":
+    data.to("cpu", accumulate=parts.experiment.trainer.get("accumulate") or 1).train_dataloader()
+
+
+def _check_method(parts: Assembly, taught: bool) -> None:
+    """Refuse a method that has no teacher where the loss needs one, or data that it cannot label."""
+    experiment, needs = parts.experiment, parts.objective.needs_teacher
+    if needs and experiment.method.get("self_teacher") == "none":
         raise UserError(
             "method.self_teacher",
             "none has no teacher, and the loss has terms that need one",
             "method=offline_kd, or a loss without, such as mutual",
         )
-    if objective.needs_teacher and experiment.method_name == "FineTune":
+    if needs and experiment.method_name == "FineTune":
         raise UserError(
             "method",
             "FineTune learns from labels alone, and the loss has terms that need a teacher",
             "loss=ce, or method=offline_kd",
         )
-    known = None
-    if experiment.teacher is not None and experiment.teacher.written:
-        known = written(experiment, data, objective)
-        yield "teacher", known.describe()
-    if (
-        objective.needs_teacher
-        and teacher is None
-        and not (itself or members or known is not None or previous(experiment))
-    ):
+    if needs and not (taught or _teaches_itself(experiment) or previous(experiment)):
         raise UserError("teacher", "none, and the loss has terms that need one", "teacher=NAME, or loss=ce")
-    if experiment.method_name == "SemiSupervisedKD" and data.target != "class":
+    if experiment.method_name == "SemiSupervisedKD" and parts.data.target != "class":
         raise UserError(
             "method",
-            f"SemiSupervisedKD labels rows of their own, and data ({data.name}) is text",
+            f"SemiSupervisedKD labels rows of their own, and data ({parts.data.name}) is text",
             "method=offline_kd, whose soft targets need no labels (loss.alpha=1)",
         )
-    _start(experiment, data, student, teacher)
-    _adapter(experiment, student)
-    check_source(experiment, data, teacher, objective)
-    auxiliary = build.auxiliary(experiment, student, data)
-    check_beside(experiment, auxiliary, objective)
+
+
+def _teaches_itself(experiment: Experiment) -> bool:
+    """Whether the student of an earlier time teaches."""
+    return experiment.method.get("self_teacher") not in (None, "none")
+
+
+def _check_together(
+    parts: Assembly,
+    student: nn.Module,
+    auxiliary: Auxiliary | None,
+    objective: Objective,
+    teacher: nn.Module | None,
+    members: Sequence[nn.Module],
+    known: Teacher | None,
+) -> Iterator[tuple[str, str]]:
+    """Run two rows through all that trains or teaches."""
+    experiment, data, task = parts.experiment, parts.data, parts.task
     # the student's own past, or the stage before: a network like the student stands in for it
-    stands_in = teacher is None and (itself or previous(experiment))
-    told = build.network(experiment.student, data, experiment.seed, "student") if stands_in else teacher
-    shown: Teacher | None = known if told is None else FrozenTeacher(told, task, objective.teacher_layers)
+    stands_in = teacher is None and (_teaches_itself(experiment) or previous(experiment))
+    net = parts.student() if stands_in else teacher
+    shown: Teacher | None = known if net is None else FrozenTeacher(net, task, objective.teacher_layers)
     if members:
-        shown = ensemble(experiment, [FrozenTeacher(net, task) for net in members], data)
-    method = build.method(experiment, student, objective, task, shown, auxiliary=auxiliary)
+        shown = ensemble(experiment, [FrozenTeacher(one, task) for one in members], data)
+    method = parts.method(student, shown, auxiliary, objective)
     if teacher is not None:
         yield "teacher", f"{cost.parameters(teacher):,} parameters, {_origin(experiment)}"
         cache_obstacle(experiment, data, objective)
     if members:
-        size = sum(cost.parameters(net) for net in members)
+        size = sum(cost.parameters(one) for one in members)
         yield "teacher", f"{len(members)} of {size:,} parameters together, {_origin(experiment)}"
-    if members or (told is not None and not previous(experiment) and not objective.vocabulary_agnostic):
+    if members or (net is not None and not previous(experiment) and not objective.vocabulary_agnostic):
         assert shown is not None
-        _probe(method, shown, told, data)
+        _probe(method, shown, net, data)
         yield "layers and classes", "teacher and student fit together"
     elif data.target == "class" and not objective.needs_teacher:
         _probe(method, None, None, data)
         if auxiliary is not None:
             yield "auxiliary", f"{cost.parameters(auxiliary):,} parameters beside the student"
-    if deep:
-        yield from _deep(experiment, data, task, teacher, members)
-    _room(experiment, *filter(None, (student, auxiliary)))
-    yield "disk", "enough room"
 
 
 def _origin(experiment: Experiment) -> str:
@@ -165,7 +224,7 @@ def _teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> nn
     if wanted is None or wanted.net is None or wanted.members is not None:
         return None
     if has_weights(wanted):
-        return external_teacher(experiment, data, vocabulary_agnostic)[0]
+        return external_teacher(experiment, data, vocabulary_agnostic).net
     own = own_data(experiment, "teacher")
     if not vocabulary_agnostic:
         data.check_same_classes(own)
@@ -230,31 +289,31 @@ def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[i
     return [len(data.tasks[name].class_names) for name in named]
 
 
-def _start(experiment: Experiment, data: Any, student: nn.Module, teacher: nn.Module | None) -> None:
-    """Whether the student can start from what ``init`` names."""
-    if experiment.init in ("teacher", "layer_subset", "teacher_head") and not previous(experiment):
-        build.init_weights(student, experiment.init, previous=None, teacher=teacher, pretrained=None)
-    if experiment.init != "pretrained":
-        return
-    wanted = experiment.pretrained
-    if wanted is None:
-        raise UserError("init", "pretrained, and the experiment has none", "pretrained=trained, or init=fresh")
-    if wanted.checkpoint is not None:
-        log.info("pretrained: %s", load_pretrained(student, wanted, experiment.student, data))
-    else:
+def _start(parts: Assembly, student: nn.Module, teacher: nn.Module | None) -> nn.Module:
+    """Let the steps that need no other fit change the student; returns the network that would train."""
+    experiment, data = parts.experiment, parts.data
+    pretrained = find_pretrained(experiment, data, parts.trainer, {})
+    if pretrained is not None and experiment.pretrained is not None and experiment.pretrained.checkpoint is None:
         own_data(experiment, "pretrained")
-
-
-def _adapter(experiment: Experiment, student: nn.Module) -> None:
-    """Whether the adapter has something to adapt."""
-    build.attach_adapter(student, experiment.adapter, experiment.seed)
+    steps = parts.steps(pretrained.steps if pretrained is not None else ())
+    trained_later = experiment.init == "previous" or previous(experiment)
+    if trained_later or (experiment.init == "pretrained" and experiment.pretrained.checkpoint is None):  # type: ignore[union-attr]
+        steps.pop("init", None)
+    context = StepContext(
+        teacher=teacher,
+        pretrained=pretrained.load if pretrained is not None else None,
+        seed=experiment.seed,
+        batches=data.train_dataloader,
+    )
+    student = apply_steps(student, steps, context)
     random = experiment.init in ("fresh", "teacher_head")
     if experiment.adapter is not None and random and not experiment.student.get("name"):
         raise UserError(
             "adapter",
             f"trains beside the student's own weights, which are random with init={experiment.init}",
-            ("init=pretrained, teacher, cut or previous, a student.name that brings weights, or adapter=none"),
+            "init=pretrained, teacher, layer_subset or previous, a student.name that brings weights, or adapter=none",
         )
+    return student
 
 
 def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: Any) -> None:

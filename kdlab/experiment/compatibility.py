@@ -9,7 +9,7 @@ from torch import nn
 
 from kdlab.config import builder
 from kdlab.errors import UserError
-from kdlab.experiment import build
+from kdlab.experiment.assembly import Assembly
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teacher import data_in_teacher_tokens
 from kdlab.losses import Objective
@@ -44,8 +44,13 @@ def check_tasks(experiment: Experiment, data: Any) -> None:
         raise UserError("teacher.weighting", f"{weighting}, {several}", "mean, or tasks")
 
 
-def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, objective: Objective) -> None:
-    """Whether rows or sequences can come from where ``source`` says, and with the partners that terms ask for."""
+def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
+    """Refuse a batch transform that the data, the teacher or the terms of the loss do not go with.
+
+    Raises:
+        UserError: naming it, or the term.
+    """
+    experiment, data, objective = parts.experiment, parts.data, parts.objective
     wanted, source = experiment.batch_transform, None
     if wanted is not None:
         takes = builder.parameters(wanted, "batch_transform", slot="batch_transform")
@@ -53,11 +58,11 @@ def check_source(experiment: Experiment, data: Any, teacher: nn.Module | None, o
             raise UserError(
                 "batch_transform", f"{_name(wanted)}, and data ({data.name}) is no text", "batch_transform=none"
             )
-        source = build.batch_transform(wanted, data)
+        source = parts.batch_transform
     _partners(experiment, objective, source)
     if wanted is None or source is None:
         return
-    if getattr(source, "reads", "sequences") == "rows":
+    if getattr(source, "target", "next_token") == "class":
         _source_of_rows(experiment, source, data, teacher)
         return
     if source.writer == "teacher" and teacher is None and not previous(experiment):
@@ -128,7 +133,7 @@ def check_beside(experiment: Experiment, auxiliary: Auxiliary | None, objective:
             raise UserError(
                 "data.pairing",
                 f"{arranged or 'null'}, and loss.terms.{name} looks at rows arranged otherwise",
-                f"data.pairing={term.arrange}, or another loss",
+                f"data.pairing={term.pairing}, or another loss",
             )
     if there and not any(term.auxiliary == there for term in objective.terms.values()):
         fitting = {"peers": "loss=mutual", "exits": "loss=byot"}.get(there, "a loss with such a term")

@@ -42,6 +42,7 @@ def measure_all(
         models |= _several(last.data, last.task, last.training, lesson.source, lesson.teacher, heard.of("teacher"))
     elif lesson is not None and lesson.source.net is not None:
         models |= {"teacher": described} if (described := _teacher(last, lesson, heard.of("teacher"))) else {}
+    _record_folders(models, lesson)
     seconds = {
         "teacher": lesson.source.spent if lesson else 0.0,
         "cache": sum(stage.lesson.cache_seconds for stage in stages if stage.lesson),
@@ -53,7 +54,7 @@ def measure_all(
         # the first of two generations is baseline and teacher at once: its errors beside its own would say nothing
         teaches = lesson is not None and lesson.source.net is stage.student
         keep = heard.of("baseline") if first_alone and stage is stages[0] and not teaches else None
-        models[name] = _model(stage, stage.student, stage.fitted.seconds, keep)
+        models[name] = _model(stage, stage.student, stage.fitted.seconds, keep) | {"folder": f"stages/{name}"}
     if last.experiment.method.get("self_teacher") == "previous" and len(stages) > 1:
         models["ensemble"] = _ensemble(stages)
     if last.experiment.baseline:
@@ -67,6 +68,17 @@ def measure_all(
     for role, errors in heard.errors().items():
         models[role] = {**models[role], "errors": errors}
     return models, seconds
+
+
+def _record_folders(models: dict[str, Any], lesson: ResolvedTeacher | None) -> None:
+    """Say of the teacher, or of each of several, in which folder of the store it lies."""
+    if lesson is None:
+        return
+    for n, one in enumerate(lesson.source.members):
+        if one.folder is not None:
+            models[f"teacher_{n}"]["folder"] = str(one.folder)
+    if lesson.source.folder is not None and "teacher" in models:
+        models["teacher"]["folder"] = str(lesson.source.folder)
 
 
 def _model(stage: Stage, net: nn.Module, seconds: float | None, keep: Keep | None = None) -> dict[str, Any]:
@@ -186,9 +198,8 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     experiment = Experiment.of(config)
     if experiment.teacher is None or (experiment.teacher.net is None and experiment.teacher.members is None):
         raise UserError("teacher", "none", "teacher=NAME, with teacher.checkpoint=FILE to measure a file")
-    training = build.training(experiment.trainer)
     data = build.data(experiment.data, experiment.seed)
-    task = build.task(experiment.task, data)
+    task, training = build.task(experiment.task, data), build.trainer(experiment.trainer)
     source = find_teacher(experiment, data, training, None, {})
     assert source is not None
     if source.members:

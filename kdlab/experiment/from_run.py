@@ -59,6 +59,11 @@ class FromRun:
         return None if folder is None else cls(folder, key)
 
     @property
+    def steps(self) -> list[dict[str, Any]]:
+        """The steps that its network went through."""
+        return list(self.described.get("steps", ()))
+
+    @property
     def reads_text(self) -> bool:
         """Whether its network reads sequences of tokens."""
         return "tokenizer" in self.described
@@ -276,32 +281,33 @@ def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[
     return load_weights(student, path, spec_.mapping, key=key, head=data.target != "class", weights=spec_.weights)
 
 
-def normalised_as_started(experiment: Experiment, data: Any) -> Experiment:
-    """The experiment with a student that normalises its inputs as the weights do that it starts from.
+def normalised_as_started(experiment: Experiment, data: Any) -> tuple[Experiment, str]:
+    """Let a student normalise its inputs as the weights do that it starts from.
 
     Where these are of a run whose data had another mean or deviation, and the student is told none of its own.
+
+    Returns:
+        The experiment, and a line for the log; empty where nothing had to change.
     """
     if data.target != "class":
-        return experiment
+        return experiment, ""
     key, start = {
         "pretrained": ("pretrained.checkpoint", experiment.pretrained),
         "teacher": ("teacher.checkpoint", experiment.teacher),
         "layer_subset": ("teacher.checkpoint", experiment.teacher),
     }.get(experiment.init, ("", None))
     if start is None or (origin := FromRun.of(start.checkpoint, key)) is None:
-        return experiment
+        return experiment, ""
     network = origin.described["network"]
     mean, std = (_known(name, _stated(network, name) or origin.statistic(name)) for name in STATISTICS)
     if _close([mean, std], [data.network_kwargs.get(name) for name in STATISTICS]):
-        return experiment
+        return experiment, ""
     student = _with_statistics(experiment.student, {"mean": mean, "std": std})
     if student == experiment.student:
-        return experiment
-    log.info(
-        "student: normalises its inputs as %s does, from which it starts (mean %s, std %s)",
-        *(origin.folder, _few_numbers(mean), _few_numbers(std)),
-    )
-    return replace(experiment, student=student)
+        return experiment, ""
+    numbers = f"mean {_few_numbers(mean)}, std {_few_numbers(std)}"
+    note = f"student: normalises its inputs as {origin.folder} does, from which it starts ({numbers})"
+    return replace(experiment, student=student), note
 
 
 # ---- networks

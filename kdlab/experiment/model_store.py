@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.continuing import LAST, copy_training_state
 from kdlab.methods import FineTune
-from kdlab.models import load_weights
+from kdlab.models import StepContext, load_weights
+from kdlab.models.transforms.steps import apply_steps, describe_steps, finish_steps, repeated, replay_steps
 from kdlab.runs import folder as folders
 from kdlab.runs.formatting import plural
 from kdlab.system import integrity
@@ -66,7 +67,11 @@ class Recipe:
     terms: Mapping[str, Any] = field(default_factory=lambda: dict(LABELS))
     """The label terms of its objective."""
     adapter: Mapping[str, Any] | None = None
-    """What trains in the place of the network's own weights."""
+    """Step that trains in the place of the network's own weights."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """Further changes to the network before it trains."""
+    repeats: Sequence[Mapping[str, Any]] = ()
+    """Recorded steps of the network whose weights it starts from."""
     begin: str = ""
     """What it starts from, if not from random weights."""
 
@@ -78,6 +83,7 @@ class Recipe:
         # how answers are generated and measured is no matter of the weights
         task = {k: v for k, v in self.task.items() if k in ("_target_", "num_classes", "vocab_size", "score")}
         what += [self.terms, task, self.adapter, self.begin]
+        what += [list(steps) for steps in (self.steps, self.repeats) if steps]
         text = json.dumps(what, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -93,6 +99,8 @@ class StoredModel:
     """Of training, whenever that was."""
     fresh: bool
     """Whether it was trained just now."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """Steps that ``model.json`` records of it."""
 
 
 def get_or_train(
@@ -138,19 +146,23 @@ def get_or_train(
         remove_leftovers(folder)
         known = folders.read_result(folder)
         if known is None:
+            net = replay_steps(net, recipe.repeats)
             begin(net)
             if shorter is not None and not (folder / LAST).exists():
                 log.info("%s: goes on from the last state of %s", kind, shorter)
                 copy_training_state(shorter, folder)
-            known = _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
-            return StoredModel(net, folder, known["trained_on"], known["seconds"], fresh=True)
+            net, known = _train(kind, recipe, folder, training, net, data, logger, continued=shorter is not None)
+            steps = recorded_steps(folder)
+            return StoredModel(net, folder, known["trained_on"], known["seconds"], fresh=True, steps=steps)
     finally:
         lock.release()
     weights = folder / FineTune.weights_file
     integrity.check(weights, kind, cure=f"the folder {folder} removed (it is trained again)")
+    steps = recorded_steps(folder)
+    net = replay_steps(net, steps)
     load_weights(net, weights, key=kind)
     log.info("%s: %s, trained before (%s)", kind, name, folder)
-    return StoredModel(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False)
+    return StoredModel(net.eval(), folder, known["trained_on"], known["seconds"], fresh=False, steps=steps)
 
 
 def _train(
@@ -162,8 +174,8 @@ def _train(
     data: Any,
     logger: Mapping[str, Any] | None,
     continued: bool = False,
-) -> dict[str, Any]:
-    """Train a network into its folder; returns what ``result.json`` says of it."""
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train a network into its folder; returns it, and what ``result.json`` says of it."""
     if data.counts["labelled"] == 0:
         raise UserError(kind, "its data have no label (labels=0)", f"{kind}.data.labels above 0, or null")
     log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
@@ -173,7 +185,9 @@ def _train(
     folders.check_links(folder)
     plain = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
     folders.write_config(folder, {k: dict(v) if isinstance(v, Mapping) else v for k, v in plain.items()}, [])
-    adapted = build.attach_adapter(net, recipe.adapter, recipe.seed)
+    configured = build.configured_steps(recipe.steps, recipe.adapter)
+    context = StepContext(seed=recipe.seed, batches=data.train_dataloader)
+    net, steps = apply_steps(net, configured, context), {**repeated(recipe.repeats), **configured}
     method = FineTune(
         student=net,
         objective=build.labels_only(recipe.terms, data),
@@ -184,9 +198,9 @@ def _train(
     )
     made = build.loggers(logger, folder, kind)
     fitted = fit(method, data, training, folder, recipe.epochs, made, kind, continued)
-    adapted(fitted.weights)
-    write_model(folder, recipe.network, data, fitted.weights.name)
-    return folders.write_result(
+    net = finish_steps(net, steps, context, fitted.weights)
+    write_model(folder, recipe.network, data, fitted.weights.name, describe_steps(steps))
+    return net, folders.write_result(
         folder,
         {
             "format": folders.FORMAT,
@@ -201,11 +215,19 @@ def _train(
     )
 
 
-def write_model(folder: Path, network: Mapping[str, Any], data: Any, weights: str) -> None:
+def recorded_steps(folder: Path) -> list[dict[str, Any]]:
+    """Return the steps that a folder's ``model.json`` records."""
+    return list(folders.read_model(folder).get("steps", ()))
+
+
+def write_model(
+    folder: Path, network: Mapping[str, Any], data: Any, weights: str, steps: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
     described = {
         "network": dict(network),
         "arguments": data.network_kwargs,
+        **({"steps": list(steps)} if steps else {}),
         "weights": weights,
         **data.inference_metadata(folder),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.config import builder
-from kdlab.errors import UserError, within
+from kdlab.errors import UserError
 from kdlab.experiment import build
-from kdlab.experiment.baseline import without_teacher
-from kdlab.experiment.from_run import FromRun, load_pretrained, normalised_as_started
-from kdlab.experiment.model_store import STORES, Recipe
+from kdlab.experiment.from_run import FromRun, normalised_as_started
 from kdlab.experiment.runner import with_generations
 from kdlab.experiment.schema import ROOT, Experiment, TeacherSpec
 from kdlab.experiment.stage import is_taught, is_taught_by_previous
 from kdlab.experiment.teacher import external_teacher, has_weights
 from kdlab.functional import Outputs
 from kdlab.inference.predict import load_model
-from kdlab.methods import FineTune
-from kdlab.models import load_weights, weights_hash
 from kdlab.runs import folder as folders
 from kdlab.system import integrity
 from kdlab.system.names import check_name
@@ -116,7 +112,7 @@ def rebuild(
             task = build.task(experiment.task, data)
         except UserError as error:
             raise UserError(f"{run}/config.yaml: {error}") from None
-        experiment = normalised_as_started(experiment, data)
+        experiment, _ = normalised_as_started(experiment, data)
         fits[-1] = (fits[-1][0], experiment)
     if data.tasks:
         raise UserError(
@@ -129,7 +125,7 @@ def rebuild(
         found.notes.append("stages: not composed as they were; data and teacher are those of the run before its stages")
     wanted: dict[str, tuple[Path | None, Callable[[], Nets | None]]] = {
         "teacher": (teacher, lambda: _teacher(run, fits, data, trust)),
-        "baseline": (baseline, lambda: _baseline(run, fits, data, found.nets.get("teacher"), trust)),
+        "baseline": (baseline, lambda: _baseline(run, trust)),
     }
     for role, (given, find) in wanted.items():
         try:
@@ -138,9 +134,8 @@ def rebuild(
         except (ModelMissing, UserError) as error:
             if given is not None:
                 raise
-            found.notes.append(
-                f"{role}: not rebuilt, {error.found if isinstance(error, UserError) and error.key == role else error}; --{role} FOLDER names one"
-            )
+            why = error.found if isinstance(error, UserError) and error.key == role else error
+            found.notes.append(f"{role}: not rebuilt, {why}; --{role} FOLDER names one")
             continue
         if nets:
             found.nets[role] = nets
@@ -222,111 +217,46 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust
     told = experiment.teacher
     if told is None:
         return None
-    members = getattr(told, "each", [told])
-    return [_one_teacher(run, experiment, one, data, trust) for one in members]
+    if told.members is None:
+        return [_one_teacher(run, experiment, told, "teacher", data, trust)]
+    return [_one_teacher(run, experiment, one, f"teacher_{n}", data, trust) for n, one in enumerate(told.each)]
 
 
-def _one_teacher(run: Path, experiment: Experiment, told: TeacherSpec, data: Any, trust: bool) -> nn.Module:
-    if told.net is None:
+def _one_teacher(run: Path, experiment: Experiment, spec: TeacherSpec, role: str, data: Any, trust: bool) -> nn.Module:
+    if spec.net is None:
         raise ModelMissing("only its answers are known")
-    if has_weights(told):
-        alone = Experiment(**{**vars(experiment), "teacher": told})
-        return external_teacher(alone, data, False)[0].eval()
-    config = build.teacher_data(experiment.data, told.data)
-    with within("teacher"):
-        own = build.data(config, told.seed)
-    recipe = Recipe(
-        *(experiment.task, told.net, config, told.epochs, told.seed, told.optimizer, told.scheduler, experiment.trainer)
-    )
-    return load_model(_kept("teacher", recipe.key(own.fingerprint), experiment, run), trust)[0]
+    if has_weights(spec):
+        net = external_teacher(replace(experiment, teacher=spec), data, False).net
+        assert net is not None
+        return net.eval()
+    return _recorded(run, role, trust)
 
 
-# ---- the baseline -------------------------------------------------------------------------------------------------
-
-
-def _baseline(
-    run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, teacher: Nets | None, trust: bool
-) -> Nets | None:
+def _baseline(run: Path, trust: bool) -> Nets | None:
     """The same student without its teacher; None where the run has none.
 
     Raises:
-        ModelMissing: if it is not there any more, or it was trained in several fits.
+        ModelMissing: if it is not there any more, or the run does not say where it is.
     """
-    first, experiment = fits[0][1], fits[-1][1]
-    recorded = ((folders.read_result(run) or {}).get("models") or {}).get("baseline", 0)
-    if not experiment.baseline or recorded is None:
-        return None
-    if isinstance(recorded, Mapping) and isinstance(recorded.get("folder"), str):
-        return [load_model(_found(Path(recorded["folder"]), run), trust)[0]]
-    if len(fits) > 1:
-        keys = ("student", "data", "epochs", "optimizer", "scheduler")
-        alike = all(getattr(first, key) == getattr(experiment, key) for key in keys) and experiment.init == "fresh"
-        if alike and not is_taught(first, build.objective(first.loss)):
-            return [load_model(run / "stages" / fits[0][0], trust)[0]]  # it learned from the labels alone
-        if alike and is_taught_by_previous(first) and first.teacher is None:
-            return [load_model(run / "stages" / fits[0][0], trust)[0]]
-        raise ModelMissing("a run of several stages may have several")
-    recipe = without_teacher(experiment, data)
-    if recipe is None:
-        return None
-    taught = is_taught(experiment, build.objective(experiment.loss))
-    given = _first_weights(run, experiment, data, teacher) if taught and experiment.init != "fresh" else None
-    values = {name: getattr(recipe, name) for name in recipe.__dataclass_fields__}
-    if given is not None:
-        values["begin"] = f"from {weights_hash(given)}"
-    elif not taught:
-        values["adapter"] = None
-    key = Recipe(**values).key(data.fingerprint)
-    return [load_model(_kept("baseline", key, experiment, run), trust)[0]]
+    models = (folders.read_result(run) or {}).get("models") or {}
+    return None if models.get("baseline") is None else [_recorded(run, "baseline", trust)]
 
 
-def _first_weights(run: Path, experiment: Experiment, data: Any, teacher: Nets | None) -> dict[str, Tensor] | None:
-    """What the student started from, where that was neither random nor a stage before."""
-    if experiment.init not in ("teacher", "layer_subset", "pretrained"):
-        return None
-    student = build.network(experiment.student, data, experiment.seed, "student")
-    if experiment.init == "pretrained":
-        told = experiment.pretrained
-        if told is None:
-            raise ModelMissing("nothing says what the student started from")
-        if told.checkpoint is not None:
-            load_pretrained(student, told, experiment.student, data)
-        else:
-            config = build.teacher_data(experiment.data, told.data)
-            own = build.data(config, told.seed)
-            how = (told.epochs, told.seed, told.optimizer, told.scheduler, experiment.trainer)
-            key = Recipe(experiment.task, experiment.student, config, *how).key(own.fingerprint)
-            place = _kept("pretrained", key, experiment, run)
-            load_weights(student, place / FineTune.weights_file, key="pretrained", head=False)
-    else:
-        if not teacher:
-            raise ModelMissing("the student started from its teacher, which is not there")
-        source = teacher[0]
-        build.init_weights(student, experiment.init, previous=None, teacher=source, pretrained=None)
-    return {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
+def _recorded(run: Path, role: str, trust: bool) -> nn.Module:
+    """A network of the run, in the folder that ``result.json`` names: of the run's stages, or of the store.
 
-
-def _found(folder: Path, run: Path) -> Path:
-    """A folder of the store that a run has recorded, where the run was started or anywhere above it.
+    The store is looked for where the run was started, and in every folder above the run.
 
     Raises:
-        ModelMissing: if there is none.
+        ModelMissing: if no folder is recorded (by an earlier version), or it is not there any more.
     """
-    for place in (Path(), *list(run.resolve().parents)[:5]):
-        for found in (place / folder, place / Path(*folder.parts[-2:])):
-            if folders.read_result(found) is not None:
-                return found
+    models = (folders.read_result(run) or {}).get("models") or {}
+    recorded = (models.get(role) or {}).get("folder")
+    if not isinstance(recorded, str):
+        raise ModelMissing("the run does not say in which folder it is")
+    folder = Path(recorded)
+    for place in (run, Path(), *list(run.resolve().parents)[:5]):
+        for known in (place / folder, place / Path(*folder.parts[-2:])):
+            if (known / "model.json").is_file():
+                return load_model(known, trust)[0]
     raise ModelMissing(f"there is no {folder}")
-
-
-def _kept(kind: str, key: str, experiment: Experiment, run: Path) -> Path:
-    """The folder in the store, where the run was started or anywhere above the run.
-
-    Raises:
-        ModelMissing: if there is none.
-    """
-    for place in (Path(experiment.output), *list(run.resolve().parents)[:5]):
-        for found in sorted((place / STORES[kind]).glob(f"*-{key}")):
-            if found.is_dir() and folders.read_result(found) is not None:
-                return found
-    raise ModelMissing(f"there is no {Path(experiment.output) / STORES[kind] / f'*-{key}'}")

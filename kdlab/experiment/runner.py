@@ -20,7 +20,8 @@ import torch
 import kdlab
 from kdlab.config import builder
 from kdlab.errors import NOT_WRITABLE, Busy, CannotWrite, RunFailed, UserError
-from kdlab.experiment.checks import preflight
+from kdlab.experiment.assembly import Assembly, assemble
+from kdlab.experiment.checks import assemble_checked
 from kdlab.experiment.continuing import copy_state, first_part, with_start
 from kdlab.experiment.error_overlap import PredictionRecorder, drawable, redraw, report
 from kdlab.experiment.evaluation import measure_all
@@ -73,9 +74,8 @@ def run(
     for name in stages or {}:
         check_name("stages", name, "a name for each stage")
     config = with_start(config)
-    plan = {name: Experiment.of(stage) for name, stage in (stages or {}).items()} or {"": Experiment.of(config)}
-    for stage in (stages or {"": config}).values():
-        preflight(stage)
+    plan = {name: Experiment.of(stage) for name, stage in (stages or {"": config}).items()}
+    parts = {name: assemble_checked(stage) for name, stage in plan.items()}
     _check_first(next(iter(plan.values())))
     check_stages(plan)
     experiment = Experiment.of(config)
@@ -105,7 +105,7 @@ def run(
         copy_state(experiment, folder)
         started, clock = folders.now(), time.monotonic()
         try:
-            done = _fit_stages(plan, folder, choices or {})
+            done = _fit_stages(parts, folder, choices or {})
         except RunFailed as error:
             raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
         last = list(done.values())[-1]
@@ -190,19 +190,21 @@ def _is_run_of(config: Mapping[str, Any]) -> bool:
     return builder.config_hash(folders.read_config(Path(str(config["resume"])))) == builder.config_hash(config)
 
 
-def _fit_stages(plan: Mapping[str, Experiment], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
+def _fit_stages(plan: Mapping[str, Assembly], folder: Path, choices: Mapping[str, str]) -> dict[str, Stage]:
     """Fit every stage in turn; the generations of born-again networks are stages too."""
     done: dict[str, Stage] = {}
     previous: TrainedModel | None = None
-    for name, experiment in with_generations(plan):
+    for name, experiment in with_generations({name: parts.experiment for name, parts in plan.items()}):
         place = make_folder(make_folder(folder / "stages") / name) if name else folder
-        done[name] = fit_stage(experiment, place, previous, choices, name or "student")
+        # generations have seeds of their own
+        parts = plan[name] if name in plan else assemble(experiment)
+        done[name] = fit_stage(parts, place, previous, choices, name or "student")
         previous = done[name].as_teacher
     last = list(done.values())[-1]
     if len(done) > 1:  # what an export or `predict` looks for lies at the top
         with atomic_write(folder / "student.pt") as file:
             file.write(last.fitted.weights.read_bytes())
-        write_model(folder, last.experiment.student, last.data, "student.pt")
+        write_model(folder, last.experiment.student, last.data, "student.pt", last.steps)
     return done
 
 

@@ -162,8 +162,10 @@ class Experiment:
     logger: Annotated[dict | None, "logger"] = None
     batch_transform: Annotated[dict | None, "batch_transform"] = None
     """What puts other sequences in the place of the data's: the student's own text, or the teacher's."""
-    adapter: Annotated[dict | None, "adapter"] = None
-    """What trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
+    steps: Annotated[list | None, "step"] = None
+    """Changes to the student after ``init`` and before ``adapter``, in order: mappings with ``_target_``."""
+    adapter: Annotated[dict | None, "step"] = None
+    """Step that trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
     auxiliary: Annotated[dict | None, "auxiliary"] = None
     """What trains beside the student and is left behind: peers, or exits on its inner layers."""
     seed: int = 0

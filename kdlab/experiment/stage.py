@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.experiment import build
+from kdlab.experiment.assembly import Assembly
 from kdlab.experiment.class_order import classified_alone, permutation, reordered
-from kdlab.experiment.from_run import normalised_as_started
 from kdlab.experiment.model_store import write_model
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.teacher import ResolvedTeacher, TrainedModel, find_teacher, pretrained_start, resolve_teacher
+from kdlab.experiment.teacher import ResolvedTeacher, TrainedModel, find_pretrained, find_teacher, resolve_teacher
 from kdlab.losses import Objective
+from kdlab.models import NetworkStep, StepContext
+from kdlab.models.transforms.steps import apply_steps, describe_steps, finish_steps, first_weights
 from kdlab.runs.formatting import plural
 from kdlab.tasks import Task
 from kdlab.training import FitResult, TrainerConfig, fit
@@ -30,70 +32,121 @@ log = logging.getLogger("kdlab")
 class Stage:
     """One fit of an experiment, done."""
 
-    experiment: Experiment
-    data: Any
-    task: Task
-    training: TrainerConfig
+    assembly: Assembly
     student: nn.Module
     lesson: ResolvedTeacher | None
+    """The teacher that taught it; None where nobody else did."""
     fitted: FitResult
+    steps: list[dict[str, Any]]
+    """Recorded steps of the student."""
     started_with: dict[str, Tensor] | None = None
     """The student's first weights, where they are neither random nor those of the stage before."""
+    repeats: Sequence[Mapping[str, Any]] = ()
+    """Recorded steps of the network whose weights it started from."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment of this stage."""
+        return self.assembly.experiment
+
+    @property
+    def data(self) -> Any:
+        """The data that it learned from."""
+        return self.assembly.data
+
+    @property
+    def task(self) -> Task:
+        """Its task."""
+        return self.assembly.task
+
+    @property
+    def training(self) -> TrainerConfig:
+        """How it was trained."""
+        return self.assembly.trainer
 
     @property
     def as_teacher(self) -> TrainedModel:
         """Its student, for the stage after."""
         classes = tuple(self.data.class_names) if classified_alone(self.data) else ()
-        return TrainedModel(self.student, self.data.describe(), self.fitted.seconds, classes=classes)
+        seconds = self.fitted.seconds
+        return TrainedModel(self.student, self.data.describe(), seconds, steps=self.steps, classes=classes)
 
 
 def fit_stage(
-    experiment: Experiment, folder: Path, previous: TrainedModel | None, choices: Mapping[str, str], name: str
+    parts: Assembly, folder: Path, previous: TrainedModel | None, choices: Mapping[str, str], name: str
 ) -> Stage:
-    """One fit: data, teacher, student, objective, method, trainer."""
-    training = build.training(experiment.trainer)
-    data = build.data(experiment.data, experiment.seed)
-    task = build.task(experiment.task, data)
-    objective = build.objective(experiment.loss, data)
-    experiment = normalised_as_started(experiment, data)
+    """Fit the student of an assembly: find its teacher, start it, train it, finish it.
 
+    Args:
+        parts: what is fitted; its objective is used up.
+        folder: gets checkpoints and the deployable weights.
+        previous: the stage before.
+        choices: group → chosen option, for names.
+        name: of the stage.
+    """
+    experiment, data, trainer = parts.experiment, parts.data, parts.trainer
     previous = _in_order(previous, experiment, data)
-    from_before = previous if is_taught_by_previous(experiment) else None
-    taught = is_taught(experiment, objective)
-    source = lesson = None
-    if taught or experiment.init in ("teacher", "layer_subset", "teacher_head"):
-        source = find_teacher(experiment, data, training, from_before, choices, objective.vocabulary_agnostic)
-    elif experiment.teacher is not None:
-        log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
-    if source is not None and taught:
-        lesson = resolve_teacher(source, experiment, data, task, objective, training)
+    found, teacher = _find_teacher(parts, previous, choices, name)
+    pretrained = find_pretrained(experiment, data, trainer, choices)
+    origin = {"previous": previous, "teacher": found, "pretrained": pretrained}.get(experiment.init)
+    repeats = origin.steps if origin is not None else ()
 
-    student = build.network(experiment.student, data, experiment.seed, "student")
-    build.init_weights(
-        student,
-        experiment.init,
+    context = StepContext(
         previous=previous.net if previous else None,
-        teacher=source.net if source else None,
-        pretrained=pretrained_start(experiment, data, training, choices) if experiment.init == "pretrained" else None,
+        teacher=found.net if found else None,
+        pretrained=pretrained.load if pretrained else None,
+        seed=experiment.seed,
+        batches=data.train_dataloader,
     )
-    given = None
-    if experiment.init in ("teacher", "layer_subset", "pretrained"):
-        given = {name: value.detach().cpu().clone() for name, value in student.state_dict().items()}
-    batches = build.batch_transform(experiment.batch_transform, data)
-    adapted = build.attach_adapter(student, experiment.adapter, experiment.seed)
-    auxiliary = build.auxiliary(experiment, student, data)
-    teacher = lesson.teacher if lesson else None
-    method = build.method(experiment, student, objective, task, teacher, batches, auxiliary)
+    steps = parts.steps(repeats)
+    if experiment.init == "previous" and previous is None:  # nothing before the first stage: it starts fresh
+        del steps["init"]
+    start, changes = _split(steps)
+    student = apply_steps(parts.student(), start, context)
+    given = first_weights(student) if experiment.init in STORED_STARTS else None
+    student = apply_steps(student, changes, context)
+
+    auxiliary = parts.auxiliary(student)
+    method = parts.method(student, teacher.teacher if teacher else None, auxiliary)
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(folder, experiment.student, data, method.weights_file)
+    write_model(folder, experiment.student, data, method.weights_file, describe_steps(steps))
     loggers = build.loggers(experiment.logger, folder, experiment.name)
     log.info("%s: training %s on %s", name, plural(experiment.epochs, "epoch"), data.describe())
-    for note in data.notes:
-        log.info("data: %s", note)
+    for note in filter(None, [parts.note, *(f"data: {note}" for note in data.notes)]):
+        log.info("%s", note)
     continued = experiment.continued_from is not None
-    fitted = fit(method, data, training, folder, experiment.epochs, loggers, name, continued)
-    adapted(fitted.weights)
-    return Stage(experiment, data, task, training, student, lesson, fitted, given)
+    fitted = fit(method, data, trainer, folder, experiment.epochs, loggers, name, continued)
+    student = finish_steps(student, steps, context, fitted.weights)
+    write_model(folder, experiment.student, data, fitted.weights.name, describe_steps(steps))
+    return Stage(parts, student, teacher, fitted, describe_steps(steps), given, repeats)
+
+
+STORED_STARTS = ("teacher", "layer_subset", "pretrained")
+"""``init`` by which a baseline starts from the student's first weights too."""
+
+
+def _find_teacher(
+    parts: Assembly, previous: TrainedModel | None, choices: Mapping[str, str], name: str
+) -> tuple[TrainedModel | None, ResolvedTeacher | None]:
+    """Find the network that teaches or that the student starts from, and make it a teacher where it teaches."""
+    experiment, data, objective = parts.experiment, parts.data, parts.objective
+    taught = is_taught(experiment, objective)
+    if not taught and experiment.init not in ("teacher", "layer_subset", "teacher_head"):
+        if experiment.teacher is not None:
+            log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
+        return None, None
+    before = previous if is_taught_by_previous(experiment) else None
+    found = find_teacher(experiment, data, parts.trainer, before, choices, objective.vocabulary_agnostic)
+    if found is None or not taught:
+        return found, None
+    return found, resolve_teacher(found, experiment, data, parts.task, objective, parts.trainer)
+
+
+def _split(steps: Mapping[str, NetworkStep]) -> tuple[dict[str, NetworkStep], dict[str, NetworkStep]]:
+    """The steps up to what the student starts from, and those that change it from there on."""
+    names = list(steps)
+    count = names.index("init") + 1 if "init" in steps else 0
+    return {name: steps[name] for name in names[:count]}, {name: steps[name] for name in names[count:]}
 
 
 def _in_order(previous: TrainedModel | None, experiment: Experiment, data: Any) -> TrainedModel | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,9 @@ from kdlab.experiment.model_store import Recipe, get_or_train
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.experiment.teacher_cache import cache_obstacle, cached, written
 from kdlab.losses import Objective
+from kdlab.methods import FineTune
 from kdlab.models import load_weights
+from kdlab.models.transforms.steps import replay_steps
 from kdlab.runs.origin import weights_path
 from kdlab.tasks import Task
 from kdlab.teachers import (
@@ -50,6 +52,10 @@ class TrainedModel:
     fresh: bool = False
     tokenizer: Any = None
     """Of a language model; None where it is the data's, or not known."""
+    folder: Path | None = None
+    """Folder of the store that holds it; None for a stage or a checkpoint."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """Recorded steps that change the architecture from what its config says."""
     members: tuple[TrainedModel, ...] = ()
     """Several networks that teach together."""
     classes: tuple[str, ...] = ()
@@ -96,8 +102,7 @@ def find_teacher(
     if spec.net is None:
         return None
     if has_weights(spec):
-        net, tokenizer, origin = external_teacher(experiment, data, vocabulary_agnostic)
-        return TrainedModel(net, origin, tokenizer=tokenizer)
+        return external_teacher(experiment, data, vocabulary_agnostic)
     config = build.teacher_data(experiment.data, spec.data)
     own = own_data(experiment, "teacher")
     if not vocabulary_agnostic:
@@ -107,7 +112,15 @@ def find_teacher(
     )
     name = names.get("teacher", "teacher")
     kept = get_or_train("teacher", recipe, Path(experiment.output), training, name, experiment.logger, own)
-    return TrainedModel(kept.net, kept.trained_on, kept.seconds, kept.fresh, getattr(own, "tokenizer", None))
+    return TrainedModel(
+        kept.net,
+        kept.trained_on,
+        kept.seconds,
+        kept.fresh,
+        getattr(own, "tokenizer", None),
+        kept.folder,
+        kept.steps,
+    )
 
 
 def _find_members(experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]) -> TrainedModel:
@@ -143,9 +156,10 @@ def of_member(number: int) -> Iterator[None]:
         if not error.key.startswith("teacher."):
             raise
         typed = re.compile(r'"teacher\.([\w.]+)=([^"]*)"|\bteacher\.([\w.]+)=([^\s,;]+)')
-        found, accepted = (typed.sub(_in_member, text) for text in (error.found, error.accepted))
-        key = error.key.replace("teacher.", f"teacher.members[{number}].", 1)
-        raise UserError(key, found, accepted) from None
+        key, found, accepted = (
+            typed.sub(_in_member, text) for text in (error.key.removeprefix("teacher."), error.found, error.accepted)
+        )
+        raise UserError(f"teacher.members[{number}].{key}", found, accepted) from None
 
 
 def _in_member(match: re.Match[str]) -> str:
@@ -191,8 +205,8 @@ def has_weights(spec: TeacherSpec) -> bool:
     return spec.checkpoint is not None or (spec.net or {}).get("name") is not None
 
 
-def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> tuple[nn.Module, Any, str]:
-    """A teacher that was trained elsewhere, its tokenizer (None if not known), and where it is from.
+def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> TrainedModel:
+    """A teacher that was trained elsewhere, with its tokenizer where that is known.
 
     Raises:
         UserError: if its weights do not fit, or it speaks of other tokens than ``data``, unless
@@ -213,13 +227,11 @@ def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: boo
         if not vocabulary_agnostic:
             data.same_tokens(tokenizer, "teacher.net.name")
     if spec.checkpoint is None:
-        return net, tokenizer, f"elsewhere ({spec.net['name']})"
-    return net, tokenizer, _load(net, spec)
+        return TrainedModel(net, f"elsewhere ({spec.net['name']})", tokenizer=tokenizer)
+    return TrainedModel(net, _load(net, spec), tokenizer=tokenizer)
 
 
-def _teacher_from_run(
-    origin: FromRun, spec: TeacherSpec, data: Any, vocabulary_agnostic: bool
-) -> tuple[nn.Module, Any, str]:
+def _teacher_from_run(origin: FromRun, spec: TeacherSpec, data: Any, vocabulary_agnostic: bool) -> TrainedModel:
     """A teacher whose weights are in a run folder: with its own normalisation, its classes in the order of the data's.
 
     Raises:
@@ -234,11 +246,12 @@ def _teacher_from_run(
     if tokenizer is None:
         origin.check_classes(data)
     net = build.network(network, data, spec.seed, "teacher.net", origin.network_kwargs(data))
+    net = replay_steps(net, origin.steps)
     loaded = _load(net, spec)
     if tokenizer is None:
         origin.say_normalisation(data, "teacher")
         origin.line_up(net, data, "teacher")
-    return net, tokenizer, loaded
+    return TrainedModel(net, loaded, tokenizer=tokenizer, steps=origin.steps)
 
 
 def _load(net: nn.Module, spec: TeacherSpec) -> str:
@@ -335,32 +348,53 @@ def _give_members(
     return ResolvedTeacher(teacher, source, time.monotonic() - started)
 
 
-def pretrained_start(experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]) -> Any:
-    """A function that gives a student the weights of ``pretrained``, with its own head where classes differ."""
+@dataclass
+class Pretrained:
+    """What a student starts from with ``init=pretrained``."""
+
+    load: Callable[[nn.Module], None]
+    """Gives a network the weights, in place; it keeps its own head where classes differ."""
+    steps: Sequence[Mapping[str, Any]] = ()
+    """Recorded steps of the network that the weights are of."""
+
+
+def find_pretrained(
+    experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]
+) -> Pretrained | None:
+    """What the student starts from: a checkpoint, or a network of the store; None with another ``init``.
+
+    Raises:
+        UserError: if the experiment names none.
+    """
+    if experiment.init != "pretrained":
+        return None
     spec = experiment.pretrained
     if spec is None:
-        raise UserError("init", "pretrained, and the experiment has no pretrained", "pretrained=trained, or fresh")
+        raise UserError("init", "pretrained, and the experiment has none", "pretrained=trained, or init=fresh")
+    if spec.checkpoint is not None:
+        origin = FromRun.of(spec.checkpoint, "pretrained.checkpoint")
+
+        def load_checkpoint(student: nn.Module) -> None:
+            log.info("pretrained: %s", load_pretrained(student, spec, experiment.student, data))
+
+        return Pretrained(load_checkpoint, () if origin is None else origin.steps)
 
     keeps_head = data.target != "class"  # the same tokens follow in any text; classes are the data's own
+    recipe = Recipe(
+        task=experiment.task,
+        network=experiment.student,
+        data=build.teacher_data(experiment.data, spec.data),
+        epochs=spec.epochs,
+        seed=spec.seed,
+        optimizer=spec.optimizer,
+        scheduler=spec.scheduler,
+        trainer=experiment.trainer,
+    )
 
-    def give(student: nn.Module) -> None:
-        if spec.checkpoint is not None:
-            log.info("pretrained: %s", load_pretrained(student, spec, experiment.student, data))
-            return
-        config = build.teacher_data(experiment.data, spec.data)
-        recipe = Recipe(
-            experiment.task,
-            experiment.student,
-            config,
-            spec.epochs,
-            spec.seed,
-            spec.optimizer,
-            spec.scheduler,
-            experiment.trainer,
-        )
+    def load_kept(student: nn.Module) -> None:
         name = names.get("student", "student")
         kept = get_or_train("pretrained", recipe, Path(experiment.output), training, name, experiment.logger)
-        load_weights(student, kept.folder / "model_finetuned.pt", key="pretrained", head=keeps_head)
+        load_weights(student, kept.folder / FineTune.weights_file, key="pretrained", head=keeps_head)
         log.info("pretrained: on %s%s", kept.trained_on, "" if keeps_head else "; a new head")
 
-    return give
+    return Pretrained(load_kept)

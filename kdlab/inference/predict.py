@@ -20,6 +20,7 @@ from kdlab.errors import UserError
 from kdlab.functional import Outputs
 from kdlab.inference.predict_table import read_rows
 from kdlab.models import load_weights
+from kdlab.models.transforms.steps import replay_steps
 from kdlab.models.weights.size_limit import no_larger_than
 from kdlab.runs.folder import is_mine, read_model
 from kdlab.system import integrity
@@ -82,7 +83,8 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
 
 def _build(described: Mapping[str, Any]) -> nn.Module:
     try:
-        return builder.build(described["network"], "network", slot="network", offer=described.get("arguments"))
+        net = builder.build(described["network"], "network", slot="network", offer=described.get("arguments"))
+        return replay_steps(net, described.get("steps", ()))
     except RecursionError:
         raise UserError("network", "nested too deeply", "a network as kdlab describes it") from None
 

@@ -28,7 +28,7 @@ class TaskTerm(Term):
         super().__init__()
         self.term, self.task = term, task
         self.role, self.rows, self.needs_teacher = term.role, term.rows, term.needs_teacher
-        self.auxiliary, self.arrange = term.auxiliary, term.arrange
+        self.auxiliary, self.pairing = term.auxiliary, term.pairing
         self.weight = term.weight.times(share)
 
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:

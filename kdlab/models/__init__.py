@@ -6,9 +6,19 @@ from kdlab.models.transformers.generation import continuations
 from kdlab.models.transformers.seq2seq import Seq2SeqLM
 from kdlab.models.transforms.auxiliary import Exits, peers
 from kdlab.models.transforms.layer_subset import blocks, cut
-from kdlab.models.transforms.lora import lora, merge, save_adapter
+from kdlab.models.transforms.lora import attach_lora, merge, save_adapter
 from kdlab.models.transforms.multi_task import Heads
 from kdlab.models.transforms.simkd import SimKDStudent, reuse_teacher_head
+from kdlab.models.transforms.steps import (
+    Freeze,
+    LayerSubset,
+    LoadWeights,
+    LoRA,
+    NetworkStep,
+    ReplaceHead,
+    StepContext,
+    TeacherHead,
+)
 from kdlab.models.transforms.surgery import freeze, frozen_modules, head_of, keep_frozen_eval, layer_names, replace_head
 from kdlab.models.vision.mlp import MLP
 from kdlab.models.vision.mobilenet import MobileNetV2
@@ -26,15 +36,24 @@ __all__ = [
     "CausalLM",
     "CifarResNet",
     "Exits",
+    "Freeze",
     "Heads",
+    "LayerSubset",
+    "LoRA",
+    "LoadWeights",
     "MobileNetV2",
+    "NetworkStep",
     "Normalize",
+    "ReplaceHead",
     "Seq2SeqLM",
     "ShuffleNetV1",
     "ShuffleNetV2",
     "SimKDStudent",
+    "StepContext",
+    "TeacherHead",
     "WideResNet",
     "atomic_write",
+    "attach_lora",
     "blocks",
     "continuations",
     "cut",
@@ -46,7 +65,6 @@ __all__ = [
     "latency_ms",
     "layer_names",
     "load_weights",
-    "lora",
     "merge",
     "parameters",
     "peers",

@@ -249,6 +249,9 @@ def _check_model(found: Any) -> None:
     for key in ("network", "arguments", "tasks"):
         if not isinstance(found.get(key, {}), dict):
             raise ValueError(f"{key} is no mapping")
+    steps = found.get("steps", [])
+    if not isinstance(steps, list) or not all(isinstance(one, dict) for one in steps):
+        raise ValueError("steps are no mappings")
     if "tokenizer" in found:
         return
     names = [found["classes"], *found.get("tasks", {}).values()]

@@ -71,7 +71,7 @@ def composed(*words):
 class Colour:
     """What data of CIFAR-100 say to a network."""
 
-    name, gives, kind = "CIFAR-100", "rows", "pictures"
+    name, target, kind = "CIFAR-100", "class", "pictures"
 
     @property
     def network_kwargs(self):

@@ -221,5 +221,5 @@ def test_what_is_shown_is_what_runs(capsys):
     assert main(["--cfg", "job", "experiment=kd_mlp"]) == 0
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown == composed("experiment=kd_mlp")
-    assert shown["loss"]["alpha"] == 1 and shown["loss"]["temperature"] == 5 and shown["epochs"] == 100
+    assert shown["loss"]["alpha"] == 1 and shown["loss"]["temperature"] == 4 and shown["epochs"] == 100
     assert (shown["student"]["hidden"], shown["teacher"]["net"]["hidden"]) == ([10], [20])

@@ -29,7 +29,7 @@ def fits(run):
 
 
 @pytest.fixture
-def per_term(place, tmp_path):
+def apart(place, tmp_path):
     """A store of its own, so that its baselines are those of one run."""
     return tmp_path
 
@@ -41,7 +41,7 @@ def test_stages_that_differ_are_gone_through_one_by_one(apart):
     run = train(apart, "adapters", *TEACHER_DEFAULTS, "data.train=30", "teacher.data.train=30", stages)
     (first, before, _), (second, after, _) = fits(run)
     assert first["adapter"] is None and first["epochs"] == 2 and first["data"]["train"] == 60 and first["begin"] == ""
-    assert second["adapter"]["_target_"].endswith(".lora") and second["epochs"] == 1 and second["data"]["train"] == 30
+    assert second["adapter"]["_target_"].endswith(".LoRA") and second["epochs"] == 1 and second["data"]["train"] == 30
     assert second["begin"].startswith("from ") and before["finished"] <= after["finished"]
     assert (run / "stages" / "own" / "adapter").is_dir() and (fits(run)[1][2] / "adapter").is_dir()
 

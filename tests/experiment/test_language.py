@@ -41,7 +41,7 @@ STILL = "optimizer.lr=1e-30"
 def hurried(monkeypatch):
     """Measures the speed of every network hardly at all."""
     monkeypatch.setattr(evaluation, "tokens_per_second", partial(tokens_per_second, repeats=1, new_tokens=2))
-    monkeypatch.setattr(evaluation.measure, "latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr(evaluation.cost, "latency_ms", lambda *_: 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_on_policy_steps_are_mixed_with_data_by_lambda(place):
     run = train(place, "lambda", *words, "batch_transform.fraction=0.5")
     own = curve(run, "train/own")
     assert set(own) == {0.0, 1.0} and 2 <= sum(own) <= 10
-    assert "source writes sequences that nobody has seen before" in log_of(run)
+    assert "batch_transform writes sequences that nobody has seen before" in log_of(run)
     data = train(place, "lambda_0", *words, "batch_transform.fraction=0")
     plain = train(place, "lambda_none", *(word for word in words if not word.startswith("source")), "teacher.cache=off")
     assert same(weights(data), weights(plain)) and not same(weights(data), weights(run))

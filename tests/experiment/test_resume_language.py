@@ -31,7 +31,7 @@ CASES = {
 def hurried(monkeypatch):
     """Speed is no part of this."""
     monkeypatch.setattr(evaluation, "tokens_per_second", lambda *_: 1.0)
-    monkeypatch.setattr(evaluation.measure, "latency_ms", lambda *_: 1.0)
+    monkeypatch.setattr(evaluation.cost, "latency_ms", lambda *_: 1.0)
 
 
 class Gone(Exception):

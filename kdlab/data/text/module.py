@@ -305,7 +305,7 @@ class TextData(LightningDataModule):
         """Test sequences in order; an empty list without any."""
         return self._evaluation("test")
 
-    def outside_dataloader(self) -> TextLoader | list[TextLoader]:
+    def ood_dataloader(self) -> TextLoader | list[TextLoader]:
         """Test sequences of another domain, in order; an empty list without any."""
         return self._evaluation("ood")
 

@@ -21,7 +21,7 @@ class CSKD(Agreement):
     """
 
     rows: Rows = "partnered"
-    arrange = "same_class"
+    pairing = "same_class"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.partner is None:

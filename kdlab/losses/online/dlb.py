@@ -26,7 +26,7 @@ class DLB(Agreement):
     Buffers ``examples`` (n,) and ``said`` (n, C) hold the rows shown last, as many as a step has, and their logits.
     """
 
-    arrange = "repeat_half"
+    pairing = "repeat_half"
     examples: Tensor
     said: Tensor
 

@@ -9,13 +9,14 @@ from typing import Any
 from torch import nn
 
 from kdlab.errors import UserError, unknown
+from kdlab.ranges import share, whole_number
 from kdlab.system.files import atomic_write
 
 ADAPTER = "default"
 _TRAINED = "_kdlab_trained_before_lora"
 
 
-def lora(
+def attach_lora(
     net: nn.Module,
     rank: int = 8,
     alpha: float = 16,
@@ -43,10 +44,8 @@ def lora(
     Raises:
         UserError: for values out of range, a target that ``net`` does not have, adapters already there, or no peft.
     """
-    if rank < 1:
-        raise UserError("rank", rank, "at least 1")
-    if not 0 <= dropout < 1:
-        raise UserError("dropout", dropout, "at least 0, below 1")
+    whole_number("rank", rank)
+    share("dropout", dropout, one=False)
     inner = _inner(net)
     if _adapted(inner):
         raise UserError("lora", "the network has adapters already", "a network without, or merge them first")
@@ -72,7 +71,7 @@ def merge(net: nn.Module) -> None:
     inner = _inner(net)
     layers = _adapted(inner)
     if not layers:
-        raise UserError("lora", "the network has no adapters to merge", "one that lora() was called on")
+        raise UserError("lora", "the network has no adapters to merge", "one that attach_lora() was called on")
     for name, layer in layers.items():
         try:
             layer.merge(safe_merge=True)
@@ -97,7 +96,7 @@ def save_adapter(net: nn.Module, folder: str | Path) -> Path:
     """
     inner = _inner(net)
     if not _adapted(inner):
-        raise UserError("lora", "the network has no adapters to save", "one that lora() was called on")
+        raise UserError("lora", "the network has no adapters to save", "one that attach_lora() was called on")
     from safetensors.torch import save
 
     folder = Path(folder)

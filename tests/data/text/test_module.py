@@ -180,7 +180,7 @@ def test_a_general_teacher_and_a_narrow_student_share_a_tokenizer(book, wiki, to
     assert student.vocab_size == teacher.vocab_size > text_files(str(book), **size).vocab_size
     assert tokens_of(student, "ood") == tokens_of(general, "test")
     assert student.words("ood") == general.words("test")
-    assert sum(len(batch.example_id) for batch in student.outside_dataloader()) == student.counts["ood"]
+    assert sum(len(batch.example_id) for batch in student.ood_dataloader()) == student.counts["ood"]
     alone = text_files(str(book), **size, tokenizer=student.tokenizer)
     assert tokens_of(teacher, "train") == tokens_of(alone, "train") + tokens_of(general, "train")
     assert teacher.name == "book + wikitext-2" and teacher.words("train") is None

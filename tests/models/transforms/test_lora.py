@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Taps
-from kdlab.models import MLP, CausalLM, CifarResNet, load_weights, lora, merge, save_adapter, save_weights
+from kdlab.models import MLP, CausalLM, CifarResNet, attach_lora, load_weights, merge, save_adapter, save_weights
 
 GPT = {"n_layer": 2, "n_head": 2, "n_embd": 16, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
@@ -42,7 +42,7 @@ def test_only_the_adapters_train_and_merging_keeps_the_function(form):
     net = lm(form)
     before, names = logits(net), list(net.state_dict())
     base = {name: value.clone() for name, value in net.state_dict().items()}
-    trained = lora(net, rank=4, alpha=8)
+    trained = attach_lora(net, rank=4, alpha=8)
     assert trained and all("lora_" in name for name in trained)
     torch.testing.assert_close(logits(net), before, rtol=0, atol=0)  # B is zero at first
     train(net, lambda n: n(IDS).dense())
@@ -55,13 +55,13 @@ def test_only_the_adapters_train_and_merging_keeps_the_function(form):
     merge(net)
     torch.testing.assert_close(logits(net), after, rtol=0, atol=1e-5)
     assert list(net.state_dict()) == names and all(p.requires_grad for p in net.parameters())
-    lora(net, rank=2)  # again
+    attach_lora(net, rank=2)  # again
 
 
 def test_scale_and_rank_are_those_of_the_formula():
     net = nn.Sequential(nn.Linear(6, 5))
     weight = net[0].weight.detach().clone()
-    lora(net, rank=2, alpha=6, targets=["0"])
+    attach_lora(net, rank=2, alpha=6, targets=["0"])
     a, b = net[0].lora_A["default"].weight, net[0].lora_B["default"].weight
     assert a.shape == (2, 6) and b.shape == (5, 2)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_scale_and_rank_are_those_of_the_formula():
 
 def test_layers_keep_their_names():
     net = lm()
-    lora(net)
+    attach_lora(net)
     with Taps(net, net.layers) as seen:
         net(IDS)
     assert list(seen) == ["net.transformer.h.0", "net.transformer.h.1"]
@@ -83,7 +83,7 @@ def test_peft_reads_the_folder(form, tmp_path):
     from peft import PeftModel
 
     net = lm(form)
-    lora(net, rank=4, alpha=8, dropout=0.1)
+    attach_lora(net, rank=4, alpha=8, dropout=0.1)
     train(net, lambda n: n(IDS).dense())
     expected = logits(net)
     save_adapter(net, tmp_path / "adapter")
@@ -96,7 +96,7 @@ def test_peft_reads_the_folder(form, tmp_path):
 def test_weights_with_adapters_make_the_round_trip(tmp_path):
     net, other = lm(), lm()
     for one in (net, other):
-        lora(one, rank=2)
+        attach_lora(one, rank=2)
     train(net, lambda n: n(IDS).dense())
     save_weights(net, tmp_path / "w.pt")
     load_weights(other, tmp_path / "w.pt")
@@ -116,7 +116,7 @@ def test_plain_networks(net, targets, shape):
     net.requires_grad_(True)
     keep = next(net.parameters())
     keep.requires_grad_(False)  # frozen before: frozen again after merging
-    trained = lora(net, rank=2, targets=targets)
+    trained = attach_lora(net, rank=2, targets=targets)
     train(net, lambda n: n(x), lr=0.01)
     expected = net.eval()(x)
     assert all("lora_" in name for name in trained)
@@ -124,7 +124,7 @@ def test_plain_networks(net, targets, shape):
     torch.testing.assert_close(net.eval()(x), expected, rtol=0, atol=1e-5)
     assert [p for p in net.parameters() if not p.requires_grad] == [next(net.parameters())]
     with pytest.raises(UserError, match="targets: missing; accepted: names of layers, such as"):
-        lora(net)
+        attach_lora(net)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_plain_networks(net, targets, shape):
 )
 def test_mistakes_are_one_line(given, message):
     with pytest.raises(UserError, match=message):
-        lora(lm(), **given)
+        attach_lora(lm(), **given)
 
 
 def test_adapters_are_there_or_not(tmp_path):
@@ -147,10 +147,10 @@ def test_adapters_are_there_or_not(tmp_path):
     for call in (merge, lambda n: save_adapter(n, tmp_path)):
         with pytest.raises(UserError, match="no adapters"):
             call(net)
-    lora(net, targets=["net.transformer.h.0.attn.c_attn"])
+    attach_lora(net, targets=["net.transformer.h.0.attn.c_attn"])
     assert len([n for n, p in net.named_parameters() if p.requires_grad]) == 2
     with pytest.raises(UserError, match="adapters already"):
-        lora(net)
+        attach_lora(net)
 
 
 def test_without_peft_it_says_how_to_get_it(monkeypatch):
@@ -164,4 +164,4 @@ def test_without_peft_it_says_how_to_get_it(monkeypatch):
     net = lm()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=r"pip install 'kdlab\[text\]'"):
-        lora(net)
+        attach_lora(net)
