@@ -23,7 +23,7 @@ from kdlab.methods import FineTune, LearningRate, OfflineKD
 from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.system.files import read_yaml
 from kdlab.tasks import Classification, LanguageModeling, Task
-from kdlab.teachers import FrozenTeacher
+from kdlab.teachers import FrozenTeacher, Teacher
 from kdlab.training import TrainerConfig, evaluate, fit
 
 Loss = str | Sequence[str] | Mapping[str, Term] | Objective
@@ -46,7 +46,7 @@ class Distilled:
 
 def distill(
     student: nn.Module,
-    teacher: nn.Module | None,
+    teacher: nn.Module | Teacher | None,
     train_loader: Iterable,
     val_loader: Iterable | None = None,
     loss: Loss = "hinton",
@@ -65,7 +65,8 @@ def distill(
     Args:
         student: takes a batch of inputs, returns logits (B, C); for sequences, see :class:`~kdlab.functional.Batch`,
             takes the inputs as keywords and returns logits of all positions.
-        teacher: likewise, trained; it stays in eval mode and without gradients. None trains by ``loss`` if no term of
+        teacher: likewise, trained; it stays in eval mode and without gradients. Or a :class:`~kdlab.teachers.Teacher`,
+            which answers in a way of its own. None trains by ``loss`` if no term of
             it needs one (``"mutual"``, ``"label_smoothing"``), else on labels alone.
         train_loader: anything that can be iterated again and has a length, of ``(inputs, targets)`` pairs or
             :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
@@ -107,8 +108,8 @@ def distill(
     except TypeError as error:
         raise UserError("trainer", error, "arguments of kdlab.training.TrainerConfig") from None
     data = _Loaders(train_loader, val_loader, training)
-    task = _task(teacher if teacher is not None else student, data, training.device)
-    taught = None if teacher is None else FrozenTeacher(teacher, task, objective.teacher_layers)
+    task = _task(teacher if isinstance(teacher, nn.Module) else student, data, training.device)
+    taught = FrozenTeacher(teacher, task, objective.teacher_layers) if isinstance(teacher, nn.Module) else teacher
     seed_all(seed)
     parts: dict[str, Any] = {
         "student": student,
@@ -126,9 +127,9 @@ def distill(
     if val_loader is not None:
         device = training.device
         student.to(device)
-        for name, net in (("student", student), ("teacher", teacher)):
-            if net is not None:
-                answers = _answers(task, net)
+        for name, one in (("student", student), ("teacher", teacher)):
+            if one is not None:
+                answers = _answers(task, one) if isinstance(one, nn.Module) else one
                 found[name] = evaluate(task, answers, data.val_dataloader(), device, taught, "val")
     return Distilled(student.eval(), fitted.best_epoch, found["student"], found["teacher"], fitted.seconds)
 
