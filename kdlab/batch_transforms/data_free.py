@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, dense, hash_seed, kl, log_probabilities
@@ -114,14 +115,17 @@ class GeneratedRows(MadeRows):
     numbers are a function of (seed, step, part). It reads both networks in eval mode and changes nothing in them.
 
     Args:
-        in_channels, image_size: of the pictures.
+        in_channels: of the pictures.
+        image_size: see ``in_channels``.
         goal: ``dafl`` or ``zskt``.
         latent: random numbers that a picture is made of.
         width: channels inside the generator.
         lr: its learning rate.
         rows: pictures that it learns from at a time.
         every: optimizer steps of the student for each of the generator.
-        one_hot, activation, entropy: weights of the three parts of ``dafl``.
+        one_hot: weights of the three parts of ``dafl``.
+        activation: see ``one_hot``.
+        entropy: see ``one_hot``.
 
     Raises:
         UserError: for an argument out of its range.
@@ -154,6 +158,7 @@ class GeneratedRows(MadeRows):
         self._kept: Mapping[str, Any] = {}
         self._last: Tensor | None = None
 
+    @override
     def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
         _, student, teacher, task, seed, step, part, device = asked
         net = self._ready(seed, device)
@@ -224,12 +229,16 @@ class InvertedRows(MadeRows):
     The pool is made at the first step, by Adam, and travels in the checkpoint; a step draws from it at random.
 
     Args:
-        in_channels, image_size, num_classes: of the pictures.
+        in_channels: of the pictures.
+        image_size: see ``in_channels``.
+        num_classes: see ``in_channels``.
         pool: how many are made.
         rows: how many at a time; their statistics are those of a batch.
         steps: of Adam, for each of them.
         lr: its learning rate.
-        bn, tv, l2: the weights :math:`\alpha`; TV and the norm are means over rows.
+        bn: the weights :math:`\alpha`; TV and the norm are means over rows.
+        tv: see ``bn``.
+        l2: see ``bn``.
 
     Raises:
         UserError: for an argument out of its range, or a teacher without BatchNorm.
@@ -255,6 +264,7 @@ class InvertedRows(MadeRows):
         self.bn, self.tv, self.l2 = bn, tv, l2
         self.pool: Tensor | None = None
 
+    @override
     def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
         rows, _, teacher, task, seed, step, part, device = asked
         if self.pool is None:
@@ -330,6 +340,7 @@ class PictureGenerator(nn.Module):
             nn.BatchNorm2d(channels, affine=False, track_running_stats=False),
         )
 
+    @override
     def forward(self, z: Tensor) -> Tensor:
         x = self.body(self.start(z).unflatten(1, self.first))
         return x[..., : self.height, : self.width].sigmoid()

@@ -44,7 +44,8 @@ class GeneratedText:
     processes, micro-batches nor a resumed run change what is written.
 
     Args:
-        eos_id, pad_id: of the tokenizer.
+        eos_id: of the tokenizer.
+        pad_id: see ``eos_id``.
         vocab_size: ids of the tokenizer; others, of a padded output layer, are never written.
         context: tokens that the networks read at most.
         writer: who writes.
@@ -284,8 +285,10 @@ class _Buffer:
         return text if step < self._step and before.equal(prompt) else None
 
     def add(self, step: int, new: list[tuple[int, Tensor, Tensor]]) -> None:
-        """Keep what was written in this step, by this and all other processes: (example, prompt, text), int32 on the
-        CPU."""
+        """Keep what was written in this step, by this and all other processes.
+
+        Each entry is (example, prompt, text), int32 on the CPU.
+        """
         # a piece of a tensor would keep all of it, and send all of it
         for example, prompt, text in _everywhere([(e, p.clone(), t.clone()) for e, p, t in new]):
             self._entries.pop(example, None)  # so that it goes to the end
@@ -339,9 +342,10 @@ def written(
         eos_id: ends a continuation, and is part of it; None: nothing ends it.
         pad_id: fills up.
         vocab_size: ids from here on are never written.
-        temperature, top_p: of the drawing; 0 takes the most probable token.
+        temperature: of the drawing; 0 takes the most probable token.
+        top_p: see ``temperature``.
         draws: each prompt's random numbers; number i is for the i-th new token.
-        batch_transform: what an encoder is given, one by prompt.
+        source: what an encoder is given, one by prompt.
 
     Raises:
         UserError: if a prompt leaves no room.
@@ -374,8 +378,10 @@ def _name(batch: Batch) -> str:
 
 
 def sources(inputs: Any, rows: Sequence[int]) -> list[Tensor] | None:
-    """What the encoder is given in some rows of a batch's inputs, (m,) ids without pads or (F, m) features; None
-    without an encoder."""
+    """What the encoder is given in some rows of a batch's inputs; None without an encoder.
+
+    Each is (m,) ids without pads, or (F, m) features.
+    """
     if "decoder_input_ids" not in inputs:
         return None
     if "input_features" in inputs:

@@ -66,7 +66,9 @@ class StrongViews:
 
         Args:
             batch: of pictures, with keys.
-            student, teacher, task: not needed.
+            student: not needed.
+            teacher: see ``student``.
+            task: see ``student``.
             seed: of the run.
             step: the optimizer step, counted from 0.
             part: which micro-batch of the step; nothing depends on it.

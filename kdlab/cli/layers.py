@@ -95,8 +95,11 @@ def _last_map(layers: Iterable[Layer], vector: Layer) -> Layer | None:
 
 
 def suggest(student: Traced, teacher: Traced) -> list[Pairs]:
-    """Pairs by resolution (stages of feature maps), by depth (blocks of hidden states), the last maps where no stage
-    gives them and they are equally wide (SimKD's projector), and the penultimate vectors."""
+    """Suggest pairs of layers of student and teacher.
+
+    By resolution (stages of feature maps), by depth (blocks of hidden states), the last maps where no stage gives them
+    and they are equally wide (SimKD's projector), and the penultimate vectors.
+    """
     found = [_by_resolution(student, teacher), *_by_depth(student, teacher)]
     ours, theirs = student.last, teacher.last
     stages = [layer.path for _, layer, _ in found[0].each]
@@ -161,8 +164,11 @@ def _share(side: int | None, at: tuple[int, int]) -> str:
 
 
 def _stages(layers: Iterable[Layer]) -> dict[tuple[int, int], Layer]:
-    """The last stage of each resolution. Stages are the numbered siblings that come at most resolutions (``layer1``,
-    ``layer2``, ...; ``features.0``, ...), the outermost such; in a network without, the outermost modules."""
+    """The last stage of each resolution.
+
+    Stages are the numbered siblings that come at most resolutions (``layer1``, ``layer2``, ...; ``features.0``, ...),
+    the outermost such; in a network without, the outermost modules.
+    """
     maps = [layer for layer in layers if layer.shape is not None and len(layer.shape) == 3 and layer.calls == 1]
     families = _families(maps)
     best = max(families.values(), key=lambda f: (len({_grid(m) for m in f}), -f[0].path.count("."), len(f)), default=[])

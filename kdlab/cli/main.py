@@ -192,6 +192,7 @@ class Parser(argparse.ArgumentParser):
     """An ``ArgumentParser`` whose complaints are one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the mistake, with the usage."""
         usage = " ".join(self.format_usage().split())
         raise UserError(f"{message}; {usage}")
 

@@ -128,7 +128,7 @@ def channels_first(inputs: Tensor) -> tuple[Tensor, str]:
 
 
 def fit_channels(inputs: Tensor, wanted: tuple[int, ...]) -> tuple[Tensor, bool]:
-    """Pictures brought to the shape (N, \\*wanted) that a network reads, and whether their channels stood last.
+    r"""Pictures brought to the shape (N, \\*wanted) that a network reads, and whether their channels stood last.
 
     Args:
         inputs: one picture or many; (H, W, C) or (C, H, W), and (H, W) where there is one channel.
@@ -143,6 +143,7 @@ def fit_channels(inputs: Tensor, wanted: tuple[int, ...]) -> tuple[Tensor, bool]
 
 
 def shape(inputs: Tensor) -> str:
+    """Return the shape of a tensor as text."""
     return str(tuple(inputs.shape))
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.ops import OPS, affine, apply_ops, sample
@@ -38,6 +39,7 @@ class Transform:
     """Whether uint8 images are welcome; others are converted to float in [0, 1] first."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return the transformed images, (B, C, H, W)."""
         raise TypeError(f"{type(self).__name__} does not say what it does: define __call__")
 
 
@@ -47,6 +49,7 @@ class Finite(Transform):
     finite: int
     takes_bytes = True
 
+    @override
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         return self.apply(images, draws.integers(0, self.finite))
 
@@ -73,6 +76,7 @@ class Crop(Finite):
         self.padding, self.fill = padding, fill
         self.finite = (2 * padding + 1) ** 2
 
+    @override
     def apply(self, images: Tensor, outcome: Tensor) -> Tensor:
         side = 2 * self.padding + 1
         windows = self._padded(images).unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)
@@ -95,6 +99,7 @@ class Flip(Finite):
 
     finite = 2
 
+    @override
     def apply(self, images: Tensor, outcome: Tensor) -> Tensor:
         # picking whole pictures out of both versions costs a quarter of choosing pixel by pixel
         both = torch.cat([images, images.flip(-1)])
@@ -102,8 +107,9 @@ class Flip(Finite):
 
 
 class Cutout(Finite):
-    """Black out a square around a random pixel (DeVries and Taylor, "Improved regularization of convolutional neural
-    networks with Cutout", 2017); at the border part of the square falls outside.
+    """Black out a square around a random pixel; at the border part of the square falls outside.
+
+    DeVries and Taylor, "Improved regularization of convolutional neural networks with Cutout", 2017.
 
     Args:
         size: side of the square in pixels; None is half the height.
@@ -116,6 +122,7 @@ class Cutout(Finite):
         self.size = size
         self.finite = height * width
 
+    @override
     def apply(self, images: Tensor, outcome: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         low, high = -(self.size // 2), self.size - self.size // 2
@@ -146,6 +153,7 @@ class RandomResizedCrop(Transform):
                 raise UserError(f"data.augment.random_resized_crop.{name}", f"{list(pair)}", f"[low, high], {bound}")
         self.scale, self.ratio = tuple(map(float, scale)), tuple(map(float, ratio))
 
+    @override
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         height, width = images.shape[-2:]
         area = draws.uniform(0, *self.scale) * (height * width)
@@ -170,6 +178,7 @@ class TrivialAugment(Transform):
             raise UserError("data.augment.trivial.strength", strength, "above 0, up to 1")
         self.strength = float(strength)
 
+    @override
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         operation = draws.integers(0, len(OPS))
         return apply_ops(images, operation, draws.uniform(1, 0.0, self.strength), draws.uniform(2) < 0.5)
@@ -190,6 +199,7 @@ class RandAugment(Transform):
             raise UserError("data.augment.randaugment.magnitude", magnitude, "0..10")
         self.ops, self.magnitude = ops, float(magnitude)
 
+    @override
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         strength = torch.full((len(images),), self.magnitude / 10, device=images.device)
         for turn in range(self.ops):

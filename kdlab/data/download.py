@@ -36,6 +36,7 @@ class Remote:
 
     @property
     def filename(self) -> str:
+        """The last part of the address."""
         return self.url.rsplit("/", 1)[-1]
 
 

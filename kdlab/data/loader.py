@@ -41,6 +41,7 @@ class EpochSampler:
     epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order is shown."""
         self.epoch = epoch
 
 
@@ -60,7 +61,8 @@ class EpochLoader:
         order: the training order; None goes through the split once, in its order, with nothing left out.
         device: where batches are wanted.
         accumulate: micro-batches of one optimizer step.
-        rank, world: which process this is, of how many.
+        rank: which process this is, of how many.
+        world: see ``rank``.
         least: examples that a micro-batch must have.
 
     Raises:
@@ -251,8 +253,10 @@ class Loader(EpochLoader):
 
 
 def _partners(steps: Steps, parts: int) -> tuple[Tensor | None, list[float]]:
-    """Where in its own micro-batch the partner of each row is, -1 for none there; and how many rows of each step have
-    one."""
+    """Where in its own micro-batch the partner of each row is, and how many rows of each step have one.
+
+    -1 stands for none there.
+    """
     if steps.partner is None:
         return None, [0.0] * len(steps.sizes)
     sizes = torch.tensor([rows for size in steps.sizes for rows in parts_of(size, parts)])

@@ -7,6 +7,7 @@ import random
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.data.rng import permutation, seed_of
 from kdlab.errors import UserError
@@ -46,6 +47,7 @@ class MixUp(Mixing):
     def __init__(self, alpha: float = 0.2, prob: float = 1.0) -> None:
         super().__init__(alpha, prob)
 
+    @override
     def combine(self, own: Tensor, partner: Tensor, share: float, place: tuple[float, float]) -> tuple[Tensor, float]:
         return own * share + partner * (1 - share), share
 
@@ -55,6 +57,7 @@ class CutMix(Mixing):
 
     name = "cutmix"
 
+    @override
     def combine(self, own: Tensor, partner: Tensor, share: float, place: tuple[float, float]) -> tuple[Tensor, float]:
         height, width = own.shape[-2:]
         side = math.sqrt(1 - share)
@@ -94,8 +97,10 @@ class Recipe:
         """Mix rows with their partners.
 
         Args:
-            own, partner: float inputs (B, ...).
-            own_target, partner_target: (B,) class ids, -100 for none.
+            own: float inputs (B, ...).
+            partner: see ``own``.
+            own_target: (B,) class ids, -100 for none.
+            partner_target: see ``own_target``.
             classes: C.
 
         Returns:

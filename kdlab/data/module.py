@@ -320,7 +320,8 @@ class ImageData(LightningDataModule):
         Args:
             device: where the tensors lie and augmentation runs.
             accumulate: micro-batches of one optimizer step.
-            rank, world: which process this is, of how many.
+            rank: which process this is, of how many.
+            world: see ``rank``.
         """
         device = torch.device(device)
         if device != self._place.get("device"):

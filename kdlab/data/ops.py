@@ -44,7 +44,7 @@ def sample(images: Tensor, matrix: tuple[Tensor, ...], padding: str = "zeros") -
 
 
 def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
-    """factor 0 gives ``base``, 1 the images, 2 overshoots as far the other way."""
+    """Blend: factor 0 gives ``base``, 1 the images, 2 overshoots as far the other way."""
     factor = factor[:, None, None, None]
     return (base + (images - base) * factor).clamp(0, 1)
 
@@ -67,24 +67,29 @@ def _levels(images: Tensor) -> Tensor:
 
 
 def identity(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
+    """Return the images as they are."""
     return images
 
 
 def brightness(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
+    """Change the brightness: blend with black."""
     return _blend(torch.zeros_like(images), images, _factor(strength, down))
 
 
 def contrast(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
+    """Change the contrast: blend with the mean grey."""
     height, width = images.shape[-2:]
     mean = _levels(_grey(images)).sum((1, 2, 3)).float() / (255 * height * width)
     return _blend(mean[:, None, None, None].expand_as(images), images, _factor(strength, down))
 
 
 def color(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
+    """Change the saturation: blend with the grey image."""
     return _blend(_grey(images).expand_as(images), images, _factor(strength, down))
 
 
 def sharpness(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
+    """Change the sharpness: blend with a blurred image."""
     height, width = images.shape[-2:]
     blurred = images.clone()  # the border stays as it is
     total = images[..., 1:-1, 1:-1] * 4

@@ -101,7 +101,8 @@ def decode(path: Path, height: int, width: int, channels: int = 3) -> tuple[np.n
 
     Args:
         path: the file; its content decides what it is, not its name.
-        height, width: pixels, from 1 on.
+        height: pixels, from 1 on.
+        width: see ``height``.
         channels: 3 for RGB, 1 for grey.
 
     Raises:

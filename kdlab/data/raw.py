@@ -57,6 +57,7 @@ class Files:
         return (len(self), self.channels, self.size, self.size)
 
     def take(self, rows: Tensor) -> Files:
+        """Return some of the files, by number."""
         return replace(self, names=[self.names[i] for i in rows.tolist()])
 
     def picture(self, row: int) -> tuple[Tensor, Look]:
@@ -92,6 +93,7 @@ class Rows:
         return len(self.targets)
 
     def take(self, rows: Tensor) -> Rows:
+        """Return some of the rows, by number."""
         inputs = self.inputs.take(rows) if isinstance(self.inputs, Files) else self.inputs[rows]
         return Rows(inputs, self.targets[rows])
 
@@ -131,7 +133,8 @@ class Columns:
 
     Args:
         names: of the columns that are read, in the order of the inputs.
-        offset, scale: of each; 0 and 1 but for columns that float32 would not tell apart otherwise.
+        offset: of each; 0 and 1 but for columns that float32 would not tell apart otherwise.
+        scale: see ``offset``.
         targets: names of the columns of classes, whether they are asked for or not.
         asked: which of these are asked for.
         delimiter: the character between columns.

@@ -177,7 +177,7 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
 
 
 def separator(text: str, key: str = "data.delimiter") -> str:
-    """The character that a delimiter, its name, or its escape stands for.
+    r"""The character that a delimiter, its name, or its escape stands for.
 
     >>> separator("\\\\t") == separator("tab") == "\\t"
     True

@@ -17,6 +17,7 @@ from kdlab.models.transforms.auxiliary import Auxiliary
 
 
 def previous(experiment: Experiment) -> bool:
+    """Whether the student of the stage before teaches."""
     return experiment.teacher is not None and experiment.teacher.previous
 
 

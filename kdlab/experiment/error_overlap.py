@@ -64,9 +64,10 @@ class PredictionRecorder:
         return {"student", "teacher"} <= self.first.keys()
 
     def errors(self) -> dict[str, dict[str, Any]]:
-        """Role → its errors, as they stand in ``result.json``: a number for each of
-        :data:`~kdlab.report.diagnosis.diagnosis.KINDS`. Rows without a label do not count; nothing where nobody
-        taught."""
+        """Role → its errors, as they stand in ``result.json``; nothing where nobody taught.
+
+        A number for each of :data:`~kdlab.report.diagnosis.diagnosis.KINDS`. Rows without a label do not count.
+        """
         if not self.taught or self.targets is None:
             return {}
         known = self.targets != NO_LABEL
@@ -81,8 +82,10 @@ class PredictionRecorder:
 
 
 def drawable(heard: PredictionRecorder) -> bool:
-    """Whether there is a diagnosis to draw: somebody taught, every row has a label (else it is neither right nor
-    wrong), and the logits were held."""
+    """Whether there is a diagnosis to draw.
+
+    Somebody taught, every row has a label (else it is neither right nor wrong), and the logits were held.
+    """
     return _compared(heard) and "student" in heard.logits
 
 

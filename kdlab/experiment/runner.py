@@ -306,7 +306,7 @@ def _writing_into(folder: Path) -> Iterator[None]:
 class _LogFile(logging.StreamHandler):
     """Writes ``run.log``; a disk without room costs the line, and what fails by it says so itself."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (of the standard library)
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 

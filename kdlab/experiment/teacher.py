@@ -87,6 +87,11 @@ def find_teacher(
     """The experiment's teacher as a trained network; None where it has none.
 
     Args:
+        experiment: the experiment.
+        data: the data of the student.
+        training: how a teacher that is not known yet is trained.
+        previous: the student of the stage before, if that is who teaches.
+        names: group → chosen option, for the name of its folder.
         vocabulary_agnostic: its classes need not be those of ``data``.
 
     Raises:

@@ -133,8 +133,10 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
 
 
 def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: TrainerConfig) -> Teacher:
-    """The teacher, answering from its cache, which is filled first if it is not there; live where that would be too
-    large."""
+    """The teacher, answering from its cache, which is filled first if it is not there.
+
+    Live where the cache would be too large.
+    """
     spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
     data.to(training.device)
     live.to(training.device)
@@ -228,6 +230,7 @@ def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManife
 
 
 def weights_fingerprint(net: nn.Module) -> str:
+    """Return a hash of all that decides what a network answers."""
     # the input normalisation is no part of a state dict, but it is of what the teacher says
     return weights_hash({**net.state_dict(), **dict(net.named_buffers())})
 

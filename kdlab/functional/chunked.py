@@ -61,7 +61,7 @@ def chunked(
 class _Chunked(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx,
+        ctx: Any,
         compare: Callable[[slice], tuple[Tensor, Tensor]],
         source: _Projection | _Dense,
         weights: Tensor,
@@ -101,7 +101,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         size, *found = ctx.saved_tensors
         factor = upstream * size
         scaled = [None if g is None else (g * factor).to(d) for g, d in zip(found, ctx.dtypes, strict=True)]

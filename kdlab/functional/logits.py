@@ -74,14 +74,17 @@ class Projected(_Form):
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the dense logits."""
         return torch.Size((*self.hidden.shape[:-1], self.weight.shape[0]))
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the dense logits."""
         return self.hidden.dtype
 
     @property
     def device(self) -> torch.device:
+        """Device of the dense logits."""
         return self.hidden.device
 
     def dense(self) -> Tensor:
@@ -115,14 +118,17 @@ class Sparse(_Form):
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the dense logits."""
         return torch.Size((self.ids.shape[0], self.classes))
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the kept log-probabilities."""
         return self.log_probs.dtype
 
     @property
     def device(self) -> torch.device:
+        """Device of the kept log-probabilities."""
         return self.log_probs.device
 
     @classmethod
@@ -168,14 +174,17 @@ class Sampled(_Form):
 
     @property
     def shape(self) -> torch.Size:
+        """Shape of the dense logits."""
         return torch.Size((self.ids.shape[0], self.classes))
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of the drawn weights."""
         return self.weights.dtype
 
     @property
     def device(self) -> torch.device:
+        """Device of the drawn ids."""
         return self.weights.device
 
     @classmethod

@@ -43,6 +43,7 @@ class Schedule:
             raise UserError("at", self.at, "a share of training in [0, 1]")
 
     def __call__(self, progress: float) -> float:
+        """Return the value at a share of training, in [0, 1]."""
         if self.shape == "step":
             return float(self.start if progress < self.at else self.end)
         share = min(max((progress - self.begin) / (self.until - self.begin), 0.0), 1.0)

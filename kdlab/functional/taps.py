@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -46,7 +46,7 @@ class Taps:
             handle.remove()
         self._handles.clear()
 
-    def _store(self, name: str):
+    def _store(self, name: str) -> Callable[[nn.Module, tuple, Any], None]:
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             value: Any = output[0] if isinstance(output, tuple) else output
             if not isinstance(value, Tensor):

@@ -141,8 +141,10 @@ class Outputs:
 
     @classmethod
     def of(cls, raw: Any, features: Mapping[str, Tensor] | None = None) -> Outputs:
-        """Wrap what a network returned: logits in any form, an object that has them, or a mapping of ``logits`` and
-        further heads."""
+        """Wrap what a network returned.
+
+        Logits in any form, an object that has them, or a mapping of ``logits`` and further heads.
+        """
         if isinstance(raw, Outputs):
             raw.features.update(features or {})
             return raw

@@ -155,7 +155,7 @@ def _shares(said: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor
 
 
 def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """A file as a batch (N, \\*shape) of floats, read as training data are.
+    r"""A file as a batch (N, \\*shape) of floats, read as training data are.
 
     Raises:
         UserError: if it is of another kind or shape, or cannot be read.

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Mapping
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs
@@ -31,12 +32,15 @@ class TaskTerm(Term):
         self.auxiliary, self.pairing = term.auxiliary, term.pairing
         self.weight = term.weight.times(share)
 
+    @override
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         self.term.setup(student, teacher, examples)
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         self.term.prepare(self._own(student), None if teacher is None else self._own(teacher))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         own, told = self._own(student), None if teacher is None else self._own(teacher)
         if told is not None and self.needs_teacher and own.logits.shape != told.logits.shape:
@@ -54,8 +58,9 @@ class TaskTerm(Term):
 
 
 def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict[str, Term]:
-    """Terms on outputs once for each task, named ``kl_digit``, ``kl_parity``; terms on layers, which all tasks share,
-    as they are.
+    """Terms on outputs once for each task, named ``kl_digit``, ``kl_parity``; terms on layers as they are.
+
+    All tasks share the layers.
 
     Args:
         terms: name → term.

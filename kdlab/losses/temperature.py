@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Schedule, reverse_gradient, schedule, standardize
@@ -97,6 +98,7 @@ class StandardizedTemperature(Temperature):
     def __init__(self, base: float | Mapping | Schedule = 2.0) -> None:
         super().__init__(base)
 
+    @override
     def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         return super().soften(standardize(student), standardize(teacher))
 
@@ -145,10 +147,12 @@ class LearnedTemperature(Temperature):
         theta = reverse_gradient(self.theta, self.strength(self.progress))
         return self.low + (self.high - self.low) * theta.sigmoid()
 
+    @override
     @property
     def now(self) -> float:
         return float(self._value().detach())
 
+    @override
     def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
         t = self._value()
         wide = self.high > _WIDE_ABOVE

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, schedule
@@ -67,6 +68,7 @@ class Term(nn.Module):
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         """Make what depends on shapes (a projector); called once, before the optimizer is made."""
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         raise TypeError(f"{type(self).__name__} does not say what it measures: define forward")
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import RunFailed
 from kdlab.functional import Batch, Outputs, Taps, seed_torch
@@ -105,6 +106,7 @@ class Method(pl.LightningModule):
 
     # ---- training ------------------------------------------------------------------------------------------------
 
+    @override
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         # kdlab's loaders give batches that are there already; another's move
         return batch if batch.targets.device == device else batch.to(device)
@@ -179,6 +181,7 @@ class Method(pl.LightningModule):
                 module.eval()
         return self
 
+    @override
     def on_fit_start(self) -> None:
         if self.channels_last:
             for net in filter(None, (self.student, self.auxiliary)):
@@ -189,15 +192,18 @@ class Method(pl.LightningModule):
         trained = [*self.student.modules(), *(self.auxiliary.modules() if self.auxiliary is not None else ())]
         self._random = self.task.target != "class" or any(isinstance(m, _RANDOM_LAYERS) for m in trained)
 
+    @override
     def on_train_start(self) -> None:
         self._steps = max(int(self.trainer.estimated_stepping_batches), 1)
         apart = min(self.log_every, self._steps, MOST_APART)
         self._curves = TermAccumulator(self.objective.names, apart * self.trainer.accumulate_grad_batches)
 
+    @override
     def on_train_epoch_start(self) -> None:
         if self.teacher is not None:
             self.teacher.update(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=False)
 
+    @override
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         step = self.trainer.global_step
         if step & (step + 1):  # looks at steps 1, 2, 4, 8, ...: often at first, and hardly ever in the end
@@ -207,11 +213,13 @@ class Method(pl.LightningModule):
             before = self.greatest_gradient
             self.greatest_gradient = now if before is None else torch.maximum(before, now)
 
+    @override
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.teacher is not None:  # here, before a checkpoint of this step is saved
             self.teacher.update(self.student, self.current_epoch, self.trainer.max_epochs or 1, step_done=True)
 
+    @override
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
@@ -258,6 +266,7 @@ class Method(pl.LightningModule):
 
     # ---- validation ----------------------------------------------------------------------------------------------
 
+    @override
     def on_validation_epoch_start(self) -> None:
         self._measures = self.task.measures()
 
@@ -267,6 +276,7 @@ class Method(pl.LightningModule):
         teacher = self.teacher(batch, "val") if self.teacher is not None else None
         self._measures.update(self.task.outputs(self.student, batch), teacher, batch)
 
+    @override
     def on_validation_epoch_end(self) -> None:
         if not self._measures.rows:
             return
@@ -278,6 +288,7 @@ class Method(pl.LightningModule):
 
     # ---- optimizer and state -------------------------------------------------------------------------------------
 
+    @override
     def configure_optimizers(self) -> Any:
         trained = [p for p in self.parameters() if p.requires_grad]
         free = [p for p in trained if getattr(p, "no_decay", False)]
@@ -292,12 +303,14 @@ class Method(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: course(step / steps, epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name in ("teacher", "batches"):
             part = getattr(self, name)
             if part is not None and (state := part.state_dict()):
                 checkpoint[name] = state
 
+    @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self.teacher is not None and "teacher" in checkpoint:
             self.teacher.restore(checkpoint["teacher"], self.student)

@@ -39,6 +39,7 @@ def flops(net: nn.Module, example: Example) -> int:
     and normalisation are left out. (Papers that count a multiply-add as one give half of this.)
 
     Args:
+        net: the network.
         example: a batch of inputs; only its first row is used.
     """
     with _evaluating(net), FlopCounterMode(display=False) as counter:
@@ -53,6 +54,7 @@ def latency_ms(net: nn.Module, example: Example, n: int = 30) -> float:
     before.
 
     Args:
+        net: the network.
         example: a batch of inputs; only its first row is used.
         n: how many passes are timed, after a few that are not.
     """

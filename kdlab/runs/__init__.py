@@ -1,0 +1,1 @@
+"""Run folders: claimed, written, read, and their curves."""

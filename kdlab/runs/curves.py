@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from typing_extensions import override
 
 from kdlab.errors import CannotWrite, UserError
 from kdlab.runs.read import is_point
@@ -33,10 +34,12 @@ class CurvesFile(Logger):
         self._drop_after(from_step)
         self._file = os.fdopen(open_to_append(path), "a", encoding="utf-8", buffering=1)
 
+    @override
     @property
     def name(self) -> str:
         return "curves"
 
+    @override
     @property
     def version(self) -> str:
         return ""
@@ -44,12 +47,14 @@ class CurvesFile(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
+        """Nothing: there is no object of another library."""
         return self._file
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: they stand in ``config.yaml``."""
 
+    @override
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         point: dict[str, Any] = {"step": step}
@@ -61,6 +66,7 @@ class CurvesFile(Logger):
         except OSError as error:
             raise CannotWrite(self.path, error) from error
 
+    @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
         self._file.flush()

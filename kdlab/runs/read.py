@@ -65,6 +65,7 @@ class Run:
 
     @property
     def failed(self) -> bool:
+        """Whether it did not finish."""
         return self.result.get("status") != "finished"
 
     @property
@@ -76,6 +77,7 @@ class Run:
 
     @property
     def seed(self) -> Any:
+        """Seed of the run."""
         return self.result.get("seed", self.settings.get("seed"))
 
     @cached_property
@@ -162,10 +164,12 @@ class Found:
 
     @property
     def finished(self) -> list[Run]:
+        """Runs that finished."""
         return [run for run in self.runs if not run.failed]
 
     @property
     def failed(self) -> list[Run]:
+        """Runs that failed."""
         return [run for run in self.runs if run.failed]
 
 

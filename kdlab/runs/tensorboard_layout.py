@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from typing_extensions import override
 
 from kdlab.runs.tensorboard import add_layout
 
@@ -28,10 +29,12 @@ class Layout(Logger):
         self.curves: set[str] = set()
         self.written = False
 
+    @override
     @property
     def name(self) -> str:
         return "layout"
 
+    @override
     @property
     def version(self) -> str:
         return ""
@@ -40,6 +43,7 @@ class Layout(Logger):
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: they are no curves."""
 
+    @override
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         if self.written:
@@ -49,6 +53,7 @@ class Layout(Logger):
         if validated and any(name.startswith("train/") for name in metrics):
             self._write()
 
+    @override
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self.curves and not self.written:

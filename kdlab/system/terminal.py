@@ -16,7 +16,7 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co"))
 
 
 def printable(text: str) -> str:
-    """Remove terminal escapes and invisible direction marks from ``text``; line breaks and tabs stay.
+    r"""Remove terminal escapes and invisible direction marks from ``text``; line breaks and tabs stay.
 
     >>> printable("a\\x1b[31mb\\n")
     'a[31mb\\n'
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def one_line(value: object) -> str:
-    """``value`` as one line of printable text, runs of white space as one space.
+    r"""``value`` as one line of printable text, runs of white space as one space.
 
     >>> one_line("two\\n  lines")
     'two lines'
@@ -59,11 +59,13 @@ def warn(text: object) -> None:
 class LineFormatter(logging.Formatter):
     """A log record as one printable line; the traceback of an exception follows on lines of its own."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (of the standard library)
+        """Return the message without control characters."""
         record.message = " ".join(record.message.splitlines())
         return printable(super().formatMessage(record))
 
-    def formatException(self, ei: object) -> str:
+    def formatException(self, ei: object) -> str:  # noqa: N802 (of the standard library)
+        """Return the traceback without control characters."""
         return printable(super().formatException(ei))  # type: ignore[arg-type]
 
 

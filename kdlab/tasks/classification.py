@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, hash_seed
@@ -80,12 +81,14 @@ class Classification(Task):
         if self.tasks and self.attack:
             raise UserError("task.attack", f"{dict(attack or {})}, and there are several tasks", "null")
 
+    @override
     @property
     def chance(self) -> float:
         if not self.tasks:
             return super().chance
         return sum(1 / classes for classes in self.tasks.values()) / len(self.tasks)
 
+    @override
     def measures(self, words: int | None = None) -> Measures:
         return TaskMeasures(self.tasks) if self.tasks else ClassMeasures(self.num_classes)
 

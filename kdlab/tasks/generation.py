@@ -283,7 +283,7 @@ def _first_source(data: Any, device: Any) -> list[Tensor] | None:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; the cells' own bars, line ends and markup are shown as they are.
+    r"""A table in Markdown; the cells' own bars, line ends and markup are shown as they are.
 
     >>> print(table(("a", "b"), [("1|2", "x")]))
     | a | b |

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
@@ -67,6 +68,7 @@ class UnlikeTeacher(FrozenTeacher):
         theirs, ours = (getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own))
         return self.tokenizer is not self.own and (theirs is None or theirs != ours)
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs:
         if isinstance(batch.inputs, dict) and "decoder_input_ids" in batch.inputs:
@@ -141,6 +143,7 @@ class UnlikeTeacher(FrozenTeacher):
             start += there
         return partner, paired
 
+    @override
     def describe(self) -> str:
         return (
             f"live teacher with a tokenizer of its own ({self.tokenizer.size} tokens, the student's has "

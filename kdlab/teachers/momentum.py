@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
@@ -29,18 +30,22 @@ class MovingTeacher(Teacher):
     def _copy(self, student: nn.Module) -> None:
         self.net = copy.deepcopy(student).eval().requires_grad_(False)
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         return None if self.net is None else self.task.outputs(self.net, batch, self.layers)
 
+    @override
     def to(self, device: torch.device) -> MovingTeacher:
         if self.net is not None:
             self.net.to(device)
         return self
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {} if self.net is None else dict(self.net.state_dict())
 
+    @override
     def restore(self, state: dict[str, Any], student: nn.Module) -> None:
         if state:
             self._copy(student)
@@ -68,6 +73,7 @@ class EMATeacher(MovingTeacher):
         self.decay = decay
         self.steps = 0
 
+    @override
     @torch.no_grad()
     def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         if self.net is None:
@@ -82,13 +88,16 @@ class EMATeacher(MovingTeacher):
         for own, new in zip(self.net.buffers(), student.buffers(), strict=True):
             own.copy_(new)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {"net": super().state_dict(), "steps": self.steps}
 
+    @override
     def restore(self, state: dict[str, Any], student: nn.Module) -> None:
         super().restore(state.get("net", {}), student)
         self.steps = int(state.get("steps", 0))
 
+    @override
     def describe(self) -> str:
         return f"the running average of the student (decay {self.decay:g})"
 
@@ -113,6 +122,7 @@ class SnapshotTeacher(MovingTeacher):
             raise UserError("method.every", every, "a whole number of epochs, at least 1")
         self.begin, self.every = begin, every
 
+    @override
     def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         first = min(math.ceil(self.begin * epochs), epochs - 1)
         if step_done or epoch < max(first, 1):
@@ -120,6 +130,7 @@ class SnapshotTeacher(MovingTeacher):
         if epoch == first or (self.every and (epoch - first) % self.every == 0):
             self._copy(student)
 
+    @override
     def describe(self) -> str:
         again = f", anew every {self.every} epochs" if self.every else ""
         return f"the student's earlier self, from {self.begin:.0%} of training on{again}"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, cross_entropy, dense, log_probabilities
@@ -65,6 +66,7 @@ class FrozenTeacher(Teacher):
         self.task = task
         self.layers = tuple(layers)
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs:
         # somebody may have called train() on it, or on a parent of some of its layers; a BatchNorm would drift
@@ -72,10 +74,12 @@ class FrozenTeacher(Teacher):
             self.net.eval()
         return self.task.outputs(self.net, batch, self.layers)
 
+    @override
     def to(self, device: torch.device) -> FrozenTeacher:
         self.net.to(device)
         return self
 
+    @override
     def describe(self) -> str:
         return "live teacher: one forward pass a step"
 
@@ -105,19 +109,23 @@ class MultiTeacher(Teacher):
     def __init__(self, members: Sequence[Teacher]) -> None:
         self.members = list(members)
 
+    @override
     def to(self, device: torch.device) -> MultiTeacher:
         for member in self.members:
             member.to(device)
         return self
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         states = {str(i): state for i, member in enumerate(self.members) if (state := member.state_dict())}
         return {"members": states} if states else {}
 
+    @override
     def restore(self, state: dict[str, Any], student: nn.Module) -> None:
         for i, mine in state.get("members", {}).items():
             self.members[int(i)].restore(mine, student)
 
+    @override
     def update(self, student: nn.Module, epoch: int, epochs: int, step_done: bool) -> None:
         for member in self.members:
             member.update(student, epoch, epochs, step_done)
@@ -136,12 +144,14 @@ class TasksTeacher(MultiTeacher):
         self.tasks = tuple(members)
         self.first = first
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         answers = [member(batch, split) for member in self.members]
         said = {name: one.logits for name, one in zip(self.tasks, answers, strict=True) if one is not None}
         return Outputs(said.get(self.first or "", next(iter(said.values()))), heads=said) if said else None
 
+    @override
     def describe(self) -> str:
         each = zip(self.tasks, self.members, strict=True)
         return "a teacher a task: " + "; ".join(f"{name}: {member.describe()}" for name, member in each)
@@ -189,6 +199,7 @@ class EnsembleTeacher(MultiTeacher):
         self.weights = [w / sum(share) for w in share]
         self.weighting, self.show = weighting, show
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         if self.weighting == "mean" and not self.show:
@@ -246,6 +257,7 @@ class EnsembleTeacher(MultiTeacher):
             mean[at] = own if first else torch.logaddexp(mean[at], own)
         return mean
 
+    @override
     def describe(self) -> str:
         how = "weighed by confidence" if self.weighting == "confidence" else "the mean"
         how = "weighed by the loss" if self.show else how

@@ -102,6 +102,7 @@ class Address:
 
     @property
     def url(self) -> str:
+        """The address as a URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{urllib.parse.quote(self.path, safe='/%:@')}"
 
@@ -120,6 +121,7 @@ def read_key(variable: str | None, address: Address) -> str | None:
     """The API key from the environment; None for a server on this machine that needs none.
 
     Args:
+        address: the server.
         variable: the environment variable's name; None: ``OPENAI_API_KEY``, and a local server may go without.
 
     Raises:

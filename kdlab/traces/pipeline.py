@@ -27,7 +27,8 @@ class AnswerSource(Protocol):
 
     wording: PromptTemplate
 
-    def answers(self, jobs: Iterable[Job]) -> Iterator[Answer | Failure]: ...
+    def answers(self, jobs: Iterable[Job]) -> Iterator[Answer | Failure]:
+        """Yield an answer or a failure for each job, in any order."""
 
 
 @dataclass
@@ -265,7 +266,8 @@ def write_filtered(output: Output, keep: str, scored: bool) -> tuple[Path, int]:
 
 
 def check_keep(keep: str, asks: Sequence[Prompt], samples: int) -> None:
-    """
+    """Check that a filter can keep something.
+
     Raises:
         UserError: for a filter that could keep nothing.
     """

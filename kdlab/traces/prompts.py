@@ -64,6 +64,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, int]:
+        """What tells jobs apart: the question's hash, and the sample."""
         return self.ask.key, self.sample
 
 

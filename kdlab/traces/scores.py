@@ -81,8 +81,10 @@ class Pieces:
 
 
 def _byte_level() -> dict[str, int]:
-    """Sign → byte of byte-level vocabularies: Latin-1 where visible, the others in turn from U+0100 on (Radford et
-    al., 2019)."""
+    """Return sign → byte of byte-level vocabularies (Radford et al., 2019).
+
+    Latin-1 where visible, the others in turn from U+0100 on.
+    """
     visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
     hidden = [byte for byte in range(256) if byte not in visible]
     return {chr(byte): byte for byte in visible} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
@@ -99,7 +101,9 @@ def align(
     Args:
         scores: the teacher's, a row for each token it wrote.
         pieces: of the student's tokenizer.
-        question, reasoning, answer: of the trace.
+        question: of the trace.
+        reasoning: see ``question``.
+        answer: see ``question``.
         k: classes to keep.
         ended: whether the teacher stopped by itself.
     """
@@ -135,7 +139,7 @@ def align(
 
 
 def _row(score: Scored, pieces: Pieces, k: int, before: bytes) -> dict[int, float]:
-    """id → log-probability of the k most probable pieces that are tokens; what the others have goes to the tail."""
+    """Id → log-probability of the k most probable pieces that are tokens; what the others have goes to the tail."""
     row: dict[int, float] = {}
     for piece, value in score.top:
         number = pieces.find(piece, before)

@@ -163,7 +163,8 @@ def _short(value: object) -> str:
 
 
 def _check_writable(path: Path) -> None:
-    """
+    """Check that a file can be written.
+
     Raises:
         UserError: if ``path`` is a folder, or it or the folder it would come into cannot be written to.
     """

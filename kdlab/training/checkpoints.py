@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from typing_extensions import override
 
 from kdlab.errors import RunFailed, UserError
 from kdlab.models.weights.checkpoint import atomic_write, save_weights
@@ -32,10 +33,12 @@ class AtomicCheckpoints(TorchCheckpointIO):
     Lightning's own goes through ``$TMPDIR`` and a move, which tears on another file system.
     """
 
+    @override
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with atomic_write(path) as file:
             torch.save(checkpoint, file)
 
+    @override
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         return read_checkpoint(Path(path), map_location or "cpu")
 
@@ -117,6 +120,7 @@ class Saver(Checkpoint):
 
     # ---- state that goes into the checkpoint --------------------------------------------------------------------
 
+    @override
     def state_dict(self) -> dict[str, Any]:
         return {
             "best": list(self.best) if self.best else None,
@@ -129,6 +133,7 @@ class Saver(Checkpoint):
             "stopped": self.stopped,
         }
 
+    @override
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = tuple(state["best"]) if state["best"] else None
         self.best_epoch, self.best_measures = state["best_epoch"], dict(state["best_measures"])
@@ -165,6 +170,7 @@ class Saver(Checkpoint):
 
     # ---- hooks --------------------------------------------------------------------------------------------------
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._started = self._saved = time.monotonic()
         if threading.current_thread() is threading.main_thread():
@@ -174,6 +180,7 @@ class Saver(Checkpoint):
     def _on_sigterm(self, number: int, frame: Any) -> None:
         self._terminate = True
 
+    @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # never on the last batch of an epoch: there Lightning's counters resume an epoch too early or too late
         last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
@@ -186,6 +193,7 @@ class Saver(Checkpoint):
         if time.monotonic() - self._saved > 60 * self.minutes:
             self._save(trainer, pl_module)
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         pl_module.flush_curves()
         measures = {
@@ -201,10 +209,12 @@ class Saver(Checkpoint):
         if self._terminate:
             raise Terminated
 
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.seconds = self._resumed_seconds + time.monotonic() - self._started
         self._restore_handler()
 
+    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._restore_handler()
 

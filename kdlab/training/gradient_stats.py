@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 
 class Gradients(pl.Callback):
@@ -37,12 +38,14 @@ class Gradients(pl.Callback):
         self._due = False
         self._sums: dict[str, list[Tensor | None]] = {}
 
+    @override
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             self._due = trainer.global_step % self.every == 0
             self._sums = {}
         pl_module.objective.per_term = {} if self._due else None
 
+    @override
     def on_before_backward(self, trainer: pl.Trainer, pl_module: Any, loss: Tensor) -> None:
         shares, pl_module.objective.per_term = pl_module.objective.per_term, None
         if not shares:
@@ -57,6 +60,7 @@ class Gradients(pl.Callback):
             before = self._sums.get(name)
             self._sums[name] = found if before is None else [_plus(a, b) for a, b in zip(before, found, strict=True)]
 
+    @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if not self._due or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from tqdm import tqdm
+from typing_extensions import override
 
 from kdlab.system.terminal import one_line
 
@@ -38,12 +39,14 @@ class Progress(pl.Callback):
         self._steps = 0
         self._line = ""
 
+    @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
         self._steps = int(trainer.estimated_stepping_batches)
         if self.style == "bar" and trainer.is_global_zero:
             self._bar = tqdm(total=self._steps, initial=trainer.global_step, desc=self.name, unit="step", leave=False)
 
+    @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._bar is not None and (batch_idx + 1) % (self.every * trainer.accumulate_grad_batches) == 0:
             self._bar.update(trainer.global_step - self._bar.n)
@@ -52,6 +55,7 @@ class Progress(pl.Callback):
             if trainer.is_global_zero:
                 log.info("%s: step %d of %d", self.name, trainer.global_step, self._steps)
 
+    @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         measures = trainer.callback_metrics
         shown = {n: f"{float(measures[f'val/{n}']):.4f}" for n in ("acc", "ppl", "ce", "kl") if f"val/{n}" in measures}
@@ -63,6 +67,7 @@ class Progress(pl.Callback):
         if self.style == "lines" and self._due():
             self._say(trainer)
 
+    @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._close()
         self._say(trainer)
@@ -72,6 +77,7 @@ class Progress(pl.Callback):
             log.info(self._line)
         self._line = ""
 
+    @override
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         self._close()
 

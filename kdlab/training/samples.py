@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
+from typing_extensions import override
 
 from kdlab.system.files import write_text
 
@@ -23,6 +24,7 @@ class Samples(pl.Callback):
     def __init__(self, data: Any, file: Path, every: int = 1) -> None:
         self.data, self.file, self.every = data, file, every
 
+    @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         last = trainer.current_epoch + 1 == trainer.max_epochs
         if not trainer.is_global_zero or not (last or trainer.current_epoch % self.every == 0):

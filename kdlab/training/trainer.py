@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.models.cost import Example, flops
@@ -198,6 +199,7 @@ class NoProfiler(PassThroughProfiler):
 
     _NOTHING = nullcontext()
 
+    @override
     def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]
         return self._NOTHING
 

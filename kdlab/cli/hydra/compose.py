@@ -117,6 +117,7 @@ class UserFolders(SearchPathPlugin):
     folders: ClassVar[tuple[Path, ...]] = ()
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add the user's folders before the shipped one."""
         for folder in self.folders:
             search_path.prepend("kdlab", f"file://{folder}", SearchPathQuery(provider="main"))
 

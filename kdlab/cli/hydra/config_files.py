@@ -21,6 +21,7 @@ class CheckedRepository(ConfigRepository):
     """Hydra's option files, those of the user checked for size before they are loaded."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
+        """Load an option file, checked if it is the user's."""
         source = self._find_object_source(config_path, ObjectType.CONFIG)
         # by its scheme: Hydra imports the module of its class a second time
         if source is not None and source.scheme() == "file" and Path(source.path) != shipped():

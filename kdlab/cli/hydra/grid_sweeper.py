@@ -31,6 +31,7 @@ class LaunchingSweeper(Sweeper):
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         own = getattr(task_function, "launcher", None)
         if own is not None:
@@ -72,6 +73,7 @@ class GridSweeper(LaunchingSweeper):
     """Runs every combination, in the order in which the values were written."""
 
     def sweep(self, arguments: list[str]) -> Any:
+        """Launch every combination."""
         self.open()
         return self.launch(grid(self.parse(arguments)), 0)
 

@@ -34,6 +34,7 @@ class Single:
     error: Exception | None = None
 
     def __call__(self, _: DictConfig) -> None:
+        """Run, and keep the error."""
         try:
             run(self.composition, self.composer, None, self.chosen)
         except Exception as error:
@@ -74,6 +75,7 @@ class Job:
     """What runs the jobs; None for a launcher that Hydra finds by its name."""
 
     def __call__(self, tree: DictConfig) -> float | None:
+        """Run one job, or skip it where it is done."""
         found, folder, line = self._which(tree)
         rest = remaining(self.folder, self.total, self.parallel)
         settled = run_or_skip(found, self.composer, folder, f"{line} ({rest})" if rest else line)

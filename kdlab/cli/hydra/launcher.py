@@ -39,6 +39,7 @@ class PoolLauncher(Launcher):
         pool.work = self._work
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what Hydra hands over."""
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def open(self) -> None:

@@ -25,7 +25,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab diagnose RUN``"""
+    """Run ``kdlab diagnose RUN``; returns the exit status."""
     parser = Parser(
         prog="kdlab diagnose",
         description=__doc__,

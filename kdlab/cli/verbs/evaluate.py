@@ -9,7 +9,7 @@ from kdlab.system.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab evaluate OVERRIDES...``"""
+    """Run ``kdlab evaluate OVERRIDES...``; returns the exit status."""
     parser = Parser(
         prog="kdlab evaluate",
         description=__doc__,

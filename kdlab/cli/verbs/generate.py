@@ -96,7 +96,7 @@ def parser() -> Parser:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab generate QUESTIONS OUT --model NAME [--endpoint URL]``"""
+    """Run ``kdlab generate QUESTIONS OUT --model NAME [--endpoint URL]``; returns the exit status."""
     args = parser().parse_args(argv)
     check(args)
     from kdlab.traces import prompts
@@ -111,7 +111,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """
+    """Check the numbers of the command line, and what goes together.
+
     Raises:
         UserError: for a number out of its range, or arguments that do not go together.
     """

@@ -16,7 +16,7 @@ LAYERS = "layers"
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab list [GROUP]`` or ``kdlab list layers OVERRIDES...``"""
+    """Run ``kdlab list [GROUP]`` or ``kdlab list layers OVERRIDES...``; returns the exit status."""
     parser = Parser(
         prog="kdlab list",
         description=__doc__,

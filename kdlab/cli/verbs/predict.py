@@ -13,7 +13,7 @@ from kdlab.system.terminal import one_line, say
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab predict RUN INPUT...``"""
+    """Run ``kdlab predict RUN INPUT...``; returns the exit status."""
     parser = Parser(prog="kdlab predict", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="a run folder")

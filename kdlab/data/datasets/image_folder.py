@@ -27,8 +27,10 @@ def image_folder(
     workers: int | None = None,
     **common: Unpack[Common],
 ) -> ImageData:
-    """Pictures in class folders: ``root/train/<class>/*``, with ``val`` and ``test`` beside ``train`` or not; or all in
-    ``root/<class>/*``, divided here.
+    """Pictures in class folders.
+
+    Either ``root/train/<class>/*``, with ``val`` and ``test`` beside ``train`` or not; or all in ``root/<class>/*``,
+    divided here.
 
     The split folders may have any usual spelling (``Training``, ``valid``, ``Dev``, ``test_set``); they stand beside no
     others with pictures. A class folder may hold folders. Hidden files and folders are passed over, and files that are

@@ -42,6 +42,7 @@ class Layout:
     folders: tuple[str, ...] = (".", "raw")
 
     def remote(self, file: str) -> Remote:
+        """Return where the publisher offers a file."""
         return Remote(f"{self.base}/{file}.gz", self.checksums[_FILES.index(file)])
 
 

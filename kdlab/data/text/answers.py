@@ -130,8 +130,9 @@ def same_number(given: str, answer: str) -> bool:
 
 
 def same_value(given: str, answer: str) -> bool:
-    """Whether two arithmetic expressions come to the same, as :func:`same_number` does; a division by zero equals
-    nothing.
+    """Whether two arithmetic expressions come to the same, as :func:`same_number` does.
+
+    A division by zero equals nothing.
 
     >>> same_value("(40 + 2)", "( 84.0 / 2.0 )"), same_value("84 / 0", "( 84.0 / 0.0 )")
     (True, False)

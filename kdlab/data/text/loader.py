@@ -132,8 +132,11 @@ class TextLoader(EpochLoader):
         )
 
     def _positions(self, row: Tensor, ends: Tensor, width: int, place: Tensor, position: Tensor) -> Tensor:
-        """(rows, width) int64. What fills up continues a row that holds one sequence, so that no mask is needed; behind
-        packed sequences it is one more of them."""
+        """Positions of the tokens, (rows, width) int64.
+
+        What fills up continues a row that holds one sequence, so that no mask is needed; behind packed sequences it is
+        one more of them.
+        """
         rows, steps = int(row[-1]) + 1, torch.arange(width, device=self.device)
         if not self.pack:
             return steps.expand(rows, width)
@@ -159,8 +162,9 @@ class TextLoader(EpochLoader):
 
 
 def pack(lengths: list[int], room: int) -> tuple[Tensor, Tensor]:
-    """Lay sequences into rows of ``room`` positions by first-fit decreasing (Johnson, 1973): at most 11/9 of the fewest
-    rows, and one more.
+    """Lay sequences into rows of ``room`` positions by first-fit decreasing.
+
+    At most 11/9 of the fewest rows, and one more (Johnson, 1973).
 
     Returns:
         (n,) the row of each sequence and (n,) where it starts there.

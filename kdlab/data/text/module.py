@@ -277,7 +277,8 @@ class TextData(LightningDataModule):
         Args:
             device: where the tokens lie and batches are made.
             accumulate: micro-batches of one optimizer step.
-            rank, world: which process this is, of how many.
+            rank: which process this is, of how many.
+            world: see ``rank``.
         """
         device = torch.device(device)
         if device != self._place.get("device"):

@@ -31,7 +31,7 @@ FORMS = ("steps", "answer", "both")
 
 @dataclass(frozen=True)
 class Template:
-    """The text around the parts of a sequence.
+    r"""The text around the parts of a sequence.
 
     ====== ==========================================================================================
     form   sequences of ``Template()``
@@ -98,7 +98,8 @@ class Example:
 
 
 def check_form(form: str, rationale_weight: float, complete: bool = True) -> None:
-    """
+    """Check the options of a form.
+
     Raises:
         UserError: for a form that there is not, a weight that is none, or ``complete`` that is neither true nor false.
     """
@@ -211,6 +212,7 @@ class Right:
     marker: str = MARKER
 
     def __call__(self, question: Question, text: str) -> bool:
+        """Return whether an answer is right."""
         given = extract(text, self.marker)
         if given is None:
             return False

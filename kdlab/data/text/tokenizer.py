@@ -311,16 +311,20 @@ def _byte_level(model: tokenizers.models.Model, split: bool = True) -> tokenizer
 
 
 def _signs() -> list[str]:
-    """The 256 visible characters that stand for bytes in byte-level vocabularies (Radford et al., 2019): Latin-1
-    where it is visible, the others in turn from U+0100 on."""
+    """The 256 visible characters that stand for bytes in byte-level vocabularies (Radford et al., 2019).
+
+    Latin-1 where it is visible, the others in turn from U+0100 on.
+    """
     visible = {*range(33, 127), *range(161, 173), *range(174, 256)}
     hidden = iter(range(256, 512))
     return [chr(byte) if byte in visible else chr(next(hidden)) for byte in range(256)]
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """The text in parts of about :data:`_CHUNK`, cut behind a word that a space and another word follow, or the line's
-    end: no tokenizer that splits text into words first has a token that reaches across."""
+    """The text in parts of about :data:`_CHUNK`, cut behind a word before a space and another word, or at a line end.
+
+    No tokenizer that splits text into words first has a token that reaches across.
+    """
     start = 0
     while len(text) - start > _CHUNK:
         cut = _WORD_END.search(text, start + _CHUNK)

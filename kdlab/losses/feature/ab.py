@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Schedule, boundary_distance
@@ -42,5 +43,6 @@ class ActivationBoundary(_Connected):
             raise UserError("margin", margin, "a finite number above 0")
         self.margin = margin
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         return boundary_distance(student, teacher, self.margin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import Batch, Outputs, attention_map
 from kdlab.losses.feature.layer_term import LayerTerm, maps_only
@@ -18,9 +19,11 @@ class AttentionTransfer(LayerTerm):
     Zagoruyko & Komodakis, *Paying More Attention to Attention*, ICLR 2017.
     """
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         maps_only(self.captured(student, teacher), "attention transfer")
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         return torch.stack([(attention_map(s) - attention_map(t)).pow(2).mean(1) for s, t in pairs]).sum(0)

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, factor_distance, squared_error
@@ -62,6 +63,7 @@ class FactorTransfer(LayerTerm):
         self.progress = 1.0  # without an Objective nobody says how far training is: both parts count
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         maps_only(self.captured(student, teacher), "factor transfer")
         if self.encoders:
@@ -73,6 +75,7 @@ class FactorTransfer(LayerTerm):
             self.decoders.append(_convolutions(factors, factors, theirs, theirs).to(t.device))
             self.translators.append(_convolutions(ours, ours, factors, factors).to(s.device))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.encoders:

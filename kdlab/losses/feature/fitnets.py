@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, squared_error
@@ -26,10 +27,12 @@ class Hint(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         self.projectors = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self.projectors:
             self.projectors.extend(projector(s, t) for s, t in self.pairs(student, teacher))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.projectors:

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, fsp_matrix, squared_error
@@ -50,6 +51,7 @@ class FSP(LayerTerm):
         self.widen = widen
         self.projectors = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         layers = self.captured(student, teacher)
         maps_only(layers, "FSP")
@@ -66,6 +68,7 @@ class FSP(LayerTerm):
         if not self.projectors:
             self.projectors.extend(nn.Identity() if s.shape[1] == t.shape[1] else projector(s, t) for s, t in layers)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         layers = self.captured(student, teacher)
         if not self.projectors:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule
@@ -28,6 +29,7 @@ class HiddenCosine(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         self.projectors = nn.ModuleDict()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         for i, (s, t) in enumerate(self.pairs(student, teacher)):
             if s.ndim not in (2, 3):
@@ -39,6 +41,7 @@ class HiddenCosine(LayerTerm):
             if str(i) not in self.projectors and s.shape[-1] != t.shape[-1]:
                 self.projectors[str(i)] = projector(s, t)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return torch.stack([self._gap(i, s, t, batch) for i, (s, t) in enumerate(self.pairs(student, teacher))]).sum(0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import Batch, Outputs, polynomial_mmd
 from kdlab.losses.feature.layer_term import LayerTerm, maps_only
@@ -16,8 +17,10 @@ class NST(LayerTerm):
     *Like What You Like: Knowledge Distill via Neuron Selectivity Transfer*, 2017.
     """
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         maps_only(self.captured(student, teacher), "neuron selectivity transfer")
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return torch.stack([polynomial_mmd(s, t) for s, t in self.pairs(student, teacher)]).sum(0)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, enhanced_target
@@ -26,6 +27,7 @@ class Tokens(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x).mean(1)
 
@@ -120,11 +122,13 @@ class OFA(Term):
         self.gamma, self.output = gamma, output
         self.branches = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self.branches:
             found = [layer_of(student, name, "student_layer") for name in self.student_layers]
             self.branches.extend(branch(feature, student.logits.shape[-1], found[-1]) for feature in found)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.branches:
             raise UserError("OFA", "call prepare(student, teacher) once before training, to make its branches")

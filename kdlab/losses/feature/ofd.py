@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, Schedule, negative_mean, partial_l2
@@ -92,11 +93,13 @@ class OFD(_Connected):
         self.margin = margin
         self._margins: list[Tensor] = []
 
+    @override
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         if self.margin == "norm" and teacher is not None:
             norms = [_norm_before(teacher, layer) for layer in self.teacher_layers]
             self._margins = [negative_mean(norm.bias.detach().float(), norm.weight.detach().float()) for norm in norms]
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         super().prepare(student, teacher)
         if self._has_margins():
@@ -118,6 +121,7 @@ class OFD(_Connected):
     def _has_margins(self) -> bool:
         return hasattr(self, "margin0")
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
         margin: Tensor = getattr(self, f"margin{pair}")
         wide = torch.promote_types(teacher.dtype, margin.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, hierarchical_context
@@ -66,6 +67,7 @@ class ReviewKD(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         self.fusions = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         maps = self._maps(student, teacher)
         sides = [min(s.shape[2:]) for s, _ in maps]
@@ -77,6 +79,7 @@ class ReviewKD(LayerTerm):
             for n, (s, t) in enumerate(maps):
                 self.fusions.append(Fusion(s.shape[1], middle, t.shape[1], n == deepest).to(s.device))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.fusions:
             raise UserError("ReviewKD", "call prepare(student, teacher) once before training, to make its fusions")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense, squared_error
@@ -48,6 +49,7 @@ class SimKD(LayerTerm):
         self.relu = relu
         self._classifier: tuple[nn.Linear, ...] = ()
 
+    @override
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         head, own = linear_head(teacher), head_of(student)[1]
         same = own.weight.shape == head.weight.shape and torch.equal(own.weight.cpu(), head.weight.cpu())
@@ -57,6 +59,7 @@ class SimKD(LayerTerm):
             )
         self._classifier = (head,)
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self._classifier:
             raise UserError(
@@ -85,9 +88,11 @@ class SimKD(LayerTerm):
                 f"as many, such as student.width={t.shape[1]}",
             )
 
+    @override
     def captured(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
         return [(s, F.relu(t) if self.relu else t) for s, t in super().captured(student, teacher)]
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         [(s, t)] = self.pairs(student, teacher)
         return squared_error(s, t)

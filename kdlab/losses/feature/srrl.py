@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense, logit_squared_error, squared_error
@@ -15,8 +16,7 @@ from kdlab.models.vision.blocks import BatchNorm
 
 
 class SRRL(LayerTerm):
-    r"""SRRL: the student's last feature, through a connector, against the teacher's, as it is and as its classifier
-    reads it.
+    r"""SRRL: the student's last feature against the teacher's, as it is and as the teacher's classifier reads it.
 
     .. math::
         \tfrac{1}{d}\,\| r(h^S_i) - h^T_i \|^2 + \tfrac{\lambda}{C}\,\| W^T r(h^S_i) + b^T - z^T_i \|^2
@@ -58,9 +58,11 @@ class SRRL(LayerTerm):
         self.connector: nn.Sequential | None = None
         self._classifier: tuple[nn.Linear, ...] = ()
 
+    @override
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         self._classifier = (linear_head(teacher),)
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         head = self._head()
         [(s, t)] = self.pairs(student, teacher)
@@ -89,6 +91,7 @@ class SRRL(LayerTerm):
             made = nn.Sequential(nn.Linear(s.shape[1], t.shape[1], bias=False), BatchNorm(t.shape[1]), *last)
             self.connector = made.to(s.device)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if self.connector is None:
             raise UserError("SRRL", "call prepare(student, teacher) once before training, to make its connector")

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -66,12 +67,14 @@ class KDSVD(LayerTerm):
         self.components = components
         self.projectors = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         maps_only(self.captured(student, teacher), "KD-SVD")
         if not self.projectors:
             for s, t in self.pairs(student, teacher):
                 self.projectors.append(nn.Identity() if s.shape[1] == t.shape[1] else projector(s, t))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.projectors:
             raise UserError("KDSVD", "call prepare(student, teacher) once before training, to make its projectors")

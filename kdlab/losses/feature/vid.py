@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, gaussian_nll
@@ -49,6 +50,7 @@ class VID(LayerTerm):
         self.variance = variance
         self.regressors, self.scales = nn.ModuleList(), nn.ParameterList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if self.regressors:
             return
@@ -62,6 +64,7 @@ class VID(LayerTerm):
             scale.no_decay = True  # type: ignore[attr-defined]
             self.scales.append(scale)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.regressors:

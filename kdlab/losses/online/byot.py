@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import Batch, Outputs, cross_entropy, dense, squared_error
 from kdlab.losses.online.mutual import Agreement, numbered
@@ -11,8 +12,9 @@ from kdlab.losses.term import LabelTerm, Term
 
 
 class ExitsCE(LabelTerm):
-    r"""Cross-entropy of every exit with the labels, summed over the exits of a
-    :class:`~kdlab.models.transforms.auxiliary.Exits`.
+    r"""Cross-entropy of every exit with the labels, summed over the exits.
+
+    Of a :class:`~kdlab.models.Exits`.
 
     .. math:: \sum_i -\log p^i_{y}
 
@@ -22,6 +24,7 @@ class ExitsCE(LabelTerm):
 
     auxiliary = "exits"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         exits = numbered(student, "exit")
         return torch.stack([cross_entropy(logits, batch.targets) for logits in exits]).sum(0)
@@ -38,6 +41,7 @@ class ExitsKL(Agreement):
 
     auxiliary = "exits"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         deepest = dense(student.logits)
         return torch.stack([self.kl(logits, deepest) for logits in numbered(student, "exit")]).sum(0)
@@ -56,6 +60,7 @@ class ExitsHint(Term):
     needs_teacher = False
     auxiliary = "exits"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         features = numbered(student, "exit", "_feature")
         deepest = student.heads["feature"].detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, dense
@@ -23,6 +24,7 @@ class CSKD(Agreement):
     rows: Rows = "partnered"
     pairing = "same_class"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.partner is None:
             raise UserError("batch", "its rows have no partners", "data.pairing=same_class, or Batch.partner")

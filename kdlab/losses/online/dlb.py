@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense
@@ -39,6 +40,7 @@ class DLB(Agreement):
         self.register_buffer("examples", torch.empty(0, dtype=torch.int64))
         self.register_buffer("said", torch.empty(0, 0))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.example_id is None:
             raise UserError(

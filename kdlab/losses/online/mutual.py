@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, kl
@@ -38,6 +39,7 @@ class PeersCE(LabelTerm):
 
     auxiliary = "peers"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         peers = numbered(student, "peer")
         return torch.stack([cross_entropy(logits, batch.targets) for logits in peers]).sum(0)
@@ -79,6 +81,7 @@ class MutualKL(Agreement):
 
     auxiliary = "peers"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         every = [dense(student.logits), *numbered(student, "peer")]
         found = [self.kl(own, other) for k, own in enumerate(every) for n, other in enumerate(every) if n != k]

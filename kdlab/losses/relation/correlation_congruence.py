@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -52,5 +53,6 @@ class CorrelationCongruence(Relation):
             raise UserError("order", order, "a whole number from 1 to 64")
         self.gamma, self.order = gamma, order
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return correlation_congruence(student, teacher, self.gamma, self.order)

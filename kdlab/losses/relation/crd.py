@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, hash_seed, noise_contrast
@@ -86,9 +87,11 @@ class CRD(LayerTerm):
         for name in ("student_memory", "teacher_memory", "classes", "log_z", "step"):
             self.register_buffer(name, None)
 
+    @override
     def setup(self, student: nn.Module, teacher: nn.Module | None, examples: int | None) -> None:
         self._examples = examples
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if self.maps:
             return
@@ -110,6 +113,7 @@ class CRD(LayerTerm):
         self.log_z = torch.zeros(2, device=device)
         self.step = torch.zeros((), dtype=torch.int64, device=device)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.maps:
             raise UserError("CRD", "call meet and prepare(student, teacher) once before training, to make its memory")

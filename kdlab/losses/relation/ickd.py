@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -32,12 +33,14 @@ class ChannelCorrelation(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         self.projectors = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         pairs = self.captured(student, teacher)
         maps_only(pairs, "inter-channel correlation")
         if not self.projectors:
             self.projectors.extend(projector(s, t) for s, t in pairs)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.captured(student, teacher)
         if not self.projectors:

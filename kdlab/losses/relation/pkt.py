@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import (
     probabilistic_transfer,
@@ -21,5 +22,6 @@ class ProbabilisticTransfer(Relation):
     (0.997), of 3 about 3 times.
     """
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return probabilistic_transfer(student, teacher)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -14,8 +15,9 @@ from kdlab.losses.feature.layer_term import LayerTerm
 
 
 def rows_of(feature: Tensor, batch: Batch) -> Tensor:
-    """A layer's output as one row (rows, ...) for each of the batch's; of sequences, those that ``batch.loss_mask``
-    picks.
+    """Return a layer's output as one row for each of the batch's (rows, ...).
+
+    Of sequences, the rows are those that ``batch.loss_mask`` picks.
 
     Raises:
         UserError: if it has other rows.
@@ -38,6 +40,7 @@ class Relation(LayerTerm):
         """Of the features (rows, ...) of one pair of layers, a scalar."""
         raise TypeError(f"{type(self).__name__} does not say what it measures: define distance")
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         counted = None if batch.weight is None else batch.weight > 0
         values = []

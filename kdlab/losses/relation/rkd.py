@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import (
     relational_angle,
@@ -20,6 +21,7 @@ class RKDDistance(Relation):
     :func:`~kdlab.functional.relation.rkd.relational_distance`.
     """
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return relational_distance(student, teacher)
 
@@ -33,5 +35,6 @@ class RKDAngle(Relation):
     :func:`~kdlab.functional.relation.rkd.relational_angle`.
     """
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return relational_angle(student, teacher)

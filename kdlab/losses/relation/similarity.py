@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import (
     similarity_preserving,
@@ -19,5 +20,6 @@ class SimilarityPreserving(Relation):
     :func:`~kdlab.functional.relation.similarity.similarity_preserving`.
     """
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         return similarity_preserving(student, teacher)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense, masked_classes, reverse_gradient
@@ -31,7 +32,8 @@ class Discriminator(Term):
     Args:
         hidden: widths of the discriminator's hidden layers.
         strength: of the reversed gradient.
-        student_layer, teacher_layer: module paths; None for the logits.
+        student_layer: module paths; None for the logits.
+        teacher_layer: see ``student_layer``.
         weight: see :class:`~kdlab.losses.Term`.
 
     Raises:
@@ -60,6 +62,7 @@ class Discriminator(Term):
         self.judge: nn.Module | None = None
         self.fit: nn.Module = nn.Identity()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if self.judge is not None:
             return
@@ -73,6 +76,7 @@ class Discriminator(Term):
         if ours.shape[-1] != widths[0]:
             self.fit = nn.Linear(ours.shape[-1], widths[0], device=ours.device)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if self.judge is None:
             raise UserError(

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, kl
@@ -60,6 +61,7 @@ class Consistency(Term):
             raise UserError("sharpen", sharpen, "a temperature above 0")
         self.target, self.threshold, self.sharpen = target, threshold, sharpen
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         if batch.partner is None:
             raise UserError("loss", "Consistency holds two views of a row together", "with batch_transform=strong_view")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense
@@ -27,5 +28,6 @@ class CrossEntropy(LabelTerm):
             raise UserError("label_smoothing", label_smoothing, "at least 0 and below 1")
         self.label_smoothing = label_smoothing
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         return cross_entropy(dense(student.logits), batch.targets, self.label_smoothing)

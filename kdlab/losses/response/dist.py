@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import (
     Batch,
@@ -36,6 +37,7 @@ class DISTInter(SoftTerm):
 
     role: Role = "other"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t, _ = self.temperature.soften(dense(student.logits), dense(teacher.logits))
         return inter_class_distance(s, t)
@@ -53,6 +55,7 @@ class DISTIntra(SoftTerm):
     role: Role = "other"
     rowwise = False
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t, _ = self.temperature.soften(*counted(batch, dense(student.logits), dense(teacher.logits)))
         return intra_class_distance(s, t)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -44,6 +45,7 @@ class Divergence(SoftTerm):
         """Of softened logits (rows, C), (rows,)."""
         raise TypeError(f"{type(self).__name__} does not say what it measures: define divergence")
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if self.temperature.all_classes:
             s, t = dense(student.logits), dense(teacher.logits)
@@ -78,9 +80,11 @@ class KL(Divergence):
         super().__init__(weight, temperature)
         self.class_mean = class_mean
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return kl(student, teacher)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         value = self._summed(student, teacher, batch)
         return value / student.logits.shape[-1] if self.class_mean else value
@@ -103,6 +107,7 @@ class ReverseKL(Divergence):
     gradient is not part of it). Finite but of about 1e31 where the teacher's probability is exactly 0.
     """
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return reverse_kl(student, teacher)
 
@@ -115,6 +120,7 @@ class SymmetricKL(Divergence):
     Jeffreys, *An Invariant Form for the Prior Probability in Estimation Problems*, Proc. R. Soc. A 1946.
     """
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return symmetric_kl(student, teacher)
 
@@ -148,6 +154,7 @@ class SkewKL(_Skewed):
     Ko et al., *DistiLLM: Towards Streamlined Distillation for Large Language Models*, ICML 2024.
     """
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return skew_kl(student, teacher, self.skew)
 
@@ -160,6 +167,7 @@ class SkewReverseKL(_Skewed):
     Ko et al., *DistiLLM: Towards Streamlined Distillation for Large Language Models*, ICML 2024.
     """
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return skew_reverse_kl(student, teacher, self.skew)
 
@@ -191,6 +199,7 @@ class JSD(Divergence):
             raise UserError("beta", beta, "a share in [0, 1]")
         self.beta = beta
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return jsd(student, teacher, self.beta)
 
@@ -205,6 +214,7 @@ class TotalVariation(Divergence):
 
     order = 1
 
+    @override
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return total_variation(student, teacher)
 
@@ -219,5 +229,6 @@ class LogitMSE(SoftTerm):
     def __init__(self, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight, temperature=1.0)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return logit_squared_error(dense(student.logits), dense(teacher.logits))

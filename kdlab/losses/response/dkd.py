@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, decoupled_kl, dense
@@ -16,8 +17,11 @@ from kdlab.losses.term import Role
 
 
 def named_classes(targets: Tensor) -> Tensor:
-    """(B,) class ids that are safe to index with: soft targets name the class that they favour, and a row without a
-    label names class 0 (what is said of such a row is not counted)."""
+    """Return class ids (B,) that are safe to index with.
+
+    Soft targets name the class that they favour, and a row without a label names class 0 (what is said of such a row is
+    not counted).
+    """
     return targets.argmax(-1) if targets.ndim == 2 else targets.clamp(min=0)
 
 
@@ -57,6 +61,7 @@ class DKD(SoftTerm):
         part_weights(target_weight=target_weight, other_weight=other_weight)
         self.target_weight, self.other_weight = target_weight, other_weight
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t, factor = self.temperature.soften(dense(student.logits), dense(teacher.logits))
         tckd, nckd = decoupled_kl(s, t, named_classes(batch.targets))

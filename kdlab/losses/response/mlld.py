@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -68,6 +69,7 @@ class MLLDInstance(_MultiLevel):
 
     rowwise = True
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor, squared: float | Tensor) -> Tensor:
         return squared * kl(student, teacher)
 
@@ -81,9 +83,11 @@ class MLLDBatch(_MultiLevel):
     into micro-batches compares the rows of each alone. Without T², as published. Jin, Wang & Lin, CVPR 2023.
     """
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor, squared: float | Tensor) -> Tensor:
         return batch_gram_distance(student, teacher)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if batch.weight is None:
             return super().forward(student, teacher, batch)
@@ -100,8 +104,10 @@ class MLLDClass(_MultiLevel):
     square of the micro-batch's size. Without T², as published. Jin, Wang & Lin, CVPR 2023.
     """
 
+    @override
     def distance(self, student: Tensor, teacher: Tensor, squared: float | Tensor) -> Tensor:
         return class_gram_distance(student, teacher)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         return self.summed(*counted(batch, dense(student.logits), dense(teacher.logits)))

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, kl, log_probabilities, masked_classes
@@ -66,6 +67,7 @@ class MultiTeacherKL(SoftTerm):
         self.register_parameter("matrix", None)
         self.register_parameter("bias", None)
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         members = _members(teacher)
         if self.bias is not None:
@@ -88,6 +90,7 @@ class MultiTeacherKL(SoftTerm):
             scores = scores + (given[:, None, :] * self.matrix.to(wide)).sum(-1)
         return scores.log_softmax(-1)
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         members = _members(teacher)
         own = dense(student.logits)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import Batch, Outputs, Schedule, decoupled_kl, dense, target_cross_entropy
 from kdlab.losses.response.dkd import named_classes, part_weights
@@ -45,6 +46,7 @@ class NKD(SoftTerm):
         part_weights(other_weight=other_weight)
         self.other_weight = other_weight
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs, classes = dense(student.logits), dense(teacher.logits), named_classes(batch.targets)
         s, t, factor = self.temperature.soften(ours, theirs)

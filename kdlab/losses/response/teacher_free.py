@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -47,6 +48,7 @@ class ConfidencePenalty(Term):
             raise UserError("threshold", threshold, "a finite number above 0, in nats, or null for log C")
         self.threshold = threshold
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits = dense(student.logits)
         if self.threshold is None:
@@ -86,6 +88,7 @@ class TfKD(Term):
         check_temperature("temperature", temperature)
         self.correct, self.temperature = correct, temperature
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits = dense(student.logits)
         told = virtual_teacher(named_classes(batch.targets), logits.shape[-1], self.correct, self.temperature)

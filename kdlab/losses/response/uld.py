@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, dense
@@ -39,6 +40,7 @@ class ULD(SoftTerm):
 
     vocabulary_agnostic = True
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         s, t, factor = self.temperature.soften(dense(student.logits), dense(teacher.logits))
         wide = max(s.shape[-1], t.shape[-1])

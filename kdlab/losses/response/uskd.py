@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import (
@@ -73,6 +74,7 @@ class USKD(Term):
         self.target_weight, self.other_weight, self.weak_weight = target_weight, other_weight, weak_weight
         self.weak: nn.Module | None = None
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if self.student_layers and self.weak is None:
             feature = self._pooled(student)
@@ -90,6 +92,7 @@ class USKD(Term):
         feature = feature.to(torch.promote_types(feature.dtype, torch.float32))
         return feature.mean((2, 3)) if feature.ndim == 4 else feature
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits, classes = dense(student.logits), named_classes(batch.targets)
         wide = torch.promote_types(logits.dtype, torch.float32)

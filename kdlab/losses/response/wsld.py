@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.functional import (
     Batch,
@@ -32,6 +33,7 @@ class WSLD(SoftTerm):
     role: Role = "other"
     rows: Literal["labelled", "all"] = "labelled"
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         ours, theirs = dense(student.logits), dense(teacher.logits)
         s, t, factor = self.temperature.soften(ours, theirs)

@@ -39,7 +39,7 @@ class Transformer(nn.Module):
         self.published = self._published()
 
     def _published(self) -> tuple[tuple[str, str | None], ...]:
-        """transformers' own names, with or without the body's prefix, and what its files hold too much."""
+        """The names of transformers' own, with or without the body's prefix, and what its files hold too much."""
         body, net = self.net.base_model_prefix, self.net
         own = (net.named_children(), net.named_parameters(recurse=False), net.named_buffers(recurse=False))
         tops = "|".join(dict.fromkeys([body, *(name for part in own for name, _ in part)]))
@@ -183,7 +183,7 @@ def _reachable(name: str) -> None:
 
 
 def check_settings(settings: Mapping[str, Any], config: Any) -> None:
-    """transformers takes any key and forgets it, so a misspelt one must be found here.
+    """Refuse settings that transformers would take and forget.
 
     Raises:
         UserError: for a key that the config does not have.

@@ -50,7 +50,8 @@ class CausalLM(Transformer):
             never run, and pickled weights go through PyTorch's restricted unpickler.
         vocab_size: tokens of the data; a model that is read may have more, never fewer.
         context: positions, the longest input; None is the architecture's default.
-        eos_id, pad_id: of the tokenizer.
+        eos_id: of the tokenizer.
+        pad_id: see ``eos_id``.
         attention: transformers' implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None is the best it has.
 
     Shape: input_ids (B, T) to :class:`~kdlab.functional.Projected` with hidden (B, T, d), or logits (B, T, V).

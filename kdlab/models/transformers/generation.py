@@ -143,8 +143,10 @@ def _choose(logits: Tensor, temperature: float, top_p: float, uniform: Uniform |
 
 
 def draw(chances: Tensor, u: Tensor) -> Tensor:
-    """The first class whose cumulated chance exceeds ``u``: (B, V) float64, of a sum of at most 1, and (B,) in [0, 1)
-    to (B,)."""
+    """Return the first class whose cumulated chance exceeds ``u``, (B,).
+
+    Chances are (B, V) float64, of a sum of at most 1, and u is (B,) in [0, 1).
+    """
     summed = _cumulated(chances)
     found = torch.searchsorted(summed, (u * summed[:, -1])[:, None], right=True)[:, 0]
     # rounding may leave nothing above u: the last class that has a chance

@@ -44,8 +44,10 @@ class Seq2SeqLM(Transformer):
             never run, and pickled weights go through PyTorch's restricted unpickler.
         vocab_size: tokens of the data; a model that is read may have more, never fewer.
         context: positions of the decoder, where an architecture has a table of them (BART: of the encoder too).
-        eos_id, pad_id: of the tokenizer. The decoder's start token, which the data puts first, is ``eos_id``.
-        mels, frames: bands and frames of the features, of an architecture that reads speech.
+        eos_id: of the tokenizer. The decoder's start token, which the data puts first, is ``eos_id``.
+        pad_id: see ``eos_id``.
+        mels: bands and frames of the features, of an architecture that reads speech.
+        frames: see ``mels``.
         attention: transformers' implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None is the best it has.
 
     Shape: decoder_input_ids (B, T) to :class:`~kdlab.functional.Projected` with hidden (B, T, d), or logits (B, T, V).
@@ -264,7 +266,7 @@ def _build(
 
 
 def _auto(config: Any) -> Any:
-    """transformers' class that makes such a network."""
+    """Return the class of transformers that makes such a network."""
     from transformers import AutoModelForSeq2SeqLM, AutoModelForSpeechSeq2Seq
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as SPOKEN
 

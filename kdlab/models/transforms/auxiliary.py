@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Outputs, Taps
@@ -42,6 +43,7 @@ class Auxiliary(nn.Module):
         """``logits`` and all that is added, whatever the mode."""
         raise TypeError(f"{type(self).__name__} does not say what it adds: define answers")
 
+    @override
     def forward(self, *inputs: Any, **named: Any) -> Any:
         return self.answers(*inputs, **named) if self.training else self.student(*inputs, **named)
 
@@ -71,6 +73,7 @@ class Peers(Auxiliary):
             raise UserError("nets", "none, or the student itself", "one network or more beside the student")
         self.nets = nn.ModuleList(nets)
 
+    @override
     def answers(self, *inputs: Any, **named: Any) -> dict[str, Any]:
         said = Outputs.of(self.student(*inputs, **named))
         peers = {f"peer{n}": Outputs.of(net(*inputs, **named)).logits for n, net in enumerate(self.nets, start=1)}
@@ -136,6 +139,7 @@ class Exits(Auxiliary):
         self.features = nn.ModuleList(_to_width(name, seen[name], width) for name in self.layers)
         self.heads = nn.ModuleList(nn.Linear(width, logits.shape[1]) for _ in self.layers)
 
+    @override
     def answers(self, *inputs: Any, **named: Any) -> dict[str, Any]:
         with Taps(self.student, self.layers) as seen, self._head_reads() as read:
             said = Outputs.of(self.student(*inputs, **named))

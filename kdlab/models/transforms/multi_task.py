@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.models.transforms.surgery import head_of
@@ -49,6 +50,7 @@ class Heads(nn.Module):
         """The dotted names of all its classifiers."""
         return [f"heads.{task}" for task in self.heads]
 
+    @override
     def forward(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
         feature = self.net(*inputs, **named)
         said = {task: head(feature) for task, head in self.heads.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.models.transforms.surgery import freeze, head_of
@@ -49,6 +50,7 @@ class SimKDStudent(nn.Module):
         self.pool = global_pool()
         self.fc = nn.Linear(width, num_classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.pool(self.connector(self.net(x))))
 

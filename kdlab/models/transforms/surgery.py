@@ -98,6 +98,7 @@ def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:
     forward pass of ``net`` first puts them back into evaluation mode. Two calls add up.
 
     Args:
+        net: the network, changed in place.
         spec: "backbone" (all but the head and what it shares), "all", a module's name or a list of names (with all they
             contain), or None for nothing.
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
 
 from kdlab.models.vision.normalize import Normalize, Statistic
 
@@ -26,6 +27,7 @@ class BatchNorm(_BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
@@ -41,7 +43,8 @@ class Staged(nn.Module):
         stages: (channels, blocks, stride) of each.
         last: channels of one more 1x1 convolution ``conv2``, with BatchNorm and ReLU, before the pool; None for none.
         num_classes: of the data.
-        mean, std: input normalisation.
+        mean: input normalisation.
+        std: see ``mean``.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Staged(nn.Module):
         self.pool = global_pool()
         self.fc = nn.Linear(channels, num_classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(self.normalize(x))))
         for i in range(1, self.depth + 1):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.models.vision.normalize import Normalize, Statistic
@@ -21,7 +22,8 @@ class MLP(nn.Module):
         num_classes: of the data.
         in_channels: channels of the images, or how many numbers a flat row has.
         image_size: height and width of the images (one number for squares); None for flat rows.
-        mean, std: input normalisation, one number a channel or one for all, see ``Normalize``.
+        mean: input normalisation, one number a channel or one for all, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: (B, in_channels) or (B, in_channels, H, W) to logits (B, num_classes).
 
@@ -63,6 +65,7 @@ class MLP(nn.Module):
             width = outputs
         self.fc = nn.Linear(width, num_classes)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = self.flatten(self.normalize(x))
         if x.shape[1] != self.in_features:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.models.vision.blocks import conv1x1, conv3x3, global_pool, init_weights, stage
@@ -22,8 +23,10 @@ class MobileNetV2(nn.Module):
     Args:
         width: factor on all channels but those of ``conv2`` (which grow with it only above 1).
         expand: how many times wider a block is inside; the first stage has 1.
-        num_classes, in_channels: of the data.
-        mean, std: input normalisation, see ``Normalize``.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), any size, to logits (B, num_classes).
 
@@ -66,6 +69,7 @@ class MobileNetV2(nn.Module):
         self.fc = nn.Linear(last, num_classes)
         init_weights(self, linear_std=0.01)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(self.normalize(x))
         for i in range(1, len(STAGES) + 1):
@@ -91,6 +95,7 @@ class InvertedResidual(nn.Module):
             nn.BatchNorm2d(outputs),
         )
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv(x)
         return x + out if self.residual else out

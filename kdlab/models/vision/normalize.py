@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 
@@ -45,6 +46,7 @@ class Normalize(nn.Module):
         if self.std is not None and not bool((self.std > 0).all()):
             raise UserError("std", f"{std} is not positive in every channel")
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype()) / 255
@@ -55,6 +57,7 @@ class Normalize(nn.Module):
             x = x / self.std.view(shape)
         return x
 
+    @override
     def extra_repr(self) -> str:
         mean, std = (None if b is None else [round(v, 4) for v in b.tolist()] for b in (self.mean, self.std))
         return f"mean={mean}, std={std}"

@@ -6,6 +6,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.models.vision.blocks import Staged, conv1x1, conv3x3, init_weights
@@ -27,8 +28,10 @@ class CifarResNet(Staged):
         stem: channels of the first convolution; None is ``width``.
         shortcut: what a block does where width or size changes: "B" a 1x1 convolution with BatchNorm,
             "A" every second pixel and zeros for the new channels, without parameters.
-        num_classes, in_channels: of the data.
-        mean, std: input normalisation, see ``Normalize``.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), any size, to logits (B, num_classes).
 
@@ -76,8 +79,10 @@ class BottleneckResNet(Staged):
     Args:
         depth: 50, 101 or 152.
         width: channels inside the first stage's blocks; the paper has 64.
-        num_classes, in_channels: of the data.
-        mean, std: input normalisation, see ``Normalize``.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), any size, to logits (B, num_classes).
 
@@ -120,6 +125,7 @@ class BasicBlock(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride, shortcut)
         self.preact = nn.Identity()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
@@ -143,6 +149,7 @@ class Bottleneck(nn.Module):
         self.shortcut = _shortcut(inputs, outputs, stride, "B")
         self.preact = nn.Identity()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = F.relu(self.bn2(self.conv2(out)))
@@ -159,6 +166,7 @@ class PadShortcut(nn.Module):
         self.before = (outputs - inputs) // 2
         self.after = outputs - inputs - self.before
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import unknown
 from kdlab.models.vision.blocks import Staged, channel_shuffle, conv1x1, conv3x3
@@ -35,8 +36,10 @@ class ShuffleNetV1(Staged):
 
     Args:
         groups: of the 1x1 convolutions: 1, 2 or 3 (the benchmark's).
-        num_classes, in_channels: of the data.
-        mean, std: input normalisation, see ``Normalize``.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), any size, to logits (B, num_classes).
 
@@ -82,6 +85,7 @@ class GroupBlock(nn.Module):
         self.down = nn.AvgPool2d(3, stride=2, padding=1) if stride == 2 else None
         self.preact = nn.Identity()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(x)))
         out = channel_shuffle(out, self.groups)
@@ -96,8 +100,10 @@ class ShuffleNetV2(Staged):
 
     Args:
         width: 0.5, 1 (the benchmark's), 1.5 or 2.
-        num_classes, in_channels: of the data.
-        mean, std: input normalisation, see ``Normalize``.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), any size, to logits (B, num_classes).
 
@@ -143,6 +149,7 @@ class SplitBlock(nn.Module):
         self.conv3 = conv1x1(half, half)
         self.bn3 = nn.BatchNorm2d(half)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         kept, out = x.chunk(2, dim=1)
         out = F.relu(self.bn1(self.conv1(out)))
@@ -168,6 +175,7 @@ class DownBlock(nn.Module):
         self.conv5 = conv1x1(half, half)
         self.bn5 = nn.BatchNorm2d(half)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         short = F.relu(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
         long = F.relu(self.bn3(self.conv3(x)))

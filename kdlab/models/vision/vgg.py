@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.models.vision.blocks import conv3x3, global_pool, init_weights
@@ -23,9 +24,11 @@ class VGG(nn.Module):
     Args:
         depth: 8, 11 or 13, by the benchmark's names.
         width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
-        num_classes, in_channels: of the data.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
         image_size: from 64 pixels on, there is a fourth halving between ``layer4`` and ``layer5``.
-        mean, std: input normalisation, see ``Normalize``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), H and W at least 8, to logits (B, num_classes).
 
@@ -70,6 +73,7 @@ class VGG(nn.Module):
         self.fc = nn.Linear(8 * width, num_classes)
         init_weights(self, linear_std=0.01)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         _require(min(x.shape[-2:]))
         x = self.down(self.layer1(self.normalize(x)))

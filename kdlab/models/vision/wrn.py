@@ -6,6 +6,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.models.vision.blocks import conv1x1, conv3x3, global_pool, init_weights, stage
@@ -21,8 +22,10 @@ class WideResNet(nn.Module):
         depth: 6n+4: 16, 22, 28, 40, ...
         widen: how many times wider than the ResNet of the same form (stages of 16, 32, 64 channels).
         dropout: probability between the two convolutions of a block.
-        num_classes, in_channels: of the data.
-        mean, std: input normalisation, see ``Normalize``.
+        num_classes: of the data.
+        in_channels: see ``num_classes``.
+        mean: input normalisation, see ``Normalize``.
+        std: see ``mean``.
 
     Shape: images (B, in_channels, H, W), any size, to logits (B, num_classes).
 
@@ -69,6 +72,7 @@ class WideResNet(nn.Module):
         self.fc = nn.Linear(4 * width, num_classes)
         init_weights(self)
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(self.normalize(x))
         x = self.layer3(self.layer2(self.layer1(x)))
@@ -91,6 +95,7 @@ class PreactBlock(nn.Module):
         self.changes = stride != 1 or inputs != outputs
         self.shortcut = conv1x1(inputs, outputs, stride) if self.changes else nn.Identity()
 
+    @override
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         out = F.relu(self.bn2(self.conv1(active)))

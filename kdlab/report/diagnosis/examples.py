@@ -68,8 +68,10 @@ def _picture(row: Tensor) -> Any:
 
 
 def _unusual(row: Tensor, data: Any, names: Sequence[str]) -> list[tuple[str, float, float]]:
-    """(column, value, deviations from the mean of the training rows), the least usual first; columns that nobody named
-    are numbered."""
+    """Return (column, value, deviations from the mean of the training rows), the least usual first.
+
+    Columns that nobody named are numbered.
+    """
     values = row.flatten().tolist()
     away = [(value - mean) / std for value, mean, std in zip(values, data.mean, data.std, strict=True)]
     if (read := getattr(data, "columns", None)) is not None:

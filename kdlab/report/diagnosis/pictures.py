@@ -191,8 +191,10 @@ def _pair(figure: Figure, x: float, y: float, role: str, name: str, beside: str,
 
 
 def _fitted(figure: Figure, name: str, room: float) -> tuple[str, float]:
-    """A class's name in bold type that fits so many inches: smaller where it is long, shortened where that is not
-    enough; and its size."""
+    """Return a class's name in bold type that fits so many inches, and its size.
+
+    Smaller where it is long, shortened where that is not enough.
+    """
     for size in (7.4, 6.6, 5.8):
         if len(name) < 40 and _long(figure, name, size, "bold") <= room:
             return name, size

@@ -358,8 +358,9 @@ def _mean(stat: Stat | None) -> float | None:
 
 
 def paired(differences: Sequence[float], level: float) -> Interval | None:
-    r"""Mean of paired differences with Student's confidence interval, half of it
-    :math:`t_{n-1,(1+level)/2}\, s / \sqrt n`; None of nothing.
+    r"""Mean of paired differences with Student's confidence interval; None of nothing.
+
+    Half of the interval is :math:`t_{n-1,(1+level)/2}\, s / \sqrt n`.
 
     >>> paired([1.0, 2.0, 3.0], 0.95)
     Interval(mean=2.0, half=2.484...)

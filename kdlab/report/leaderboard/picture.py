@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kdlab.report.drawing import BLUE, DPI, GREEN, INK, QUIET, STYLE, VERMILION, canvas, heading
 from kdlab.report.leaderboard.leaderboard import LEVEL, Interval, Results, Standing
 from kdlab.runs.formatting import plural
 from kdlab.system.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def draw(results: Results, path: Path) -> None:
@@ -56,7 +60,7 @@ def _range(gaps: list[Interval], scale: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _line(ax, place: int, one: Standing, gap: Interval | None, scale: float, results: Results) -> None:  # type: ignore[no-untyped-def]
+def _line(ax: Axes, place: int, one: Standing, gap: Interval | None, scale: float, results: Results) -> None:
     if gap is None:
         ax.plot([0], [place], "D", color=INK, markersize=5)
         return

@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
@@ -290,6 +291,7 @@ class CachedTeacher(Teacher):
         self.logits, self.inside, self.net = logits, inside, net
         self.layers = tuple(inside.manifest.layers) if inside is not None else ()
 
+    @override
     def to(self, device: torch.device) -> CachedTeacher:
         for arrays in filter(None, (self.logits, self.inside)):
             arrays.to(device)
@@ -297,6 +299,7 @@ class CachedTeacher(Teacher):
             self.net.to(device)
         return self
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = TEACHER_DEFAULTS) -> Outputs:
         assert batch.example_id is not None, "a cached teacher needs the batch's keys"
@@ -306,5 +309,6 @@ class CachedTeacher(Teacher):
         found = self.inside.read(self.inside.manifest.arrays(), batch.example_id, split)
         return Outputs(logits, {name.removeprefix(f"{split}-"): feature for name, feature in found.items()})
 
+    @override
     def describe(self) -> str:
         return "cached teacher: " + "; ".join(one.describe() for one in (self.logits, self.inside) if one is not None)

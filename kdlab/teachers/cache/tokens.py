@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Projected, Sampled, Sparse, hash_seed
@@ -146,6 +147,7 @@ class TokenCache(Teacher):
         """Rows."""
         return int(self._index["rows"].sum(dtype=np.int64))
 
+    @override
     def to(self, device: torch.device) -> TokenCache:
         self._device = torch.device(device)
         return self
@@ -194,6 +196,7 @@ class TokenCache(Teacher):
                 )
         return entries
 
+    @override
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         if split not in self.manifest.splits:
@@ -221,6 +224,7 @@ class TokenCache(Teacher):
             return Sampled(tensor("ids"), values, self.manifest.classes, tensor("rest"))
         return Sparse(tensor("ids"), values, tensor("rest"), self.manifest.classes)
 
+    @override
     def describe(self) -> str:
         kinds = {"topk": "most probable", "sampled": "drawn"}
         what = "logits of all" if self.manifest.plain_logits else f"{self.manifest.k} {kinds[self.manifest.form]}"

@@ -102,10 +102,13 @@ def arithmetic(
 
     Args:
         operations: names out of ``add``, ``sub`` and ``mul``.
-        min_steps, max_steps: operations in a question.
+        min_steps: operations in a question.
+        max_steps: see ``min_steps``.
         largest: the largest number that is added or subtracted; factors go to 9. Small ones are learned sooner.
         limit: the largest number to start with, and the largest result on the way; none is negative.
-        train, val, test: how many questions.
+        train: how many questions.
+        val: see ``train``.
+        test: see ``train``.
         form: ``steps``, ``answer`` or ``both``; see :func:`kdlab.data.text.templates.sequences`.
         rationale_weight: of the second task, with form ``both``.
         data_seed: of the generator.

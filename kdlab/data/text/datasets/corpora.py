@@ -54,9 +54,11 @@ def text_files(
 
     Args:
         path: a UTF-8 file, a list of them, or a pattern (``books/**/*.txt``); the end of text stands between files.
-        val_path, test_path: files of the validation and the test split.
-        val, test: where a split has no files: characters (or a share of them) taken from the end of the corpus, the
+        val_path: files of the validation and the test split.
+        test_path: see ``val_path``.
+        val: where a split has no files: characters (or a share of them) taken from the end of the corpus, the
             test split last; 0 for none.
+        test: see ``val``.
 
     The other arguments are :func:`~kdlab.data.text.text_data`'s and :class:`TextData`'s.
     """

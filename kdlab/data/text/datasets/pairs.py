@@ -49,11 +49,14 @@ def pairs(
 
     Args:
         path: the training file.
-        val_path, test_path: files of the other splits.
-        source, target: the keys (or columns) of the two texts.
+        val_path: files of the other splits.
+        test_path: see ``val_path``.
+        source: the keys (or columns) of the two texts.
+        target: see ``source``.
         prefix: put before every source, as T5 wants it (``"translate English to German: "``).
-        val, test: pairs (a number, or a share) taken from the training file where a split has no file of its own, as
+        val: pairs (a number, or a share) taken from the training file where a split has no file of its own, as
             near as pairs of one source allow; None is a tenth; 0 is none.
+        test: see ``val``.
 
     The other arguments are :class:`TextData`'s; ``context`` limits the target, not the source.
 

@@ -95,15 +95,21 @@ def cqa(
     complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """CommonsenseQA: 9,741 and 1,221 questions with five choices (Talmor et al., NAACL 2019), with a 540B model's
-    reasoning (Hsieh et al., 2023).
+    """CommonsenseQA: 9,741 and 1,221 questions with five choices, with a 540B model's reasoning.
+
+    Talmor et al., NAACL 2019; the reasoning: Hsieh et al., Findings of ACL 2023.
 
     The answer is the text of a choice, and nothing else; its letter alone counts as well.
 
     Args:
         root: the folder that holds ``cqa_train.jsonl`` and ``cqa_test.jsonl``, or a folder ``reasoning`` with them;
             keys as for :func:`svamp`, and ``choices``.
-        form, labels, keep, val, rationale_weight, complete: as for :func:`svamp`.
+        form: as for :func:`svamp`.
+        labels: see ``form``.
+        keep: see ``form``.
+        val: see ``form``.
+        rationale_weight: see ``form``.
+        complete: see ``form``.
 
     The other arguments are :func:`text_data`'s, with ``tokenizer`` bpe, ``vocab`` 2,000 and ``context`` 256
     unless given.
