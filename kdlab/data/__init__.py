@@ -5,6 +5,7 @@ Every data set is a function that returns :class:`ImageData` or :class:`TextData
 """
 
 from kdlab.data.audio.speech import spoken_digits
+from kdlab.data.contract import DataModule, Modality, TrainingData
 from kdlab.data.datasets.cifar import cifar10, cifar100
 from kdlab.data.datasets.digits import digits
 from kdlab.data.datasets.image_folder import image_folder
@@ -25,14 +26,17 @@ from kdlab.data.text.module import TextData
 
 __all__ = [
     "CLEAN",
+    "DataModule",
     "Files",
     "ImageData",
     "Loader",
+    "Modality",
     "RawDataset",
     "Rows",
     "StreamLoader",
     "TensorLoader",
     "TextData",
+    "TrainingData",
     "arithmetic",
     "cifar10",
     "cifar100",

@@ -98,6 +98,10 @@ class EpochLoader:
                 f"at least {needed} rows",
             )
 
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the micro-batches of an epoch."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         if self.order:
             return len(self.order.sizes) * self.accumulate

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from typing_extensions import override
 
 from kdlab.data.augment import Augmentation
+from kdlab.data.contract import DataModule, Modality
 from kdlab.data.labels import select_label
 from kdlab.data.loader import Loader, Split, StreamLoader, TensorLoader
 from kdlab.data.order import Order, Pairing, Views
@@ -44,7 +45,7 @@ class Common(TypedDict, total=False):
     split_seed: int
 
 
-class ImageData(LightningDataModule):
+class ImageData(DataModule):
     """Training, validation and test rows of a classification data set, ready to be shown.
 
     A row of a split is an *example*, numbered from 0 in the order of the split. Which rows are in which split depends
@@ -148,13 +149,18 @@ class ImageData(LightningDataModule):
             "test": len(rows["test"] or ()),
         }
         self._augment(augment, views)
-        self._place: dict[str, Any] = {}
         self.to("cpu")
 
-    # ---- what the rest of kdlab may ask of any data module
+    # ---- what it says of itself
 
     target = "class"
-    """What kind of task reads it, see :class:`~kdlab.tasks.Task`."""
+    class_names: list[str]
+    input_shape: tuple[int, ...]
+
+    @property
+    @override
+    def modality(self) -> Modality:  # type: ignore[override]
+        return "image" if len(self.input_shape) == 3 else "table"
 
     @property
     def kind(self) -> str:
@@ -171,7 +177,7 @@ class ImageData(LightningDataModule):
             return {**known, "in_channels": self.input_shape[0], "image_size": list(self.input_shape[1:])}
         return {**known, "in_features": self.input_shape[0]}
 
-    def check_same_classes(self, other: ImageData) -> None:
+    def check_same_classes(self, other: DataModule) -> None:
         """Refuse a teacher's data of other classes than these, or of the same in another order.
 
         One teacher of several may know one of several tasks.
@@ -179,13 +185,15 @@ class ImageData(LightningDataModule):
         Raises:
             UserError: naming both.
         """
+        if not isinstance(other, ImageData):
+            raise UserError("teacher.data", f"{other.name} is {other.kind}", f"{self.kind}, as data ({self.name}) is")
         if list(other.tasks) and list(other.tasks) != list(self.tasks):
             raise UserError(
                 "teacher.data.label",
                 f"{', '.join(other.tasks)}, and data.label is {', '.join(self.tasks) or 'one'}",
                 "the same",
             )
-        own = self.tasks[other.label].class_names if other.label in self.tasks else self.class_names
+        own = self.tasks[str(other.label)].class_names if other.label in self.tasks else self.class_names
         if own != other.class_names:
             raise UserError(
                 "teacher.data",
@@ -203,10 +211,6 @@ class ImageData(LightningDataModule):
         if self.columns is not None:
             known["table"] = asdict(self.columns)
         return known
-
-    def words(self, split: str) -> int | None:
-        """How many words a split's text has; None for what is no text."""
-        return None
 
     # ---- what is in the splits
 
@@ -314,46 +318,19 @@ class ImageData(LightningDataModule):
 
     # ---- loaders
 
-    def to(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> ImageData:
-        """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
+    @override
+    def _forget_device(self) -> None:
+        self._splits_there: dict[str, Split] = {}
 
-        Args:
-            device: where the tensors lie and augmentation runs.
-            accumulate: micro-batches of one optimizer step.
-            rank: which process this is, of how many.
-            world: see ``rank``.
-        """
-        device = torch.device(device)
-        if device != self._place.get("device"):
-            self._splits_there: dict[str, Split] = {}
-        self._place = {"device": device, "accumulate": accumulate, "rank": rank, "world": world}
-        self._loaders: dict[str, Loader] = {}
-        return self
+    @override
+    def _training_loader(self, parts: int) -> Loader:
+        order = Order(self._targets, self.batch_size, self.unlabelled_ratio, self.seed, parts, pairing=self.pairing)
+        accumulate = self._place["accumulate"]
+        return self._loader("train", self.batch_size, order=order, views=self._views, accumulate=accumulate)
 
-    def train_dataloader(self) -> Loader:
-        """The training loader: the same object every time until :meth:`place` is called."""
-        if "train" not in self._loaders:
-            parts = self._place["accumulate"] * self._place["world"]
-            order = Order(self._targets, self.batch_size, self.unlabelled_ratio, self.seed, parts, pairing=self.pairing)
-            self._loaders["train"] = self._loader(
-                "train", self.batch_size, order=order, views=self._views, accumulate=self._place["accumulate"]
-            )
-        return self._loaders["train"]
-
-    def val_dataloader(self) -> Loader | list[Loader]:
-        """Validation rows in order, never augmented; an empty list, which Lightning takes for none, without any."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> Loader | list[Loader]:
-        """Test rows in order, never augmented; an empty list without any."""
-        return self._evaluation("test")
-
-    def _evaluation(self, split: str) -> Loader | list[Loader]:
-        if self._rows[split] is None:
-            return []
-        if split not in self._loaders:
-            self._loaders[split] = self._loader(split, self.eval_batch_size, clean=True)
-        return self._loaders[split]
+    @override
+    def _evaluation_loader(self, split: str) -> Loader:
+        return self._loader(split, self.eval_batch_size, clean=True)
 
     def ordered_loader(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> Loader:
         """All examples of a split, in order, in this process, none left out: to fill a cache, or to predict.
@@ -381,7 +358,7 @@ class ImageData(LightningDataModule):
         return self._loader(split, batch_size or self.eval_batch_size, view=number, clean=clean, rank=0, world=1)
 
     def _loader(self, split: str, batch_size: int, **options: Any) -> Loader:
-        options = {k: self._place[k] for k in ("device", "rank", "world")} | {"classes": self.num_classes} | options
+        options = self._where({"classes": self.num_classes, **options})
         there = self._there(split)
         if isinstance(there.inputs, Files):
             spare = min(8, max(1, (os.cpu_count() or 1) - 1))
@@ -403,7 +380,7 @@ class ImageData(LightningDataModule):
         return self._splits_there[split]
 
 
-def _few(names: list[str]) -> str:
+def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from kdlab.data import DataModule
 from kdlab.experiment import build
 from kdlab.experiment.from_run import normalised_as_started
 from kdlab.experiment.schema import Experiment
@@ -27,7 +28,7 @@ class Assembly:
 
     experiment: Experiment
     """The experiment, its student normalising inputs as the weights do that it starts from."""
-    data: Any
+    data: DataModule
     task: Task
     objective: Objective
     """The objective, without what it makes for the layers of particular networks."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from kdlab.data import DataModule
 from kdlab.experiment import build
 from kdlab.experiment.continuing import LAST, MAY_DIFFER, before
 from kdlab.experiment.model_store import LABELS, STORES, Recipe, StoredModel, get_or_train
@@ -75,7 +76,7 @@ def get_or_train_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -
     return kept
 
 
-def _going_on(recipe: Recipe, experiment: Experiment, data: Any, name: str) -> tuple[Recipe, Path | None]:
+def _going_on(recipe: Recipe, experiment: Experiment, data: DataModule, name: str) -> tuple[Recipe, Path | None]:
     """The recipe of a baseline that is trained in the same parts as its student, and the folder of its first part."""
     old = before(experiment)
     if old is None:
@@ -124,7 +125,7 @@ def _labels_alone(experiment: Experiment) -> bool:
     return all(term.role == "label" for term in build.objective(experiment.loss).terms.values())
 
 
-def without_teacher(experiment: Experiment, data: Any) -> Recipe | None:
+def without_teacher(experiment: Experiment, data: DataModule) -> Recipe | None:
     """What is left of one fit without its teacher: the same student, data, seed and steps, and the labels.
 
     It has no auxiliary, and takes rows as they come. Where only some rows have labels, its batches hold labelled rows

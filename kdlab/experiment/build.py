@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from torch import nn
 
 from kdlab.config import builder
 from kdlab.config.trust import allowed
+from kdlab.data import DataModule
 from kdlab.errors import UserError, within
 from kdlab.experiment.schema import Experiment
 from kdlab.functional import hash_seed, seed_all
@@ -35,9 +35,6 @@ from kdlab.training.checkpoints import read_checkpoint
 
 log = logging.getLogger("kdlab")
 
-TASKS = {"class": "classification", "next_token": "language_modeling", "text": "text_to_text"}
-"""What data ask for → the option of ``task`` that reads it."""
-
 STARTS: Mapping[str, type[NetworkStep]] = {"layer_subset": LayerSubset, "teacher_head": TeacherHead}
 """``init`` → the step that it stands for, beside those that load all weights."""
 
@@ -46,7 +43,7 @@ RESET_FOR_TEACHER = {"labels": None, "fraction": None, "unlabelled_ratio": None,
 come."""
 
 
-def data(config: Mapping[str, Any], seed: int) -> Any:
+def data(config: Mapping[str, Any], seed: int) -> DataModule:
     """A data module; ``seed`` is that of the order and of augmentation.
 
     The last three (a student's, its teacher's, and of what it starts from) are kept: a check, the run after it, and
@@ -72,7 +69,7 @@ def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str
 
 
 def network(
-    config: Mapping[str, Any], data: Any, seed: int, key: str, offers: Mapping[str, Any] | None = None
+    config: Mapping[str, Any], data: DataModule, seed: int, key: str, offers: Mapping[str, Any] | None = None
 ) -> nn.Module:
     """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``.
 
@@ -102,40 +99,22 @@ def network(
         return builder.build(config, key, slot="network", offer=offers)
 
     net = build_affordable(build, key, trains=key == "student")
-    if data.target != "class":
-        _check_reads(net, data, key)
+    data.check_reads(net, key)
     return net
 
 
-def _check_reads(net: nn.Module, data: Any, key: str) -> None:
-    """Refuse a network that cannot read sequences as long as the data's, or not of their kind.
-
-    Raises:
-        UserError: naming ``key``.
-    """
-    limit = getattr(net, "context", None)
-    if isinstance(limit, int) and limit < data.context:
-        raise UserError(f"{key}.context", f"{limit}, and data.context is {data.context}", "null, or at least that")
-    takes = inspect.signature(net.forward).parameters
-    name, pairs = type(net).__name__, "decoder_input_ids" in takes
-    if pairs and data.target == "next_token":
-        raise UserError(key, f"{name} takes pairs, and data ({data.name}) gives sequences", "such as gpt_tiny")
-    if "input_ids" in takes and not pairs and data.target == "text":
-        raise UserError(key, f"{name} takes sequences, and data ({data.name}) gives pairs", "an encoder-decoder")
-
-
-def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: Any, accepted: str) -> UserError:
+def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: DataModule, accepted: str) -> UserError:
     return UserError(key, f"{_of(config)} takes {wanted}, and data ({data.name}) is {data.kind}", accepted)
 
 
-def task(config: Mapping[str, Any], data: Any) -> Task:
+def task(config: Mapping[str, Any], data: DataModule) -> Task:
     """The task of ``data``.
 
     Raises:
         UserError: if the task reads another kind of data.
     """
     takes, offers = builder.parameters(config, "task", slot="task"), data.network_kwargs
-    accepted = f"and data ({data.name}) gives {data.target}; accepted: task={TASKS[data.target]}, or other data"
+    accepted = f"and data ({data.name}) gives {data.target}; accepted: task={data.default_task}, or other data"
     for needed in ("num_classes", "vocab_size"):
         if needed in takes and needed not in offers and config.get(needed) is None:
             name = str(config["_target_"]).rpartition(".")[2]
@@ -146,20 +125,20 @@ def task(config: Mapping[str, Any], data: Any) -> Task:
     return made
 
 
-def objective(config: Mapping[str, Any], data: Any = None) -> Objective:
+def objective(config: Mapping[str, Any], data: DataModule | None = None) -> Objective:
     """The objective of a ``loss`` mapping; of each task of ``data``, where it has several."""
     return builder.build(config, "loss", slot="loss", offer={"tasks": task_weights(data)})
 
 
-def labels_only(terms: Mapping[str, Any], data: Any) -> Objective:
+def labels_only(terms: Mapping[str, Any], data: DataModule) -> Objective:
     """The objective of teachers and baselines: label terms alone."""
     built = {name: builder.build(term, f"loss.terms.{name}", slot="term") for name, term in terms.items()}
     return Objective(built, tasks=task_weights(data))
 
 
-def task_weights(data: Any) -> dict[str, float] | None:
+def task_weights(data: DataModule | None) -> dict[str, float] | None:
     """How much each of several tasks counts; None for one task."""
-    tasks = getattr(data, "tasks", None)
+    tasks = data.tasks if data is not None else None
     return {name: one.weight for name, one in tasks.items()} if tasks else None
 
 
@@ -217,7 +196,7 @@ def configured_steps(steps: Sequence[Mapping[str, Any]], adapter: Mapping[str, A
     return made if adapter is None else {**made, "adapter": builder.build(adapter, "adapter", slot="step")}
 
 
-def auxiliary(experiment: Experiment, student: nn.Module, data: Any) -> Auxiliary | None:
+def auxiliary(experiment: Experiment, student: nn.Module, data: DataModule) -> Auxiliary | None:
     """What trains beside the student; its first weights are a function of the experiment's seed.
 
     Raises:
@@ -226,7 +205,7 @@ def auxiliary(experiment: Experiment, student: nn.Module, data: Any) -> Auxiliar
     config = experiment.auxiliary
     if config is None:
         return None
-    if data.target != "class":
+    if not data.classified:
         raise UserError(
             "auxiliary", f"{_of(config)} stands beside a classifier, and data ({data.name}) is text", "auxiliary=none"
         )
@@ -246,7 +225,7 @@ def _of(config: Mapping[str, Any]) -> str:
     return str(config["_target_"]).rpartition(".")[2]
 
 
-def batch_transform(config: Mapping[str, Any] | None, data: Any) -> Any:
+def batch_transform(config: Mapping[str, Any] | None, data: DataModule) -> Any:
     """What puts other rows or sequences in the place of the data's; None for the data's own."""
     if config is None:
         return None

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.assembly import Assembly, assemble
@@ -167,7 +168,7 @@ def _check_method(parts: Assembly, taught: bool) -> None:
         )
     if needs and not (taught or _teaches_itself(experiment) or previous(experiment)):
         raise UserError("teacher", "none, and the loss has terms that need one", "teacher=NAME, or loss=ce")
-    if experiment.method_name == "SemiSupervisedKD" and parts.data.target != "class":
+    if experiment.method_name == "SemiSupervisedKD" and not parts.data.classified:
         raise UserError(
             "method",
             f"SemiSupervisedKD labels rows of their own, and data ({parts.data.name}) is text",
@@ -208,7 +209,7 @@ def _check_together(
         assert shown is not None
         _probe(method, shown, net, data)
         yield "layers and classes", "teacher and student fit together"
-    elif data.target == "class" and not objective.needs_teacher:
+    elif data.classified and not objective.needs_teacher:
         _probe(method, None, None, data)
         if auxiliary is not None:
             yield "auxiliary", f"{cost.parameters(auxiliary):,} parameters beside the student"
@@ -219,7 +220,7 @@ def _origin(experiment: Experiment) -> str:
     return f"weights of {experiment.teacher.checkpoint}" if experiment.teacher.checkpoint else "to be trained, or known"
 
 
-def _teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> nn.Module | None:
+def _teacher(experiment: Experiment, data: DataModule, vocabulary_agnostic: bool) -> nn.Module | None:
     wanted = experiment.teacher
     if wanted is None or wanted.net is None or wanted.members is not None:
         return None
@@ -231,7 +232,7 @@ def _teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> nn
     return build.network(wanted.net, own, wanted.seed, "teacher.net")
 
 
-def _members(experiment: Experiment, data: Any, task: Task, objective: Objective) -> list[nn.Module]:
+def _members(experiment: Experiment, data: DataModule, task: Task, objective: Objective) -> list[nn.Module]:
     """Each of several teachers as a single one; none where there is one, or nobody teaches."""
     wanted = experiment.teacher
     learned = any(getattr(term, "reads_members", False) for term in objective.terms.values())
@@ -274,7 +275,7 @@ def _members(experiment: Experiment, data: Any, task: Task, objective: Objective
     return nets
 
 
-def _classes_of_members(experiment: Experiment, data: Any, task: Task) -> list[int]:
+def _classes_of_members(experiment: Experiment, data: DataModule, task: Task) -> list[int]:
     """How many classes each of several teachers must know: those of its task, or all the same."""
     assert experiment.teacher is not None
     if experiment.teacher.weighting != "tasks":
@@ -316,11 +317,11 @@ def _start(parts: Assembly, student: nn.Module, teacher: nn.Module | None) -> nn
     return student
 
 
-def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: Any) -> None:
+def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: DataModule) -> None:
     """Run two rows through all that train or teach, so that a wrong layer, shape or class count shows now."""
     objective = method.objective
     rows: Batch = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu")
-    rows.partner = torch.tensor([1, 0])[: len(rows)] if data.target == "class" else None  # a source may give others
+    rows.partner = torch.tensor([1, 0])[: len(rows)] if data.classified else None  # a source may give others
     with torch.no_grad():
         theirs = None if teacher is None else _named("teacher_layer", objective, lambda: teacher(rows))
         ours = _named("student_layer", objective, lambda: method.dry_forward(rows))
@@ -342,7 +343,7 @@ def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
 
 
 def _deep(
-    experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None, members: Sequence[nn.Module] = ()
+    experiment: Experiment, data: DataModule, task: Task, teacher: nn.Module | None, members: Sequence[nn.Module] = ()
 ) -> Iterator[tuple[str, str]]:
     for split in ("train", "val", "test"):
         if data.counts[split] or split != "val":
@@ -357,7 +358,7 @@ def _deep(
 
 
 def _beats_chance(
-    experiment: Experiment, data: Any, task: Task, teacher: nn.Module | None
+    experiment: Experiment, data: DataModule, task: Task, teacher: nn.Module | None
 ) -> Iterator[tuple[str, str]]:
     wanted = experiment.teacher
     if teacher is None or wanted is None or wanted.checkpoint is None:
@@ -365,7 +366,7 @@ def _beats_chance(
     split = "val" if data.counts["val"] else "test"
     loader = getattr(data, f"{split}_dataloader")()
     known: Teacher = FrozenTeacher(teacher, task)
-    if getattr(data, "tasks", None) and isinstance(label := wanted.data.get("label"), str):
+    if data.tasks and isinstance(label := wanted.data.get("label"), str):
         known = TasksTeacher({label: known})
     found = evaluate(task, known, loader, split=split)
     score, chance = found[task.score], task.chance

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdlab.config.override_text import argument
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.functional import Outputs
 from kdlab.models.transforms.surgery import head_of, reorder_classes
@@ -17,9 +18,9 @@ SHOWN = 12
 """Names of classes that a message shows."""
 
 
-def classified_alone(data: Any) -> bool:
+def classified_alone(data: DataModule) -> bool:
     """Whether data are rows of one task, whose classes have names."""
-    return data.target == "class" and not getattr(data, "tasks", None)
+    return data.classified and not data.tasks
 
 
 def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
@@ -46,7 +47,7 @@ def _is_number(name: str) -> bool:
     return True
 
 
-def same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str) -> str:
+def same_classes(have: Sequence[str], want: Sequence[str], data: DataModule, task: str) -> str:
     """What to type so that data and network know the same classes."""
     whole = "the run of a network for the same classes"
     if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
@@ -56,7 +57,7 @@ def same_classes(have: Sequence[str], want: Sequence[str], data: Any, task: str)
     return whole
 
 
-def reordered(net: nn.Module, order: Sequence[int], data: Any, task: str = "") -> bool:
+def reordered(net: nn.Module, order: Sequence[int], data: DataModule, task: str = "") -> bool:
     """Bring a network's classes into another order, in place, and see that its answers follow.
 
     Returns:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from kdlab.config import builder
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment.assembly import Assembly
 from kdlab.experiment.schema import Experiment
@@ -21,9 +22,9 @@ def previous(experiment: Experiment) -> bool:
     return experiment.teacher is not None and experiment.teacher.previous
 
 
-def check_tasks(experiment: Experiment, data: Any) -> None:
+def check_tasks(experiment: Experiment, data: DataModule) -> None:
     """Whether the experiment can have several tasks at once, where the data have."""
-    if not getattr(data, "tasks", None):
+    if not data.tasks:
         return
     several = f"and data.label names several tasks ({', '.join(data.tasks)})"
     if experiment.batch_transform is not None:
@@ -55,7 +56,7 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
     wanted, source = experiment.batch_transform, None
     if wanted is not None:
         takes = builder.parameters(wanted, "batch_transform", slot="batch_transform")
-        if data.target == "class" and "vocab_size" in takes:
+        if data.classified and "vocab_size" in takes:
             raise UserError(
                 "batch_transform", f"{_name(wanted)}, and data ({data.name}) is no text", "batch_transform=none"
             )
@@ -82,11 +83,11 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
         raise UserError("batch_transform", "needs a sequence a row, and data.pack joins several", "data.pack=false")
 
 
-def _source_of_rows(experiment: Experiment, source: Any, data: Any, teacher: nn.Module | None) -> None:
+def _source_of_rows(experiment: Experiment, source: Any, data: DataModule, teacher: nn.Module | None) -> None:
     """Whether what changes or makes rows has rows, and the teacher that it asks."""
     assert experiment.batch_transform is not None
     name = _name(experiment.batch_transform)
-    if data.target != "class":
+    if not data.classified:
         raise UserError("batch_transform", f"{name} gives rows, and data ({data.name}) is text", "batch_transform=none")
     if (teacher is not None or previous(experiment)) and not experiment.teaches_itself:
         return

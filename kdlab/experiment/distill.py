@@ -262,9 +262,10 @@ class _Loaders(SimpleNamespace):
             raise UserError("train_loader", "is empty", "at least one batch")
         self.counts = {"val": len(self.val) if self.val is not None else 0}
         self.batch_size = len(next(iter(self.train)))
+        self.has_questions = False
 
-    def to(self, device: torch.device, **split: int) -> None:
-        """Lightning moves each batch."""
+    def to(self, device: torch.device, *, accumulate: int = 1) -> None:
+        """Nothing to do: Lightning moves each batch."""
 
     def train_dataloader(self) -> _Batches:
         return self.train

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.baseline import first_is_baseline, get_or_train_baseline
@@ -105,7 +106,7 @@ def _teacher(stage: Stage, lesson: ResolvedTeacher, keep: Keep) -> dict[str, Any
 
 
 def describe_network(
-    data: Any,
+    data: DataModule,
     task: Task,
     training: TrainerConfig,
     net: nn.Module,
@@ -135,7 +136,7 @@ def describe_network(
         "latency_ms": cost.latency_ms(net, example),
         "seconds": seconds,
     }
-    if data.target != "class":
+    if not data.classified:
         described["tokens_per_s"] = tokens_per_second(net, data)
     net.to(training.device)
     found = _splits(data, task, training, known or (lambda batch, _: task.outputs(net, batch)), told, keep)
@@ -145,7 +146,12 @@ def describe_network(
 
 
 def _several(
-    data: Any, task: Task, training: TrainerConfig, source: TrainedModel, teacher: Teacher, keep: Keep | None = None
+    data: DataModule,
+    task: Task,
+    training: TrainerConfig,
+    source: TrainedModel,
+    teacher: Teacher,
+    keep: Keep | None = None,
 ) -> dict[str, Any]:
     """Several teachers together, which answer one after the other, and each of them by itself."""
     each: dict[str, Any] = {}
@@ -178,7 +184,12 @@ def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
 
 
 def _splits(
-    data: Any, task: Task, training: TrainerConfig, answers: Any, teacher: Teacher | None, keep: Keep | None = None
+    data: DataModule,
+    task: Task,
+    training: TrainerConfig,
+    answers: Any,
+    teacher: Teacher | None,
+    keep: Keep | None = None,
 ) -> dict[str, dict[str, float]]:
     data.to(training.device)
     found = {}

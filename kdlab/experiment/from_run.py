@@ -13,6 +13,7 @@ from torch import nn
 
 from kdlab.config import builder
 from kdlab.config.override_text import argument
+from kdlab.data import DataModule
 from kdlab.data.raw import Columns
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
@@ -81,13 +82,13 @@ class FromRun:
             return {}
         return {str(task): [str(name) for name in names] for task, names in tasks.items()}
 
-    def check_inputs(self, data: Any) -> None:
+    def check_inputs(self, data: DataModule) -> None:
         """Refuse data of another kind or shape than what it reads.
 
         Raises:
             UserError: naming both.
         """
-        if self.reads_text != (data.target != "class"):
+        if self.reads_text != (not data.classified):
             kinds = ("text", data.kind) if self.reads_text else ("pictures or a table", data.kind)
             raise UserError(
                 self.key,
@@ -153,7 +154,7 @@ class FromRun:
             if isinstance(inner, Mapping):
                 self._check_stated(inner)
 
-    def network_kwargs(self, data: Any) -> dict[str, Any]:
+    def network_kwargs(self, data: DataModule) -> dict[str, Any]:
         """What the constructor of its network gets to know: as at its training, not as of ``data``."""
         known = dict(data.network_kwargs)
         if self.reads_text:
@@ -168,7 +169,7 @@ class FromRun:
         """
         return Tokenizer.load(self.folder / Path(str(self.described["tokenizer"])).name, self.key)
 
-    def say_normalisation(self, data: Any, owner: str) -> None:
+    def say_normalisation(self, data: DataModule, owner: str) -> None:
         """Say that the network normalises otherwise than the data would have it, where it does."""
         if self.reads_text:
             return
@@ -181,7 +182,7 @@ class FromRun:
                 *(owner, self.folder, *map(_few_numbers, (*theirs, *ours))),
             )
 
-    def check_classes(self, data: Any) -> dict[str, tuple[list[str], list[str], list[int] | None]]:
+    def check_classes(self, data: DataModule) -> dict[str, tuple[list[str], list[str], list[int] | None]]:
         """Hold its classes against the data's.
 
         Returns:
@@ -201,7 +202,7 @@ class FromRun:
         pairs = {name: (theirs[name], ours[name]) for name in ours} or {"": (self.classes, list(data.class_names))}
         return {task: (have, want, self._order(have, want, data, task)) for task, (have, want) in pairs.items()}
 
-    def line_up(self, net: nn.Module, data: Any, owner: str) -> None:
+    def line_up(self, net: nn.Module, data: DataModule, owner: str) -> None:
         """Bring the classes of a loaded network into the order of the data's, in place, and say so.
 
         Args:
@@ -229,7 +230,7 @@ class FromRun:
                 *(owner, f" of {task}" if task else "", self.folder, listed(have), listed(want)),
             )
 
-    def _order(self, have: Sequence[str], want: Sequence[str], data: Any, task: str) -> list[int] | None:
+    def _order(self, have: Sequence[str], want: Sequence[str], data: DataModule, task: str) -> list[int] | None:
         """For each of the data's classes, which of the network's it is; None where they are the same already.
 
         Raises:
@@ -256,7 +257,7 @@ class FromRun:
         )
 
 
-def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[str, Any], data: Any) -> str:
+def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[str, Any], data: DataModule) -> str:
     """Load what a student starts from out of ``pretrained.checkpoint``; returns a line for the log.
 
     The classifier of a network for rows stays its own, since classes are the data's; of text the same tokens follow.
@@ -278,10 +279,10 @@ def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[
         if origin.reads_text:
             data.same_tokens(origin.tokenizer(), key)
     path = weights_path(spec_.checkpoint, key)
-    return load_weights(student, path, spec_.mapping, key=key, head=data.target != "class", weights=spec_.weights)
+    return load_weights(student, path, spec_.mapping, key=key, head=not data.classified, weights=spec_.weights)
 
 
-def normalised_as_started(experiment: Experiment, data: Any) -> tuple[Experiment, str]:
+def normalised_as_started(experiment: Experiment, data: DataModule) -> tuple[Experiment, str]:
     """Let a student normalise its inputs as the weights do that it starts from.
 
     Where these are of a run whose data had another mean or deviation, and the student is told none of its own.
@@ -289,7 +290,7 @@ def normalised_as_started(experiment: Experiment, data: Any) -> tuple[Experiment
     Returns:
         The experiment, and a line for the log; empty where nothing had to change.
     """
-    if data.target != "class":
+    if not data.classified:
         return experiment, ""
     key, start = {
         "pretrained": ("pretrained.checkpoint", experiment.pretrained),

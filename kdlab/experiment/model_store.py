@@ -18,6 +18,7 @@ from filelock import Timeout
 from torch import nn
 
 from kdlab.config import builder
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.continuing import LAST, copy_training_state
@@ -110,7 +111,7 @@ def get_or_train(
     training: TrainerConfig,
     name: str,
     logger: Mapping[str, Any] | None = None,
-    data: Any = None,
+    data: DataModule | None = None,
     begin: Callable[[nn.Module], Any] = lambda net: None,
     shorter: Path | None = None,
 ) -> StoredModel:
@@ -171,7 +172,7 @@ def _train(
     folder: Path,
     training: TrainerConfig,
     net: nn.Module,
-    data: Any,
+    data: DataModule,
     logger: Mapping[str, Any] | None,
     continued: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -221,7 +222,7 @@ def recorded_steps(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_model(
-    folder: Path, network: Mapping[str, Any], data: Any, weights: str, steps: Sequence[Mapping[str, Any]] = ()
+    folder: Path, network: Mapping[str, Any], data: DataModule, weights: str, steps: Sequence[Mapping[str, Any]] = ()
 ) -> None:
     """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
     described = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.schema import Experiment
 from kdlab.losses import Objective
 
 
-def check_learns(experiment: Experiment, objective: Objective, data: Any) -> None:
+def check_learns(experiment: Experiment, objective: Objective, data: DataModule) -> None:
     """Refuse a loss of which no term can count anything at any time.
 
     Raises:
@@ -23,7 +24,7 @@ def check_learns(experiment: Experiment, objective: Objective, data: Any) -> Non
         raise UserError("loss", f"nothing to learn from: {said}", "a loss of which some term counts")
 
 
-def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, data: Any) -> str:
+def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, data: DataModule) -> str:
     """Why a term never counts, in words; nothing where it does."""
     if not term.weight.range[1]:
         return "has weight 0"

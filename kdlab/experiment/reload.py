@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.config import builder
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.from_run import FromRun, normalised_as_started
@@ -43,7 +44,7 @@ class Rebuilt:
 
     experiment: Experiment
     """Of the run, or of its last stage."""
-    data: Any
+    data: DataModule
     task: Task
     nets: dict[str, Nets]
     """Role (``student``, ``teacher``, ``baseline``) → networks."""
@@ -189,7 +190,7 @@ def _trusted(run: Path, trust: bool) -> Iterator[None]:
             ) from error
 
 
-def _given(folder: Path, role: str, data: Any, trust: bool) -> nn.Module:
+def _given(folder: Path, role: str, data: DataModule, trust: bool) -> nn.Module:
     """The network of a folder that the user names, its classes in the order of the data's."""
     net = load_model(folder, trust)[0]
     origin = FromRun(folder, f"--{role}")
@@ -201,7 +202,7 @@ def _given(folder: Path, role: str, data: Any, trust: bool) -> nn.Module:
 # ---- the teacher --------------------------------------------------------------------------------------------------
 
 
-def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust: bool) -> Nets | None:
+def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: DataModule, trust: bool) -> Nets | None:
     """Who taught the last fit; None where nobody did.
 
     Raises:
@@ -222,7 +223,9 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: Any, trust
     return [_one_teacher(run, experiment, one, f"teacher_{n}", data, trust) for n, one in enumerate(told.each)]
 
 
-def _one_teacher(run: Path, experiment: Experiment, spec: TeacherSpec, role: str, data: Any, trust: bool) -> nn.Module:
+def _one_teacher(
+    run: Path, experiment: Experiment, spec: TeacherSpec, role: str, data: DataModule, trust: bool
+) -> nn.Module:
     if spec.net is None:
         raise ModelMissing("only its answers are known")
     if has_weights(spec):

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.assembly import Assembly
@@ -149,7 +150,7 @@ def _split(steps: Mapping[str, NetworkStep]) -> tuple[dict[str, NetworkStep], di
     return {name: steps[name] for name in names[:count]}, {name: steps[name] for name in names[count:]}
 
 
-def _in_order(previous: TrainedModel | None, experiment: Experiment, data: Any) -> TrainedModel | None:
+def _in_order(previous: TrainedModel | None, experiment: Experiment, data: DataModule) -> TrainedModel | None:
     """The stage before, with its classes in the order of ``data``: a copy where that is another one."""
     if previous is None or not previous.classes or not goes_on_from_previous(experiment) or not classified_alone(data):
         return previous

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from kdlab.data import DataModule
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, within
 from kdlab.experiment import build
@@ -78,7 +79,7 @@ class ResolvedTeacher:
 
 def find_teacher(
     experiment: Experiment,
-    data: Any,
+    data: DataModule,
     training: TrainerConfig,
     previous: TrainedModel | None,
     names: Mapping[str, str],
@@ -128,7 +129,9 @@ def find_teacher(
     )
 
 
-def _find_members(experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]) -> TrainedModel:
+def _find_members(
+    experiment: Experiment, data: DataModule, training: TrainerConfig, names: Mapping[str, str]
+) -> TrainedModel:
     """Each of several teachers, found or trained as a single one is."""
     members = []
     for n, one in enumerate(each_member(experiment)):
@@ -175,7 +178,7 @@ def _in_member(match: re.Match[str]) -> str:
     return f"{first}: {value} in that member"
 
 
-def ensemble(experiment: Experiment, members: Sequence[Teacher], data: Any) -> MultiTeacher:
+def ensemble(experiment: Experiment, members: Sequence[Teacher], data: DataModule) -> MultiTeacher:
     """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
     assert experiment.teacher is not None
     weighting = experiment.teacher.weighting
@@ -210,7 +213,7 @@ def has_weights(spec: TeacherSpec) -> bool:
     return spec.checkpoint is not None or (spec.net or {}).get("name") is not None
 
 
-def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: bool) -> TrainedModel:
+def external_teacher(experiment: Experiment, data: DataModule, vocabulary_agnostic: bool) -> TrainedModel:
     """A teacher that was trained elsewhere, with its tokenizer where that is known.
 
     Raises:
@@ -219,7 +222,7 @@ def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: boo
     """
     spec = experiment.teacher
     assert spec is not None and spec.net is not None
-    if getattr(data, "tasks", None) and isinstance(spec.data.get("label"), str):  # it knows one of several tasks
+    if data.tasks and isinstance(spec.data.get("label"), str):  # it knows one of several tasks
         own = own_data(experiment, "teacher")
         data.check_same_classes(own)
         data = own
@@ -227,7 +230,7 @@ def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: boo
         return _teacher_from_run(origin, spec, data, vocabulary_agnostic)
     net = build.network(spec.net, data, spec.seed, "teacher.net")
     tokenizer = None
-    if data.target != "class" and getattr(net, "tokenizer_name", None) is not None:
+    if not data.classified and getattr(net, "tokenizer_name", None) is not None:
         tokenizer = Tokenizer.load(str(net.tokenizer_name))
         if not vocabulary_agnostic:
             data.same_tokens(tokenizer, "teacher.net.name")
@@ -236,7 +239,7 @@ def external_teacher(experiment: Experiment, data: Any, vocabulary_agnostic: boo
     return TrainedModel(net, _load(net, spec), tokenizer=tokenizer)
 
 
-def _teacher_from_run(origin: FromRun, spec: TeacherSpec, data: Any, vocabulary_agnostic: bool) -> TrainedModel:
+def _teacher_from_run(origin: FromRun, spec: TeacherSpec, data: DataModule, vocabulary_agnostic: bool) -> TrainedModel:
     """A teacher whose weights are in a run folder: with its own normalisation, its classes in the order of the data's.
 
     Raises:
@@ -299,7 +302,12 @@ def data_in_teacher_tokens(experiment: Experiment) -> Any:
 
 
 def resolve_teacher(
-    source: TrainedModel, experiment: Experiment, data: Any, task: Task, objective: Objective, training: TrainerConfig
+    source: TrainedModel,
+    experiment: Experiment,
+    data: DataModule,
+    task: Task,
+    objective: Objective,
+    training: TrainerConfig,
 ) -> ResolvedTeacher:
     """Freeze a trained network into a teacher; from its cache where that can be, else live, and say why.
 
@@ -335,7 +343,12 @@ def resolve_teacher(
 
 
 def _give_members(
-    source: TrainedModel, experiment: Experiment, data: Any, task: Task, objective: Objective, training: TrainerConfig
+    source: TrainedModel,
+    experiment: Experiment,
+    data: DataModule,
+    task: Task,
+    objective: Objective,
+    training: TrainerConfig,
 ) -> ResolvedTeacher:
     """Several teachers as one; each answers from its own cache where that can be."""
     started = time.monotonic()
@@ -364,7 +377,7 @@ class Pretrained:
 
 
 def find_pretrained(
-    experiment: Experiment, data: Any, training: TrainerConfig, names: Mapping[str, str]
+    experiment: Experiment, data: DataModule, training: TrainerConfig, names: Mapping[str, str]
 ) -> Pretrained | None:
     """What the student starts from: a checkpoint, or a network of the store; None with another ``init``.
 
@@ -384,7 +397,7 @@ def find_pretrained(
 
         return Pretrained(load_checkpoint, () if origin is None else origin.steps)
 
-    keeps_head = data.target != "class"  # the same tokens follow in any text; classes are the data's own
+    keeps_head = not data.classified  # the same tokens follow in any text; classes are the data's own
     recipe = Recipe(
         task=experiment.task,
         network=experiment.student,

@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from tqdm import tqdm
 
+from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment.schema import Experiment, TeacherSpec
 from kdlab.losses import Objective
@@ -39,7 +39,7 @@ WHOLE_ROWS = 257
 """Size of a vocabulary up to which a cache of sequences holds all of it, and so leaves out nothing."""
 
 
-def cache_obstacle(experiment: Experiment, data: Any, objective: Objective) -> str:
+def cache_obstacle(experiment: Experiment, data: DataModule, objective: Objective) -> str:
     """Why a teacher answers live; empty where it can answer from a cache.
 
     Raises:
@@ -53,21 +53,21 @@ def cache_obstacle(experiment: Experiment, data: Any, objective: Objective) -> s
     if asked == "off":
         return "as teacher.cache=off asks"
     reasons = []
-    if layers and (data.target != "class" or not spec.feature_mib):
+    if layers and (not data.classified or not spec.feature_mib):
         reasons.append(f"the loss looks at its layers ({', '.join(layers)})")
     if data.views is None:
-        reasons.append(data.uncacheable_reason)
+        reasons.append(str(data.uncacheable_reason))
     if experiment.batch_transform is not None:
-        makes = "makes rows" if data.target == "class" else "writes sequences"
+        makes = "makes rows" if data.classified else "writes sequences"
         reasons.append(f"batch_transform {makes} that nobody has seen before")
-    if getattr(data, "tasks", None) and not isinstance(spec.data.get("label"), str):
+    if data.tasks and not isinstance(spec.data.get("label"), str):
         reasons.append("it answers several tasks, and a cache holds one answer")
     if objective.vocabulary_agnostic:
         reasons.append("it reads the text in tokens of its own")
     if reasons and (asked != "auto" or sparse):
         said = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
         raise UserError(f"teacher.{said}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
-    if asked == "auto" and data.target != "class" and not sparse and data.vocab_size > WHOLE_ROWS:
+    if asked == "auto" and not data.classified and not sparse and data.vocab_size > WHOLE_ROWS:
         reasons.append(
             f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"
         )
@@ -76,7 +76,7 @@ def cache_obstacle(experiment: Experiment, data: Any, objective: Objective) -> s
     return " and ".join(f"since {reason}" for reason in reasons)
 
 
-def _sparse(spec: TeacherSpec, data: Any) -> str:
+def _sparse(spec: TeacherSpec, data: DataModule) -> str:
     """The key that asks for a cache of some tokens a position; empty where neither does.
 
     Raises:
@@ -88,7 +88,7 @@ def _sparse(spec: TeacherSpec, data: Any) -> str:
     name, value = given[0], getattr(spec, given[0])
     if len(given) > 1:
         raise UserError("teacher.top_k", f"{spec.top_k}, and teacher.draws: {spec.draws}", "one of them")
-    if data.target == "class":
+    if data.classified:
         raise UserError(f"teacher.{name}", f"{value}, and data ({data.name}) is no text", "null")
     most = data.vocab_size if name == "top_k" else 4096
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
@@ -96,7 +96,7 @@ def _sparse(spec: TeacherSpec, data: Any) -> str:
     return name
 
 
-def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCache:
+def written(experiment: Experiment, data: DataModule, objective: Objective) -> TokenCache:
     """A teacher of which nothing is known but a cache of its answers.
 
     Raises:
@@ -104,7 +104,7 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
     """
     spec = experiment.teacher
     assert spec is not None
-    if data.target == "class":
+    if data.classified:
         raise UserError("teacher.cache", f"{spec.cache}, and data ({data.name}) is no text", "teacher=NAME")
     cache_obstacle(experiment, data, objective)
     manifest = TokenManifest.read(Path(spec.cache))
@@ -132,7 +132,7 @@ def written(experiment: Experiment, data: Any, objective: Objective) -> TokenCac
     return cache
 
 
-def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: TrainerConfig) -> Teacher:
+def cached(live: FrozenTeacher, experiment: Experiment, data: DataModule, training: TrainerConfig) -> Teacher:
     """The teacher, answering from its cache, which is filled first if it is not there.
 
     Live where the cache would be too large.
@@ -141,7 +141,7 @@ def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Tra
     data.to(training.device)
     live.to(training.device)
     kept = Path(experiment.output) / "cache"
-    if data.target != "class":
+    if not data.classified:
         tokens = describe_tokens(live.net, data, spec)
         folder = kept / tokens.key if spec.cache == "auto" else Path(spec.cache)
         if spec.cache == "auto" and not (folder / "manifest.json").exists():
@@ -163,7 +163,7 @@ def cached(live: FrozenTeacher, experiment: Experiment, data: Any, training: Tra
     return CachedTeacher(logits, features, live.net)
 
 
-def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: Any, folder: str | None = None) -> Arrays:
+def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: DataModule, folder: str | None = None) -> Arrays:
     """The arrays of a manifest, in ``folder``, or else below ``kept``, where they are made if they are not there."""
     at = kept / manifest.key if folder is None else Path(folder)
     if folder is None and not (at / "manifest.json").exists():
@@ -172,7 +172,7 @@ def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: Any, fold
     return Arrays(at, manifest)
 
 
-def describe_rows(live: FrozenTeacher, data: Any) -> Manifest:
+def describe_rows(live: FrozenTeacher, data: DataModule) -> Manifest:
     """What a cache of a teacher's answers to rows holds: its logits, of all splits."""
     example = next(iter(data.ordered_loader("train", batch_size=2)))
     rows = {"train": (data.counts["train"], data.views or 1)}
@@ -180,7 +180,7 @@ def describe_rows(live: FrozenTeacher, data: Any) -> Manifest:
     return _manifest(live.net, data, rows, live(example).logits.shape[-1])
 
 
-def describe_features(live: FrozenTeacher, data: Any) -> Manifest:
+def describe_features(live: FrozenTeacher, data: DataModule) -> Manifest:
     """What a cache of the layers that ``live`` captures holds: training rows, which alone are compared inside."""
     example = next(iter(data.ordered_loader("train", batch_size=2)))
     layers = {name: tuple(feature.shape[1:]) for name, feature in live(example).features.items()}
@@ -189,7 +189,7 @@ def describe_features(live: FrozenTeacher, data: Any) -> Manifest:
 
 def _manifest(
     net: nn.Module,
-    data: Any,
+    data: DataModule,
     rows: dict[str, tuple[int, int]],
     classes: int,
     layers: dict[str, tuple[int, ...]] | None = None,
@@ -206,7 +206,7 @@ def _manifest(
     )
 
 
-def describe_tokens(net: nn.Module, data: Any, spec: TeacherSpec) -> TokenManifest:
+def describe_tokens(net: nn.Module, data: DataModule, spec: TeacherSpec) -> TokenManifest:
     """What a cache of ``net`` on sequences holds.
 
     Logits of the whole vocabulary are float32, as the teacher gives them, where that takes up to 256 MiB, and else

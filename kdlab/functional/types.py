@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from kdlab.functional.logits import Projected, Sampled, Sparse
 
 NO_LABEL = -100
 """The class id of a row without a label."""
+
+Target = Literal["class", "next_token", "text"]
+"""What is predicted of an example: its class, each next token of a sequence, or a text that answers to it."""
 
 SEGMENTS = ("prompt", "reasoning", "answer", "text")
 """What a token of a sequence can be part of; ``Batch.segment`` holds indices into it."""

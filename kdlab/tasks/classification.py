@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from kdlab.data import DataModule
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, hash_seed
 from kdlab.functional.attack import pgd
@@ -92,7 +93,7 @@ class Classification(Task):
     def measures(self, words: int | None = None) -> Measures:
         return TaskMeasures(self.tasks) if self.tasks else ClassMeasures(self.num_classes)
 
-    def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:
+    def further(self, net: nn.Module, data: DataModule, split: str, device: torch.device) -> dict[str, float]:
         """``robust_acc``: the share of rows that are right as they are, and still right under attack."""
         if self.attack is None:
             return {}

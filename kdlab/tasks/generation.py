@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.batch_transforms.on_policy import sources, written
+from kdlab.data import DataModule, TextData
 from kdlab.data.rng import Draws, fold, permutation, seed_of
 from kdlab.errors import UserError
 
@@ -56,7 +57,7 @@ class Generation:
             raise UserError("task.top_p", self.top_p, "above 0, and at most 1")
 
     def answers(
-        self, net: nn.Module, data: Any, split: str, device: Any, width: int, count: int | None = None
+        self, net: nn.Module, data: TextData, split: str, device: Any, width: int, count: int | None = None
     ) -> Answers | None:
         """Greedy answers to the questions of a split, or to ``count`` of them; None where it asks none."""
         asked = self._asked(data, split, count)
@@ -65,7 +66,7 @@ class Generation:
         questions = [question for _, question in asked]
         return Answers.of(questions, self._write(net, data, split, questions, device, width), data)
 
-    def passed(self, net: nn.Module, data: Any, split: str, device: Any, width: int) -> dict[str, float]:
+    def passed(self, net: nn.Module, data: TextData, split: str, device: Any, width: int) -> dict[str, float]:
         """pass@k for each k of ``passes``, from answers drawn as a function of (seed, question, sample, position)."""
         if not self.passes:
             return {}
@@ -80,15 +81,15 @@ class Generation:
             right[number] += good
         return {f"pass@{k}": fmean(pass_at_k(total, good, k) for good in right.values()) for k in self.passes}
 
-    def _asked(self, data: Any, split: str, count: int | None = None) -> list[tuple[int, Any]]:
+    def _asked(self, data: TextData, split: str, count: int | None = None) -> list[tuple[int, Any]]:
         """The questions, with their numbers in the split."""
-        questions = list(data.questions(split)) if hasattr(data, "questions") else []
+        questions = list(data.questions(split)) if data.has_questions else []
         most = min(n for n in (len(questions), self.max_questions, count) if n is not None)
         # drawn, not the first ones: a split may be sorted, by its groups say
         chosen = permutation(len(questions), "questions")[:most].sort().values.tolist()
         return [(number, questions[number]) for number in chosen]
 
-    def _longest(self, data: Any, split: str) -> int:
+    def _longest(self, data: TextData, split: str) -> int:
         """How many tokens an answer may have: as told, or by the references in training and in the split that asks."""
         if self.new_tokens is not None:
             return self.new_tokens
@@ -99,7 +100,7 @@ class Generation:
     def _write(
         self,
         net: nn.Module,
-        data: Any,
+        data: TextData,
         split: str,
         questions: Sequence[Any],
         device: Any,
@@ -139,7 +140,7 @@ class Answers:
     lengths: list[int]
 
     @classmethod
-    def of(cls, questions: list[Any], ids: Iterable[Tensor], data: Any) -> Answers:
+    def of(cls, questions: list[Any], ids: Iterable[Tensor], data: TextData) -> Answers:
         """Read continuations ``ids`` and let the data say which are right.
 
         One that ran out of room is wrong: a number that is cut off may happen to be the right one.
@@ -191,12 +192,13 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def open_ended(
-    net: nn.Module, data: Any, split: str, device: Any, width: int, how: Generation, count: int
+    net: nn.Module, data: TextData, split: str, device: Any, width: int, how: Generation, count: int
 ) -> list[tuple[str, ...]]:
     """(beginning, how it goes on, what ``net`` writes greedily) of some sequences of a split's first batch."""
     batch = next(iter(data.ordered_loader(split)), None)
     if batch is None or "input_ids" not in batch.inputs or "decoder_input_ids" in batch.inputs:
         return []
+    assert isinstance(batch.inputs, dict) and batch.loss_mask is not None
     ids, ends = batch.inputs["input_ids"], _lengths(batch.loss_mask)
     usable = [row for row, end in enumerate(ends) if end > how.prompt]
     chosen = usable[:: max(1, len(usable) // count)][:count]
@@ -225,7 +227,7 @@ def open_ended(
 
 def tokens_per_second(
     net: nn.Module,
-    data: Any,
+    data: DataModule,
     prompt: int = 16,
     new_tokens: int = 32,
     repeats: int = 5,
@@ -268,14 +270,14 @@ def tokens_per_second(
     return new_tokens / median(seconds[1:])
 
 
-def _padded(source: Tensor, data: Any) -> Tensor:
+def _padded(source: Tensor, data: DataModule) -> Tensor:
     """Features (F, m) of the length that batches have; ids as they are, since a mask tells where they end."""
     if not source.is_floating_point():
         return source
     return nn.functional.pad(source, (0, data.network_kwargs["frames"] - source.shape[1]))
 
 
-def _first_source(data: Any, device: Any) -> list[Tensor] | None:
+def _first_source(data: DataModule, device: Any) -> list[Tensor] | None:
     """What an encoder reads of the first example of a split; None where there is no encoder."""
     split = "test" if data.counts["test"] else "train"
     batch = next(iter(data.ordered_loader(split, batch_size=1))).to(device)

@@ -6,16 +6,18 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from kdlab.data import DataModule, TextData
 from kdlab.errors import UserError, unknown
 from kdlab.functional import SEGMENTS, Batch, Outputs, Sampled, Sparse, align_logits, columns, cross_entropy, dense, kl
+from kdlab.functional.types import Target
 from kdlab.tasks.generation import Answers, Generation, open_ended, table
-from kdlab.tasks.task import Target, Task
+from kdlab.tasks.task import Task
 
 log = logging.getLogger("kdlab")
 
@@ -110,7 +112,7 @@ class LanguageModeling(Task):
         """Fresh measures for one pass over a split of ``words`` words (None: not known, or no text of words)."""
         return TokenMeasures(words)
 
-    def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:
+    def further(self, net: nn.Module, data: DataModule, split: str, device: torch.device) -> dict[str, float]:
         """What greedy answers to the questions of a split are worth, and drawn ones where ``passes`` asks for it.
 
         ``em`` the share that ended and that the data call right (``em/<group>`` by group), ``ended`` the share that
@@ -118,18 +120,20 @@ class LanguageModeling(Task):
         :func:`~kdlab.tasks.generation.pass_at_k`.
         Nothing where the split asks no questions.
         """
-        answers = self.generation.answers(net, data, split, device, self.num_classes)
+        text = cast(TextData, data)
+        answers = self.generation.answers(net, text, split, device, self.num_classes)
         if answers is None:
             return {}
-        drawn = self.generation.passed(net, data, split, device, self.num_classes)
+        drawn = self.generation.passed(net, text, split, device, self.num_classes)
         return {**answers.measures(), **self._texts(answers), **drawn}
 
-    def samples(self, net: nn.Module, data: Any, split: str, device: torch.device, count: int = 4) -> str | None:
+    def samples(self, net: nn.Module, data: DataModule, split: str, device: torch.device, count: int = 4) -> str | None:
         """What ``net`` writes, as a table in Markdown: answers to questions, or text that goes on."""
-        answers = self.generation.answers(net, data, split, device, self.num_classes, count)
+        text = cast(TextData, data)
+        answers = self.generation.answers(net, text, split, device, self.num_classes, count)
         if answers is not None:
             return answers.markdown()
-        rows = open_ended(net, data, split, device, self.num_classes, self.generation, count)
+        rows = open_ended(net, text, split, device, self.num_classes, self.generation, count)
         return table(("text", "goes on", "written"), rows) if rows else None
 
     def _texts(self, answers: Answers) -> dict[str, float]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
+from kdlab.data import DataModule
 from kdlab.functional import Batch, Outputs, Taps
-
-Target = Literal["class", "next_token", "text"]
-"""What is predicted of an example: its class, each next token of a sequence, or a text that answers to it."""
+from kdlab.functional.types import Target
 
 
 class Measures(Protocol):
@@ -65,10 +64,10 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} does not say what it measures: define measures")
 
-    def further(self, net: nn.Module, data: Any, split: str, device: torch.device) -> dict[str, float]:
+    def further(self, net: nn.Module, data: DataModule, split: str, device: torch.device) -> dict[str, float]:
         """Measures of a finished network that a pass over batches cannot give, such as those of generated text."""
         return {}
 
-    def samples(self, net: nn.Module, data: Any, split: str, device: torch.device, count: int = 4) -> str | None:
+    def samples(self, net: nn.Module, data: DataModule, split: str, device: torch.device, count: int = 4) -> str | None:
         """Something to read of what a network makes of a split, in Markdown; None where there is nothing to read."""
         return None

@@ -6,9 +6,9 @@ from typing import Any
 
 from torchmetrics.functional.text import char_error_rate, word_error_rate
 
+from kdlab.functional.types import Target
 from kdlab.tasks.generation import Answers
 from kdlab.tasks.language import LanguageModeling
-from kdlab.tasks.task import Target
 
 
 class TextToText(LanguageModeling):

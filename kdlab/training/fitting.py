@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
 
+from kdlab.data import DataModule, TrainingData
 from kdlab.errors import RunFailed, UserError
 from kdlab.functional import Batch, finite, hash_seed, seed_all
 from kdlab.methods.learned import no_use, nothing_learned, trace
@@ -52,7 +53,7 @@ class FitResult:
 
 def fit(
     method: Method,
-    data: Any,
+    data: TrainingData,
     training: TrainerConfig,
     folder: Path,
     epochs: int,
@@ -106,8 +107,8 @@ def fit(
     callbacks: list[pl.Callback] = [saver]
     if training.progress != "none":
         callbacks.append(Progress(name, training.progress, training.log_every))
-    if data.counts["val"] and hasattr(data, "questions"):
-        callbacks.append(Samples(data, folder / "samples.md", every=max(1, epochs // 10)))
+    if data.counts["val"] and data.has_questions:
+        callbacks.append(Samples(cast(DataModule, data), folder / "samples.md", every=max(1, epochs // 10)))
     if training.gradients is not None and loggers:
         callbacks.append(Gradients(training.gradients))
     resume = last if last.exists() else None

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from kdlab.data import DataModule
 from kdlab.system.files import write_text
 
 
@@ -21,7 +22,7 @@ class Samples(pl.Callback):
         every: epochs from one time to the next.
     """
 
-    def __init__(self, data: Any, file: Path, every: int = 1) -> None:
+    def __init__(self, data: DataModule, file: Path, every: int = 1) -> None:
         self.data, self.file, self.every = data, file, every
 
     @override

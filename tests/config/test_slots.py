@@ -22,7 +22,7 @@ from kdlab.errors import UserError
 from kdlab.models import save_weights
 from kdlab.models.weights.size_limit import no_larger_than
 
-REACHED = ("network", "data", "task", "loss", "term", "temperature", "schedule", "source", "auxiliary", "adapter")
+REACHED = ("network", "data", "task", "loss", "term", "temperature", "schedule", "batch_transform", "auxiliary", "step")
 """Parts that a folder names, or that stand inside of such a part."""
 
 WALKED = ("kdlab", "torch.nn", "torch.optim")
@@ -94,7 +94,7 @@ def test_every_option_file_is_accepted_where_it_stands():
     import yaml
 
     parts = {"model": "network", "optimizer": "optimizer", "data": "data", "task": "task", "method": "method"}
-    parts |= {name: name for name in ("trainer", "scheduler", "logger", "source", "auxiliary", "adapter")}
+    parts |= {name: name for name in ("trainer", "scheduler", "logger", "batch_transform", "auxiliary")}
     conf, seen = ROOT / "conf", 0
     for group, slot in parts.items():
         for file in (conf / group).glob("*.yaml"):

@@ -96,12 +96,12 @@ def test_an_epoch_shows_every_row_once_and_epochs_differ():
     data = digits(batch_size=64)
     first, again, second = epoch_of(data, 0), epoch_of(data, 0), epoch_of(data, 1)
     assert len(first) == len(data.train_dataloader()) == 19
-    assert joined(first, "key")[:, 0].sort().values.equal(torch.arange(1200))
-    assert joined(first, "key").equal(joined(again, "key"))
-    assert not joined(first, "key").equal(joined(second, "key"))
-    assert not joined(first, "key").equal(joined(epoch_of(digits(batch_size=64, seed=1)), "key"))
+    assert joined(first, "example_id")[:, 0].sort().values.equal(torch.arange(1200))
+    assert joined(first, "example_id").equal(joined(again, "example_id"))
+    assert not joined(first, "example_id").equal(joined(second, "example_id"))
+    assert not joined(first, "example_id").equal(joined(epoch_of(digits(batch_size=64, seed=1)), "example_id"))
     inputs = data.ordered_loader("train")
-    expected = joined(list(inputs), "inputs")[joined(first, "key")[:, 0]]
+    expected = joined(list(inputs), "inputs")[joined(first, "example_id")[:, 0]]
     assert joined(first, "inputs").equal(expected) and expected.dtype == torch.float32 and expected.max() == 1
 
 
@@ -110,7 +110,7 @@ def test_the_epoch_is_looked_at_when_the_first_batch_is_asked_for():
     loader = data.train_dataloader()
     early = iter(loader)
     loader.sampler.set_epoch(3)
-    assert joined(list(early), "key").equal(joined(epoch_of(data, 3), "key"))
+    assert joined(list(early), "example_id").equal(joined(epoch_of(data, 3), "example_id"))
 
 
 def test_the_split_does_not_depend_on_the_training_seed():
@@ -143,7 +143,7 @@ def test_however_a_step_is_split_it_has_the_same_rows_and_pictures(augment, accu
         assert batch.window[:3] == (count.labelled, count.rows, 1)
 
 
-@pytest.mark.parametrize("options", [{}, {"augment": ["crop", "cutmix"]}, {"labels": 100, "ratio": 3}])
+@pytest.mark.parametrize("options", [{}, {"augment": ["crop", "cutmix"]}, {"labels": 100, "unlabelled_ratio": 3}])
 @pytest.mark.parametrize("skip", [1, 7, 18])
 def test_skip_goes_on_within_an_epoch_once(options, skip):
     data = digits(**options)
@@ -180,7 +180,7 @@ def test_labels_withholds_all_but_a_stratified_few():
     assert data.counts == {"train": 1200, "labelled": 100, "val": 237, "test": 360}
     assert data.describe() == "100 labelled and 1100 unlabelled rows of digits"
     batches = epoch_of(data)
-    targets, truth = joined(batches, "targets"), joined(batches, "truth")
+    targets, truth = joined(batches, "targets"), joined(batches, "hidden_targets")
     known = targets != NO_LABEL
     assert known.sum() == 100 and targets[known].equal(truth[known])
     assert targets[known].bincount().tolist() == [10] * 10
@@ -193,7 +193,7 @@ def test_no_labels_at_all_and_all_of_them():
     assert not joined(none, "labelled").any() and sum(len(b) for b in none) == 1200
     assert none[0].window.labelled == 0
     every = epoch_of(digits(unlabelled_ratio=3))
-    assert joined(every, "labelled").all() and every[0].truth is None
+    assert joined(every, "labelled").all() and every[0].hidden_targets is None
 
 
 @pytest.mark.parametrize(("ratio", "labelled"), [(0, 64), (1, 32), (7, 8), (100, 1)])
@@ -207,7 +207,7 @@ def test_ratio_fixes_the_share_of_labelled_rows_of_every_step(ratio, labelled):
 def test_pools_go_round_reshuffled_with_a_new_view_each_time():
     data = digits(labels=100, unlabelled_ratio=3, augment=["crop"])
     batches = epoch_of(data, 1)
-    keys = joined(batches, "key")[joined(batches, "labelled")]
+    keys = joined(batches, "example_id")[joined(batches, "labelled")]
     rounds = math.ceil(19 * 16 / 100)
     assert keys.unique(dim=0).shape == keys.shape  # no picture twice
     for turn, part in enumerate(keys[:, 1].unique().tolist()):
@@ -247,7 +247,8 @@ def test_every_process_makes_the_same_batches():
     code = (
         "import torch; from kdlab.data import digits; "
         "d = digits(labels=50, unlabelled_ratio=2, augment=['crop', 'trivial']);"
-        "b = list(d.train_dataloader())[5]; print(d.fingerprint, b.key.sum().item(), b.inputs.double().sum().item())"
+        "b = list(d.train_dataloader())[5]; "
+        "print(d.fingerprint, b.example_id.sum().item(), b.inputs.double().sum().item())"
     )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     data = digits(labels=50, unlabelled_ratio=2, augment=["crop", "trivial"])

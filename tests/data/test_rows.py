@@ -28,7 +28,7 @@ def net(seed=0):
 
 
 def scarce(**options):
-    return digits(**{"labels": 100, "ratio": 3, "batch_size": 32, **options})
+    return digits(**{"labels": 100, "unlabelled_ratio": 3, "batch_size": 32, **options})
 
 
 def parts(data, accumulate=1, steps=1):
@@ -56,12 +56,21 @@ def test_strong_rows_come_after_the_weak_ones_and_point_at_them(of):
     found = call(views(data, of=of), batch)
     chosen = torch.arange(32) if of == "all" else (~batch.labelled).nonzero()[:, 0]
     rows = 32 + len(chosen)
-    assert len(found) == len(found.inputs) == len(found.partner) == len(found.key) == len(found.truth) == rows
+    assert (
+        len(found)
+        == len(found.inputs)
+        == len(found.partner)
+        == len(found.example_id)
+        == len(found.hidden_targets)
+        == rows
+    )
     assert found.inputs[:32].equal(batch.inputs) and found.targets[:32].equal(batch.targets)
     assert found.partner.tolist() == [-1] * 32 + chosen.tolist()
     assert (found.targets[32:] == NO_LABEL).all()
-    assert found.key[32:].equal(batch.example_id[chosen]) and found.truth[32:].equal(batch.hidden_targets[chosen])
-    assert found.clean.equal(torch.cat([batch.inputs, batch.inputs[chosen]])), "a teacher reads the weak view"
+    assert found.example_id[32:].equal(batch.example_id[chosen]) and found.hidden_targets[32:].equal(
+        batch.hidden_targets[chosen]
+    )
+    assert found.teacher_inputs.equal(torch.cat([batch.inputs, batch.inputs[chosen]])), "a teacher reads the weak view"
     assert (found.inputs[32:] != batch.inputs[chosen]).flatten(1).any(1).float().mean() > 0.9
     assert float(found.inputs.min()) >= 0 and float(found.inputs.max()) <= 1
     assert found.window == StepTotals(8.0, rows, 1, 0.0, float(len(chosen))) and found.count() == found.window
@@ -93,7 +102,7 @@ def test_instead_shows_the_strong_view_to_the_student_and_the_weak_one_to_the_te
     data = scarce()
     (batch,) = parts(data)
     found = call(views(data, instead=True), batch)
-    assert found.clean is batch.inputs and found.targets is batch.targets and found.window == batch.window
+    assert found.teacher_inputs is batch.inputs and found.targets is batch.targets and found.window == batch.window
     assert found.inputs.equal(call(views(data), batch).inputs[32:]) and found.partner is None
     some = call(views(data, instead=True, of="unlabelled"), batch)
     assert some.inputs[batch.labelled].equal(batch.inputs[batch.labelled])
@@ -122,10 +131,10 @@ def test_a_step_in_parts_is_the_whole_step(of):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"of": "some"}, "source.of: "),
+        ({"of": "some"}, "batch_transform.of: "),
         ({"augment": None}, "batch_transform.augment: none"),
         ({"augment": ["sharpest"]}, "batch_transform.augment: "),
-        ({"augment": [{"cutout": {"size": 99}}]}, "source.augment.cutout.size: 99"),
+        ({"augment": [{"cutout": {"size": 99}}]}, "batch_transform.augment.cutout.size: 99"),
     ],
 )
 def test_what_strong_views_refuse(options, said):
@@ -174,7 +183,7 @@ def test_a_teacher_may_teach_beside(place):
     )
     run = train(place, "agree_taught", *WORDS, *words)
     assert curve(run, "train/kl")[-1] < curve(run, "train/kl")[0] and curve(run, "train/consistency")
-    assert "since source makes rows that nobody has seen before" in (run / "run.log").read_text()
+    assert "since batch_transform makes rows that nobody has seen before" in (run / "run.log").read_text()
 
 
 def test_noise_is_for_the_student_alone(place):
@@ -204,19 +213,25 @@ def test_what_learns_from_more_than_labels_has_a_baseline(place):
             ("batch_transform=none",),
             "loss.terms.consistency: compares two views of a row; accepted: with batch_transform=strong_view",
         ),
-        (("batch_transform=noise",), "loss.terms.consistency: compares two views of a row, and source shows one"),
+        (
+            ("batch_transform=noise",),
+            "loss.terms.consistency: compares two views of a row, and batch_transform shows one",
+        ),
         (("data=synthetic", "batch_transform=strong_view"), "batch_transform.augment: randaugment needs pictures"),
         (("batch_transform.augment=[sharpest]",), "batch_transform.augment: "),
         (
             ("loss=ce", "batch_transform=dafl"),
-            "source: GeneratedRows asks a teacher, and no network teaches; accepted: teacher=",
+            "batch_transform: GeneratedRows asks a teacher, and no network teaches; accepted: teacher=",
         ),
-        (("loss=ce", "batch_transform=attack_teacher"), "source: AttackedRows asks a teacher"),
+        (("loss=ce", "batch_transform=attack_teacher"), "batch_transform: AttackedRows asks a teacher"),
         (
             ("method=snapshot", "teacher=resnet20", "loss=balanced", "batch_transform=dafl"),
-            "source: GeneratedRows asks a teacher, and no network teaches",
+            "batch_transform: GeneratedRows asks a teacher, and no network teaches",
         ),
-        (("loss=ce", "data=synthetic", "batch_transform=dafl"), "source: makes pictures, and data is no set of them"),
+        (
+            ("loss=ce", "data=synthetic", "batch_transform=dafl"),
+            "batch_transform: makes pictures, and data is no set of them",
+        ),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_written(capsys, tmp_path, words, said):

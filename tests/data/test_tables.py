@@ -198,13 +198,13 @@ def test_data_that_read_other_columns_are_refused(put):
     first = csv(put(HEAD + ROWS, "1.csv"))
     turned = csv(put(HEAD + ROWS, "2.csv"), columns=["v", "u"])
     with pytest.raises(UserError, match=r"teacher\.data: columns v, u, and data has u, v; accepted: the same"):
-        first.like(turned)
+        first.check_same_classes(turned)
     with pytest.raises(UserError, match=r"as with 'data\.columns=\[v,u\]'$"):
-        first.like(turned)
-    first.like(csv(put(HEAD + ROWS, "3.csv"), fraction=0.5))
+        first.check_same_classes(turned)
+    first.check_same_classes(csv(put(HEAD + ROWS, "3.csv"), fraction=0.5))
     late = [csv(put(HEAD + "".join(f"{start + i},1,{'ab'[i % 2]}\n" for i in range(60)))) for start in (2**31, 2**32)]
     with pytest.raises(UserError, match=r"teacher\.data: column 'u' is read as \(cell - 4\.29\d+e\+09\) / 17\.3"):
-        late[0].like(late[1])
+        late[0].check_same_classes(late[1])
 
 
 def test_a_teacher_from_a_run_reads_the_same_columns(place, tmp_path, capsys):

@@ -127,7 +127,7 @@ def test_cosine_by_hand():
 def test_cosine_of_positions_is_that_of_rows():
     where = torch.tensor([[True, False, True], [False, True, True]])
     s, t = draw(2, 3, 6), draw(2, 3, 6, seed=1)
-    batch = rows(4, where=where)
+    batch = rows(4, loss_mask=where)
     found = HiddenCosine("a", "b")(*features(s, t), batch)
     torch.testing.assert_close(found, HiddenCosine("a", "b")(*features(s[where], t[where]), batch))
     for shapes in [(2, 4, 6), (3, 6), (4, 6, 2, 2)]:

@@ -280,7 +280,7 @@ class Question:
 
 class Quiz:
     tokenizer, context, vocab_size = Letters(), CONTEXT, 10
-    counts = {"test": 1}  # noqa: RUF012
+    counts, has_questions = {"test": 1}, True
 
     def __init__(self, questions, batch=None):
         self._questions, self._batch = questions, batch
@@ -395,7 +395,7 @@ def test_answers_end_where_the_context_does():
 def test_no_questions_no_measures():
     net, task = gpt(), LanguageModeling(10)
     assert task.further(net, Quiz([]), "test", torch.device("cpu")) == {}
-    assert task.further(net, SimpleNamespace(), "test", torch.device("cpu")) == {}
+    assert task.further(net, SimpleNamespace(has_questions=False), "test", torch.device("cpu")) == {}
 
 
 def test_asking_fewer_asks_the_same_ones_from_all_over_the_split():

@@ -52,12 +52,12 @@ def test_one_label_of_several_is_an_ordinary_task():
     assert torch.equal(next(iter(parity.test_dataloader())).targets, next(iter(plain.test_dataloader())).targets % 2)
     assert digits(label=["parity"]).class_names == ["even", "odd"]
     both = digits(label=BOTH)
-    both.like(parity)
-    both.like(digits(label="digit"))
+    both.check_same_classes(parity)
+    both.check_same_classes(digits(label="digit"))
     with pytest.raises(UserError, match=r"teacher\.data: 2 classes even, odd, and data has 10"):
-        plain.like(parity)
+        plain.check_same_classes(parity)
     with pytest.raises(UserError, match=r"teacher\.data\.label: digit, parity, and data\.label is one"):
-        plain.like(both)
+        plain.check_same_classes(both)
 
 
 def test_the_splits_are_those_of_the_rows_whatever_is_asked_of_them():
@@ -90,7 +90,7 @@ def test_the_fingerprint_knows_what_the_tasks_say(tmp_path):
     ("label", "message"),
     [
         ("digits", r"data\.label: unknown label 'digits'; nearest: digit"),
-        (["digit", "digit"], r"data\.label: \['digit', 'digit'\]; accepted: different labels"),
+        (["digit", "digit"], r"data\.label: .*; accepted: different labels"),
         ([], r"data\.label: \[\]; accepted: different labels"),
         ({"digit": 1, "parity": 0}, r"data\.label\.parity: 0; accepted: a finite number above 0"),
         ({"digit": 1, "parity": "half"}, r"data\.label\.parity: 'half'; accepted"),
@@ -399,7 +399,7 @@ def test_a_run_of_two_tasks_resumes_to_the_same_bits(place, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["batch_transform=attack"], "source: "),
+        (["batch_transform=attack"], "batch_transform: "),
         (["loss=mutual", "auxiliary=peers", "method=self_distillation", "teacher=none"], "auxiliary: peers, and data"),
         (["method=pseudo_labels", "data.labels=60"], "method.labels: hard, and data.label names several tasks"),
         (["student=resnet8_w4"], "unknown head of the network 'digit'"),

@@ -111,7 +111,7 @@ def test_members_are_shown_where_a_term_weighs_them():
     "words", [{"weighting": "best"}, {"weighting": "confidence", "weights": [1.0, 2.0]}, {"weights": [0.0, 0.0]}]
 )
 def test_wrong_weighing_is_refused(words):
-    with pytest.raises(UserError, match=r"teacher\.weigh(ing|ts): .*accepted: "):
+    with pytest.raises(UserError, match=r"teacher\.weight(ing|s): .*accepted: "):
         EnsembleTeacher([Says(None), Says(None)], **words)
 
 
@@ -314,13 +314,13 @@ CLASH = {
     ("teacher.top_k=3",): "teacher.top_k: 3, and teacher.members are several",
     (
         "batch_transform=dafl",
-    ): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
+    ): "batch_transform: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
     (
         "batch_transform=zskt",
-    ): "source: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
+    ): "batch_transform: GeneratedRows makes rows after one network, and teacher.members are several; accepted: ",
     (
         "batch_transform=inversion",
-    ): "source: InvertedRows makes rows after one network, and teacher.members are several",
+    ): "batch_transform: InvertedRows makes rows after one network, and teacher.members are several",
 }
 
 

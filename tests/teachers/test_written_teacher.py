@@ -48,7 +48,7 @@ def test_a_cache_alone_teaches(place, tmp_path):
         ({"train": 50}, [], "lacks 10 of the 60 training sequences of arithmetic"),
         ({"data_seed": 1}, [], "training sequences of arithmetic; accepted: data it was written for"),
         ({}, ["data.tokenizer=bytes"], "(257 tokens); accepted: the data.tokenizer that it was written with"),
-        ({}, ["batch_transform=on_policy"], "source writes sequences that nobody has seen before"),
+        ({}, ["batch_transform=on_policy"], "batch_transform writes sequences that nobody has seen before"),
     ],
 )
 def test_a_cache_that_does_not_fit(capsys, place, tmp_path, data, words, said):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdlab.cli import layers
 from kdlab.cli.main import Parser
 from kdlab.config import options
 from kdlab.errors import UserError, unknown
 from kdlab.system.terminal import one_line, say
+
+if TYPE_CHECKING:
+    from kdlab.data import DataModule
 
 LAYERS = "layers"
 
@@ -76,7 +79,7 @@ def _layers(chosen: Sequence[str]) -> int:
 Fits = Callable[[str, Mapping[str, Any]], bool]
 
 
-def _fitting(student: Any, teacher: Any, data: Any, task: Any) -> Fits:
+def _fitting(student: Any, teacher: Any, data: DataModule, task: Any) -> Fits:
     """A function that says whether a term takes the layers that it is configured for."""
     import torch
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 from collections.abc import Callable, Iterable
 from functools import cached_property
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
+from typing_extensions import override
 
+from kdlab.data.contract import DataModule, Modality
 from kdlab.data.module import whole
 from kdlab.data.order import Order
 from kdlab.data.rng import permutation
@@ -32,7 +34,7 @@ Texts = Callable[[], Iterable[str]]
 log = logging.getLogger(__name__)
 
 
-class TextData(LightningDataModule):
+class TextData(DataModule):
     """Sequences of tokens for training, validation and test, ready to be shown.
 
     An example is one window of running text, or one sequence that stands for itself. Batches carry (example, 0) as
@@ -67,13 +69,8 @@ class TextData(LightningDataModule):
     read: Read | None = None
     texts: Texts
     alphabet: Texts
-    views = 1
-    uncacheable_reason: str | None = None
-    transform = "none"
     kind = "text"
-
-    notes: tuple[str, ...] = ()
-    """Lines that the log should have on how the data were read."""
+    has_questions = True
 
     def __init__(
         self,
@@ -120,7 +117,6 @@ class TextData(LightningDataModule):
             self._fill(split, source.splits[split], stride, drop_long, fraction, split_seed)
         self.counts = {split: len(self._flat.get(split, ())) for split in ("train", "val", "test", "ood")}
         self.counts["labelled"] = self.counts["train"]
-        self._place: dict[str, Any] = {}
         self.to("cpu")
 
     def _fill(
@@ -220,6 +216,24 @@ class TextData(LightningDataModule):
         return self._source.words.get(split)
 
     @property
+    @override
+    def modality(self) -> Modality:  # type: ignore[override]
+        first = self._source.splits["train"][0].source
+        return "audio" if first is not None and first.is_floating_point() else "text"
+
+    @override
+    def check_reads(self, net: nn.Module, key: str) -> None:
+        limit = getattr(net, "context", None)
+        if isinstance(limit, int) and limit < self.context:
+            raise UserError(f"{key}.context", f"{limit}, and data.context is {self.context}", "null, or at least that")
+        takes = inspect.signature(net.forward).parameters
+        name, pairs = type(net).__name__, "decoder_input_ids" in takes
+        if pairs and self.target == "next_token":
+            raise UserError(key, f"{name} takes pairs, and data ({self.name}) gives sequences", "such as gpt_tiny")
+        if "input_ids" in takes and not pairs and self.target == "text":
+            raise UserError(key, f"{name} takes sequences, and data ({self.name}) gives pairs", "an encoder-decoder")
+
+    @property
     def network_kwargs(self) -> dict[str, Any]:
         """What a network's constructor may want to know."""
         known = {
@@ -271,51 +285,20 @@ class TextData(LightningDataModule):
 
     # ---- loaders
 
-    def to(self, device: Any, accumulate: int = 1, rank: int = 0, world: int = 1) -> TextData:
-        """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
+    @override
+    def _forget_device(self) -> None:
+        self._there: dict[str, Flat] = {}
 
-        Args:
-            device: where the tokens lie and batches are made.
-            accumulate: micro-batches of one optimizer step.
-            rank: which process this is, of how many.
-            world: see ``rank``.
-        """
-        device = torch.device(device)
-        if device != self._place.get("device"):
-            self._there: dict[str, Flat] = {}
-        self._place = {"device": device, "accumulate": accumulate, "rank": rank, "world": world}
-        self._loaders: dict[str, TextLoader] = {}
-        return self
+    @override
+    def _training_loader(self, parts: int) -> TextLoader:
+        none = torch.zeros(self.counts["train"], dtype=torch.long)
+        order = Order(none, self.batch_size, seed=self.seed, parts=parts, least=1)
+        accumulate = self._place["accumulate"]
+        return self._loader("train", self.batch_size, order=order, pack=self.pack, accumulate=accumulate)
 
-    def train_dataloader(self) -> TextLoader:
-        """The training loader: the same object every time until :meth:`place` is called."""
-        if "train" not in self._loaders:
-            parts = self._place["accumulate"] * self._place["world"]
-            none = torch.zeros(self.counts["train"], dtype=torch.long)
-            order = Order(none, self.batch_size, seed=self.seed, parts=parts, least=1)
-            self._loaders["train"] = self._loader(
-                "train", self.batch_size, order=order, pack=self.pack, accumulate=self._place["accumulate"]
-            )
-        return self._loaders["train"]
-
-    def val_dataloader(self) -> TextLoader | list[TextLoader]:
-        """Validation sequences in order; an empty list, which Lightning takes for none, without any."""
-        return self._evaluation("val")
-
-    def test_dataloader(self) -> TextLoader | list[TextLoader]:
-        """Test sequences in order; an empty list without any."""
-        return self._evaluation("test")
-
-    def ood_dataloader(self) -> TextLoader | list[TextLoader]:
-        """Test sequences of another domain, in order; an empty list without any."""
-        return self._evaluation("ood")
-
-    def _evaluation(self, split: str) -> TextLoader | list[TextLoader]:
-        if not self.counts[split]:
-            return []
-        if split not in self._loaders:
-            self._loaders[split] = self._loader(split, self.eval_batch_size)
-        return self._loaders[split]
+    @override
+    def _evaluation_loader(self, split: str) -> TextLoader:
+        return self._loader(split, self.eval_batch_size)
 
     def ordered_loader(
         self, split: str = "train", view: int | None = None, batch_size: int | None = None
@@ -342,7 +325,7 @@ class TextData(LightningDataModule):
             raise unknown("split", split, [name for name in self.counts if name != "labelled"], "split")
 
     def _loader(self, split: str, batch_size: int, **options: Any) -> TextLoader:
-        options = {k: self._place[k] for k in ("device", "rank", "world")} | options
+        options = self._where(options)
         if split not in self._there:
             self._there[split] = self._flat[split].to(self._place["device"])
         return TextLoader(self._there[split], self._reading, batch_size, **options)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kdlab.data import ImageData
 from kdlab.data.raw import Files
 from kdlab.report.diagnosis.pictures import Example, Shown
 
@@ -16,7 +17,7 @@ def shown(
     most_confident_errors: Mapping[str, tuple[str, list[int]]],
     counted: Mapping[str, Any],
     logits: Mapping[str, Tensor],
-    data: Any,
+    data: ImageData,
     split: str,
     config: Mapping[str, Any],
 ) -> list[Shown]:
@@ -51,7 +52,7 @@ def shown(
     return kinds
 
 
-def _inputs(data: Any, split: str, wanted: set[int]) -> dict[int, Tensor]:
+def _inputs(data: ImageData, split: str, wanted: set[int]) -> dict[int, Tensor]:
     """Number of an example → what the networks read of it; of files, no others are opened."""
     if not wanted:
         return {}
@@ -67,7 +68,7 @@ def _picture(row: Tensor) -> Any:
     return (pixels.permute(1, 2, 0) if len(row) == 3 else pixels.mean(0)).numpy()
 
 
-def _unusual(row: Tensor, data: Any, names: Sequence[str]) -> list[tuple[str, float, float]]:
+def _unusual(row: Tensor, data: ImageData, names: Sequence[str]) -> list[tuple[str, float, float]]:
     """Return (column, value, deviations from the mean of the training rows), the least usual first.
 
     Columns that nobody named are numbered.

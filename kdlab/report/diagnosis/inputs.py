@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
+from kdlab.data import DataModule, ImageData
 from kdlab.report.diagnosis import diagnosis, examples, report
 from kdlab.report.diagnosis import pictures as drawing
 from kdlab.runs.folder import write_text
@@ -25,7 +26,7 @@ class DiagnosisInputs:
     run: Path
     name: str
     """Of the experiment."""
-    data: Any
+    data: DataModule
     """The data module."""
     config: Mapping[str, Any]
     """Of the data, which knows the names of a table's columns."""
@@ -67,7 +68,9 @@ class DiagnosisInputs:
             return [COUNTS]
         most = drawing.COLUMNS * drawing.ROWS
         most_confident_errors = diagnosis.most_confident_errors(self.logits, self.targets, most)
-        shown = examples.shown(most_confident_errors, counted, self.logits, self.data, self.split, self.config)
+        shown = examples.shown(
+            most_confident_errors, counted, self.logits, cast(ImageData, self.data), self.split, self.config
+        )
         drawn = drawing.draw(counted, shown, self.title, out)
         title = f"Diagnosis of {self.run.resolve().name}"
         report.write_page(out / DIAGNOSIS, counted, shown, drawn, title, command)

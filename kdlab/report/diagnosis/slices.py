@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kdlab.data import DataModule
 from kdlab.data.datasets.table import table_source
 from kdlab.data.labels import select_label
 from kdlab.data.raw import Rows
@@ -23,7 +24,7 @@ _FEW = 12
 """Different numbers up to which each is a group of its own; of more, groups are quarters of the examples."""
 
 
-def groups(text: str, config: Mapping[str, Any], data: Any, split: str, targets: torch.Tensor) -> list[str]:
+def groups(text: str, config: Mapping[str, Any], data: DataModule, split: str, targets: torch.Tensor) -> list[str]:
     """The group of each example of a split.
 
     Args:
@@ -55,7 +56,7 @@ def groups(text: str, config: Mapping[str, Any], data: Any, split: str, targets:
     return _grouped(_of_table(column, config, data, split, targets), text)
 
 
-def _of_table(column: str, config: Mapping[str, Any], data: Any, split: str, targets: torch.Tensor) -> list[str]:
+def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: str, targets: torch.Tensor) -> list[str]:
     """A column of the rows of a split, which is divided again as ``kdlab.data.csv`` divided the table."""
     names = ("path", "target", "label", "columns", "test_path", "test", "delimiter", "classes")
     changed = f"diagnose: --slice {column}: {config['path']} is no longer what the run read"

@@ -147,7 +147,7 @@ def test_common_arguments_are_those_of_image_data():
         ({"fraction": 0}, r"data\.fraction: 0; accepted: above 0"),
         ({"fraction": 2}, r"data\.fraction: 2"),
         ({"fraction": 0.002}, r"class '.' of digits has no training row left"),
-        ({"ratio": -1}, r"data\.ratio: -1"),
+        ({"unlabelled_ratio": -1}, r"data\.unlabelled_ratio: -1"),
         ({"classes": [3, 12]}, r"data\.classes: unknown class 12; accepted: 0\.\.9"),
         ({"classes": ["3", "eight"]}, r"data\.classes: unknown class 'eight'"),
         ({"classes": [3, 3]}, r"data\.classes: .*two or more different"),

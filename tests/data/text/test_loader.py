@@ -100,9 +100,9 @@ def test_a_batch_by_hand():
     packed = next(iter(data_of(sequences, batch_size=2, pack=True).train_dataloader()))
     assert packed.inputs["input_ids"].tolist() == [[5, 6, 7, 8, 1]]
     assert packed.inputs["position_ids"].tolist() == [[0, 1, 2, 3, 0]]
-    assert packed.where.tolist() == [[False, True, True, True, True]]
-    assert packed.targets.tolist() == [7, 8, 9, 2] and packed.key.tolist() == [[0, 0]]
-    assert packed.prompts is None and packed.share is None
+    assert packed.loss_mask.tolist() == [[False, True, True, True, True]]
+    assert packed.targets.tolist() == [7, 8, 9, 2] and packed.example_id.tolist() == [[0, 0]]
+    assert packed.prompts is None and packed.sequence_weight is None
 
 
 def test_a_network_reads_the_rows():
@@ -126,7 +126,7 @@ def test_prompts_do_not_depend_on_what_counts():
         # the last token of a sequence is not read
         assert batch.prompts.tolist() == [3, 2, 0, 0] and batch.sequence_weight.tolist() == [1, 1, 1, 1]
     moved = batch.to("cpu").part(slice(0, 2))
-    assert moved.prompts.equal(batch.prompts) and moved.share.equal(batch.sequence_weight)
+    assert moved.prompts.equal(batch.prompts) and moved.sequence_weight.equal(batch.sequence_weight)
 
 
 # ---- windows of running text
@@ -228,7 +228,7 @@ def test_however_a_step_is_split_it_has_the_same_rows(accumulate, world, pack_):
         parts = [ranks[rank][micro] for micro in micros for rank in range(world)]
         assert sum((Counter(rows_of(part)) for part in parts), Counter()) == Counter(rows_of(batch))
         if not pack_:
-            assert torch.cat([part.key for part in parts]).equal(batch.example_id)
+            assert torch.cat([part.example_id for part in parts]).equal(batch.example_id)
             assert [row for part in parts for row in rows_of(part)] == rows_of(batch)
         total = float(batch.weight.sum())
         for part in parts:

@@ -195,7 +195,7 @@ def test_the_config_can_name_another_data_set(book, wiki):
     assert data.context == 16 and data.counts["ood"] > 0
     with pytest.raises(UserError, match=r"data\.contxt: unknown"):
         builder.check({**mapping, "contxt": 3}, "data", slot="data")
-    with pytest.raises(UserError, match=r"data\.outside: int; accepted: a data set of text"):
+    with pytest.raises(UserError, match=r"data\.ood: int; accepted: a data set of text"):
         text_files(str(book), ood=3)
 
 
@@ -243,7 +243,7 @@ def test_a_fraction_is_a_choice_by_the_split_seed():
     data = [made(asked(*range(3, 43)), context=64, fraction=0.25, split_seed=seed) for seed in (0, 0, 1)]
     assert [one.counts["train"] for one in data] == [10] * 3 and data[0].counts["test"] == 1
     assert data[0].fingerprint == data[1].fingerprint != data[2].fingerprint != whole.fingerprint
-    lengths = [one.where.sum(1) for one in data[0].ordered_loader("train")]
+    lengths = [one.loss_mask.sum(1) for one in data[0].ordered_loader("train")]
     assert all((row == 1).all() for row in lengths)
     shown = [len(row) for batch in data[0].ordered_loader("train", batch_size=1) for row in batch.inputs["input_ids"]]
     assert [question.answer for question in data[0].questions("train")] == [str(length + 1) for length in shown]
@@ -310,7 +310,7 @@ def test_what_networks_and_run_folders_are_told(book, tmp_path):
     assert data.network_kwargs == {**offers, "pad_id": data.tokenizer.pad_id}
     assert data.inference_metadata(tmp_path / "run") == {"tokenizer": "tokenizer.json", **data.network_kwargs}
     assert Tokenizer.load(tmp_path / "run").fingerprint == data.tokenizer.fingerprint
-    assert (data.views, data.uncacheable_reason, data.target, data.kind) == (1, None, "sequences", "text")
+    assert (data.views, data.uncacheable_reason, data.target, data.kind) == (1, None, "next_token", "text")
 
 
 def test_questions_know_what_is_right():
@@ -324,7 +324,7 @@ def test_splits_and_views_that_are_not_there_are_refused():
     data = made(asked(3, 4))
     for arguments, said in [
         (("tset",), "split: unknown split 'tset'; nearest: test"),
-        (("ood",), "split: outside; made has no outside sequences here"),
+        (("ood",), "split: ood; made has no ood sequences here"),
         (("train", 1), "view: 1; accepted: 0"),
     ]:
         with pytest.raises(UserError, match=said):

@@ -125,7 +125,7 @@ def test_other_mistakes_are_named(file, tmp_path):
         ("sorce\ttarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: sorce"),
         ("source\ttraget\na\tb\n", {}, "line 1 (data.target): unknown column 'target'; nearest: traget"),
         ("sorce\ttraget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: sorce"),
-        ("RawDataset\tTarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: RawDataset"),
+        ("Source\tTarget\na\tb\n", {}, "line 1 (data.source): unknown column 'source'; nearest: Source"),
         (
             "en\tde\na\tb\n",
             {"source": "en", "target": "dee"},

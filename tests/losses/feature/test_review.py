@@ -364,7 +364,7 @@ def test_srrl_never_trains_or_saves_the_teachers_classifier():
 
 def test_srrl_refuses_what_the_classifier_does_not_read():
     ours, wide = Outputs(normal(2, 3), {"p": normal(2, 4)}), Outputs(normal(2, 3), {"p": normal(2, 6).abs()})
-    with pytest.raises(UserError, match="meet"):
+    with pytest.raises(UserError, match="setup"):
         SRRL("p", "p").prepare(ours, wide)
 
     def met(teacher, **settings):

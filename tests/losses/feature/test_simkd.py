@@ -171,7 +171,7 @@ def test_it_knows_the_map_that_the_classifier_reads():
         met(negative)
     with pytest.raises(UserError, match="student_layer: 2 layers"):
         SimKD(["a", "b"], ["a", "b"])
-    with pytest.raises(UserError, match="call meet"):
+    with pytest.raises(UserError, match="call setup"):
         SimKD("connector", "layer3").prepare(*met()[1:])
     with pytest.raises(UserError, match="its classifier is not the teacher's"):
         SimKD("connector", "layer3").setup(SimKDStudent(BACKBONES["resnet"](), 24, num_classes=7), teacher(), None)

@@ -202,7 +202,7 @@ def test_its_memory_goes_with_a_checkpoint_and_holds_one_step_however_split():
         twice = []
         for rows in (slice(0, 2), slice(2, 4)):
             window = shown.count()._replace(parts=2)
-            part = Batch(shown.inputs[rows], shown.targets[rows], example_id=shown.key[rows], window=window)
+            part = Batch(shown.inputs[rows], shown.targets[rows], example_id=shown.example_id[rows], window=window)
             twice.append(split(Outputs(logits[rows]), None, part))
         assert torch.allclose(once, torch.cat(twice))
         fresh = DLB()

@@ -88,8 +88,8 @@ def test_the_papers_formula_and_its_gradient(negatives):
     s, t, rows = noise(4, 3).requires_grad_(), noise(4, 6, seed=1), batch(KEYS)
     term = made(s, t, negatives=negatives)
     memories = [m.double().numpy() for m in (term.student_memory, term.teacher_memory)]
-    known = term.classes.index_copy(0, rows.key[:, 0], rows.targets)
-    index = term._draw(0, rows.key[:, 0], known)[0].numpy()
+    known = term.classes.index_copy(0, rows.example_id[:, 0], rows.targets)
+    index = term._draw(0, rows.example_id[:, 0], known)[0].numpy()
     assert index.shape == (4, min(negatives, EXAMPLES - 1))
     wide_s, wide_t = s.detach().double().numpy(), t.double().numpy()
     z = first_z(term, wide_s, wide_t, *memories, index)
@@ -107,7 +107,7 @@ def test_the_papers_formula_and_its_gradient(negatives):
     np.testing.assert_allclose(s.grad.numpy(), grad, rtol=1e-3, atol=1e-5)
     assert all(p.grad.abs().sum() > 0 for p in term.parameters())
     again = term(*outputs(s, t), rows)  # another step: other draws, the same Z
-    index = term._draw(1, rows.key[:, 0], known)[0].numpy()
+    index = term._draw(1, rows.example_id[:, 0], known)[0].numpy()
     moved = [m.double().numpy() for m in _memories_before(term, s, t, rows)]
     np.testing.assert_allclose(again.detach().numpy(), paper(term, wide_s, wide_t, *moved, KEYS, index, z), rtol=2e-5)
 
@@ -261,7 +261,10 @@ def test_prepare_twice_keeps_maps_and_memory_and_a_checkpoint_holds_both():
         (lambda s, t: CRD("a", "b")(*outputs(s, t), batch([0, 1])), "prepare"),
         (lambda s, t: made(s, t)(*outputs(s, t), batch([0, EXAMPLES])), "key: example 12 of 12"),
         (lambda s, t: made(s, t)(*outputs(s, t), Batch(s, torch.tensor([0, 1]))), "key: None"),
-        (lambda s, t: made(s, t)(*outputs(s, t), Batch(s, torch.zeros(3), batch([0, 1]).key)), "key: 2 for 3 rows"),
+        (
+            lambda s, t: made(s, t)(*outputs(s, t), Batch(s, torch.zeros(3), batch([0, 1]).example_id)),
+            "key: 2 for 3 rows",
+        ),
     ],
 )
 def test_mistakes_are_one_line(act, says):

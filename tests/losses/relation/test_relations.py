@@ -241,7 +241,7 @@ def test_pairs_of_layers_are_summed_and_positions_of_sequences_are_rows(name):
     where = torch.tensor([[True, True, False], [True, True, True]])
     long_s, long_t = torch.zeros(2, 3, 4), torch.zeros(2, 3, 3)
     long_s[where], long_t[where] = s, t
-    picked = make("a", "b")(*outputs(long_s, long_t), batch(5, where=where))
+    picked = make("a", "b")(*outputs(long_s, long_t), batch(5, loss_mask=where))
     torch.testing.assert_close(picked, value(make("a", "b"), s, t))
 
 

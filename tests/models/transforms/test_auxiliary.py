@@ -145,7 +145,7 @@ def epochs_of(count=3, parts=1, **options):
 def test_rows_come_in_pairs_of_one_class_each_once(labels):
     partners = []
     for batches in epochs_of(pairing="same_class", labels=labels):
-        rows = torch.cat([b.key[:, 0] for b in batches])
+        rows = torch.cat([b.example_id[:, 0] for b in batches])
         assert rows.sort().values.equal(torch.arange(1200)) and [len(b) for b in batches] == [64] * 18 + [48]
         for b in batches:
             has = b.partner >= 0
@@ -156,18 +156,23 @@ def test_rows_come_in_pairs_of_one_class_each_once(labels):
         alone = sum(float((b.labelled & (b.partner < 0)).sum()) for b in batches)
         assert alone <= 10, "an odd one of each class"
         partners.append(
-            {int(b.key[i, 0]): int(b.key[j, 0]) for b in batches for i, j in enumerate(b.partner) if j >= 0}
+            {
+                int(b.example_id[i, 0]): int(b.example_id[j, 0])
+                for b in batches
+                for i, j in enumerate(b.partner)
+                if j >= 0
+            }
         )
     both = partners[0].keys() & partners[1].keys()
     assert sum(partners[0][row] == partners[1][row] for row in both) < len(both) / 10, "drawn anew each epoch"
     first, second = (list(epochs_of(1, pairing="same_class", seed=seed)) for seed in (0, 0))
-    assert all(torch.equal(a.key, b.key) for a, b in zip(first[0], second[0], strict=True))
+    assert all(torch.equal(a.example_id, b.example_id) for a, b in zip(first[0], second[0], strict=True))
 
 
 def test_no_part_of_a_step_cuts_a_pair():
     whole = next(epochs_of(1, pairing="same_class"))
     parts = next(epochs_of(1, parts=4, pairing="same_class"))
-    assert torch.equal(torch.cat([b.key for b in parts]), torch.cat([b.key for b in whole]))
+    assert torch.equal(torch.cat([b.example_id for b in parts]), torch.cat([b.example_id for b in whole]))
     count = [sum(float((b.partner >= 0).sum()) for b in found) for found in (whole, parts)]
     assert count[0] == count[1] and parts[0].window.partnered == whole[0].window.partnered
 
@@ -177,7 +182,7 @@ def test_half_of_each_step_is_what_was_new_in_the_one_before():
     for epoch, batches in enumerate(epochs_of(5, pairing="repeat_half", augment=[{"crop": {"padding": 1}}])):
         assert len(batches) == 19 and all(len(b) == 64 and b.window.labelled == 64 for b in batches)
         for b in batches:
-            again, new = b.key[:32], b.key[32:]
+            again, new = b.example_id[:32], b.example_id[32:]
             if before is not None:
                 assert torch.equal(again[:, 0], before[:, 0]) and not torch.equal(again[:, 1], before[:, 1]), epoch
             before = new

@@ -140,7 +140,9 @@ def convolutions(seed=0, width=3):
 
 def pictures(examples, views):
     rows = shown(examples, views)
-    return Batch(MAPS[rows.key[:, 0]] + rows.key[:, 1].float()[:, None, None, None], rows.targets, rows.key)
+    return Batch(
+        MAPS[rows.example_id[:, 0]] + rows.example_id[:, 1].float()[:, None, None, None], rows.targets, rows.example_id
+    )
 
 
 def all_pictures(split, view):
