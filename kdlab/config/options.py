@@ -69,7 +69,7 @@ def read(where: Iterable[Path]) -> Options:
     where = tuple(where)
     groups: dict[str, dict[str, str]] = {}
     for folder in where:
-        for path in filter(Path.is_file, sorted(folder.glob("*/*.yaml"))):
+        for path in filter(Path.is_file, sorted(folder.glob("*/[!_]*.yaml"))):  # _NAME is the base of other options
             groups.setdefault(path.parent.name, {}).setdefault(path.stem, _first_comment(path))
     networks = groups.get(NETWORKS, {})
     groups["student"] = dict(networks)

@@ -72,7 +72,7 @@ def check(folder: Path, config: Mapping[str, Any]) -> str:
     try:
         folders.to_resume(str(folder), output, str(config.get("name")), config)
     except UserError as error:
-        raise UserError(KEY, error.found if error.key == KEY else str(error), "another folder") from None
+        raise UserError(KEY, error.found if error.key == "resume" else str(error), "another folder") from None
     if folders.read_result(folder) is not None:
         return ""
     if resume is None:

@@ -159,7 +159,9 @@ def test_on_policy_steps_are_mixed_with_data_by_lambda(place):
     assert set(own) == {0.0, 1.0} and 2 <= sum(own) <= 10
     assert "batch_transform writes sequences that nobody has seen before" in log_of(run)
     data = train(place, "lambda_0", *words, "batch_transform.fraction=0")
-    plain = train(place, "lambda_none", *(word for word in words if not word.startswith("source")), "teacher.cache=off")
+    plain = train(
+        place, "lambda_none", *(word for word in words if not word.startswith("batch_transform")), "teacher.cache=off"
+    )
     assert same(weights(data), weights(plain)) and not same(weights(data), weights(run))
 
 

@@ -103,8 +103,8 @@ def elsewhere(workplace):
     """Run the command line in a process whose children have the stand-in too."""
     (workplace / "sitecustomize.py").write_text(
         "import kdlab.experiment, stand_in_for_runs\n"
-        "kdlab.experiment.runner = stand_in_for_runs.run\n"
-        "kdlab.experiment.checks = stand_in_for_runs.preflight\n"
+        "kdlab.experiment.run = stand_in_for_runs.run\n"
+        "kdlab.experiment.preflight = stand_in_for_runs.preflight\n"
     )
     root = ROOT
     env = {k: v for k, v in os.environ.items() if k not in ("KDLAB_THREADS", "OMP_NUM_THREADS", "KDLAB_IN_PROCESS")}

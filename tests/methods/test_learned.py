@@ -128,9 +128,7 @@ def test_settings_that_some_jobs_read_are_said(place, capsys, monkeypatch):
 
     words = ["check", "-m", *MLP, "baseline=false"]
     assert main([*words, "loss=ce,hinton", "loss.temperature=3"]) == 0
-    assert (
-        "loss.temperature=3 is not read in 1 of 2 jobs: no term of the loss uses_temperature" in capsys.readouterr().err
-    )
+    assert "loss.temperature=3 is not read in 1 of 2 jobs: no term of the loss softens" in capsys.readouterr().err
     assert main([*words[:1], *words[2:], "loss=ce", "temperature=constant"]) == 0
     assert "is not read" not in capsys.readouterr().err
 

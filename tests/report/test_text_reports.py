@@ -346,7 +346,7 @@ def test_the_table_that_ends_a_run() -> None:
         content["models"][role]["ood"] = {"ppl": outside}
     text = table.run_table(content, "outputs/lm/one", bold=False)
     heads, _, teacher, student, baseline = text.splitlines()[:5]
-    for title in ("test ppl", "em %", "word ppl", "outside ppl", "agreement %", "KL", "tokens/s"):
+    for title in ("test ppl", "em %", "word ppl", "ood ppl", "agreement %", "KL", "tokens/s"):
         assert title in heads
     assert "of teacher" not in heads  # a share of a perplexity means nothing
     assert "5.000" in student and "3,125" in student and "12.00" in student and "60.00" in student

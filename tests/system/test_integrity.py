@@ -81,7 +81,7 @@ def refused(capsys, words, path: Path) -> str:
 
 def flip(path: Path, at: float = 0.5) -> None:
     content = bytearray(path.read_bytes())
-    content[int(at * len(content))] ^= 0x40
+    content[int(at * len(content)) // 4 * 4 + 3] ^= 0x40  # of an array of float32, a bit of an exponent
     path.write_bytes(content)
 
 

@@ -672,4 +672,4 @@ def test_lightning_is_told_the_epoch_and_takes_empty_validation():
     for epoch in range(2):
         loader = data.train_dataloader()
         loader.sampler.set_epoch(epoch)
-        assert torch.cat(model.seen[epoch * 6 : epoch * 6 + 6]).equal(joined(loader, "key")[:, 0])
+        assert torch.cat(model.seen[epoch * 6 : epoch * 6 + 6]).equal(joined(loader, "example_id")[:, 0])

@@ -130,7 +130,7 @@ def test_plain_networks(net, targets, shape):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rank": 0}, "rank: 0; accepted: at least 1"),
+        ({"rank": 0}, "rank: 0; accepted: a whole number, at least 1"),
         ({"dropout": 1.0}, "dropout: 1.0"),
         ({"targets": ["c_atn"]}, "targets: unknown layer 'c_atn'; nearest: c_attn"),
         ({"targets": []}, r"targets: \[\]"),

@@ -356,7 +356,8 @@ def test_a_setting_that_only_failed_runs_changed_is_a_column(tmp_path: Path) -> 
 def test_the_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     fabricate.sweep(tmp_path, temperatures=(1, 4), alphas=(0.5,))
     code = (
-        "import sys\nfrom kdlab.report.compare.compare import main\nfrom kdlab.runs import read, table\n"
+        "import sys\nfrom kdlab.report.compare.compare import main\n"
+        "from kdlab.report import table\nfrom kdlab.runs import read\n"
         f"main([{str(tmp_path)!r}, '--no-pictures'])\n"
         "heavy = {'torch', 'matplotlib', 'numpy', 'lightning', 'hydra', 'yaml'} & set(sys.modules)\n"
         "assert not heavy, heavy"

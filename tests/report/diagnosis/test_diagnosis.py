@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
-from helpers.tiny import FEW, MLP, mistake, result, train
+from helpers.tiny import FEW, MLP, mistake, result, train, unsealed
 from kdlab.cli.main import main
 from kdlab.data import tensors
 from kdlab.functional import Batch, Outputs
@@ -101,15 +100,15 @@ def test_pictures_and_pages_of_any_networks(roles, classes, tmp_path):
     logits = {role: logits[role] for role in roles}
     names = [f"<b>class {i}</b> & $x^2$" for i in range(classes)]
     found = diagnosis.diagnose(logits, targets, names, {"<i>where</i>": groups})
-    pictures = torch.rand(400, 3, 6, 9)
-    data = tensors({"inputs": pictures, "targets": targets, "test_inputs": pictures, "test_targets": targets,
+    images = torch.rand(400, 3, 6, 9)
+    data = tensors({"inputs": images, "targets": targets, "test_inputs": images, "test_targets": targets,
                     "class_names": names}, val=0)  # fmt: skip
-    telling = diagnosis.telling(logits, targets, 7)
+    telling = diagnosis.most_confident_errors(logits, targets, 7)
     shown = examples.shown(telling, found, logits, data, "test", {})
     for one in shown:
         assert len(one.examples) == min(one.total, 7)
         for example in one.examples:
-            assert np.allclose(example.picture, pictures[example.number].permute(1, 2, 0).numpy())
+            assert np.allclose(example.picture, images[example.number].permute(1, 2, 0).numpy())
             assert example.true == names[targets[example.number]]
             assert example.said["student"][0] == names[logits["student"][example.number].argmax()]
     drawn = pictures.draw(found, shown, "title", tmp_path)
@@ -166,18 +165,20 @@ def test_a_run_is_rebuilt_from_its_folder(run, capsys, split):
 
 def test_what_cannot_be_rebuilt_is_said_and_may_be_named(run, place, capsys):
     teachers = place / "teachers"
-    config = yaml.safe_load((run / "config.yaml").read_text())
-    (run / "config.yaml").write_text(yaml.safe_dump({**config, "output": "elsewhere"}))
+    told = json.loads((run / "result.json").read_text())
+    told["models"]["teacher"]["folder"] = "elsewhere/teachers/none"
+    (run / "result.json").write_text(json.dumps(told))
+    unsealed(run)
     found, said = diagnosed(run, capsys)
-    assert list(found["networks"]) == ["student", "baseline"]  # the baseline's folder stands in result.json
+    assert list(found["networks"]) == ["student", "baseline"]
     assert [note.split(":")[0] for note in found["notes"]] == ["teacher"]
     assert said.count("note: ") == 1 and "--teacher FOLDER" in said
     named = next(path for path in teachers.iterdir() if path.is_dir() and path.name.startswith("resnet20-"))
     found, _ = diagnosed(run, capsys, "--teacher", str(named))
     assert list(found["networks"]) == ["teacher", "student", "baseline"] and not found["notes"]
-    told = json.loads((run / "result.json").read_text())
-    told["models"]["baseline"]["folder"] = "elsewhere/baselines/none"
+    told["models"]["baseline"].pop("folder")  # as an earlier version left it
     (run / "result.json").write_text(json.dumps(told))
+    unsealed(run)
     found, _ = diagnosed(run, capsys, "--teacher", str(named))
     assert [note.split(":")[0] for note in found["notes"]] == ["baseline"]
 
