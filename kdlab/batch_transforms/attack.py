@@ -14,7 +14,7 @@ from kdlab.data.rng import fold, seed_of
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, cross_entropy, dense, kl
 from kdlab.functional.attack import pgd
-from kdlab.functional.modes import probing
+from kdlab.functional.modes import input_gradients
 
 Against = Literal["labels", "teacher"]
 
@@ -98,7 +98,7 @@ class AttackedRows:
         def answer(x: Tensor) -> Tensor:
             return dense(task.outputs(student, replace(batch, inputs=x.to(inputs.dtype))).logits)
 
-        with probing(student, device=inputs.device):
+        with input_gradients(student, device=inputs.device):
             if theirs is None:
                 targets = _targets(batch, answer, inputs)
                 harm = lambda x: cross_entropy(answer(x), targets)  # noqa: E731

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, dense, hash_seed, kl, log_probabilities
-from kdlab.functional.modes import probing
+from kdlab.functional.modes import input_gradients
 from kdlab.models.transforms.surgery import head_of
 
 Goal = Literal["dafl", "zskt"]
@@ -72,7 +72,7 @@ class MadeRows:
         if not isinstance(net, nn.Module):
             raise UserError("batch_transform", "rows made after a teacher, and no network teaches live", "teacher=NAME")
         device = batch.targets.device
-        with probing(student, net, device=device):
+        with input_gradients(student, net, device=device):
             made, curves = self.make(Asked(len(batch), student, net, task, seed, step, part, device))
         like = batch.inputs if isinstance(batch.inputs, Tensor) else made
         window = batch.window if batch.window is not None else batch.count()

@@ -145,7 +145,7 @@ def recipe(names: str | Sequence[str]) -> dict[str, Any]:
     for name in [names] if isinstance(names, str) else names:
         path = folder / f"{name}.yaml"
         if not path.is_file():
-            raise unknown("loss", name, [p.stem for p in folder.glob("*.yaml")], "recipe")
+            raise unknown("loss", name, [p.stem for p in folder.glob("[!_]*.yaml")], "recipe")
         config = read_yaml(path)
         doubled = set(found["terms"]) & set(config.get("terms", {}))
         if doubled:

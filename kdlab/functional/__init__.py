@@ -18,7 +18,7 @@ from kdlab.functional.feature.svd import (
 )
 from kdlab.functional.feature.vid import gaussian_nll
 from kdlab.functional.logits import Logits, Projected, Sampled, Sparse, align_logits, columns, dense, finite
-from kdlab.functional.modes import probing
+from kdlab.functional.modes import eval_mode, input_gradients
 from kdlab.functional.relation.correlation_congruence import correlation_congruence
 from kdlab.functional.relation.crd import noise_contrast
 from kdlab.functional.relation.ickd import channel_correlation
@@ -87,12 +87,14 @@ __all__ = [
     "dense",
     "enhanced_target",
     "entropy",
+    "eval_mode",
     "factor_distance",
     "finite",
     "fsp_matrix",
     "gaussian_nll",
     "hash_seed",
     "hierarchical_context",
+    "input_gradients",
     "inter_class_distance",
     "intra_class_distance",
     "jsd",
@@ -107,7 +109,6 @@ __all__ = [
     "pgd",
     "polynomial_mmd",
     "probabilistic_transfer",
-    "probing",
     "radial_relation",
     "relational_angle",
     "relational_distance",

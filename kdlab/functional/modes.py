@@ -1,4 +1,4 @@
-"""Eval mode for a while, for networks that are asked about inputs under change."""
+"""Networks in evaluation mode for a while; afterwards each of their modules is in the mode it was in."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from torch import nn
 
 
 @contextmanager
-def probing(*nets: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Every module of ``nets`` in eval mode, gradients on, autocast off; afterwards each is in the mode it was in.
-
-    In eval mode no BatchNorm moves and nothing drops out. Take gradients by ``torch.autograd.grad`` of the inputs
-    alone: ``backward`` would add to those of the parameters.
-    """
+def eval_mode(*nets: nn.Module) -> Iterator[None]:
+    """Put every module of ``nets`` in evaluation mode: no BatchNorm moves, and nothing drops out."""
     changed = [module for net in nets for module in net.modules() if module.training]
-    for module in changed:  # not by eval(): a frozen part is in eval mode already, and must stay there
+    for module in changed:  # not by eval(): a frozen part is in evaluation mode already, and must stay there
         module.training = False
     try:
-        with torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
-            yield
+        yield
     finally:
         for module in changed:
             module.training = True
+
+
+@contextmanager
+def input_gradients(*nets: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Evaluation mode with gradients on and autocast off, for gradients with regard to inputs.
+
+    Take them by ``torch.autograd.grad`` of the inputs alone: ``backward`` would add to those of the parameters.
+    """
+    with eval_mode(*nets), torch.enable_grad(), torch.autocast(torch.device(device).type, enabled=False):
+        yield

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdlab.functional import Projected
+from kdlab.functional.modes import eval_mode
 
 Example = Tensor | Mapping[str, Tensor]
 """Inputs as a network takes them: a tensor, or keyword tensors."""
@@ -42,7 +42,7 @@ def flops(net: nn.Module, example: Example) -> int:
         net: the network.
         example: a batch of inputs; only its first row is used.
     """
-    with _evaluating(net), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), eval_mode(net), FlopCounterMode(display=False) as counter:
         _call(net, first_row(example))
     return counter.get_total_flops()
 
@@ -65,25 +65,12 @@ def latency_ms(net: nn.Module, example: Example, n: int = 30) -> float:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with _evaluating(net):
+        with torch.no_grad(), eval_mode(net):
             for _ in range(WARM_UP):
                 _call(net, row)
             return 1000 * statistics.median(_seconds(net, row) for _ in range(max(n, 1)))
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; each module gets its own mode back, since some may be frozen."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _seconds(net: nn.Module, row: Example) -> float:

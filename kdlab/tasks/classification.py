@@ -15,7 +15,7 @@ from kdlab.data import DataModule
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, hash_seed
 from kdlab.functional.attack import pgd
-from kdlab.functional.modes import probing
+from kdlab.functional.modes import input_gradients
 from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures, class_ids
 from kdlab.tasks.task import Measures, Task
 
@@ -118,7 +118,7 @@ class Classification(Task):
         draws = torch.Generator().manual_seed(hash_seed(attack.seed, number))
         start = (2 * torch.rand(inputs.shape, generator=draws) - 1).to(inputs)
         step = 2.5 * attack.eps / attack.steps if attack.step_size is None else attack.step_size
-        with probing(net, device=inputs.device):
+        with input_gradients(net, device=inputs.device):
             x = pgd(lambda x: cross_entropy(answer(x), classes), inputs, attack.eps, attack.steps, step, start)
             with torch.no_grad():
                 return (answer(inputs).argmax(-1) == classes) & (answer(x).argmax(-1) == classes)

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
+from torch import Tensor
 
 from kdlab.data import DataModule, TrainingData
 from kdlab.errors import RunFailed, UserError
@@ -80,8 +81,46 @@ def fit(
         UserError: if the training split is empty, or the checkpoint is damaged or of another network.
         RunFailed: if the loss stops being finite, or the disk is full.
     """
-    method.log_every = training.log_every
     last = folder / "checkpoints" / "last.ckpt"
+    resume = last if last.exists() else None
+    loader, example = _place(method, data, training, folder)
+    hardware = _adapt(method, example, data.batch_size, training, name)
+    saver = Saver(
+        folder / "checkpoints",
+        method.task.score,
+        training.save_minutes,
+        getattr(method, "patience", None),
+        method.task.greater,
+        method.seed,
+    )
+    callbacks = [saver, *_callbacks(data, training, folder, epochs, name, bool(loggers))]
+    if resume is not None:
+        log.info("%s: going on from %s", name, resume)
+        callbacks += [_SkipDone(loader), *([_OwnSettings()] if continued else [])]
+    with _quiet_lightning():
+        trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
+
+    before = trace(method.student)
+    if resume is None or not _finished(resume, saver, epochs):
+        validation = data.val_dataloader() if data.counts["val"] else None
+        with _quiet_lightning():
+            _run(trainer, method, loader, validation, resume)
+    steps = int(trainer.global_step) or _steps_of(resume)
+    if not steps:
+        raise RunFailed(f"{name}: no optimizer step was made; look at data.batch_size and epochs")
+    idle = _nothing_learned(method, before, steps) if resume is None else None  # else the first weights are not known
+
+    weights = _keep_best(method, saver, folder, example, f"{name}: its outputs are not finite after step {steps}")
+    warned = [f"{name}: {why}" for why in (idle, no_use(saver.best_measures, method.task)) if why]
+    for warning in warned:
+        log.warning(warning)
+    seconds = saver.seconds or saver._resumed_seconds
+    return FitResult(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
+
+
+def _place(method: Method, data: TrainingData, training: TrainerConfig, folder: Path) -> tuple[Any, Batch]:
+    """Make the folder, bring data, networks and terms to the device; returns the loader, and its first batch."""
+    method.log_every = training.log_every
     folder.mkdir(parents=True, exist_ok=True)
     make_folder(folder / "checkpoints")
     data.to(training.device, accumulate=training.accumulate)
@@ -94,7 +133,12 @@ def fit(
         method.teacher.to(training.device)
     seed_all(hash_seed(method.seed, 0x7465726D))  # what terms make, such as projectors
     method.prepare(example, data.counts.get("train"))
-    hardware = training.adapt(method.student, first_row(example.inputs), data.batch_size)
+    return loader, example
+
+
+def _adapt(method: Method, example: Batch, batch_size: int, training: TrainerConfig, name: str) -> dict[str, Any]:
+    """Choose precision, layout and threads for the student, and say which; returns what ``result.json`` records."""
+    hardware = training.adapt(method.student, first_row(example.inputs), batch_size)
     method.channels_last = hardware["channels_last"]
     layout = ", channels last" if hardware["channels_last"] else ""
     log.info(
@@ -102,51 +146,47 @@ def fit(
         *(name, hardware["device"], hardware["name"], hardware["precision"], layout, hardware["threads"]),
         "s" * (hardware["threads"] != 1),
     )
-    patience, task = getattr(method, "patience", None), method.task
-    saver = Saver(folder / "checkpoints", task.score, training.save_minutes, patience, task.greater, method.seed)
-    callbacks: list[pl.Callback] = [saver]
+    return hardware
+
+
+def _callbacks(
+    data: TrainingData, training: TrainerConfig, folder: Path, epochs: int, name: str, logged: bool
+) -> list[pl.Callback]:
+    """The callbacks beside the one that saves; only those that are wanted: each costs every step six calls."""
+    callbacks: list[pl.Callback] = []
     if training.progress != "none":
         callbacks.append(Progress(name, training.progress, training.log_every))
     if data.counts["val"] and data.has_questions:
         callbacks.append(Samples(cast(DataModule, data), folder / "samples.md", every=max(1, epochs // 10)))
-    if training.gradients is not None and loggers:
+    if training.gradients is not None and logged:
         callbacks.append(Gradients(training.gradients))
-    resume = last if last.exists() else None
-    if resume is not None:
-        log.info("%s: going on from %s", name, resume)
-        callbacks.append(_SkipDone(loader))  # only then: each callback costs every step six calls
-        if continued:
-            callbacks.append(_OwnSettings())
-    with _quiet_lightning():
-        trainer = training.trainer(folder, epochs, hardware["precision"], callbacks, loggers or [])
-    before = trace(method.student)
-    if resume is None or not _finished(resume, saver, epochs):
-        validation = data.val_dataloader() if data.counts["val"] else None
-        with _quiet_lightning():
-            _run(trainer, method, loader, validation, resume)
-    steps = int(trainer.global_step) or _steps_of(resume)
-    if not steps:
-        raise RunFailed(f"{name}: no optimizer step was made; look at data.batch_size and epochs")
-    idle = None
-    if resume is None:  # else the weights before are not known
-        pull = method.greatest_gradient
-        unchanged = torch.equal(before, trace(method.student))
-        idle = nothing_learned(unchanged, None if pull is None else float(pull), method.last_curves, steps)
+    return callbacks
+
+
+def _nothing_learned(method: Method, before: Tensor, steps: int) -> str | None:
+    """Why the student learned nothing, in words; None where it did."""
+    pull = method.greatest_gradient
+    unchanged = torch.equal(before, trace(method.student))
+    return nothing_learned(unchanged, None if pull is None else float(pull), method.last_curves, steps)
+
+
+def _keep_best(method: Method, saver: Saver, folder: Path, example: Batch, broken: str) -> Path:
+    """Give the student the weights of its best epoch, look at its outputs, and write the weights.
+
+    Raises:
+        RunFailed: with the text of ``broken``, if its outputs are not finite.
+    """
     saver.check_best()
     best = read_state(folder / "checkpoints" / "best.pt")
     method.student.load_state_dict(best)
     method.student.to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.no_grad():  # without validation nobody has looked at what the last step made
-        said = method.task.outputs(method.student, example)
-        if not all(finite(one) for one in (said.logits, *said.heads.values())):
-            raise RunFailed(f"{name}: its outputs are not finite after step {steps}; {CURE}")
+        outputs = method.task.outputs(method.student, example)
+        if not all(finite(one) for one in (outputs.logits, *outputs.heads.values())):
+            raise RunFailed(f"{broken}; {CURE}")
     weights = folder / method.weights_file
     save_weights(best, weights)
-    seconds = saver.seconds or saver._resumed_seconds
-    warned = [f"{name}: {why}" for why in (idle, no_use(saver.best_measures, method.task)) if why]
-    for warning in warned:
-        log.warning(warning)
-    return FitResult(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
+    return weights
 
 
 def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Path | None) -> None:

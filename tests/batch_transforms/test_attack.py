@@ -15,7 +15,7 @@ from kdlab.data import digits
 from kdlab.errors import UserError
 from kdlab.functional import NO_LABEL, Batch, cross_entropy, kl
 from kdlab.functional.attack import pgd
-from kdlab.functional.modes import probing
+from kdlab.functional.modes import input_gradients
 from kdlab.losses import KL, CrossEntropy, Objective
 from kdlab.models.vision.resnet import CifarResNet
 from kdlab.tasks import Classification
@@ -63,10 +63,10 @@ def test_probing_puts_every_module_back():
     net.train()
     net.layer2.eval()
     modes = [module.training for module in net.modules()]
-    with torch.no_grad(), probing(net):
+    with torch.no_grad(), input_gradients(net):
         assert not any(module.training for module in net.modules()) and torch.is_grad_enabled()
     assert [module.training for module in net.modules()] == modes
-    with pytest.raises(RuntimeError), probing(net):
+    with pytest.raises(RuntimeError), input_gradients(net):
         raise RuntimeError
     assert [module.training for module in net.modules()] == modes
 

@@ -17,7 +17,7 @@ from kdlab.experiment import Experiment, build
 SHIPPED = config_options.shipped()
 OPTIONS = config_options.read([SHIPPED])
 GROUPS = {group: OPTIONS.of(group) for group in OPTIONS.groups if group not in ("experiment", "model")}
-EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiment").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in (SHIPPED / "experiment").glob("[!_]*.yaml"))
 
 
 @pytest.fixture(autouse=True)

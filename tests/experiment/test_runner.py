@@ -15,7 +15,7 @@ from kdlab.inference.predict import load_model
 from kdlab.models import weights_hash
 from kdlab.teachers import FrozenTeacher
 
-ALL = sorted(path.stem for path in (config_options.shipped() / "experiment").glob("*.yaml"))
+ALL = sorted(path.stem for path in (config_options.shipped() / "experiment").glob("[!_]*.yaml"))
 EXPERIMENTS = [name for name in ALL if not name.startswith("cifar100_")]  # those train in test_cifar_pairs.py
 ONE = ("epochs=1", "data.fraction=0.1")
 

@@ -22,7 +22,7 @@ from kdlab.models.transformers.base import (
     refused,
     require,
 )
-from kdlab.models.transformers.generation import evaluating
+from kdlab.models.transformers.generation import eval_mode
 from kdlab.models.transforms.layer_subset import blocks
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -195,7 +195,7 @@ class CausalLM(Transformer):
     def _check_causal(self, name: str) -> None:
         """Encoders that transformers counts as causal models see what they are to predict."""
         ids = self.net.get_input_embeddings().weight.new_tensor([[0, 0], [0, 1]]).long() % self.net.config.vocab_size
-        with evaluating(self.net):
+        with eval_mode(self.net):
             first = self.net(input_ids=ids, use_cache=False, return_dict=True).logits[:, 0]
         if not torch.allclose(first[0], first[1], rtol=1e-3, atol=1e-3 * float(first.abs().max())):
             raise UserError("architecture", f"{name} reads what follows a token", "causal models (is_decoder: true)")
@@ -219,7 +219,7 @@ class CausalLM(Transformer):
         handle = self.net.base_model.register_forward_hook(enlarge)
         try:
             ids = torch.arange(min(2, self.net.config.vocab_size), device=head.weight.device)[None]
-            with evaluating(self.net):
+            with eval_mode(self.net):
                 logits = self.net(input_ids=ids, use_cache=False, return_dict=True).logits
         finally:
             handle.remove()

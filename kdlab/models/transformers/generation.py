@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from kdlab.errors import UserError
 from kdlab.functional import Outputs, Projected
+from kdlab.functional.modes import eval_mode
 
 Uniform = Callable[[int], Tensor]
 """i to (B,) numbers in [0, 1), by which the i-th new token of each prompt is drawn."""
@@ -68,7 +68,7 @@ def continuations(
     written: list[Tensor] = []
     open_ = torch.ones(len(texts), dtype=torch.bool, device=device)
     lengths = torch.zeros(len(texts), dtype=torch.int64, device=device)
-    with evaluating(net):
+    with eval_mode(net):
         reader = _reader(net, texts, pad_id or 0, source)
         for i in range(max(most)):
             open_ = open_ & (lengths < room)
@@ -82,18 +82,6 @@ def continuations(
                 open_ = open_ & (chosen != eos_id)
     ids = torch.stack(written, 1) if written else lengths.new_empty(len(texts), 0)
     return [row[:n].to(p.device) for row, n, p in zip(ids, lengths.tolist(), prompts, strict=True)]
-
-
-@contextmanager
-def evaluating(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode; each module gets its own mode back, since some may be frozen."""
-    modes = [(module, module.training) for module in net.modules()]
-    net.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _check(
