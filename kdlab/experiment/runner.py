@@ -71,15 +71,9 @@ def run(
     Raises:
         UserError: before anything is written, if the configuration cannot run.
     """
-    for name in stages or {}:
-        check_name("stages", name, "a name for each stage")
     config = with_start(config)
-    plan = {name: Experiment.of(stage) for name, stage in (stages or {"": config}).items()}
-    parts = {name: assemble_checked(stage) for name, stage in plan.items()}
-    _check_first(next(iter(plan.values())))
-    check_stages(plan)
-    experiment = Experiment.of(config)
-    in_sweep = folder is not None
+    parts = _assemble(config, stages)
+    experiment, in_sweep = Experiment.of(config), folder is not None
     folder, said = (folder, "") if folder is not None else _folder_for(experiment, config, chosen)
     if in_sweep or chosen is not None:
         folders.make_job_folder(folder)
@@ -90,24 +84,14 @@ def run(
             _complete(known, folder, stages, overrides)
         _show(known, folder, in_sweep)
         return known
-    still_free = chosen_folder.still_free(chosen, config)
-    with (
-        folders.held(folder),
-        still_free,
-        _logging(folder, quiet=in_sweep),
-        exit_on_sigterm(),
-        _writing_into(folder),
-    ):
+    with _held(folder, chosen, config, quiet=in_sweep):
         if said:
             log.info(said)
         (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
         folders.write_config(folder, config, overrides, stages)
         copy_state(experiment, folder)
         started, clock = folders.now(), time.monotonic()
-        try:
-            done = _fit_stages(parts, folder, choices or {})
-        except RunFailed as error:
-            raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
+        done = _fit_stages(parts, folder, choices or {})
         last = list(done.values())[-1]
         heard = PredictionRecorder("test" if last.data.counts.get("test") else "val", whole=not in_sweep)
         models, seconds = measure_all(done, choices or {}, heard)
@@ -121,6 +105,38 @@ def run(
             report(folder, heard, last, overrides)
     _show(result, folder, in_sweep)
     return result
+
+
+def _assemble(config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Assembly]:
+    """Assemble every stage of an experiment (of one fit, the one without a name), and check what they come to.
+
+    Raises:
+        UserError: the first thing that is wrong.
+    """
+    for name in stages or {}:
+        check_name("stages", name, "a name for each stage")
+    plan = {name: Experiment.of(stage) for name, stage in (stages or {"": config}).items()}
+    parts = {name: assemble_checked(stage) for name, stage in plan.items()}
+    _check_first(next(iter(plan.values())))
+    check_stages(plan)
+    return parts
+
+
+@contextmanager
+def _held(folder: Path, chosen: Path | None, config: Mapping[str, Any], quiet: bool) -> Iterator[None]:
+    """Hold a run folder: no other run writes into it, its log is kept, and whatever ends the run is said."""
+    still_free = chosen_folder.still_free(chosen, config)
+    with (
+        folders.held(folder),
+        still_free,
+        _logging(folder, quiet),
+        exit_on_sigterm(),
+        _writing_into(folder),
+    ):
+        try:
+            yield
+        except RunFailed as error:
+            raise RunFailed(f"{error} (to go on in it: resume={folder})") from error
 
 
 def _check_first(experiment: Experiment) -> None:
