@@ -6,17 +6,17 @@ import re
 
 import pytest
 import torch
-import yaml
 from torch import nn
 
 import kdlab.models as models
+from helpers.options import option as option_file
 from helpers.paths import CONF
 from kdlab.errors import UserError
 from kdlab.models.vision.blocks import channel_shuffle
 from kdlab.models.vision.resnet import PadShortcut
 
 FILES = CONF / "model"
-ELSEWHERE = ("vocab_size", "defaults:")
+ELSEWHERE = ("vocab_size", "/model@")
 """What the options of networks that other files test have in them: test_language_models, test_seq2seq, test_simkd."""
 OPTIONS = sorted(path.stem for path in FILES.glob("*.yaml") if not any(word in path.read_text() for word in ELSEWHERE))
 """Of pictures and tables."""
@@ -47,9 +47,9 @@ PUBLISHED = {
 }
 
 
-def build(option: str, **given: object) -> nn.Module:
+def build(name: str, **given: object) -> nn.Module:
     """The network of an option file, with what the code would supply."""
-    spec = yaml.safe_load((FILES / f"{option}.yaml").read_text())
+    spec = option_file("model", name)
     cls = getattr(models, spec.pop("_target_").removeprefix("kdlab.models."))
     return cls(**{**spec, **given})
 
@@ -103,10 +103,10 @@ def test_every_argument_but_those_of_the_data_can_be_overridden() -> None:
     import inspect
 
     supplied = {"num_classes", "in_channels", "image_size"}
-    for option in OPTIONS:
-        spec = yaml.safe_load((FILES / f"{option}.yaml").read_text())
+    for name in OPTIONS:
+        spec = option_file("model", name)
         cls = getattr(models, spec.pop("_target_").removeprefix("kdlab.models."))
-        assert set(spec) == set(inspect.signature(cls).parameters) - supplied, option
+        assert set(spec) == set(inspect.signature(cls).parameters) - supplied, name
 
 
 @pytest.mark.parametrize("option", IMAGE_OPTIONS)
