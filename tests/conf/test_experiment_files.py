@@ -130,7 +130,7 @@ def test_an_experiment_selects_options_and_sets_neutral_keys_only(name):
     text = (SHIPPED / "experiment" / f"{name}.yaml").read_text()
     assert foreign_keys(text) == []
     assert text.startswith("# @package _global_\n# ") and f"#   python -m kdlab experiment={name}" in text
-    chosen = [key for entry in yaml.safe_load(text)["defaults"] if isinstance(entry, dict) for key in entry]
+    chosen = [key for entry in yaml.safe_load(text).get("defaults", []) if isinstance(entry, dict) for key in entry]
     groups = [key.removeprefix("override /").split("@")[0] for key in chosen]
     assert all(key.startswith("override /") for key in chosen) and set(groups) <= set(GROUPS)
 

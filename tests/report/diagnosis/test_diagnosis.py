@@ -164,8 +164,8 @@ def test_a_run_is_rebuilt_from_its_folder(run, capsys, split):
 
 
 def test_what_cannot_be_rebuilt_is_said_and_may_be_named(run, place, capsys):
-    teachers = place / "teachers"
     told = json.loads((run / "result.json").read_text())
+    named = told["models"]["teacher"]["folder"]
     told["models"]["teacher"]["folder"] = "elsewhere/teachers/none"
     (run / "result.json").write_text(json.dumps(told))
     unsealed(run)
@@ -173,13 +173,12 @@ def test_what_cannot_be_rebuilt_is_said_and_may_be_named(run, place, capsys):
     assert list(found["networks"]) == ["student", "baseline"]
     assert [note.split(":")[0] for note in found["notes"]] == ["teacher"]
     assert said.count("note: ") == 1 and "--teacher FOLDER" in said
-    named = next(path for path in teachers.iterdir() if path.is_dir() and path.name.startswith("resnet20-"))
-    found, _ = diagnosed(run, capsys, "--teacher", str(named))
+    found, _ = diagnosed(run, capsys, "--teacher", named)
     assert list(found["networks"]) == ["teacher", "student", "baseline"] and not found["notes"]
     told["models"]["baseline"].pop("folder")  # as an earlier version left it
     (run / "result.json").write_text(json.dumps(told))
     unsealed(run)
-    found, _ = diagnosed(run, capsys, "--teacher", str(named))
+    found, _ = diagnosed(run, capsys, "--teacher", named)
     assert [note.split(":")[0] for note in found["notes"]] == ["baseline"]
 
 
