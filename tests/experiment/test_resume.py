@@ -72,7 +72,7 @@ def interrupted(place, name, at, number, *words):
     return run, process.wait(60)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["augmented", *(pytest.param(one, marks=pytest.mark.slow) for one in ("ema", "wrn"))])
 def test_killed_a_run_ends_with_the_same_bits(place, case):
     words = CASES[case]
     whole = train(place, f"{case}_whole", *words, *OFTEN)

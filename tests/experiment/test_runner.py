@@ -69,6 +69,7 @@ SMALL = {
         "student: ['teacher=previous']}",
     ],
     "semi_resnet": [*FEW, "data.labels=20"],
+    "several_tasks": [*FEW],
     "several_teachers": [*FEW],
     "simkd": [*FEW],
     "snapshot": ["data.fraction=0.1", "epochs=2"],

@@ -43,7 +43,7 @@ def sweep(*temperatures):
     return ["-m", "experiment=kd_resnet", "loss.temperature=" + ",".join(map(str, temperatures))]
 
 
-@pytest.mark.parametrize("launcher", [(), PARALLEL], ids=["serial", "joblib"])
+@pytest.mark.parametrize("launcher", [(), pytest.param(PARALLEL, marks=pytest.mark.slow)], ids=["serial", "joblib"])
 def test_a_crash_of_any_kind_is_one_failure(workplace, elsewhere, launcher):
     done = elsewhere(*sweep(77, 1, 78, 2, 79, 3, 80), *launcher)
     assert done.returncode == 1
@@ -240,7 +240,7 @@ def begun(workplace, elsewhere, *words):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
-@pytest.mark.parametrize("launcher", [(), PARALLEL], ids=["serial", "joblib"])
+@pytest.mark.parametrize("launcher", [(), pytest.param(PARALLEL, marks=pytest.mark.slow)], ids=["serial", "joblib"])
 @pytest.mark.parametrize(
     ("number", "status", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
