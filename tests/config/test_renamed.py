@@ -46,6 +46,19 @@ def test_a_key_of_before_in_an_option_file_is_answered_too(tmp_path, monkeypatch
     assert "data.ratio: has another name; accepted: data.unlabelled_ratio" in capsys.readouterr().err
 
 
+def test_an_argument_of_a_data_set_of_ones_own_may_have_such_a_name(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ratio_data.py").write_text(
+        "from kdlab.data import digits\n\n\n"
+        "def made(ratio: int = 1, seed: int | None = None):\n    return digits(seed=seed)\n"
+    )
+    file = tmp_path / "conf" / "data" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# mine\n_target_: ratio_data.made\nratio: 1\n")
+    assert main(["experiment=kd_resnet", "data=mine", "data.ratio=3", "--cfg", "job"]) == 0
+    assert "ratio: 3" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("target", TARGETS.values())
 def test_every_new_target_is_there(target):
     module, _, name = target.rpartition(".")

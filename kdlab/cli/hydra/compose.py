@@ -219,8 +219,10 @@ def register(options: Options) -> None:
 
 
 def _refuse_renamed(override: Override) -> None:
-    """A key or value by the name that it had before."""
+    """Refuse a key or value by the name that it had before; of the arguments of data, only where nothing takes it."""
     key = str(override.key_or_group)
+    if key.startswith(("data.", "teacher.data.", "pretrained.data.")):
+        return
     texts = _choices(override) if not override.is_delete() else []
     for value in [*(str(getattr(one, "text", one)) for one in texts), None]:
         if (now := renamed.current(key, value)) is not None:
@@ -367,6 +369,8 @@ class Composer:
         return UserError(re.sub(r" ?(full_key|object_type|reference_type)[:=].*", "", text))
 
     def _unknown_key(self, key: str, tree: DictConfig | None) -> UserError:
+        if (now := renamed.current(key)) is not None:
+            return UserError(key, "has another name", now)
         node: Any = OmegaConf.create({}) if tree is None else tree  # read key by key
         path, depth, root = key.split("@")[0].split("."), 0, set(node) - {"hydra"}
         while isinstance(node, DictConfig) and depth < len(path) and path[depth] in node:
