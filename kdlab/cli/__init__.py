@@ -1,1 +1,1 @@
-"""Floor 4: the command line. Nothing here imports torch before an experiment starts."""
+"""The command line. Nothing here imports torch before an experiment starts."""

@@ -74,7 +74,7 @@ SLOTS: Mapping[str, Slot] = {
         package="torch.optim.",
     ),
     "auxiliary": Slot(
-        "a auxiliary",
+        "an auxiliary network",
         base="kdlab.models.transforms.auxiliary.Auxiliary",
         package="kdlab.models.",
         builders=("kdlab.models.transforms.auxiliary.peers",),

@@ -16,9 +16,6 @@ from kdlab.errors import UserError
 from kdlab.functional.types import Target
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from kdlab.data.text.tokenizer import Tokenizer
 
 Modality = Literal["image", "table", "text", "audio"]

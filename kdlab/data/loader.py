@@ -100,7 +100,7 @@ class EpochLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the micro-batches of an epoch."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} does not say what its batches are: define __iter__")
 
     def __len__(self) -> int:
         if self.order:

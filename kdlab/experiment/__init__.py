@@ -1,4 +1,4 @@
-"""Floor 4: runs one experiment, from its configuration to its run folder. Importing this imports no torch."""
+"""One experiment, from its configuration to its run folder. Importing this imports no torch."""
 
 from __future__ import annotations
 

@@ -70,10 +70,9 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
     findings: list[Finding] = []
     try:
         experiment = Experiment.of(config)
-        for name, text in _values(experiment):
-            findings.append(Finding(name, True, text))
-        for name, text in check(assemble(experiment), deep):
-            findings.append(Finding(name, True, text))
+        check_values(experiment)
+        findings.append(Finding("values", True, "in range"))
+        findings.extend(Finding(name, True, text) for name, text in check(assemble(experiment), deep))
     except UserError as error:
         if not deep:
             raise
@@ -87,20 +86,21 @@ def assemble_checked(experiment: Experiment) -> Assembly:
     Raises:
         UserError: the first thing that is wrong.
     """
-    for _ in _values(experiment):
-        pass
+    check_values(experiment)
     parts = assemble(experiment)
-    for _ in check(parts):
-        pass
+    list(check(parts))
     return parts
 
 
-def _values(experiment: Experiment) -> Iterator[tuple[str, str]]:
-    """Check what needs no data: values that constructors refuse."""
+def check_values(experiment: Experiment) -> None:
+    """Check what needs no data: values that constructors refuse.
+
+    Raises:
+        UserError: the first of them.
+    """
     build.dry_run(experiment)
     if experiment.method.get("self_teacher") == "snapshot" and experiment.epochs < 2:
         raise UserError("epochs", experiment.epochs, "at least 2 for snapshots to teach in the last ones")
-    yield "values", "in range"
 
 
 def check(parts: Assembly, deep: bool = False) -> Iterator[tuple[str, str]]:

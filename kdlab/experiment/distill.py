@@ -175,7 +175,7 @@ def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
 
 
 def _beside(auxiliary: Auxiliary | None, student: nn.Module, objective: Objective) -> None:
-    """Refuse a auxiliary that does not belong to the student or to the loss, and a loss that lacks its own.
+    """Refuse an auxiliary network that does not belong to the student or to the loss, and a loss that lacks its own.
 
     Raises:
         UserError: naming the term.

@@ -51,7 +51,7 @@ class Stage:
         return self.assembly.experiment
 
     @property
-    def data(self) -> Any:
+    def data(self) -> DataModule:
         """The data that it learned from."""
         return self.assembly.data
 

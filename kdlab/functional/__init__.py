@@ -1,4 +1,8 @@
-"""Floor 0: pure tensor maths, schedules, layer taps, and the types that flow between the parts."""
+"""Pure tensor maths, schedules, layer taps, and the types that flow between the parts.
+
+Distances are computed in at least float32, whatever autocast hands over, one value per row where rows do not interact.
+Nothing here knows a temperature: divide the logits first.
+"""
 
 from kdlab.functional.attack import pgd
 from kdlab.functional.chunked import chunked

@@ -1,4 +1,4 @@
-"""Floor 1: the terms of the objective, and the objective that weighs them."""
+"""The terms of the objective, and the objective that weighs them."""
 
 from kdlab.losses.feature.ab import ActivationBoundary
 from kdlab.losses.feature.attention import AttentionTransfer

@@ -1,4 +1,4 @@
-"""Floor 2: what a task is; how a network reads a batch and what is measured."""
+"""How a network reads a batch, and what is measured of it."""
 
 from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures
 from kdlab.tasks.classification import Classification

@@ -1,4 +1,4 @@
-"""Floor 2: who a student learns from: frozen, cached, an ensemble, or its own past."""
+"""Who a student learns from: frozen, cached, an ensemble, or its own past."""
 
 from kdlab.teachers.cache.rows import Arrays, CachedTeacher, Manifest, check_manifest, dtype_for, write_cache
 from kdlab.teachers.cache.token_files import TokenManifest, TokenWriter

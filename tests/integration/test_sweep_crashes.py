@@ -151,7 +151,7 @@ class Crashing(Term):
 def test_a_users_term_that_crashes_real_training(tmp_path):
     (tmp_path / "conf" / "loss").mkdir(parents=True)
     (tmp_path / "conf" / "loss" / "crashing.yaml").write_text(
-        "# @package loss\nterms:\n  crash: {_target_: crashing_term.Crashing, how: no}\n"
+        "# @package loss\nterms:\n  crash: {_target_: crashing_term.Crashing, how: 'no'}\n"
     )
     (tmp_path / "crashing_term.py").write_text(TERM)
     words = [
@@ -161,7 +161,8 @@ def test_a_users_term_that_crashes_real_training(tmp_path):
         "teacher.epochs=1",
         "baseline=false",
         "logger=none",
-        "loss=crashing",
+        "loss=[soft_targets,crashing]",
+        "loss.terms.crash.how=no,exit,never",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "KDLAB_THREADS": "1"}
     environment.pop("KDLAB_IN_PROCESS", None)

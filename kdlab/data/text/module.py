@@ -59,7 +59,7 @@ class TextData(DataModule):
 
     Attributes:
         name, tokenizer, vocab_size, context, batch_size,
-        counts ({train, labelled (= train), val, test, outside}),
+        counts ({train, labelled (= train), val, test, ood}),
         views (1: an example is always shown the same way), uncacheable_reason (None), transform.
 
     Raises:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.functional.feature.maps import _wide
+from kdlab.functional.feature.maps import at_least_float32
 
 
 def boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
@@ -26,5 +26,5 @@ def boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> 
     Returns:
         (B,), summed over the neurons.
     """
-    s = _wide(student)
+    s = at_least_float32(student)
     return F.relu(margin - torch.where(teacher > 0, s, -s)).pow(2).flatten(1).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdlab.functional.feature.maps import _wide
+from kdlab.functional.feature.maps import at_least_float32
 from kdlab.functional.relation.relation import unit
 
 
@@ -24,5 +24,5 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (B,).
     """
-    s, t = (unit(_wide(x).flatten(1)) for x in (student, teacher))
+    s, t = (unit(at_least_float32(x).flatten(1)) for x in (student, teacher))
     return (s - t).abs().mean(1)

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.functional.feature.maps import _products, _wide
+from kdlab.functional.feature.maps import at_least_float32, batched_products
 
 
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
@@ -24,8 +24,8 @@ def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
     Returns:
         (B, m, n).
     """
-    a, b = _wide(first), _wide(second)
+    a, b = at_least_float32(first), at_least_float32(second)
     if a.shape[2:] != b.shape[2:]:
         grid = min((a.shape[2], a.shape[3]), (b.shape[2], b.shape[3]), key=math.prod)
         a, b = F.adaptive_avg_pool2d(a, grid), F.adaptive_avg_pool2d(b, grid)
-    return _products(a.flatten(2), b.flatten(2).transpose(1, 2)) / math.prod(a.shape[2:])
+    return batched_products(a.flatten(2), b.flatten(2).transpose(1, 2)) / math.prod(a.shape[2:])

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 
-def _wide(feature: Tensor) -> Tensor:
+def at_least_float32(feature: Tensor) -> Tensor:
+    """Return a feature in at least float32."""
     return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
-def _products(a: Tensor, b: Tensor) -> Tensor:
+def batched_products(a: Tensor, b: Tensor) -> Tensor:
     """(B, m, n) x (B, n, k), in the precision that it is given: autocast would take products back to bf16."""
     with torch.autocast(a.device.type, enabled=False):
         return torch.bmm(a, b)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from kdlab.functional.feature.maps import _products, _wide
+from kdlab.functional.feature.maps import at_least_float32, batched_products
 
 
 def polynomial_mmd(student: Tensor, teacher: Tensor) -> Tensor:
@@ -25,10 +25,12 @@ def polynomial_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (B,), at least 0 but for rounding.
     """
-    s, t = (F.normalize(_wide(x).flatten(2), dim=2) for x in (student, teacher))
+    s, t = (F.normalize(at_least_float32(x).flatten(2), dim=2) for x in (student, teacher))
     if s.shape[2] <= s.shape[1] + t.shape[1]:
         # the same by the positions: no difference of large sums, and less of them on the coarse grids of deep layers
-        gram_s, gram_t = (_products(x.transpose(1, 2), x) / x.shape[1] for x in (s, t))
+        gram_s, gram_t = (batched_products(x.transpose(1, 2), x) / x.shape[1] for x in (s, t))
         return (gram_s - gram_t).pow(2).sum((1, 2))
-    same_t, same_s, cross = (_products(x, y.transpose(1, 2)).pow(2).mean((1, 2)) for x, y in ((t, t), (s, s), (t, s)))
+    same_t, same_s, cross = (
+        batched_products(x, y.transpose(1, 2)).pow(2).mean((1, 2)) for x, y in ((t, t), (s, s), (t, s))
+    )
     return same_t + same_s - 2 * cross

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from kdlab.functional.feature.maps import _wide
+from kdlab.functional.feature.maps import at_least_float32
 
 
 def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -49,6 +49,6 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         (B,), summed over the elements.
     """
-    s, t = _wide(student), _wide(teacher)
+    s, t = at_least_float32(student), at_least_float32(teacher)
     gap = torch.where((s <= t) & (t <= 0), torch.zeros_like(s), t - s)
     return gap.pow(2).flatten(1).sum(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdlab.functional.feature.maps import _wide
+from kdlab.functional.feature.maps import at_least_float32
 
 
 def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
@@ -23,6 +23,6 @@ def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
     Returns:
         (B,), negative where the variance is small and the mean right.
     """
-    mu, t = _wide(mean), _wide(target)
-    v = _wide(variance).view(-1, 1, 1) if mu.ndim == 4 else _wide(variance)
+    mu, t = at_least_float32(mean), at_least_float32(target)
+    v = at_least_float32(variance).view(-1, 1, 1) if mu.ndim == 4 else at_least_float32(variance)
     return (0.5 * (v.log() + (t - mu).pow(2) / v)).flatten(1).mean(1)

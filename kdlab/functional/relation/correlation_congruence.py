@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from kdlab.functional.relation.relation import _relations, unit
+from kdlab.functional.relation.relation import between_rows, unit
 
 
-@_relations(2)
+@between_rows(2)
 def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     r"""How far the student's correlations of examples, by a Gaussian kernel, are from the teacher's.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdlab.functional.relation.relation import _in_full, unit
+from kdlab.functional.relation.relation import in_float32, unit
 
 
-@_in_full
+@in_float32
 def channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
     r"""How far the student's correlations of channels are from the teacher's, row by row: (B, C, H, W) → (B,).
 

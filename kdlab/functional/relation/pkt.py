@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdlab.functional.relation.relation import _off_diagonal, _relations, unit
+from kdlab.functional.relation.relation import between_rows, off_diagonal, unit
 
 
-@_relations(2)
+@between_rows(2)
 def probabilistic_transfer(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
     r"""KL of the student's probabilities that examples are neighbours from the teacher's.
 
@@ -31,7 +31,7 @@ def probabilistic_transfer(student: Tensor, teacher: Tensor, eps: float = 1e-7) 
 
     def log_neighbours(x: Tensor) -> Tensor:
         x = unit(x)
-        kernel = ((x @ x.T)[_off_diagonal(n, x)].view(n, n - 1) + 1) / 2
+        kernel = ((x @ x.T)[off_diagonal(n, x)].view(n, n - 1) + 1) / 2
         log_kernel = kernel.clamp(min=eps).log()
         return log_kernel - log_kernel.logsumexp(1, keepdim=True)
 

@@ -16,7 +16,7 @@ AT_ONCE = 2**23
 Distance = Callable[..., Tensor]
 
 
-def _in_full(distance: Distance) -> Distance:
+def in_float32(distance: Distance) -> Distance:
     """Give a distance both features in at least float32; autocast would multiply them in half precision."""
 
     @wraps(distance)
@@ -30,7 +30,7 @@ def _in_full(distance: Distance) -> Distance:
     return full
 
 
-def _relations(least: int) -> Callable[[Distance], Distance]:
+def between_rows(least: int) -> Callable[[Distance], Distance]:
     """Features (B, ...) as rows (B, d); fewer than ``least`` rows have no relation, and are 0 with a graph."""
 
     def wrap(distance: Distance) -> Distance:
@@ -40,7 +40,7 @@ def _relations(least: int) -> Callable[[Distance], Distance]:
                 return student[:0].sum()
             return distance(student.flatten(1), teacher.flatten(1), *args, **options)
 
-        return _in_full(of_rows)
+        return in_float32(of_rows)
 
     return wrap
 
@@ -61,5 +61,6 @@ def unit(x: Tensor) -> Tensor:
     return x / square.masked_fill(zero, 1.0).sqrt()
 
 
-def _off_diagonal(n: int, like: Tensor) -> Tensor:
+def off_diagonal(n: int, like: Tensor) -> Tensor:
+    """Return an (n, n) mask of all pairs of different rows, on the device of ``like``."""
     return ~torch.eye(n, dtype=torch.bool, device=like.device)

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from kdlab.functional.relation.relation import AT_ONCE, _off_diagonal, _relations, unit
+from kdlab.functional.relation.relation import AT_ONCE, between_rows, off_diagonal, unit
 
 
-@_relations(2)
+@between_rows(2)
 def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     r"""How far the student's distances of examples are from the teacher's, each in units of their mean.
 
@@ -24,7 +24,7 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
     whose sum over pairs is their mean here (their code's mean also counts each row's distance to itself, 0). Shapes as
     in :func:`similarity_preserving`.
     """
-    pairs = _off_diagonal(len(student), student)
+    pairs = off_diagonal(len(student), student)
     s, t = (_scaled_distances(x)[pairs] for x in (student, teacher))
     return F.smooth_l1_loss(s, t)
 
@@ -38,7 +38,7 @@ def _scaled_distances(x: Tensor) -> Tensor:
     return distance / torch.where(mean > 0, mean, 1.0)  # all rows equal: all distances are 0
 
 
-@_relations(3)
+@between_rows(3)
 def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
     r"""How far the student's angles between three examples are from the teacher's.
 
@@ -69,4 +69,4 @@ def _angles(student: Tensor, teacher: Tensor, vertices: slice) -> Tensor:
         return arms @ arms.mT
 
     gap = F.smooth_l1_loss(cosines(student), cosines(teacher), reduction="none")
-    return torch.where(_off_diagonal(len(student), gap), gap, 0.0).sum()  # no angle from an arm to itself
+    return torch.where(off_diagonal(len(student), gap), gap, 0.0).sum()  # no angle from an arm to itself

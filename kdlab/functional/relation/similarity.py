@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kdlab.functional.relation.relation import _relations, unit
+from kdlab.functional.relation.relation import between_rows, unit
 
 
-@_relations(2)
+@between_rows(2)
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     r"""How far the student's similarities of examples are from the teacher's.
 

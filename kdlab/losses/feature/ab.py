@@ -11,10 +11,10 @@ from typing_extensions import override
 from kdlab.errors import UserError
 from kdlab.functional import Schedule, boundary_distance
 from kdlab.losses.feature.layer_term import Layers
-from kdlab.losses.feature.ofd import _Connected
+from kdlab.losses.feature.ofd import ConnectedTerm
 
 
-class ActivationBoundary(_Connected):
+class ActivationBoundary(ConnectedTerm):
     """Which neurons are active, rather than how much: responses on the teacher's side of zero, by a margin.
 
     The distance of :func:`~kdlab.functional.boundary_distance` between the teacher's responses before their ReLU and

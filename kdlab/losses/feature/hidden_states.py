@@ -12,7 +12,7 @@ from typing_extensions import override
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule
 from kdlab.losses.feature.layer_term import Layers, LayerTerm, project, projector
-from kdlab.losses.response.uld import _rows
+from kdlab.losses.response.uld import picked_rows
 
 
 class HiddenCosine(LayerTerm):
@@ -47,7 +47,7 @@ class HiddenCosine(LayerTerm):
 
     def _gap(self, number: int, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
         """Of one pair of layers."""
-        s, t = _rows(student, batch), _rows(teacher, batch)
+        s, t = picked_rows(student, batch), picked_rows(teacher, batch)
         if str(number) in self.projectors:
             s = project(s, self.projectors[str(number)])
         elif s.shape[-1] != t.shape[-1]:

@@ -17,7 +17,7 @@ from kdlab.models.vision.blocks import BatchNorm
 Margin = Literal["norm", "batch"]
 
 
-class _Connected(LayerTerm):
+class ConnectedTerm(LayerTerm):
     """Pairs of feature maps, the student's through a 1×1 convolution and BatchNorm; earlier pairs count half each.
 
     Both papers' codes scale the last pair by 1, the one before by 1/2, then 1/4: an earlier map has more elements, and
@@ -30,11 +30,13 @@ class _Connected(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         self.connectors = nn.ModuleList()
 
+    @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         maps_only(self.captured(student, teacher), self.who)
         if not self.connectors:
             self.connectors.extend(_connector(s, t) for s, t in self.pairs(student, teacher))
 
+    @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         pairs = self.pairs(student, teacher)
         if not self.connectors:
@@ -55,7 +57,7 @@ def _connector(student: Tensor, teacher: Tensor) -> nn.Module:
     return nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), BatchNorm(theirs)).to(student.device)
 
 
-class OFD(_Connected):
+class OFD(ConnectedTerm):
     """The overhaul of feature distillation: before the ReLU, with a margin, and only where it tells something.
 
     The distance of :func:`~kdlab.functional.partial_l2` between the student's responses, through a trained connector,

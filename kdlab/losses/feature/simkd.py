@@ -12,7 +12,7 @@ from typing_extensions import override
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense, squared_error
 from kdlab.losses.feature.layer_term import Layers, LayerTerm, maps_only
-from kdlab.losses.feature.srrl import _reads, linear_head
+from kdlab.losses.feature.srrl import linear_head, reads_average
 from kdlab.models.transforms.surgery import head_of
 
 
@@ -69,7 +69,7 @@ class SimKD(LayerTerm):
         [(s, t)] = self.captured(student, teacher)
         maps_only([(s, t)], "SimKD")
         name = self.teacher_layers[0]
-        if not _reads(self._classifier[0], t, dense(teacher.logits)):
+        if not reads_average(self._classifier[0], t, dense(teacher.logits)):
             raise UserError(
                 "teacher_layer",
                 f"{name}, whose average is not what the teacher's classifier reads",

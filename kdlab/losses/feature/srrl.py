@@ -108,7 +108,7 @@ class SRRL(LayerTerm):
         return self._classifier[0]
 
 
-def _reads(head: nn.Linear, feature: Tensor, logits: Tensor) -> bool:
+def reads_average(head: nn.Linear, feature: Tensor, logits: Tensor) -> bool:
     """Whether a classifier makes these logits of the average of that map; one percent is room for any precision."""
     if feature.shape[1] != head.in_features:
         return False

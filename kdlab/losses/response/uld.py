@@ -12,7 +12,7 @@ from kdlab.functional import Batch, Outputs, dense
 from kdlab.losses.response.soft_term import SoftTerm
 
 
-def _rows(hidden: Tensor, batch: Batch) -> Tensor:
+def picked_rows(hidden: Tensor, batch: Batch) -> Tensor:
     """Hidden states (rows, d), from (rows, d) or (B, T, d)."""
     if hidden.ndim == 3 and batch.loss_mask is not None and hidden.shape[:2] == batch.loss_mask.shape:
         return hidden[batch.loss_mask]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Projected
+from kdlab.functional.modes import eval_mode
 from kdlab.models.transformers.base import (
     Transformer,
     check_attention,
@@ -22,7 +23,6 @@ from kdlab.models.transformers.base import (
     refused,
     require,
 )
-from kdlab.models.transformers.generation import eval_mode
 from kdlab.models.transforms.layer_subset import blocks
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")

@@ -81,9 +81,12 @@ class NetworkStep:
     def describe(self) -> dict[str, Any]:
         """Return the step as a mapping of plain values that builds it again, ready for ``replay``.
 
-        The keys beside ``_target_`` are arguments of the constructor.
+        The keys beside ``_target_`` are arguments of the constructor. Steps of kdlab go by the name that
+        ``kdlab.models`` exports, so that a recorded network outlives a move of the file.
         """
-        return {TARGET: f"{type(self).__module__}.{type(self).__qualname__}"}
+        module = type(self).__module__
+        owner = "kdlab.models" if module.startswith("kdlab.models.") else module
+        return {TARGET: f"{owner}.{type(self).__qualname__}"}
 
 
 ORIGINS = ("previous", "teacher", "pretrained")

@@ -27,7 +27,7 @@ COMPANIONS = {
 }
 
 
-# ---- a auxiliary
+# ---- an auxiliary network
 
 
 @pytest.mark.parametrize("kind", COMPANIONS)

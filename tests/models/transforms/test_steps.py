@@ -143,7 +143,7 @@ def test_a_pruned_student_is_rebuilt_from_its_folder_alone(place, pruning, capsy
     run = train(place, "pruned", *words, keep)
     described = json.loads((run / "model.json").read_text())
     load, prune = described["steps"]
-    assert load == {"_target_": "kdlab.models.transforms.steps.LoadWeights", "origin": "teacher"}
+    assert load == {"_target_": "kdlab.models.LoadWeights", "origin": "teacher"}
     assert prune["_target_"] == pruning and len(prune["units"]) == 20
     assert weights(run)["layer1.0.weight"].shape[0] == 20
     with builder.trust(user_modules=True):
