@@ -67,7 +67,6 @@ def start(flags: Flags) -> int:
         with env_override(hydra_node.environment(made.points[0])):
             if made.multirun:
                 return _sweep(made)
-            _look_at(made)
             return _single(made)
 
 
@@ -146,7 +145,7 @@ def refuse_unread(made: Plan) -> None:
 def _single(made: Plan) -> int:
     from kdlab.cli.hydra.job import Single
 
-    task = Single(made.points[0], made.composer, made.folder)
+    task = Single(made.points[0], made.composer, made.folder, partial(refuse_unread, made))
     hydra = GlobalHydra.instance().hydra
     assert hydra is not None
     hydra.run(CONFIG, task, _for_hydra(made))

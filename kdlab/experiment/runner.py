@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +54,7 @@ def run(
     overrides: Sequence[str] = (),
     stages: Mapping[str, Mapping[str, Any]] | None = None,
     choices: Mapping[str, str] | None = None,
+    before_writing: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Run one experiment and write its run folder.
 
@@ -64,6 +65,7 @@ def run(
         overrides: what the user typed.
         stages: the composed configuration of each stage, by name.
         choices: group → chosen option, for names in tables and folders.
+        before_writing: called once the experiment is known to fit together; may raise.
 
     Returns:
         The content of ``result.json``.
@@ -73,6 +75,8 @@ def run(
     """
     config = with_start(config)
     parts = _assemble(config, stages)
+    if before_writing is not None:
+        before_writing()
     experiment, in_sweep = Experiment.of(config), folder is not None
     folder, said = (folder, "") if folder is not None else _folder_for(experiment, config, chosen)
     if in_sweep or chosen is not None:

@@ -31,27 +31,29 @@ class Single:
     composer: Composer
     chosen: Path | None = None
     """The folder that the user named; None for one that kdlab names."""
+    before_writing: Callable[[], None] | None = None
+    """See :func:`kdlab.experiment.run`."""
     error: Exception | None = None
 
     def __call__(self, _: DictConfig) -> None:
         """Run, and keep the error."""
         try:
-            run(self.composition, self.composer, None, self.chosen)
+            run(self.composition, self.composer, None, chosen=self.chosen, before_writing=self.before_writing)
         except Exception as error:
             self.error = error
 
 
-def run(found: Composition, composer: Composer, folder: Path | None, chosen: Path | None = None) -> dict[str, Any]:
+def run(found: Composition, composer: Composer, folder: Path | None, **more: Any) -> dict[str, Any]:
     """Hand a composed experiment over to the code that runs it; returns its result."""
     from kdlab import experiment
 
     return experiment.run(
         found.config,
         folder=folder,
-        **({} if chosen is None else {"chosen": chosen}),
         overrides=as_typed(found.overrides),
         stages={name: stage.config for name, stage in found.stages.items()},
         choices=found.choices(composer.options.groups),
+        **more,
     )
 
 

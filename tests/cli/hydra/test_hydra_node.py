@@ -147,9 +147,8 @@ def test_environment_of_a_run(workplace, calls, monkeypatch):
     seen = []
     look = lambda config, **more: seen.append(os.environ.get("OF_A_TEST")) or {}  # noqa: E731
     monkeypatch.setitem(vars(kdlab.experiment), "run", look)
-    monkeypatch.setitem(vars(kdlab.experiment), "preflight", look)
     assert main(["experiment=kd_mlp", "+hydra.job.env_set.OF_A_TEST='a \"${name}\"'"]) == 0
-    assert seen == ['a "kd_mlp"'] * 2 and "OF_A_TEST" not in os.environ
+    assert seen == ['a "kd_mlp"'] and "OF_A_TEST" not in os.environ
 
 
 def test_a_run_in_a_chosen_folder(capsys, place, tmp_path):
