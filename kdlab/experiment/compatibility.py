@@ -56,7 +56,7 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
     wanted, source = experiment.batch_transform, None
     if wanted is not None:
         takes = builder.parameters(wanted, "batch_transform", slot="batch_transform")
-        if data.classified and "vocab_size" in takes:
+        if not data.vocab_size and "vocab_size" in takes:
             raise UserError(
                 "batch_transform", f"{_name(wanted)}, and data ({data.name}) is no text", "batch_transform=none"
             )

@@ -88,7 +88,7 @@ class FromRun:
         Raises:
             UserError: naming both.
         """
-        if self.reads_text != (not data.classified):
+        if self.reads_text != bool(data.vocab_size) or (self.described["target"] == "class") != data.classified:
             kinds = ("text", data.kind) if self.reads_text else ("pictures or a table", data.kind)
             raise UserError(
                 self.key,

@@ -230,6 +230,8 @@ def write_model(
         "arguments": data.network_kwargs,
         **({"steps": list(steps)} if steps else {}),
         "weights": weights,
+        "modality": data.modality,
+        "target": data.target,
         **data.inference_metadata(folder),
     }
     folders.write_text(folder / "model.json", json.dumps(described, indent=1, ensure_ascii=False, default=str) + "\n")

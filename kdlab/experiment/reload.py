@@ -100,7 +100,7 @@ def rebuild(
         UserError: if it is no run folder of a classifier, it has not finished training, or its data are not there.
     """
     described = folders.read_model(run)
-    if "tokenizer" in described or "classes" not in described:
+    if described["target"] != "class":
         raise UserError("diagnose", f"{run} holds a language model", "the run folder of a classifier")
     config = _config(run)
     student, _ = load_model(run, trust)

@@ -69,8 +69,10 @@ def complete(
         raise UserError("predict", f"--samples {samples}", accepted)
     texts = [read_text(one) for one in inputs]
     net, described = load_model(run, trust)
-    if "tokenizer" not in described:
-        raise UserError(f"{run}/model.json", "names no tokenizer", "the run folder of a language model")
+    if described["target"] == "class":
+        raise UserError(
+            f"{run}/model.json", "is of a network that predicts classes", "the run folder of a language model"
+        )
     tokenizer = Tokenizer.load(_beside(run, described["tokenizer"]), key="predict")
     limit = _context(net, described)
     if new_tokens is None:

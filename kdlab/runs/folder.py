@@ -50,6 +50,9 @@ _FILES = (
     *(".lock", "run.log", "curves.jsonl", "student.pt", "checkpoints/last.ckpt", "checkpoints/best.pt"),
 )
 
+TARGETS = ("class", "next_token", "text")
+"""What a network may predict: the values of :data:`kdlab.functional.types.Target`, without importing torch."""
+
 MOST_INPUTS = 2**26
 """Numbers in one input of a model, at most: a description of more is taken for damaged."""
 
@@ -228,6 +231,8 @@ def read_model(folder: Path) -> dict[str, Any]:
     """
     try:
         found = read_json(folder / "model.json")
+        if isinstance(found, dict):  # earlier versions did not say what is predicted
+            found.setdefault("target", "next_token" if "tokenizer" in found else "class")
         _check_model(found)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(folder, "no run folder (no model.json)", "a folder under outputs/") from None
@@ -240,7 +245,11 @@ def _check_model(found: Any) -> None:
     """Raise ``ValueError`` where ``model.json`` says something of a model that cannot be."""
     if not isinstance(found, dict):
         raise ValueError(f"holds {type(found).__name__}")
-    for key in ("weights", "network", *(("classes", "input_shape") if "tokenizer" not in found else ())):
+    if found["target"] not in TARGETS:
+        raise ValueError(f"target is {found['target']!r}")
+    classified, tokens = found["target"] == "class", "tokenizer" in found
+    needed = (*(("classes",) if classified else ("tokenizer",)), *(() if tokens else ("input_shape",)))
+    for key in ("weights", "network", *needed):
         if key not in found:
             raise ValueError(f"has no {key}")
     for key in ("weights", "tokenizer"):
@@ -252,11 +261,13 @@ def _check_model(found: Any) -> None:
     steps = found.get("steps", [])
     if not isinstance(steps, list) or not all(isinstance(one, dict) for one in steps):
         raise ValueError("steps are no mappings")
-    if "tokenizer" in found:
+    if not classified:
         return
     names = [found["classes"], *found.get("tasks", {}).values()]
     if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in names):
         raise ValueError("classes are no lists of names")
+    if tokens:
+        return
     shape = found["input_shape"]
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape) or not shape:
         raise ValueError("input_shape is no list of whole numbers above 0")

@@ -159,5 +159,5 @@ def test_files_that_are_no_input(run, capsys, tmp_path):
 
 def test_the_model_file_says_all_that_is_needed(run):
     described = json.loads((run / "model.json").read_text())
-    assert set(described) == {"network", "arguments", "classes", "input_shape", "weights"}
+    assert set(described) == {"network", "arguments", "classes", "input_shape", "weights", "modality", "target"}
     assert described["weights"] == "student.pt" and described["network"]["_target_"] == "kdlab.models.CifarResNet"

@@ -3,11 +3,13 @@
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
 
 import pytest
 
 from kdlab.config.builder import config_hash
 from kdlab.errors import UserError
+from kdlab.functional.types import Target
 from kdlab.runs import folder as folders
 from kdlab.runs.curves import CurvesFile
 
@@ -292,3 +294,25 @@ def test_curves_are_appended_and_what_a_kill_left_is_dropped(tmp_path):
 
 def math_nan():
     return float("nan")
+
+
+def test_what_is_predicted_is_read_and_concluded_only_for_earlier_versions(tmp_path):
+    rows = {"weights": "student.pt", "network": {}, "classes": ["a", "b"], "input_shape": [3]}
+    text = {"weights": "student.pt", "network": {}, "tokenizer": "tokenizer.json"}
+    told = {
+        "class": [rows, {**rows, "target": "class"}, {**text, "target": "class", "classes": ["a", "b"]}],
+        "next_token": [text],
+        "text": [{**text, "target": "text"}],
+    }
+    for target, each in told.items():
+        for described in each:
+            (tmp_path / "model.json").write_text(json.dumps(described))
+            assert folders.read_model(tmp_path)["target"] == target
+    for damaged in ({**rows, "target": "colour"}, {**text, "target": "class"}, {**rows, "target": "text"}):
+        (tmp_path / "model.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match="damaged or of another program"):
+            folders.read_model(tmp_path)
+
+
+def test_the_targets_are_those_of_the_data():
+    assert get_args(Target) == folders.TARGETS

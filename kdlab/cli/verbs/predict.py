@@ -84,7 +84,7 @@ def _exists(path: Path) -> None:
 def _writes(run: Path) -> bool:
     """Whether the run's model writes text; what is wrong with its folder is said where it is loaded."""
     try:
-        return "tokenizer" in read_model(run)
+        return read_model(run)["target"] != "class"
     except UserError:
         return False
 

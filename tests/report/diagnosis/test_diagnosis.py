@@ -285,6 +285,7 @@ def test_mistakes_are_one_line(run, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "no run folder" in mistake(capsys, ["diagnose", str(tmp_path / "empty")])
     described = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**described, "tokenizer": "tokenizer.json"}))
+    edited = {**described, "tokenizer": "tokenizer.json", "target": "next_token"}
+    (run / "model.json").write_text(json.dumps(edited))
     said = mistake(capsys, ["diagnose", str(run)])
     assert said.endswith("accepted: the run folder of a classifier") and Path(run).name in said
