@@ -17,7 +17,7 @@ $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install -q --upgrade pip
 	$(RUN) -m pip install -q -c constraints.txt torch
-	$(RUN) -m pip install -q -c constraints.txt -e '.[dev,sweep,text]'
+	$(RUN) -m pip install -q -c constraints.txt -e '.[dev,sweep,text,generate]'
 	@touch $@
 
 run: setup  ## the main job: ResNet-20 teaches a network 50 times smaller (make run ARGS="loss.temperature=2")

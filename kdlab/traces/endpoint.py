@@ -1,4 +1,4 @@
-"""One exchange with an OpenAI-compatible endpoint, over the standard library.
+"""One exchange with an OpenAI-compatible endpoint, through the ``openai`` client (the extra ``[generate]``).
 
 Nothing that an endpoint sends is trusted: not its length, its status, its type or its shape. What goes wrong is one of
 three errors, by what helps: trying again, leaving this question out, or stopping.
@@ -6,20 +6,15 @@ three errors, by what helps: trying again, leaving this question out, or stoppin
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import http.client
+import asyncio
 import ipaddress
 import json
 import os
 import re
-import socket
 import ssl
-import threading
 import time
 import urllib.parse
-import urllib.request
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -27,6 +22,12 @@ from typing import Any
 from kdlab import __version__
 from kdlab.errors import UserError
 from kdlab.traces.reply import Failed, Fatal, Rejected, Reply, Retryable, complaint, read_reply
+
+try:
+    import httpx2
+    import openai
+except ModuleNotFoundError:
+    raise UserError("--endpoint", "openai is not installed", "pip install 'kdlab[generate]'") from None
 
 LARGEST = 64 * 2**20
 """Bytes of an answer above which it is not read on."""
@@ -39,7 +40,6 @@ _PERMANENT = {
     405: "no such method at this address",
 }
 _PASSING = {408, 409, 421, 425, 429}
-_CHUNK = 2**16
 
 
 # ---- where to, and with which key
@@ -106,6 +106,11 @@ class Address:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{urllib.parse.quote(self.path, safe='/%:@')}"
 
+    @property
+    def base(self) -> str:
+        """The URL without what the client appends to it."""
+        return self.url.removesuffix("/chat/completions" if self.chat else "/completions")
+
 
 def is_local(host: str) -> bool:
     """Whether this name never leaves the machine."""
@@ -154,14 +159,25 @@ class Endpoint:
     def __init__(self, address: Address, key: str | None, timeout: float = 300.0, largest: int = LARGEST) -> None:
         self.address, self.timeout, self.largest = address, timeout, largest
         self.__key = key
-        self._under_way: set[socket.socket] = set()
-        self._closed = False
-        self._lock = threading.Lock()
+        # unencrypted requests never go through a proxy: it would read the key
+        proxied = address.scheme == "https" and not is_local(address.host)
+        self._client = openai.AsyncOpenAI(
+            base_url=address.base,
+            api_key=key or "none",
+            max_retries=0,  # what is tried again, and when, is decided for all questions together
+            timeout=timeout,
+            default_headers={"User-Agent": f"kdlab/{__version__}", "Accept-Encoding": "identity"},
+            http_client=openai.DefaultAsyncHttpxClient(
+                follow_redirects=False,  # the other place would get the key
+                trust_env=proxied,
+                event_hooks={"response": [self._limit]},
+            ),
+        )
 
     def __repr__(self) -> str:
         return f"Endpoint({self.address.url})"
 
-    def ask(self, body: Mapping[str, Any]) -> Reply:
+    async def ask(self, body: Mapping[str, Any]) -> Reply:
         """One request.
 
         Args:
@@ -170,130 +186,95 @@ class Endpoint:
         Raises:
             Retryable, Rejected, Fatal: by what helps.
         """
-        status, headers, raw = self._exchange(json.dumps(body).encode())
-        if status == 200:
-            return read_reply(self._parsed(raw), self.address.chat, self._clean)
-        raise self._trouble(status, headers, raw)
+        client, asked = (self._client.chat, "messages") if self.address.chat else (self._client, "prompt")
+        needed = {"model": "", asked: ""} | {name: body[name] for name in ("model", asked) if name in body}
+        further = {name: value for name, value in body.items() if name not in needed}
+        headers = {} if self.__key else {"Authorization": openai.Omit()}
+        send = client.completions.with_raw_response.create
+        try:
+            async with asyncio.timeout(self.timeout):
+                answer = await send(**needed, extra_body=further, extra_headers=headers)
+        except (TimeoutError, openai.APITimeoutError):
+            raise Retryable(f"no answer within {self.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise self._unreached(error) from None
+        except openai.APIStatusError as error:
+            raise self._refused(error.response.status_code, error.response.headers, error.response.content) from None
+        return read_reply(self._parsed(answer.content), self.address.chat, self._clean)
 
-    def close(self) -> None:
-        """Break off what is under way, so that waiting threads end."""
-        with self._lock:
-            self._closed = True
-            for sock in self._under_way:
-                _break_off(sock)
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
 
     def _clean(self, text: str) -> str:
         # halves of surrogate pairs, which JSON can hold, have no form in UTF-8
         text = text.encode("utf-8", "replace").decode()
         return text.replace(self.__key, "[key]") if self.__key else text
 
-    def _exchange(self, content: bytes) -> tuple[int, http.client.HTTPMessage, bytes]:
-        headers = {
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "Connection": "close",
-            "User-Agent": f"kdlab/{__version__}",
-        }
-        if self.__key:
-            headers["Authorization"] = f"Bearer {self.__key}"
-        connection = self._connection()
-        timer: threading.Timer | None = None
-        sock: socket.socket | None = None
-        deadline = time.monotonic() + self.timeout
-        try:
-            connection.connect()
-            sock = connection.sock
-            assert sock is not None
-            with self._lock:
-                self._under_way.add(sock)
-                if self._closed:
-                    raise Retryable("broken off")
-            timer = threading.Timer(max(deadline - time.monotonic(), 0), _break_off, [sock])
-            timer.daemon = True
-            timer.start()
-            connection.request("POST", urllib.parse.quote(self.address.path, safe="/%:@"), content, headers)
-            response = connection.getresponse()
-            return response.status, response.headers, self._body(response)
-        except ssl.SSLCertVerificationError as error:
-            said = getattr(error, "verify_message", error)
-            raise Fatal(f"its certificate is not accepted ({said})") from None
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            if time.monotonic() >= deadline or isinstance(error, TimeoutError):
-                raise Retryable(f"no answer within {self.timeout:g} s") from None
-            said = self._clean(str(error)[:200])
-            raise Retryable(f"connection failed ({type(error).__name__}{': ' if said else ''}{said})") from None
-        finally:
-            if timer is not None:
-                timer.cancel()
-            with self._lock:
-                if sock is not None:
-                    self._under_way.discard(sock)
-            connection.close()
+    async def _limit(self, response: httpx2.Response) -> None:
+        """Let no answer be read without end, nor grow when it is unpacked."""
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise Rejected("the answer is compressed, and was not to be")
+        response.stream = _Limited(response.stream, self.largest)
 
-    def _connection(self) -> http.client.HTTPConnection:
-        host, port = self.address.host, self.address.port
-        if self.address.scheme == "http":
-            # never through a proxy: it would read the key
-            return http.client.HTTPConnection(host, port, timeout=self.timeout)
-        context = ssl.create_default_context()
-        proxy = None if is_local(host) else urllib.request.getproxies().get("https")
-        if not proxy or urllib.request.proxy_bypass(host):
-            return http.client.HTTPSConnection(host, port, timeout=self.timeout, context=context)
-        parts = urllib.parse.urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-        connection = http.client.HTTPSConnection(
-            parts.hostname or "", parts.port or 8080, timeout=self.timeout, context=context
-        )
-        more = {}
-        if parts.username:
-            pair = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
-            more["Proxy-Authorization"] = "Basic " + base64.b64encode(pair.encode()).decode()
-        connection.set_tunnel(host, port, more)
-        return connection
-
-    def _body(self, response: http.client.HTTPResponse) -> bytes:
-        parts, size = [], 0
-        while chunk := response.read1(_CHUNK):
-            parts.append(chunk)
-            size += len(chunk)
-            if size > self.largest:
-                raise Rejected(f"the answer is larger than {self.largest / 2**20:.3g} MiB")
-        if response.length:  # read1 says nothing about bytes that were promised and never came
-            raise http.client.IncompleteRead(b"", response.length)
-        return b"".join(parts)
+    def _unreached(self, error: BaseException) -> Failed:
+        """What kept an answer from coming: the first of the causes that explains it."""
+        cause = error
+        while True:
+            if isinstance(cause, Failed):
+                return cause
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                return Fatal(f"its certificate is not accepted ({getattr(cause, 'verify_message', cause)})")
+            if (further := cause.__cause__ or cause.__context__) is None:
+                break
+            cause = further
+        reason = self._clean(str(cause)[:200])
+        return Retryable(f"connection failed ({type(cause).__name__}{': ' if reason else ''}{reason})")
 
     def _parsed(self, raw: bytes) -> dict[str, Any]:
         try:
-            found = json.loads(raw)
+            body = json.loads(raw)
         except (ValueError, RecursionError):
             kind = "an HTML page" if raw.lstrip()[:1] == b"<" else "nothing" if not raw.strip() else "damaged JSON"
             raise Retryable(f"the answer is {kind}") from None
-        if not isinstance(found, dict):
-            raise Retryable(f"the answer is a JSON {type(found).__name__}, not an object")
-        return found
+        if not isinstance(body, dict):
+            raise Retryable(f"the answer is a JSON {type(body).__name__}, not an object")
+        return body
 
-    def _trouble(self, status: int, headers: http.client.HTTPMessage, raw: bytes) -> Failed:
-        code, said = complaint(raw)
-        reason = f"HTTP {status}" + (f": {self._clean(said)}" if said else "")
+    def _refused(self, status: int, headers: Mapping[str, str], raw: bytes) -> Failed:
+        code, message = complaint(raw)
+        more = f": {self._clean(message)}" if message else ""
         if 300 <= status < 400:
-            # the other place is not asked: it would get the key
             host = urllib.parse.urlsplit(self._clean(headers.get("Location") or "")).hostname
             return Fatal(f"HTTP {status}: redirects to {host or 'another path'}; accepted: --endpoint with that")
         if status in _PERMANENT:
-            return Fatal(f"HTTP {status}, {_PERMANENT[status]}" + (f": {self._clean(said)}" if said else ""))
+            return Fatal(f"HTTP {status}, {_PERMANENT[status]}{more}")
         if code == "insufficient_quota":
-            return Fatal(reason)
+            return Fatal(f"HTTP {status}{more}")
         if status in _PASSING or status >= 500:
-            return Retryable(reason, retry_after(headers))
-        return Rejected(reason)
+            return Retryable(f"HTTP {status}{more}", retry_after(headers))
+        return Rejected(f"HTTP {status}{more}")
 
 
-def _break_off(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        # of the plain socket also under TLS, whose own shutdown pulls the session from under the reading thread
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+class _Limited(httpx2.AsyncByteStream):
+    """The bytes of an answer, up to a number of them."""
+
+    def __init__(self, stream: Any, largest: int) -> None:
+        self.stream, self.largest = stream, largest
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in self.stream:
+            size += len(chunk)
+            if size > self.largest:
+                raise Rejected(f"the answer is larger than {self.largest / 2**20:.3g} MiB")
+            yield chunk
+
+    async def aclose(self) -> None:
+        await self.stream.aclose()
 
 
-def retry_after(headers: Mapping[str, str] | http.client.HTTPMessage) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds to wait: ``Retry-After`` as a number or a date (RFC 9110, 10.2.3), or ``retry-after-ms``."""
     try:
         found = None

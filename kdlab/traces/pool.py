@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import logging
-import queue
+import asyncio
 import random
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kdlab.errors import RunFailed
-from kdlab.traces.endpoint import Endpoint
 from kdlab.traces.prompts import Job, PromptTemplate
 from kdlab.traces.reply import Fatal, Rejected, Reply, Retryable
 
-log = logging.getLogger("kdlab")
+if TYPE_CHECKING:
+    from kdlab.traces.endpoint import Endpoint
 
 LONGEST_WAIT = 900.0
 """Seconds above which waiting as an endpoint asks is left to the user."""
@@ -72,45 +71,41 @@ class RateLimiter:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.requests, self.tokens, self.clock = requests, tokens, clock
-        self._lock = threading.Lock()
         self._next = self._not_before = self._filled = clock()
         self._balance = tokens or 0.0
         self._guess, self._open, self._spent, self._exchanges = guess, 0, 0, 0
 
     def claim(self) -> float:
         """Seconds to wait before asking again for leave; 0: go, and call :meth:`spent` afterwards."""
-        with self._lock:
-            now = self.clock()
-            if now < self._not_before:
-                return self._not_before - now
-            if self.tokens is not None:
-                rate = self.tokens / 60
-                self._balance = min(self._balance + (now - self._filled) * rate, self.tokens)
-                self._filled = now
-                lacking = min(self._guess, self.tokens) + self._open * self._guess - self._balance
-                if lacking > 0:  # at most a second: exchanges under way may take less than thought
-                    return min(lacking / rate + 1e-3, 1.0)
-            if self.requests is not None:
-                if now < self._next:
-                    return self._next - now
-                self._next = now + 60 / self.requests
-            self._open += 1
-            return 0.0
+        now = self.clock()
+        if now < self._not_before:
+            return self._not_before - now
+        if self.tokens is not None:
+            rate = self.tokens / 60
+            self._balance = min(self._balance + (now - self._filled) * rate, self.tokens)
+            self._filled = now
+            lacking = min(self._guess, self.tokens) + self._open * self._guess - self._balance
+            if lacking > 0:  # at most a second: exchanges under way may take less than thought
+                return min(lacking / rate + 1e-3, 1.0)
+        if self.requests is not None:
+            if now < self._next:
+                return self._next - now
+            self._next = now + 60 / self.requests
+        self._open += 1
+        return 0.0
 
     def spent(self, tokens: int | None) -> None:
         """An exchange took so many tokens (None: it failed, and took none)."""
-        with self._lock:
-            self._open -= 1
-            self._balance -= tokens or 0
-            if tokens:
-                self._exchanges += 1
-                self._spent += tokens
-                self._guess = self._spent / self._exchanges
+        self._open -= 1
+        self._balance -= tokens or 0
+        if tokens:
+            self._exchanges += 1
+            self._spent += tokens
+            self._guess = self._spent / self._exchanges
 
     def pause(self, seconds: float) -> None:
         """Nobody passes for so long."""
-        with self._lock:
-            self._not_before = max(self._not_before, self.clock() + seconds)
+        self._not_before = max(self._not_before, self.clock() + seconds)
 
 
 @dataclass(frozen=True)
@@ -149,7 +144,6 @@ class ConcurrentClient:
     ) -> None:
         self.endpoint, self.wording, self.settings = endpoint, wording, dict(settings)
         self.concurrency, self.pace, self.tries = concurrency, pace or RateLimiter(), tries or RetryPolicy()
-        self._stop = threading.Event()
 
     def body(self, job: Job) -> dict[str, Any]:
         """The request for one job."""
@@ -166,64 +160,48 @@ class ConcurrentClient:
         Raises:
             RunFailed: if no question can be answered: a wrong key, address or model.
         """
-        waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        done: queue.SimpleQueue[Answer | Failure | BaseException] = queue.SimpleQueue()
-        for job in jobs:
-            waiting.put(job)
-        total = waiting.qsize()
-        workers = [
-            # daemons: one that hangs in a name server's answer must not keep the program from ending
-            threading.Thread(target=self._work, args=(waiting, done), name=f"ask-{i}", daemon=True)
-            for i in range(min(self.concurrency, total))
-        ]
-        for worker in workers:
-            worker.start()
-        answered, refused = 0, 0
-        try:
-            for _ in range(total):
-                found = done.get()
-                if isinstance(found, BaseException):
-                    raise found
-                answered += isinstance(found, Answer)
-                refused += isinstance(found, Failure) and found.refused
-                yield found
-                if not answered and refused >= _HOPELESS_AFTER and isinstance(found, Failure):
-                    raise RunFailed(f"the endpoint refused the first {refused} questions: {found.reason}")
-        finally:
-            self._stop.set()
-            self.endpoint.close()
-            for worker in workers:
-                worker.join(timeout=1.0)
+        waiting, done = deque(jobs), asyncio.Queue[Answer | Failure | Exception]()
+        total, answered, refused = len(waiting), 0, 0
 
-    def _work(self, waiting: queue.SimpleQueue[Job], done: queue.SimpleQueue[Answer | Failure | BaseException]) -> None:
-        while not self._stop.is_set():
+        async def start() -> list[asyncio.Task[None]]:
+            return [asyncio.create_task(self._work(waiting, done)) for _ in range(min(self.concurrency, total))]
+
+        with asyncio.Runner() as runner:  # its end breaks off what is under way
+            workers = runner.run(start())
             try:
-                job = waiting.get_nowait()
-            except queue.Empty:
-                return
+                for _ in range(total):
+                    settled = runner.run(done.get())
+                    if isinstance(settled, Exception):
+                        raise settled
+                    answered += isinstance(settled, Answer)
+                    refused += isinstance(settled, Failure) and settled.refused
+                    yield settled
+                    if not answered and refused >= _HOPELESS_AFTER and isinstance(settled, Failure):
+                        raise RunFailed(f"the endpoint refused the first {refused} questions: {settled.reason}")
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                runner.run(self.endpoint.close())
+
+    async def _work(self, waiting: deque[Job], done: asyncio.Queue[Answer | Failure | Exception]) -> None:
+        while waiting:
             try:
-                found = self._persist(job)
+                done.put_nowait(await self._persist(waiting.popleft()))
             except Fatal as error:
-                self._stop.set()  # nobody else asks with a wrong key
-                done.put(RunFailed(f"{self.endpoint.address.host}: {error}"))
-            except BaseException as error:
-                done.put(error)
-            else:
-                if found is not None:
-                    done.put(found)
+                waiting.clear()  # nobody else asks with a wrong key
+                done.put_nowait(RunFailed(f"{self.endpoint.address.host}: {error}"))
+            except Exception as error:
+                done.put_nowait(error)
 
-    def _persist(self, job: Job) -> Answer | Failure | None:
-        """Prompt until there is an answer or no hope; None if told to stop meanwhile."""
+    async def _persist(self, job: Job) -> Answer | Failure:
+        """Prompt until there is an answer or no hope."""
         body, reason = self.body(job), ""
         for attempt in range(1, self.tries.most + 1):
             while (wait := self.pace.claim()) > 0:
-                if self._stop.wait(wait):
-                    return None
-            if self._stop.is_set():
-                return None
+                await asyncio.sleep(wait)
             tokens = None
             try:
-                reply = self.endpoint.ask(body)
+                reply = await self.endpoint.ask(body)
                 tokens = reply.usage.get("total_tokens") or sum(
                     reply.usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens")
                 )
@@ -231,12 +209,11 @@ class ConcurrentClient:
             except Rejected as error:
                 return Failure(job, str(error), attempt, refused=True)
             except Retryable as error:
-                reason = str(error)
-                wait = self._after(error, attempt)
+                reason, wait = str(error), self._after(error, attempt)
             finally:
                 self.pace.spent(tokens)
-            if attempt < self.tries.most and self._stop.wait(wait):
-                return None
+            if attempt < self.tries.most:
+                await asyncio.sleep(wait)
         return Failure(job, reason, self.tries.most)
 
     def _after(self, error: Retryable, attempt: int) -> float:

@@ -27,11 +27,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
             number = len(server.seen)
-            server.seen.append((self.path, dict(self.headers), body, time.monotonic()))
+            server.seen.append((self.path, {k.title(): v for k, v in self.headers.items()}, body, time.monotonic()))
         server.behave(self, body, number)
 
     def do_GET(self):
-        self.server.seen.append((self.path, dict(self.headers), None, time.monotonic()))
+        self.server.seen.append((self.path, self.headers, None, time.monotonic()))
         self.send(200, chat())
 
     def send(self, status, body, headers=(), length=None):

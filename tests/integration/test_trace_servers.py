@@ -1,9 +1,13 @@
 """Endpoints that misbehave: what is tried again, what is refused, what is kept secret, and how fast they are asked."""
 
+import asyncio
+import gzip
 import json
 import os
 import socket
+import ssl
 import struct
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,11 +16,18 @@ import numpy as np
 import pytest
 
 from helpers.serving import KEY, chat, generate, right, traces
+from kdlab.cli.main import main
 from kdlab.traces.endpoint import Address, Endpoint, retry_after
 from kdlab.traces.pool import RateLimiter, RetryPolicy
 from kdlab.traces.reply import Fatal, Rejected, Retryable
 
 pytestmark = pytest.mark.usefixtures("trace_folder")
+
+
+def ask(server, key=KEY, **more):
+    """One request to a server, or to a URL."""
+    return asyncio.run(Endpoint(Address.of(getattr(server, "url", server)), key, **more).ask({}))
+
 
 # ---- servers that misbehave
 
@@ -74,7 +85,7 @@ def test_what_may_pass_is_tried_again(serve, capsys, name):
     assert len(server.seen) == 5 and all(row["correct"] for row in traces())
     server = serve(odd)
     with pytest.raises(Retryable, match=reason):
-        Endpoint(Address.of(server.url), KEY, 5.0).ask({})
+        ask(server, timeout=5.0)
 
 
 def test_who_never_answers_well_fails_at_the_end_and_the_others_stay(serve, capsys):
@@ -169,7 +180,7 @@ def test_the_timeout_is_of_the_whole_exchange(serve, slow):
     server = serve(slow)
     started = time.monotonic()
     with pytest.raises(Retryable, match=r"no answer within 0.3 s"):
-        Endpoint(Address.of(server.url), KEY, timeout=0.3).ask({})
+        ask(server, timeout=0.3)
     assert time.monotonic() - started < 1.5
 
 
@@ -182,7 +193,7 @@ def test_an_answer_without_end_is_not_read_to_it(serve):
 
     server = serve(endless)
     with pytest.raises(Rejected, match="larger than 1 MiB"):
-        Endpoint(Address.of(server.url), KEY, largest=2**20).ask({})
+        ask(server, largest=2**20)
 
 
 def test_duplicate_choices_parts_and_reasoning(serve):
@@ -195,14 +206,24 @@ def test_duplicate_choices_parts_and_reasoning(serve):
         chat("half \ud800 of a pair #### 4"),
     ]
     server = serve(lambda h, b, n: h.send(200, answers[n]))
-    endpoint = Endpoint(Address.of(server.url), KEY)
-    found = [endpoint.ask({}) for _ in answers]
+    found = [ask(server) for _ in answers]
     assert [reply.text for reply in found[:3]] == ["a #### 1", "a #### 2", "#### 3"]
     assert found[2].reasoning == "thought" and found[2].usage == {} and found[2].finish_reason == ""
     found[3].text.encode()
     declined = {"choices": [{"message": {"content": None, "refusal": "I cannot"}}]}
     with pytest.raises(Rejected, match="declined: I cannot"):
-        Endpoint(Address.of(serve(lambda h, b, n: h.send(200, declined)).url), KEY).ask({})
+        ask(serve(lambda h, b, n: h.send(200, declined)))
+
+
+def packed(handler, body, number):
+    handler.send(200, gzip.compress(b" " * 2**24), [("Content-Encoding", "gzip")])
+
+
+def test_a_packed_answer_is_not_unpacked(serve):
+    with pytest.raises(Rejected, match="compressed"):
+        ask(serve(packed))
+    with pytest.raises(Rejected, match="larger than 1 MiB"):
+        ask(serve(lambda h, b, n: h.send(500, b" " * 2**21)), largest=2**20)
 
 
 # ---- the key
@@ -250,15 +271,36 @@ def test_another_variable_and_a_local_server_without_key(serve, monkeypatch, cap
     assert "Authorization" not in server.seen[-1][1]
 
 
-def test_a_certificate_that_is_not_accepted_is_hopeless(monkeypatch):
-    import ssl
-
-    def refuse(self):
+def test_a_certificate_that_is_not_accepted_is_hopeless(serve, monkeypatch):
+    def refuse(*args, **more):
         raise ssl.SSLCertVerificationError(1, "self-signed certificate")
 
-    monkeypatch.setattr("http.client.HTTPSConnection.connect", refuse)
-    with pytest.raises(Fatal, match="certificate"):
-        Endpoint(Address.of("https://api.example.com/v1"), KEY).ask({})
+    monkeypatch.setattr(ssl.SSLContext, "wrap_bio", refuse)
+    with pytest.raises(Fatal, match="certificate is not accepted"):
+        ask(serve(right).url.replace("http:", "https:"))
+
+
+def test_a_proxy_carries_encrypted_requests_only(serve, monkeypatch):
+    proxy = serve(right)  # knows no CONNECT, and says so
+    for name in ("https_proxy", "http_proxy", "all_proxy"):
+        monkeypatch.setenv(name, proxy.url)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with pytest.raises(Retryable, match="501"):
+        ask("https://api.example.com/v1")
+    insecure = Address.of("http://api.example.com/v1", insecure=True)
+    with pytest.raises(Retryable, match=r"connection failed|no answer"):
+        asyncio.run(Endpoint(insecure, KEY, timeout=5.0).ask({}))
+    assert not proxy.seen
+
+
+def test_what_to_install_is_said(monkeypatch, capsys, trace_folder):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    monkeypatch.delitem(sys.modules, "kdlab.traces.endpoint")
+    assert main(["generate", "q.jsonl", "o.jsonl", "--endpoint", "http://localhost:1/v1", "--model", "m"]) == 2
+    assert "--endpoint: openai is not installed; accepted: pip install 'kdlab[generate]'" in capsys.readouterr().err
+    assert not Path("o.jsonl").exists()
 
 
 # ---- pace
