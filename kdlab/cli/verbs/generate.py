@@ -26,7 +26,8 @@ Beside it: OUT.manifest.json (how it was asked), OUT.failed.jsonl (what stayed w
 cache of --logprobs: the most probable tokens at temperature 1), and with --keep or --logprobs OUT.filtered.jsonl.
 The same command again goes on where it stopped, and asks again what failed.
 
-An endpoint needs the openai client (pip install 'kdlab[generate]'). The key comes from the environment, goes to the endpoint's host only, and is written nowhere.
+An endpoint needs the openai client (pip install 'kdlab[generate]'). The key comes from the environment, goes to the
+endpoint's host only, and is written nowhere.
 
 examples
   export OPENAI_API_KEY=...

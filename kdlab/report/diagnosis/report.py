@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdlab.report.compare import page
+from kdlab.report import html
 from kdlab.report.compare.pictures import Picture
 from kdlab.report.diagnosis.diagnosis import KINDS
 from kdlab.report.diagnosis.pictures import TITLES, Shown, chosen_classes, difference, unusual
-from kdlab.report.table import ABSENT, Column, render
-from kdlab.runs.folder import write_text
+from kdlab.report.table import Column, render
 from kdlab.runs.formatting import percent, plural
 
 _MOST_ROWS = 20
@@ -149,47 +148,28 @@ def write_page(
     command: str,
 ) -> None:
     """Write ``diagnosis.html``: what the numbers come to, pictures, and every table whole."""
-    known = {
-        "made by": f"<code>{page.escaped(command)}</code>",
-        "made on": page.made_on(),
-        "run": page.escaped(found.get("run", "")),
-        "examples": page.escaped(f"{found['examples']} of the {found.get('split', 'test')} split"),
-    }
-    said = "".join(f"<li>{page.escaped(line)}</li>" for line in remarks(found))
-    explained = "".join(
-        f"<li><strong>{page.escaped(TITLES[kind])}</strong>: {page.escaped(meaning)}</li>"
-        for kind, meaning in KINDS.items()
-        if "against_teacher" in found
+    examples = f"{found['examples']} of the {found.get('split', 'test')} split"
+    confusions, disagreements = _confusions(found, 100), _disagreements(found, 100)
+    html.write_page(
+        path,
+        "diagnosis.html",
+        title=title,
+        command=command,
+        facts={"run": str(found.get("run", "")), "examples": examples},
+        networks=html.Table.of(*networks(found)),
+        remarks=remarks(found),
+        kinds=[(TITLES[kind], meaning) for kind, meaning in KINDS.items()] if "against_teacher" in found else [],
+        pictures=pictures,
+        examples=html.Table.of(*_rows(kinds, list(found["networks"]))),
+        classes=html.Table.of(*parts(found["per_class"], "class", "class")),
+        slices={column: html.Table.of(*parts(rows, "value", "group")) for column, rows in found["slices"].items()},
+        confusions=(html.Table.of(*confusions[0]), confusions[1]),
+        disagreements=(html.Table.of(*disagreements[0]), disagreements[1]),
     )
-    lines = [
-        page.facts(title, known),
-        f"<h2>Networks</h2>{_html(networks(found))}<ul>{said}</ul>",
-        f"<p class=quiet>The kinds of answers:</p><ul class=quiet>{explained}</ul>" if explained else "",
-        *(page.figure(picture) for picture in pictures[:1]),
-        _rows(kinds, list(found["networks"])),
-        *(page.figure(picture) for picture in pictures[1:2]),
-        f"<h2>Every class</h2>{_html(parts(found['per_class'], 'class', 'class'))}",
-        *(
-            f"<h2>By {page.escaped(column)}</h2>{_html(parts(groups, 'value', 'group'))}"
-            for column, groups in found["slices"].items()
-        ),
-        *(page.figure(picture) for picture in pictures[2:]),
-        _pairs("One class taken for another", _confusions(found, 100)),
-        _pairs("Where student and teacher differ", _disagreements(found, 100)),
-        "<p class=quiet>diagnosis.json holds all counts, the numbers of the examples of every kind, and what each "
-        "network says of each example.</p>",
-    ]
-    write_text(path, page.document(title, lines))
 
 
-def _pairs(title: str, found: tuple[Table, int]) -> str:
-    table, left = found
-    more = f"<p class=quiet>{left} further pairs are in diagnosis.json.</p>" if left else ""
-    return f"<h2>{title}</h2>{_html(table)}{more}" if table[0] else ""
-
-
-def _rows(kinds: Sequence[Shown], roles: Sequence[str]) -> str:
-    """The examples shown of a table's rows, with their values; nothing for pictures."""
+def _rows(kinds: Sequence[Shown], roles: Sequence[str]) -> Table:
+    """The examples shown of a table's rows, with their values; no rows for pictures."""
     rows: list[dict[str, object]] = []
     for one in kinds:
         for example in one.examples:
@@ -200,25 +180,4 @@ def _rows(kinds: Sequence[Shown], roles: Sequence[str]) -> str:
     columns = [Column("kind", "kind", right=False), Column("number", "number"), Column("true", "true", right=False)]
     columns += [Column(role, role, right=False) for role in roles]
     columns.append(Column("values", "values, least usual first (standard deviations from the mean)", right=False))
-    return _html((rows, columns)) if rows else ""
-
-
-def _html(table: Table) -> str:
-    rows, columns = table
-    heads = "".join(
-        f'<th scope="col"{_side(column)}><button type="button">{page.escaped(column.title)}</button></th>'
-        for column in columns
-    )
-    body = "".join(f"<tr>{''.join(_cell(row.get(column.key), column) for column in columns)}</tr>" for row in rows)
-    return f"<div class=scroll><table class=sortable><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-
-
-def _cell(value: object, column: Column) -> str:
-    shown = ABSENT if value is None else page.escaped(value)
-    # what is sorted by: a number with a sign of its own is no number to a browser
-    key = "" if value is None else page.escaped(str(value).replace("−", "-"))
-    return f'<td{_side(column)} data-value="{key}">{shown}</td>'
-
-
-def _side(column: Column) -> str:
-    return "" if column.right else " class=text"
+    return rows, columns
