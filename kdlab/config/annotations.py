@@ -1,7 +1,9 @@
 """Does a value from the config fit the annotation of the argument it goes to?
 
 Annotations are read as written (``ast``), so this knows the plain ones, unions, ``Literal``, aliases and
-dataclasses, and lets anything through that it does not know.
+dataclasses, and lets anything through that it does not know. A library such as pydantic would check the annotations of
+imported functions, and those import torch: 1.4 to 2 s of processor time, where a value of the wrong type is answered
+in half a second here, for every job of a sweep, before anything is imported or written.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Plain aligned tables for the terminal, and the short table that ends a run.
 
 What is shown may come from somebody else's run folder, so control characters never reach the terminal.
+Numbers are never shortened, however narrow the terminal; the tables of rich shrink all columns alike.
 """
 
 from __future__ import annotations
