@@ -13,6 +13,7 @@ import torch
 from kdlab.config.builder import flatten
 from kdlab.errors import UserError
 from kdlab.experiment.schema import Experiment
+from kdlab.methods.lightning_internals import epochs_done
 from kdlab.runs import folder as folders
 from kdlab.system.files import Unreadable, atomic_write, file_hash
 from kdlab.training.checkpoints import read_checkpoint
@@ -102,7 +103,7 @@ def _unreadable(run: Path, error: Exception) -> UserError:
 
 def trained_epochs(checkpoint: Path) -> int:
     """How many whole epochs a checkpoint has seen."""
-    return int(read_checkpoint(checkpoint)["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    return epochs_done(read_checkpoint(checkpoint))
 
 
 def copy_state(experiment: Experiment, folder: Path) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, Protocol
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
@@ -17,6 +15,7 @@ from kdlab.functional import Batch, Outputs, Taps, seed_torch
 from kdlab.losses import Objective
 from kdlab.methods.learned import greatest
 from kdlab.methods.learning_rate import LearningRate
+from kdlab.methods.lightning_internals import QuickModule, set_measures, with_signature
 from kdlab.models import frozen_modules
 from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.tasks import Task
@@ -49,7 +48,7 @@ class BatchTransform(Protocol):
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.rnn.RNNBase, nn.MultiheadAttention)
 
 
-class Method(pl.LightningModule):
+class Method(QuickModule):
     """A student that learns from labels, a teacher, or both; the methods of the field differ in a hook or two.
 
     Args:
@@ -98,12 +97,6 @@ class Method(pl.LightningModule):
         """The greatest absolute value in the student's gradients, of the steps that were looked at."""
         self._random = False
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # Lightning sets it 50 times a step, which takes nn.Module's way 0.1 ms
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     # ---- training ------------------------------------------------------------------------------------------------
 
     @override
@@ -111,6 +104,7 @@ class Method(pl.LightningModule):
         # kdlab's loaders give batches that are there already; another's move
         return batch if batch.targets.device == device else batch.to(device)
 
+    @with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One micro-batch: student and teacher answer, the objective compares."""
         if self._random:
@@ -281,8 +275,7 @@ class Method(pl.LightningModule):
         if not self._measures.rows:
             return
         measures = {f"val/{name}": value for name, value in self._measures.compute().items()}
-        # what log_dict does, which takes 2 ms: as long as four steps of a small network
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in measures.items()})
+        set_measures(self.trainer, measures)
         for logger in self.trainer.loggers:
             logger.log_metrics({**measures, "epoch": self.current_epoch}, self.global_step)
 
@@ -316,10 +309,6 @@ class Method(pl.LightningModule):
             self.teacher.restore(checkpoint["teacher"], self.student)
         if self.batches is not None and "batches" in checkpoint:
             self.batches.load_state_dict(checkpoint["batches"])
-
-
-# Lightning reads the signature at every step; found ready-made, that takes a third of the time
-Method.training_step.__signature__ = inspect.signature(Method.training_step)  # type: ignore[attr-defined]
 
 
 class TermAccumulator:

@@ -18,6 +18,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from kdlab.errors import RunFailed, UserError
+from kdlab.methods.lightning_internals import at_last_batch, epochs_done
 from kdlab.models.weights.checkpoint import atomic_write, save_weights
 from kdlab.system.arrays import check_archive
 from kdlab.system.files import file_hash, open_regular
@@ -69,7 +70,7 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run")
     try:
         found["callbacks"].get(""), int(found["global_step"])
-        int(found["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+        epochs_done(found)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run") from None
     return found
@@ -113,7 +114,7 @@ class Saver(Checkpoint):
         """Trained so far."""
         self.seconds = 0.0
         self.stopped = False
-        self._resumed_seconds = 0.0
+        self.resumed_seconds = 0.0
         self._started = self._saved = time.monotonic()
         self._terminate = False
         self._handler: Any = None
@@ -129,7 +130,7 @@ class Saver(Checkpoint):
             "best_hash": self.best_hash,
             "seed": self.seed,
             "epochs": self.epochs,
-            "seconds": self._resumed_seconds + time.monotonic() - self._started,
+            "seconds": self.resumed_seconds + time.monotonic() - self._started,
             "stopped": self.stopped,
         }
 
@@ -137,7 +138,7 @@ class Saver(Checkpoint):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.best = tuple(state["best"]) if state["best"] else None
         self.best_epoch, self.best_measures = state["best_epoch"], dict(state["best_measures"])
-        self._resumed_seconds, self.stopped, self.epochs = state["seconds"], state["stopped"], state["epochs"]
+        self.resumed_seconds, self.stopped, self.epochs = state["seconds"], state["stopped"], state["epochs"]
         self.best_hash = state.get("best_hash")
 
     def check_seed(self, state: dict[str, Any]) -> None:
@@ -183,7 +184,7 @@ class Saver(Checkpoint):
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         # never on the last batch of an epoch: there Lightning's counters resume an epoch too early or too late
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        last = at_last_batch(trainer)
         mid_step = (batch_idx + 1) % trainer.accumulate_grad_batches
         if last or mid_step:
             return
@@ -211,7 +212,7 @@ class Saver(Checkpoint):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        self.seconds = self._resumed_seconds + time.monotonic() - self._started
+        self.seconds = self.resumed_seconds + time.monotonic() - self._started
         self._restore_handler()
 
     @override

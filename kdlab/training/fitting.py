@@ -20,6 +20,7 @@ from kdlab.data import DataModule, TrainingData
 from kdlab.errors import RunFailed, UserError
 from kdlab.functional import Batch, finite, hash_seed, seed_all
 from kdlab.methods.learned import no_use, nothing_learned, trace
+from kdlab.methods.lightning_internals import batches_done, epochs_done
 from kdlab.methods.method import Method
 from kdlab.models import read_state, save_weights
 from kdlab.models.cost import first_row
@@ -114,7 +115,7 @@ def fit(
     warned = [f"{name}: {why}" for why in (idle, no_use(saver.best_measures, method.task)) if why]
     for warning in warned:
         log.warning(warning)
-    seconds = saver.seconds or saver._resumed_seconds
+    seconds = saver.seconds or saver.resumed_seconds
     return FitResult(weights, saver.best_epoch, saver.epochs, steps, seconds, hardware, saver.best_measures, warned)
 
 
@@ -213,8 +214,7 @@ def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
     if mine is None:
         raise UserError("resume", f"{checkpoint} was not written by kdlab", "checkpoints/last.ckpt of a run")
     saver.check_seed(mine)
-    progress = state["loops"]["fit_loop"]["epoch_progress"]["current"]
-    if not (mine["stopped"] or progress["processed"] >= epochs):
+    if not (mine["stopped"] or epochs_done(state) >= epochs):
         return False
     saver.load_state_dict(mine)
     return True
@@ -235,8 +235,7 @@ class _SkipDone(pl.Callback):
         self.loader = loader
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # `completed` is one behind in a checkpoint saved at a step; `processed` is right
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+        done = batches_done(trainer)
         self.loader.skip = done if done < trainer.num_training_batches else 0
 
 

@@ -5,18 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from lightning.pytorch.profilers import PassThroughProfiler
 from torch import nn
-from typing_extensions import override
 
 from kdlab.errors import UserError, unknown
+from kdlab.methods.lightning_internals import NoProfiler
 from kdlab.models.cost import Example, flops
 from kdlab.training.checkpoints import AtomicCheckpoints
 
@@ -192,16 +190,6 @@ class TrainerConfig:
         if self.on_gpu:
             return torch.cuda.is_bf16_supported(including_emulation=False)
         return cpu_has_bf16()
-
-
-class NoProfiler(PassThroughProfiler):
-    """Measures nothing, at once: Lightning asks it 40 times a step, and its own takes ten times as long to do so."""
-
-    _NOTHING = nullcontext()
-
-    @override
-    def profile(self, action_name: str) -> AbstractContextManager:  # type: ignore[override]
-        return self._NOTHING
 
 
 def usable_cores() -> int:

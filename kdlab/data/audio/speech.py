@@ -2,7 +2,7 @@
 
 The features are Whisper's (Radford et al., *Robust Speech Recognition via Large-Scale Weak Supervision*, ICML 2023):
 windows of 25 ms every 10 ms, mel bands on Slaney's scale, log10, the range cut at 8 below the loudest, scaled to
-about -1 .. 1. At 16 kHz they equal those of transformers' ``WhisperFeatureExtractor``, which is not used here because it
+about -1 .. 1. At 16 kHz they equal those of transformers' ``WhisperFeatureExtractor``, which is not used here since it
 fixes its highest band at 8 kHz: the recordings are made at 8 kHz, and hold nothing above 4.
 """
 
