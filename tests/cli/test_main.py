@@ -303,12 +303,12 @@ def test_a_logger_that_is_not_installed(capsys, workplace, monkeypatch):
     )
 
 
-def test_what_a_constructor_refuses_is_a_mistake_too(capsys, workplace, monkeypatch, calls):
+def test_what_a_constructor_refuses_stops_a_sweep_before_it_begins(capsys, workplace, monkeypatch, calls):
     def preflight(config, deep=False):
         raise UserError(f"loss.alpha: {config['loss']['alpha']}; accepted: between 0 and 1")
 
     monkeypatch.setitem(vars(kdlab.experiment), "preflight", preflight)
-    assert mistake(capsys, workplace, "loss.alpha=2") == "loss.alpha: 2; accepted: between 0 and 1"
+    assert mistake(capsys, workplace, "-m", "loss.alpha=2,3") == "loss.alpha: 2; accepted: between 0 and 1"
     assert not calls
 
 

@@ -16,10 +16,8 @@ from typing import Any, ClassVar
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.config_store import ConfigNode, ConfigStore
-from hydra.core.default_element import ResultDefault
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
@@ -29,7 +27,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdlab.cli.hydra import sweepers
-from kdlab.cli.hydra.config_files import CheckedRepository
+from kdlab.cli.hydra.internals import PATHS, Loader, Refusal
 from kdlab.config import options as config_options
 from kdlab.config import renamed
 from kdlab.config.options import NETWORKS, Options
@@ -128,27 +126,6 @@ PACKAGES = {
     "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
 }
 """Options of Hydra's that are packages of their own."""
-
-PATHS = "kdlab"
-"""Where the option files of a config are noted, among the choices that Hydra records; it forgets lists."""
-
-
-class Loader(ConfigLoaderImpl):
-    """Hydra's config loader, which also notes which files a config is made of."""
-
-    tree: DictConfig | None = None
-    """The last config, as far as it got: with the options, and the values up to one that was refused."""
-
-    def __init__(self, config_search_path: ConfigSearchPath) -> None:
-        super().__init__(config_search_path)
-        self.repository = CheckedRepository(config_search_path)
-
-    def _compose_config_from_defaults_list(self, defaults: list[ResultDefault], repo: Any) -> DictConfig:
-        self.tree = super()._compose_config_from_defaults_list(defaults, repo)
-        if any(default.config_path == "teacher/none" for default in defaults):
-            self.tree.teacher = None  # whatever else an experiment says of its teacher
-        self.tree.hydra.runtime.choices[PATHS] = [[d.config_path, d.parent] for d in defaults if d.config_path]
-        return self.tree
 
 
 @dataclass
@@ -329,7 +306,7 @@ class Composer:
         parsed = self.parse(texts)
         try:
             tree = self._chosen([str(o.input_line) for o in parsed if self._selects(o)])
-            ConfigLoaderImpl._apply_overrides_to_config([o for o in parsed if not self._selects(o)], tree)
+            loader.set_values([o for o in parsed if not self._selects(o)], tree)
             return composition(tree, texts)
         except Exception as error:  # Hydra and OmegaConf raise many sorts; all are about what the user gave
             raise self._explain(error, tree or loader.tree) from error
@@ -349,24 +326,19 @@ class Composer:
         """Hydra's message in one line that names the key, the value and what is accepted."""
         if isinstance(error, KeyError) and tree is not None and error.args[0] in tree.hydra.job.env_copy:
             return UserError("hydra.job.env_copy", f"{error.args[0]} is not in the environment", "names that are")
-        text = " ".join(f"{error} {error.__cause__ or ''}".split())
-        if match := re.match(r"Error merging override ([^=\s]+)=(\S*) (.*)", text):
-            text = f"{match[1]}: {match[2]}; {re.sub(r'field .* is not Optional', 'accepted: a value', match[3])}"
-        if match := re.search(r"Could not find '([^']+)/([^'/]+)'", text):
-            group = match[1].removeprefix("hydra/") if match[1].startswith("hydra/") else match[1]
-            if match[1] in self.options.groups:
-                return unknown(match[1], match[2], self.options.of(match[1]), "option")
-            offered = re.search(r"Available options in '[^']+': (.*?)(?: Config search path|$)", text)
-            missing = unknown(match[1], match[2], offered[1].split() if offered else [], f"{group} option")
-            package = PACKAGES.get(f"{match[1]}={match[2]}")
+        refusal = Refusal.of(error)
+        if refusal.option is not None:
+            at, name, offered = refusal.option
+            if at in self.options.groups:
+                return unknown(at, name, self.options.of(at), "option")
+            missing = unknown(at, name, offered, f"{at.removeprefix('hydra/')} option")
+            package = PACKAGES.get(f"{at}={name}")
             return UserError(f"{missing}; it comes with: pip install {package}") if package else missing
-        if match := re.search(r"Could not override '([^']+)'", text):
-            return self._unknown_key(match[1], tree)
-        if (full := getattr(error, "full_key", None)) and not text.startswith(str(full)):
-            text = f"{full}: {text}"
-        if match := re.search(r"already at '([^']+)'", text):
-            return UserError(match[1], "exists already", f"{match[1]}=value, without the +")
-        return UserError(re.sub(r" ?(full_key|object_type|reference_type)[:=].*", "", text))
+        if refusal.unknown_key is not None:
+            return self._unknown_key(refusal.unknown_key, tree)
+        if (key := refusal.existing_key) is not None:
+            return UserError(key, "exists already", f"{key}=value, without the +")
+        return UserError(refusal.text)
 
     def _unknown_key(self, key: str, tree: DictConfig | None) -> UserError:
         if (now := renamed.current(key)) is not None:

@@ -20,6 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from kdlab.cli.hydra.compose import JOB_NAME, Composition, as_typed
+from kdlab.cli.hydra.internals import unresolved
 from kdlab.errors import UserError
 from kdlab.system.files import read_yaml
 
@@ -137,7 +138,7 @@ def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
         if key.startswith("hydra"):
             _check_typed(key, whole, multirun)
     subdir = "hydra.sweep.subdir"
-    value = whole.hydra.sweep._get_node("subdir")._value()
+    value = unresolved(whole, "hydra.sweep.subdir")
     if value != UNSET[subdir] and (multirun or subdir in typed):
         raise UserError(subdir, value, "leave it out: a job's folder is named by its swept values")
     if "hydra.job.name" in typed and not any(
@@ -214,11 +215,7 @@ def sweep_folder(points: list[Composition], typed: Collection[str]) -> Path | No
 
 def _raw(found: Composition, key: str) -> str:
     """A setting as it was written, interpolations and all."""
-    node: Any = found.hydra
-    *parents, last = key.split(".")[1:]
-    for name in parents:
-        node = node._get_node(name)
-    return str(node._get_node(last)._value())
+    return unresolved(found.hydra, key.removeprefix("hydra."))
 
 
 def _is_set(found: Composition, key: str, typed: Collection[str]) -> bool:

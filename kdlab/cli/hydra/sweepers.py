@@ -9,12 +9,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from hydra._internal import core_plugins
 from hydra.core.config_store import ConfigStore
-from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from kdlab.cli.hydra.grid_sweeper import GridSweeper
+from kdlab.cli.hydra.internals import register_plugin
 from kdlab.cli.hydra.optuna_sweeper import OptunaSweeper
 from kdlab.errors import UserError
 
@@ -30,13 +29,8 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 def register() -> None:
     """Register both, where Hydra will build them."""
-    # Hydra builds a plugin only if its dotted name lies in a package of Hydra's own, registered or not
-    home = f"{core_plugins.__name__}.kdlab"
-    sys.modules[home] = sys.modules[__name__]
-    vars(core_plugins)["kdlab"] = sys.modules[__name__]
     for name, (sweeper, settings) in SETTINGS.items():
-        target = f"{home}.{sweeper.__name__}"
-        Plugins.instance().class_name_to_class[target] = sweeper
+        target = register_plugin(sys.modules[__name__], sweeper)
         ConfigStore.instance().store(group="hydra/sweeper", name=name, node={"_target_": target, **settings})
 
 
