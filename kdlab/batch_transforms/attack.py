@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from kdlab.batch_transforms.base import BatchTransform
 from kdlab.data.rng import fold, seed_of
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, cross_entropy, dense, kl
@@ -19,7 +19,7 @@ from kdlab.functional.modes import input_gradients
 Against = Literal["labels", "teacher"]
 
 
-class AttackedRows:
+class AttackedRows(BatchTransform):
     r"""Shows the student attacked inputs, and the teacher the clean ones.
 
     The attack is projected gradient ascent in the maximum norm, from a random start inside the ball (Madry et al.,
@@ -47,9 +47,6 @@ class AttackedRows:
         UserError: for an argument out of its range.
     """
 
-    target = "class"
-    needs_net = False
-
     def __init__(
         self,
         against: Against = "labels",
@@ -72,7 +69,6 @@ class AttackedRows:
         self.step_size = self.eps / 4 if step_size is None else float(step_size)
         self.clean = float(clean)
         self.needs_teacher = against == "teacher"
-        self.progress = 0.0
         self._looked = False
 
     def __call__(
@@ -147,13 +143,6 @@ class AttackedRows:
             partner=partner,
             window=batch.window if batch.window is not None else batch.count(),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: an attack depends on (seed, step) and the student."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take back."""
 
 
 def _twice(value: Any) -> Any:

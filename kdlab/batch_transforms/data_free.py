@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from typing_extensions import override
 
+from kdlab.batch_transforms.base import BatchTransform
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, dense, hash_seed, kl, log_probabilities
 from kdlab.functional.modes import input_gradients
@@ -36,20 +37,18 @@ class Asked(NamedTuple):
     device: torch.device
 
 
-class MadeRows:
+class MadeRows(BatchTransform):
     """What sources without data share: every row of the batch is replaced, and only their number is taken over.
 
     A made row has no label, no key and no example that it is: only terms that need none of them count.
     """
 
-    target = "class"
     needs_teacher = needs_net = True
 
     def __init__(self, in_channels: int | None, image_size: Sequence[int] | None) -> None:
         if in_channels is None or image_size is None:
             raise UserError("batch_transform", "makes pictures, and data is no set of them", "batch_transform=none")
         self.shape = (in_channels, *image_size)
-        self.progress = 0.0
 
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
@@ -88,13 +87,6 @@ class MadeRows:
     def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
         """Pictures (rows, C, H, W) in [0, 1], and curves."""
         raise TypeError(f"{type(self).__name__} does not say what it makes: define make")
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
 
 
 class GeneratedRows(MadeRows):

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from kdlab.batch_transforms.base import BatchTransform
 from kdlab.data.rng import Draws, fold, seed_of
 from kdlab.data.text.sequence import ANSWER, TEXT
 from kdlab.errors import UserError, unknown
@@ -21,7 +22,7 @@ Writer = Literal["student", "teacher"]
 _CURVES = ("own", "own_length", "own_ended", "own_truncated")
 
 
-class GeneratedText:
+class GeneratedText(BatchTransform):
     r"""Replaces what follows the prompts of a batch by what the student, or the teacher, writes there.
 
     With ``writer="student"`` the loss is taken where the student itself arrives, under the teacher's judgement; with
@@ -65,6 +66,8 @@ class GeneratedText:
         UserError: for an argument out of its range.
     """
 
+    target = "next_token"
+
     def __init__(
         self,
         eos_id: int,
@@ -92,12 +95,11 @@ class GeneratedText:
         if not 0 <= replay <= 1:
             raise UserError("batch_transform.replay", replay, "a probability, in [0, 1]")
         self.eos_id, self.pad_id, self.vocab_size, self.context = eos_id, pad_id, vocab_size, context
-        self.writer = writer
+        self.writer, self.teacher_writes = writer, writer == "teacher"
         self.fraction = schedule(fraction, "batch_transform.fraction", 0.0, 1.0)
         self.new_tokens, self.prompt = new_tokens, prompt
         self.temperature, self.top_p = temperature, top_p
         self.replay = replay
-        self.progress = 0.0
         self._kept = _Buffer(buffer)
 
     @torch.no_grad()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from kdlab.batch_transforms.base import BatchTransform
 from kdlab.data.rng import seed_of
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch
@@ -16,7 +16,7 @@ from kdlab.functional import NO_LABEL, Batch
 Of = Literal["unlabelled", "all"]
 
 
-class StrongViews:
+class StrongViews(BatchTransform):
     """Adds a strong view of rows to the batch, beside the (weak) view that the data show.
 
     A strong row has no label, and its ``partner`` is the weak row that it shows again; a term such as
@@ -39,9 +39,6 @@ class StrongViews:
         UserError: for transforms that the data cannot be shown under.
     """
 
-    target = "class"
-    needs_teacher = needs_net = False
-
     def __init__(self, data: Any, augment: Any, of: Of = "all", instead: bool = False) -> None:
         if of not in get_args(Of):
             raise unknown("batch_transform.of", of, get_args(Of))
@@ -56,8 +53,7 @@ class StrongViews:
         except UserError as error:
             raise error.at(error.key.replace("data.augment", "batch_transform.augment")) from None
         self.data, self.augment, self.of, self.instead = data, augment, of, instead
-        self.pairs = not instead
-        self.progress = 0.0
+        self.makes_partners = not instead
 
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
@@ -122,10 +118,3 @@ class StrongViews:
             partner=torch.cat([before, chosen]),
             window=window._replace(rows=window.rows + more, partnered=more),
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: a view depends on (seed, step, example)."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """There is nothing to take back."""

@@ -82,13 +82,8 @@ SLOTS: Mapping[str, Slot] = {
     "step": Slot("a network step", base="kdlab.models.transforms.steps.NetworkStep", package="kdlab.models."),
     "batch_transform": Slot(
         "a batch transform",
-        builders=(
-            "kdlab.batch_transforms.attack.AttackedRows",
-            *_functions("kdlab.batch_transforms.data_free", "GeneratedRows", "InvertedRows"),
-            "kdlab.batch_transforms.strong_view.StrongViews",
-            "kdlab.batch_transforms.on_policy.GeneratedText",
-        ),
-        public=("kdlab.batch_transforms.",),
+        base="kdlab.batch_transforms.base.BatchTransform",
+        package="kdlab.batch_transforms.",
     ),
     "data": Slot(
         "a data set",

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from kdlab.batch_transforms import BatchTransform
 from kdlab.data import DataModule
 from kdlab.experiment import build
 from kdlab.experiment.from_run import normalised_as_started
@@ -45,7 +46,7 @@ class Assembly:
         return build.student_steps(self.experiment, repeats)
 
     @cached_property
-    def batch_transform(self) -> Any:
+    def batch_transform(self) -> BatchTransform | None:
         """What replaces the batches of training; None for the data's own."""
         return build.batch_transform(self.experiment.batch_transform, self.data)
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 
+from kdlab.batch_transforms import BatchTransform
 from kdlab.config import builder
 from kdlab.config.trust import allowed
 from kdlab.data import DataModule
@@ -225,7 +226,7 @@ def _of(config: Mapping[str, Any]) -> str:
     return str(config["_target_"]).rpartition(".")[2]
 
 
-def batch_transform(config: Mapping[str, Any] | None, data: DataModule) -> Any:
+def batch_transform(config: Mapping[str, Any] | None, data: DataModule) -> BatchTransform | None:
     """What puts other rows or sequences in the place of the data's; None for the data's own."""
     if config is None:
         return None

@@ -17,7 +17,7 @@ from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.assembly import Assembly, assemble
-from kdlab.experiment.compatibility import check_beside, check_source, check_tasks, previous
+from kdlab.experiment.compatibility import check_beside, check_source, check_tasks
 from kdlab.experiment.reading import check_learns
 from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teacher import (
@@ -99,7 +99,7 @@ def check_values(experiment: Experiment) -> None:
         UserError: the first of them.
     """
     build.dry_run(experiment)
-    if experiment.method.get("self_teacher") == "snapshot" and experiment.epochs < 2:
+    if experiment.self_teacher == "snapshot" and experiment.epochs < 2:
         raise UserError("epochs", experiment.epochs, "at least 2 for snapshots to teach in the last ones")
 
 
@@ -126,7 +126,7 @@ def check(parts: Assembly, deep: bool = False) -> Iterator[tuple[str, str]]:
     teacher = _teacher(experiment, data, objective.vocabulary_agnostic)
     members = _members(experiment, data, task, objective)
     known = None
-    if experiment.teacher is not None and experiment.teacher.written:
+    if experiment.teacher is not None and experiment.teacher.kind == "cached":
         known = written(experiment, data, objective)
         yield "teacher", known.describe()
     _check_method(parts, any((teacher is not None, members, known is not None)))
@@ -154,7 +154,7 @@ def _check_data(parts: Assembly, deep: bool) -> Iterator[tuple[str, str]]:
 def _check_method(parts: Assembly, taught: bool) -> None:
     """Refuse a method that has no teacher where the loss needs one, or data that it cannot label."""
     experiment, needs = parts.experiment, parts.objective.needs_teacher
-    if needs and experiment.method.get("self_teacher") == "none":
+    if needs and experiment.self_teacher == "none":
         raise UserError(
             "method.self_teacher",
             "none has no teacher, and the loss has terms that need one",
@@ -166,7 +166,7 @@ def _check_method(parts: Assembly, taught: bool) -> None:
             "FineTune learns from labels alone, and the loss has terms that need a teacher",
             "loss=ce, or method=offline_kd",
         )
-    if needs and not (taught or _teaches_itself(experiment) or previous(experiment)):
+    if needs and not (taught or experiment.past_teaches or experiment.previous_teaches):
         raise UserError("teacher", "none, and the loss has terms that need one", "teacher=NAME, or loss=ce")
     if experiment.method_name == "SemiSupervisedKD" and not parts.data.classified:
         raise UserError(
@@ -174,11 +174,6 @@ def _check_method(parts: Assembly, taught: bool) -> None:
             f"SemiSupervisedKD labels rows of their own, and data ({parts.data.name}) is text",
             "method=offline_kd, whose soft targets need no labels (loss.alpha=1)",
         )
-
-
-def _teaches_itself(experiment: Experiment) -> bool:
-    """Whether the student of an earlier time teaches."""
-    return experiment.method.get("self_teacher") not in (None, "none")
 
 
 def _check_together(
@@ -193,7 +188,7 @@ def _check_together(
     """Run two rows through all that trains or teaches."""
     experiment, data, task = parts.experiment, parts.data, parts.task
     # the student's own past, or the stage before: a network like the student stands in for it
-    stands_in = teacher is None and (_teaches_itself(experiment) or previous(experiment))
+    stands_in = teacher is None and (experiment.past_teaches or experiment.previous_teaches)
     net = parts.student() if stands_in else teacher
     shown: Teacher | None = known if net is None else FrozenTeacher(net, task, objective.teacher_layers)
     if members:
@@ -205,7 +200,7 @@ def _check_together(
     if members:
         size = sum(cost.parameters(one) for one in members)
         yield "teacher", f"{len(members)} of {size:,} parameters together, {_origin(experiment)}"
-    if members or (net is not None and not previous(experiment) and not objective.vocabulary_agnostic):
+    if members or (net is not None and not experiment.names_previous and not objective.vocabulary_agnostic):
         assert shown is not None
         _probe(method, shown, net, data)
         yield "layers and classes", "teacher and student fit together"
@@ -222,7 +217,7 @@ def _origin(experiment: Experiment) -> str:
 
 def _teacher(experiment: Experiment, data: DataModule, vocabulary_agnostic: bool) -> nn.Module | None:
     wanted = experiment.teacher
-    if wanted is None or wanted.net is None or wanted.members is not None:
+    if wanted is None or wanted.net is None or wanted.kind == "several":
         return None
     if has_weights(wanted):
         return external_teacher(experiment, data, vocabulary_agnostic).net
@@ -236,7 +231,7 @@ def _members(experiment: Experiment, data: DataModule, task: Task, objective: Ob
     """Each of several teachers as a single one; none where there is one, or nobody teaches."""
     wanted = experiment.teacher
     learned = any(getattr(term, "reads_members", False) for term in objective.terms.values())
-    if wanted is None or wanted.members is None:
+    if wanted is None or wanted.kind != "several":
         if wanted is not None and wanted.weighting != "mean":
             raise UserError(
                 "teacher.weighting", f"{wanted.weighting}, and there is one teacher", "mean, or teacher.members"
@@ -297,7 +292,7 @@ def _start(parts: Assembly, student: nn.Module, teacher: nn.Module | None) -> nn
     if pretrained is not None and experiment.pretrained is not None and experiment.pretrained.checkpoint is None:
         own_data(experiment, "pretrained")
     steps = parts.steps(pretrained.steps if pretrained is not None else ())
-    trained_later = experiment.init == "previous" or previous(experiment)
+    trained_later = experiment.init == "previous" or experiment.names_previous
     if trained_later or (experiment.init == "pretrained" and experiment.pretrained.checkpoint is None):  # type: ignore[union-attr]
         steps.pop("init", None)
     context = StepContext(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from kdlab.batch_transforms import BatchTransform
 from kdlab.config import builder
 from kdlab.data import DataModule
 from kdlab.errors import UserError
@@ -15,11 +16,6 @@ from kdlab.experiment.schema import Experiment
 from kdlab.experiment.teacher import data_in_teacher_tokens
 from kdlab.losses import Objective
 from kdlab.models.transforms.auxiliary import Auxiliary
-
-
-def previous(experiment: Experiment) -> bool:
-    """Whether the student of the stage before teaches."""
-    return experiment.teacher is not None and experiment.teacher.previous
 
 
 def check_tasks(experiment: Experiment, data: DataModule) -> None:
@@ -64,14 +60,14 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
     _partners(experiment, objective, source)
     if wanted is None or source is None:
         return
-    if getattr(source, "target", "next_token") == "class":
-        _source_of_rows(experiment, source, data, teacher)
+    if source.target == "class":
+        _check_row_transform(experiment, source, data, teacher)
         return
-    if source.writer == "teacher" and teacher is None and not previous(experiment):
+    if source.teacher_writes and teacher is None and not experiment.names_previous:
         raise UserError(
             "batch_transform", "the teacher's text, and there is no teacher", "teacher=NAME, or batch_transform=none"
         )
-    if source.writer == "teacher" and teacher is not None and objective.vocabulary_agnostic:
+    if source.teacher_writes and teacher is not None and objective.vocabulary_agnostic:
         theirs = data_in_teacher_tokens(experiment).tokenizer
         if theirs.fingerprint != data.tokenizer.fingerprint:
             raise UserError(
@@ -83,36 +79,38 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
         raise UserError("batch_transform", "needs a sequence a row, and data.pack joins several", "data.pack=false")
 
 
-def _source_of_rows(experiment: Experiment, source: Any, data: DataModule, teacher: nn.Module | None) -> None:
+def _check_row_transform(
+    experiment: Experiment, source: BatchTransform, data: DataModule, teacher: nn.Module | None
+) -> None:
     """Whether what changes or makes rows has rows, and the teacher that it asks."""
     assert experiment.batch_transform is not None
     name = _name(experiment.batch_transform)
     if not data.classified:
         raise UserError("batch_transform", f"{name} gives rows, and data ({data.name}) is text", "batch_transform=none")
-    if (teacher is not None or previous(experiment)) and not experiment.teaches_itself:
+    if (teacher is not None or experiment.names_previous) and not experiment.teaches_itself:
         return
-    members = getattr(experiment.teacher, "members", None)
+    members = experiment.teacher is not None and experiment.teacher.kind == "several"
     if source.needs_net and members and not experiment.teaches_itself:
         raise UserError(
             "batch_transform",
             f"{name} makes rows after one network, and teacher.members are several",
             "teacher.members=null, or batch_transform=none",
         )
-    other = experiment.method.get("self_teacher") is not None or members
+    other = experiment.self_teacher is not None or members
     if source.needs_net or (source.needs_teacher and not other):
         raise UserError(
             "batch_transform", f"{name} asks a teacher, and no network teaches", "teacher=NAME, or batch_transform=none"
         )
 
 
-def _partners(experiment: Experiment, objective: Objective, source: Any) -> None:
+def _partners(experiment: Experiment, objective: Objective, source: BatchTransform | None) -> None:
     """Whether rows have partners where a term compares each with its own."""
     for name, term in objective.terms.items():
         if term.pairing:  # partners that data gives
             continue
         if term.rows == "partnered" and experiment.batch_transform is None:
             raise UserError(f"loss.terms.{name}", "compares two views of a row", "with batch_transform=strong_view")
-        if term.rows == "partnered" and not getattr(source, "pairs", True):
+        if term.rows == "partnered" and source is not None and not source.makes_partners:
             raise UserError(
                 f"loss.terms.{name}",
                 "compares two views of a row, and batch_transform shows one",

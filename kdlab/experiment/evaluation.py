@@ -56,7 +56,7 @@ def measure_all(
         teaches = lesson is not None and lesson.source.net is stage.student
         keep = heard.of("baseline") if first_alone and stage is stages[0] and not teaches else None
         models[name] = _model(stage, stage.student, stage.fitted.seconds, keep) | {"folder": f"stages/{name}"}
-    if last.experiment.method.get("self_teacher") == "previous" and len(stages) > 1:
+    if last.experiment.self_teacher == "previous" and len(stages) > 1:
         models["ensemble"] = _ensemble(stages)
     if last.experiment.baseline:
         if first_alone:
@@ -207,7 +207,7 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
         UserError: if there is no teacher, or its checkpoint does not load.
     """
     experiment = Experiment.of(config)
-    if experiment.teacher is None or (experiment.teacher.net is None and experiment.teacher.members is None):
+    if experiment.teacher is None or experiment.teacher.kind in ("previous", "cached"):
         raise UserError("teacher", "none", "teacher=NAME, with teacher.checkpoint=FILE to measure a file")
     data = build.data(experiment.data, experiment.seed)
     task, training = build.task(experiment.task, data), build.trainer(experiment.trainer)

@@ -19,7 +19,7 @@ from kdlab.experiment import build
 from kdlab.experiment.from_run import FromRun, normalised_as_started
 from kdlab.experiment.runner import with_generations
 from kdlab.experiment.schema import ROOT, Experiment, TeacherSpec
-from kdlab.experiment.stage import is_taught, is_taught_by_previous
+from kdlab.experiment.stage import is_taught
 from kdlab.experiment.teacher import external_teacher, has_weights
 from kdlab.functional import Outputs
 from kdlab.inference.predict import load_model
@@ -209,16 +209,16 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: DataModule
         ModelMissing: if that network is not there any more.
     """
     experiment = fits[-1][1]
-    if experiment.method.get("self_teacher") in ("ema", "snapshot"):
+    if experiment.past_teaches:
         raise ModelMissing("it was the student itself, earlier")
     if not is_taught(experiment, build.objective(experiment.loss)):
         return None
-    if is_taught_by_previous(experiment) and len(fits) > 1:
+    if experiment.previous_teaches and len(fits) > 1:
         return [load_model(run / "stages" / fits[-2][0], trust)[0]]
     told = experiment.teacher
     if told is None:
         return None
-    if told.members is None:
+    if told.kind != "several":
         return [_one_teacher(run, experiment, told, "teacher", data, trust)]
     return [_one_teacher(run, experiment, one, f"teacher_{n}", data, trust) for n, one in enumerate(told.each)]
 

@@ -146,7 +146,7 @@ def _held(folder: Path, chosen: Path | None, config: Mapping[str, Any], quiet: b
 def _check_first(experiment: Experiment) -> None:
     if experiment.init == "previous" and experiment.method.get("generations", 1) == 1:
         raise UserError("init", "previous, and no stage comes before", "fresh, teacher, pretrained, or a stage before")
-    if experiment.teacher is not None and experiment.teacher.previous:
+    if experiment.names_previous:
         raise UserError("teacher", "previous, and no stage comes before", "teacher=NAME, or a stage before this")
 
 

@@ -61,6 +61,11 @@ class Member(TypedDict, total=False):
     feature_mib: float
 
 
+TeacherKind = Literal["trained", "loaded", "previous", "cached", "several"]
+"""A network that is trained first, one from a checkpoint, the student of the stage before, a cache alone (such as
+``kdlab generate`` writes), or several."""
+
+
 @dataclass
 class TeacherSpec(PretrainedSpec):
     """Who teaches: likewise a network with a checkpoint, or one that is trained first."""
@@ -82,14 +87,13 @@ class TeacherSpec(PretrainedSpec):
     task that its ``data.label`` names (without members, one for each of the data's tasks)."""
 
     @property
-    def written(self) -> bool:
-        """Whether all that is known of it is a cache, such as ``kdlab generate`` writes."""
-        return self.net is None and self.members is None and self.cache not in ("auto", "off")
-
-    @property
-    def previous(self) -> bool:
-        """Whether it is the student of the stage before."""
-        return self.net is None and self.members is None and not self.written
+    def kind(self) -> TeacherKind:
+        """How the teacher is come by."""
+        if self.members is not None:
+            return "several"
+        if self.net is not None:
+            return "trained" if self.checkpoint is None else "loaded"
+        return "previous" if self.cache in ("auto", "off") else "cached"
 
     @property
     def each(self) -> list[TeacherSpec]:
@@ -192,9 +196,34 @@ class Experiment:
         return str(self.method.get("_target_", "")).rpartition(".")[2]
 
     @property
+    def self_teacher(self) -> str | None:
+        """What of itself the student learns from, see :class:`~kdlab.methods.SelfDistillation`; None: of nothing."""
+        return self.method.get("self_teacher")
+
+    @property
     def teaches_itself(self) -> bool:
         """Whether nobody but the student teaches it: its past, or what stands beside it in the same step."""
-        return self.method.get("self_teacher") in ("ema", "snapshot", "none")
+        return self.past_teaches or self.self_teacher == "none"
+
+    @property
+    def past_teaches(self) -> bool:
+        """Whether the student of earlier steps teaches it."""
+        return self.self_teacher in ("ema", "snapshot")
+
+    @property
+    def names_previous(self) -> bool:
+        """Whether ``teacher=previous``: the student of the stage before."""
+        return self.teacher is not None and self.teacher.kind == "previous"
+
+    @property
+    def previous_teaches(self) -> bool:
+        """Whether the fit before teaches: born-again generations, and ``teacher=previous``."""
+        return self.self_teacher == "previous" or self.names_previous
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the fit before teaches, or is what the student starts from."""
+        return self.init == "previous" or self.previous_teaches
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:

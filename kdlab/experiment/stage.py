@@ -136,7 +136,7 @@ def _find_teacher(
         if experiment.teacher is not None:
             log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
         return None, None
-    before = previous if is_taught_by_previous(experiment) else None
+    before = previous if experiment.previous_teaches else None
     found = find_teacher(experiment, data, parts.trainer, before, choices, objective.vocabulary_agnostic)
     if found is None or not taught:
         return found, None
@@ -152,7 +152,7 @@ def _split(steps: Mapping[str, NetworkStep]) -> tuple[dict[str, NetworkStep], di
 
 def _in_order(previous: TrainedModel | None, experiment: Experiment, data: DataModule) -> TrainedModel | None:
     """The stage before, with its classes in the order of ``data``: a copy where that is another one."""
-    if previous is None or not previous.classes or not goes_on_from_previous(experiment) or not classified_alone(data):
+    if previous is None or not previous.classes or not experiment.goes_on or not classified_alone(data):
         return previous
     order = permutation(previous.classes, data.class_names)
     if order is None:
@@ -180,7 +180,7 @@ def check_stages(plan: Mapping[str, Experiment]) -> None:
     for name, experiment in plan.items():
         data = build.data(experiment.data, experiment.seed)
         names = list(data.class_names) if classified_alone(data) else []
-        if goes_on_from_previous(experiment) and before and names and set(before) != set(names):
+        if experiment.goes_on and before and names and set(before) != set(names):
             raise UserError(
                 f"stages.{name}",
                 (
@@ -190,18 +190,6 @@ def check_stages(plan: Mapping[str, Experiment]) -> None:
                 "the same classes",
             )
         before = names
-
-
-def goes_on_from_previous(experiment: Experiment) -> bool:
-    """Whether the stage before teaches, or is what the student starts from."""
-    return experiment.init == "previous" or is_taught_by_previous(experiment)
-
-
-def is_taught_by_previous(experiment: Experiment) -> bool:
-    """Whether the stage before teaches: born-again generations, and ``teacher=previous``."""
-    return experiment.method.get("self_teacher") == "previous" or (
-        experiment.teacher is not None and experiment.teacher.previous
-    )
 
 
 def is_taught(experiment: Experiment, objective: Objective) -> bool:

@@ -99,11 +99,11 @@ def find_teacher(
         UserError: if its checkpoint does not load, or it has another number of classes than the data.
     """
     spec = experiment.teacher
-    if spec is not None and spec.written:
+    if spec is not None and spec.kind == "cached":
         return TrainedModel(None, f"elsewhere (its answers in {spec.cache})")
     if previous is not None or spec is None:
         return previous
-    if spec.members is not None:
+    if spec.kind == "several":
         return _find_members(experiment, data, training, names)
     if spec.net is None:
         return None
@@ -147,7 +147,7 @@ def _find_members(
 def each_member(experiment: Experiment) -> list[Experiment]:
     """The experiment with each of its several teachers alone; none where it has one teacher, or nobody teaches."""
     spec = experiment.teacher
-    if spec is None or spec.members is None:
+    if spec is None or spec.kind != "several":
         return []
     return [replace(experiment, teacher=one) for one in spec.each]
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from kdlab.batch_transforms import BatchTransform
 from kdlab.errors import RunFailed
 from kdlab.functional import Batch, Outputs, Taps, seed_torch
 from kdlab.losses import Objective
@@ -25,24 +26,6 @@ MOST_APART = 2**16
 """Optimizer steps between two points of a curve; all between are held in memory."""
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
-
-
-class BatchTransform(Protocol):
-    """What puts other rows or sequences in the place of the data's: attacked, generated, written by a network."""
-
-    progress: float
-    """Share of training done, in [0, 1]."""
-
-    def __call__(
-        self, batch: Batch, student: nn.Module, teacher: Teacher | None, task: Task, seed: int, step: int, part: int
-    ) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch to learn from, and curves about it; a function of (seed, step, part) and its own state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take back what :meth:`state_dict` gave."""
 
 
 _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.rnn.RNNBase, nn.MultiheadAttention)
