@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Projected, dense
+from kdlab.functional import Batch, Outputs, Projected, SequenceBatch, dense
 from kdlab.losses import KL, CrossEntropy, Objective
 from kdlab.models import CausalLM
 from kdlab.tasks import LanguageModeling
@@ -117,7 +117,7 @@ class Bench:
         draw = torch.Generator().manual_seed(number + 2)
         ids = torch.randint(self.classes, (lines, width + 1), generator=draw)
         rows = lines * width
-        return Batch(
+        return SequenceBatch(
             {"input_ids": ids[:, :-1].contiguous(), "position_ids": torch.arange(width).expand(lines, width)},
             ids[:, 1:].flatten(),
             torch.stack([torch.arange(lines) + 1000 * (number + 1), torch.zeros(lines).long()], 1),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from kdlab.batch_transforms.base import BatchTransform
 from kdlab.data.rng import fold, seed_of
 from kdlab.errors import UserError, unknown
-from kdlab.functional import Batch, cross_entropy, dense, kl
+from kdlab.functional import Batch, SequenceBatch, cross_entropy, dense, kl
 from kdlab.functional.attack import pgd
 from kdlab.functional.modes import input_gradients
 
@@ -110,7 +110,7 @@ class AttackedRows(BatchTransform):
 
     def _checked(self, batch: Batch) -> Tensor:
         inputs = batch.inputs
-        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or batch.loss_mask is not None:
+        if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or isinstance(batch, SequenceBatch):
             raise UserError(
                 "batch_transform", "an attack changes pictures or tables of numbers", "batch_transform=none"
             )

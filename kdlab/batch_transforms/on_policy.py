@@ -14,7 +14,7 @@ from kdlab.batch_transforms.base import BatchTransform
 from kdlab.data.rng import Draws, fold, seed_of
 from kdlab.data.text.sequence import ANSWER, TEXT
 from kdlab.errors import UserError, unknown
-from kdlab.functional import NO_LABEL, Batch, Schedule, StepTotals, schedule
+from kdlab.functional import NO_LABEL, Batch, Schedule, SequenceBatch, StepTotals, schedule
 from kdlab.models.transformers.generation import continuations
 
 Writer = Literal["student", "teacher"]
@@ -52,8 +52,8 @@ class GeneratedText(BatchTransform):
         writer: who writes.
         fraction: :math:`\lambda`, a number in [0, 1] or a schedule over training.
         new_tokens: the longest continuation; the context may end it earlier.
-        prompt: tokens of running text that are given. The prompt of a question is the question (``Batch.prompts``),
-            whatever its tokens weigh.
+        prompt: tokens of running text that are given. The prompt of a question is the question, whatever its tokens
+            weigh (``SequenceBatch.prompts``).
         temperature: of the drawing; 0 takes the most probable token.
         top_p: draw among the most probable tokens that make up this mass; 1 among all.
         buffer: continuations that are kept, the newest ones; 0 keeps none.
@@ -159,12 +159,11 @@ class GeneratedText(BatchTransform):
 
     def _starts(self, batch: Batch) -> list[_Start]:
         """The sequences that have rows, and their prompts."""
-        where = batch.loss_mask
-        if where is None or not isinstance(batch.inputs, dict) or batch.example_id is None:
+        if not isinstance(batch, SequenceBatch) or not isinstance(batch.inputs, dict) or batch.example_id is None:
             raise UserError(
                 "batch_transform", "own text in place of inputs that are no sequences", "batch_transform=none"
             )
-        ids = batch.inputs[_name(batch)].long()
+        ids, where = batch.inputs[_name(batch)].long(), batch.loss_mask
         places = torch.arange(where.shape[1], device=where.device)
         read = ((places + 1) * where).amax(1)  # up to the last one that counts
         positions = batch.inputs.get("position_ids", places)
@@ -219,7 +218,7 @@ class GeneratedText(BatchTransform):
 
     def _rebuilt(self, batch: Batch, starts: list[_Start], texts: list[Tensor]) -> Batch:
         """The batch with other continuations."""
-        assert isinstance(batch.inputs, dict) and batch.example_id is not None
+        assert isinstance(batch, SequenceBatch) and isinstance(batch.inputs, dict) and batch.example_id is not None
         device, total = batch.targets.device, sum(len(text) for text in texts)
         about = [
             (start.row, start.kind, len(start.prompt), len(text)) for start, text in zip(starts, texts, strict=True)
@@ -392,14 +391,14 @@ def sources(inputs: Any, rows: Sequence[int]) -> list[Tensor] | None:
     return [ids[row] if mask is None else ids[row][mask[row].bool()] for row in rows]
 
 
-def _prompts(batch: Batch) -> Tensor:
+def _prompts(batch: SequenceBatch) -> Tensor:
     """(B,) how many tokens of each sequence are its prompt, 0 for running text."""
     if batch.prompts is not None:
         return batch.prompts
     if batch.segment is not None and bool((batch.segment != TEXT).any()):
         raise UserError(
             "batch_transform",
-            "own text, and the batch does not say how long its prompts are (Batch.prompts)",
+            "own text, and the batch does not say how long its prompts are (SequenceBatch.prompts)",
             ("a sequence a row (data.pack=false) of a data set that says so, or batch_transform=none"),
         )
     return batch.targets.new_zeros(len(batch.example_id))  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from kdlab.config import builder
 from kdlab.config.options import shipped
 from kdlab.errors import UserError, unknown
 from kdlab.experiment.model_store import LABELS
-from kdlab.functional import Batch, seed_all
+from kdlab.functional import Batch, SequenceBatch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD
 from kdlab.models.transforms.auxiliary import Auxiliary
@@ -213,10 +213,10 @@ def _task(net: nn.Module, data: _Loaders, device: torch.device) -> Task:
     with torch.no_grad():
         shape = tuple(Classification(2).outputs(net, batch).logits.shape)
     net.train(training)
-    wanted = "(B, C)" if batch.loss_mask is None else "(B, T, C)"
+    wanted = "(B, C)" if not isinstance(batch, SequenceBatch) else "(B, T, C)"
     if len(shape) != wanted.count(",") + 1 or shape[-1] < 2:
         raise UserError("teacher", f"returns logits of shape {shape}", f"{wanted} with C at least 2")
-    return Classification(shape[-1]) if batch.loss_mask is None else LanguageModeling(shape[-1])
+    return Classification(shape[-1]) if not isinstance(batch, SequenceBatch) else LanguageModeling(shape[-1])
 
 
 class _Batches:

@@ -60,7 +60,7 @@ from kdlab.functional.response.soft_labels import (
 from kdlab.functional.schedule import Schedule, schedule
 from kdlab.functional.seeds import hash_seed, seed_all, seed_torch
 from kdlab.functional.taps import Taps
-from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, StepTotals, as_probabilities
+from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, SequenceBatch, StepTotals, as_probabilities
 
 __all__ = [
     "NO_LABEL",
@@ -71,6 +71,7 @@ __all__ = [
     "Projected",
     "Sampled",
     "Schedule",
+    "SequenceBatch",
     "Sparse",
     "StepTotals",
     "Taps",

@@ -19,7 +19,7 @@ Target = Literal["class", "next_token", "text"]
 """What is predicted of an example: its class, each next token of a sequence, or a text that answers to it."""
 
 SEGMENTS = ("prompt", "reasoning", "answer", "text")
-"""What a token of a sequence can be part of; ``Batch.segment`` holds indices into it."""
+"""What a token of a sequence can be part of; ``SequenceBatch.segment`` holds indices into it."""
 
 
 class StepTotals(NamedTuple):
@@ -36,7 +36,7 @@ class StepTotals(NamedTuple):
     parts: int = 1
     """Number of micro-batches (over all processes) that the step is split into."""
     examples: float = 0.0
-    """Summed weight (``Batch.sequence_weight``) of the sequences, where a row is a position of one; 0 where
+    """Summed weight (``SequenceBatch.sequence_weight``) of the sequences, where a row is a position of one; 0 where
     nobody counted."""
     partnered: float = 0.0
     """Summed weight of the rows that have a partner."""
@@ -48,9 +48,6 @@ class Batch:
 
     ``inputs`` is a tensor (B, ...) or a dict of tensors, which a network gets as keywords; ``targets`` holds class ids
     (B,), with ``-100`` for a row without a label, or soft targets (B, C), where an all-zero row has no label.
-
-    Of sequences, a row is a position whose prediction counts: ``loss_mask`` says which, and ``targets`` (rows,) holds
-    the token that follows each of them.
     """
 
     inputs: Tensor | dict[str, Tensor]
@@ -59,16 +56,6 @@ class Batch:
     """(B, 2) int64: which example of the split, and which view of it. The key of every cache."""
     weight: Tensor | None = None
     """(rows,) float: how much each row counts; None is 1 for all."""
-    segment: Tensor | None = None
-    """(rows,) int64: which part of a sequence the predicted token belongs to, an index into ``SEGMENTS``."""
-    loss_mask: Tensor | None = None
-    """(B, T) bool: the positions of the sequences that are the rows, in row-major order; None where a row is an
-    example."""
-    prompts: Tensor | None = None
-    """(B,) int64: how many of the tokens that are read of a sequence are its prompt, and given whoever writes the rest;
-    0 for running text. None where a line holds several sequences, or nobody said."""
-    sequence_weight: Tensor | None = None
-    """(B,) float: how much each sequence counts as a whole, beside how much its tokens do; None is 1 for all."""
     partner: Tensor | None = None
     """(rows,) int64: which row of the same batch each row is to agree with (another view of it, another of its class);
     -1 for none."""
@@ -99,11 +86,10 @@ class Batch:
         return StepTotals(*counts, partnered=0.0 if paired is None else float(weight[paired].sum()))
 
     def part(self, rows: slice) -> Batch:
-        """The targets, weights and segments of some of the rows; what counts by example stays whole."""
+        """The targets and weights of some of the rows; what counts by example stays whole."""
         tasks = None if self.tasks is None else {name: each[rows] for name, each in self.tasks.items()}
         weight = None if self.weight is None else self.weight[rows]
-        segment = None if self.segment is None else self.segment[rows]
-        return replace(self, targets=self.targets[rows], weight=weight, segment=segment, tasks=tasks)
+        return replace(self, targets=self.targets[rows], weight=weight, tasks=tasks)
 
     def of_task(self, name: str) -> Batch:
         """The batch as one of its tasks sees it.
@@ -130,6 +116,30 @@ class Batch:
             return value
 
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass
+class SequenceBatch(Batch):
+    """One micro-batch of sequences, where a row is a position whose prediction counts.
+
+    ``targets`` (rows,) holds the token that follows each of them.
+    """
+
+    loss_mask: Tensor = field(kw_only=True)
+    """(B, T) bool: the positions of the sequences that are the rows, in row-major order."""
+    segment: Tensor | None = None
+    """(rows,) int64: which part of a sequence the predicted token belongs to, an index into ``SEGMENTS``."""
+    prompts: Tensor | None = None
+    """(B,) int64: how many of the tokens that are read of a sequence are its prompt, and given whoever writes the rest;
+    0 for running text. None where a line holds several sequences, or nobody said."""
+    sequence_weight: Tensor | None = None
+    """(B,) float: how much each sequence counts as a whole, beside how much its tokens do; None is 1 for all."""
+
+    def part(self, rows: slice) -> SequenceBatch:
+        """The targets, weights and segments of some of the rows; what counts by example stays whole."""
+        found: Any = super().part(rows)
+        found.segment = None if self.segment is None else self.segment[rows]
+        return found
 
 
 @dataclass

@@ -17,6 +17,7 @@ from kdlab.batch_transforms.on_policy import sources, written
 from kdlab.data import DataModule, TextData
 from kdlab.data.rng import Draws, fold, permutation, seed_of
 from kdlab.errors import UserError
+from kdlab.functional import SequenceBatch
 
 _RUNNING = 64
 """Tokens by which running text goes on, unless told."""
@@ -198,7 +199,7 @@ def open_ended(
     batch = next(iter(data.ordered_loader(split)), None)
     if batch is None or "input_ids" not in batch.inputs or "decoder_input_ids" in batch.inputs:
         return []
-    assert isinstance(batch.inputs, dict) and batch.loss_mask is not None
+    assert isinstance(batch.inputs, dict) and isinstance(batch, SequenceBatch)
     ids, ends = batch.inputs["input_ids"], _lengths(batch.loss_mask)
     usable = [row for row, end in enumerate(ends) if end > how.prompt]
     chosen = usable[:: max(1, len(usable) // count)][:count]

@@ -14,7 +14,19 @@ from torch import Tensor, nn
 
 from kdlab.data import DataModule, TextData
 from kdlab.errors import UserError, unknown
-from kdlab.functional import SEGMENTS, Batch, Outputs, Sampled, Sparse, align_logits, columns, cross_entropy, dense, kl
+from kdlab.functional import (
+    SEGMENTS,
+    Batch,
+    Outputs,
+    Sampled,
+    SequenceBatch,
+    Sparse,
+    align_logits,
+    columns,
+    cross_entropy,
+    dense,
+    kl,
+)
 from kdlab.functional.types import Target
 from kdlab.tasks.generation import Answers, Generation, open_ended, table
 from kdlab.tasks.task import Task
@@ -26,7 +38,7 @@ SCORES = {"ppl": False, "ce": False, "acc": True}
 
 
 class LanguageModeling(Task):
-    """Tokens in, the next token out, at every position of ``Batch.loss_mask``.
+    """Tokens in, the next token out, at every position of ``SequenceBatch.loss_mask``.
 
     Args:
         vocab_size: ids of the tokenizer. A network whose output layer is padded beyond it is cut to it.
@@ -82,7 +94,7 @@ class LanguageModeling(Task):
             UserError: if the network has fewer outputs than the vocabulary has ids, or answers other positions.
         """
         found = super().outputs(net, batch, layers)
-        if batch.loss_mask is None:
+        if not isinstance(batch, SequenceBatch):
             return replace(found, logits=self._columns(net, found.logits))
         shape = batch.loss_mask.shape
         if found.logits.shape[:-1] != shape:
@@ -141,7 +153,7 @@ class LanguageModeling(Task):
         return {}
 
     def _by_position(self, layer: str) -> bool:
-        """Whether a layer's output has the positions of ``Batch.loss_mask``."""
+        """Whether a layer's output has the positions of ``SequenceBatch.loss_mask``."""
         return True
 
     def _columns(self, net: nn.Module, logits: Any) -> Any:
@@ -211,8 +223,8 @@ class TokenMeasures:
     def _count(self, logits: Tensor, first: Tensor, weight: Tensor, part: Batch) -> None:
         if self._labelled is None:
             self._labelled = torch.zeros(len(SEGMENTS), 4, dtype=torch.float64, device=logits.device)
-        text = SEGMENTS.index("text")
-        segment = torch.full_like(first, text) if part.segment is None else part.segment
+        known = part.segment if isinstance(part, SequenceBatch) else None
+        segment = torch.full_like(first, SEGMENTS.index("text")) if known is None else known
         nats = cross_entropy(logits, part.targets).double()
         weight = weight * part.labelled
         right = (first == part.targets).double()

@@ -12,7 +12,7 @@ from kdlab.tasks.language import LanguageModeling
 
 
 class TextToText(LanguageModeling):
-    """An encoder-decoder's next tokens; ``Batch.loss_mask`` is about the decoder's positions.
+    """An encoder-decoder's next tokens; ``SequenceBatch.loss_mask`` is about the decoder's positions.
 
     Layers inside an encoder keep their own positions, (B, S, d): a source has no rows.
 

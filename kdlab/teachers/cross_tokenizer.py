@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs
+from kdlab.functional import Batch, Outputs, SequenceBatch
 from kdlab.tasks import Task
 from kdlab.teachers.cache.sequences import SequenceSpan, sequences
 from kdlab.teachers.teacher import FrozenTeacher
@@ -128,7 +128,7 @@ class UnlikeTeacher(FrozenTeacher):
             where[line, reading.prompt - 1 : len(reading.ids) - 1] = True
         positions = torch.arange(where.shape[1]).expand(where.shape).contiguous()
         inputs = {"input_ids": ids[:, :-1].contiguous(), "position_ids": positions}
-        return Batch(inputs, ids[:, 1:][where], loss_mask=where)
+        return SequenceBatch(inputs, ids[:, 1:][where], loss_mask=where)
 
     @staticmethod
     def _pair(found: list[SequenceSpan], readings: list[_Reading], rows: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from kdlab.batch_transforms.on_policy import GeneratedText, _Buffer
 from kdlab.data.text import PROMPT, REASONING, RawText, Sequence, TextData, Tokenizer
 from kdlab.data.text.datasets.arithmetic import arithmetic
 from kdlab.errors import UserError
-from kdlab.functional import SEGMENTS, Batch, StepTotals
+from kdlab.functional import SEGMENTS, Batch, SequenceBatch, StepTotals
 from kdlab.losses import CrossEntropy, Objective, ReverseKL
 from kdlab.models.transformers.causal_lm import CausalLM
 from kdlab.tasks import LanguageModeling, TextToText
@@ -61,15 +61,15 @@ class Sequences:
         where = torch.tensor([[f <= t < len(one) - 1 for t in range(width)] for f, one in zip(first, ids, strict=True)])
         targets = torch.cat([one[f + 1 :] for f, one in zip(first, ids, strict=True)])
         rows = len(targets)
-        return Batch(
+        return SequenceBatch(
             {"input_ids": read, "position_ids": torch.arange(width).expand_as(read)},
             targets,
             torch.tensor([[e, 0] for e in examples]),
             torch.ones(rows),
-            torch.full((rows,), self.segment),
-            where,
-            torch.tensor([self.prompts[e] for e in examples]),
-            None if self.share is None else self.share[list(examples)],
+            loss_mask=where,
+            segment=torch.full((rows,), self.segment),
+            prompts=torch.tensor([self.prompts[e] for e in examples]),
+            sequence_weight=None if self.share is None else self.share[list(examples)],
             window=window,
         )
 
@@ -215,7 +215,7 @@ def test_an_encoder_goes_on_reading_what_it_read():
         "attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]]),
         "decoder_input_ids": torch.tensor([[EOS, 7], [EOS, 8]]),
     }
-    batch = Batch(
+    batch = SequenceBatch(
         inputs,
         torch.tensor([7, 8, 8, 9]),
         torch.tensor([[0, 0], [1, 0]]),
@@ -508,7 +508,7 @@ def test_batches_that_cannot_be_continued_are_refused():
             call(own(writer="teacher"), Sequences().batch([0]), gpt(), nobody)
     unsaid = Sequences().batch([0, 1])
     unsaid.prompts = None
-    with pytest.raises(UserError, match=r"how long its prompts are \(Batch\.prompts\); accepted"):
+    with pytest.raises(UserError, match=r"how long its prompts are \(SequenceBatch\.prompts\); accepted"):
         call(own(), unsaid, gpt())
     running = Sequences(text=True).batch([0, 1])
     expected = texts(call(own(), running, gpt())[0])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from helpers.vocabulary_cases import CLASSES, ROWS, TARGETS, WEIGHT, WIDTH, batch, draw, head, same, step, terms
 from kdlab.errors import UserError
-from kdlab.functional import Outputs, Projected, Sparse, StepTotals, chunked, dense, kl
+from kdlab.functional import Outputs, Projected, SequenceBatch, Sparse, StepTotals, chunked, dense, kl
 from kdlab.losses import (
     DKD,
     KL,
@@ -257,7 +257,9 @@ def test_chunks_hold_no_more_rows_than_told():
             seen.append((tuple(student.logits.shape), tuple(teacher.logits.shape), len(batch.targets)))
             return student.logits.sum(-1) * batch.segment
 
-    rows = batch(segment=torch.arange(ROWS))
+    rows = SequenceBatch(
+        torch.zeros(ROWS, 1), TARGETS, segment=torch.arange(ROWS), loss_mask=torch.ones(1, ROWS, dtype=torch.bool)
+    )
     Objective({"spy": Spy()}, chunk_rows=5)(Outputs(Projected(*head(0))), Outputs(Projected(*head(5))), rows)
     assert [n for *_, n in seen] == [5, 5, 3] and all(s == t == (n, CLASSES) for s, t, n in seen)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from kdlab.functional import Batch, Projected
+from kdlab.functional import Projected, SequenceBatch
 
 VOCAB, WIDTH = 23, 8
 
@@ -39,7 +39,7 @@ def lines_of(lines, width=None, pad=0, positions=True):
         place[n, at:] = torch.arange(width - at) + (int(place[n, at - 1]) + 1 if at else 0)
     where = weight > 0
     inputs = {"input_ids": ids, "position_ids": place} if positions else {"input_ids": ids}
-    return Batch(inputs, target[where], weight=weight[where], loss_mask=where)
+    return SequenceBatch(inputs, target[where], weight=weight[where], loss_mask=where)
 
 
 def padded(chosen, **more):

@@ -11,7 +11,7 @@ from helpers.paths import CONF
 from helpers.text_cases import VOCAB, padded, sentences, tiny_gpt2
 from kdlab.config.builder import build
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Projected, Sparse
+from kdlab.functional import Batch, Outputs, Projected, SequenceBatch, Sparse
 from kdlab.losses import KL, ULD, CrossEntropy, HiddenCosine, Objective, ReverseKL
 from kdlab.tasks import LanguageModeling
 
@@ -127,7 +127,7 @@ def test_cosine_by_hand():
 def test_cosine_of_positions_is_that_of_rows():
     where = torch.tensor([[True, False, True], [False, True, True]])
     s, t = draw(2, 3, 6), draw(2, 3, 6, seed=1)
-    batch = rows(4, loss_mask=where)
+    batch = SequenceBatch(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64), loss_mask=where)
     found = HiddenCosine("a", "b")(*features(s, t), batch)
     torch.testing.assert_close(found, HiddenCosine("a", "b")(*features(s[where], t[where]), batch))
     for shapes in [(2, 4, 6), (3, 6), (4, 6, 2, 2)]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from kdlab.data import arithmetic
 from kdlab.errors import UserError
-from kdlab.functional import SEGMENTS, Batch, Outputs, Projected, Sampled, Sparse
+from kdlab.functional import SEGMENTS, Batch, Outputs, Projected, Sampled, SequenceBatch, Sparse
 from kdlab.models.transformers.causal_lm import CausalLM
 from kdlab.tasks import LanguageModeling, TextToText, TokenMeasures, generation, pass_at_k, tokens_per_second
 from kdlab.tasks.generation import Answers
@@ -63,7 +63,7 @@ def text_batch(lengths=(7, 4, 9), vocab=10, first=2):
     ids = whole(vocab, len(lengths), width)
     rows = int(where.sum())
     inputs = {"input_ids": ids, "position_ids": torch.arange(width).expand_as(ids)}
-    return Batch(inputs, whole(vocab, rows, seed=1), weight=torch.ones(rows), loss_mask=where)
+    return SequenceBatch(inputs, whole(vocab, rows, seed=1), weight=torch.ones(rows), loss_mask=where)
 
 
 # ---- rows and vocabularies
@@ -158,7 +158,13 @@ def case():
     targets = whole(11, rows)
     targets[::13] = -100
     segment = 1 + whole(2, rows, seed=3)
-    batch = Batch(torch.zeros(1), targets, weight=0.5 + draw(rows).abs(), segment=segment)
+    batch = SequenceBatch(
+        torch.zeros(1),
+        targets,
+        weight=0.5 + draw(rows).abs(),
+        segment=segment,
+        loss_mask=torch.ones(1, rows, dtype=torch.bool),
+    )
     return Case(draw(rows, 5, seed=4, scale=1.0), draw(11, 5, seed=5), draw(rows, 5, seed=6, scale=1.0), batch)
 
 

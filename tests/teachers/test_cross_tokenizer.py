@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Projected
+from kdlab.functional import Outputs, Projected, SequenceBatch
 from kdlab.losses import ULD, CrossEntropy, Objective
 from kdlab.tasks import LanguageModeling
 from kdlab.teachers import UnlikeTeacher
@@ -74,7 +74,7 @@ def batch_of(*pairs, eos=True):
         ids[n, : len(all_) - 1], targets[n, : len(all_) - 1] = torch.tensor(all_[:-1]), torch.tensor(all_[1:])
         where[n, len(prompt) - 1 : len(all_) - 1] = True
     inputs = {"input_ids": ids, "position_ids": torch.arange(width).expand(len(each), width)}
-    return Batch(inputs, targets[where], loss_mask=where)
+    return SequenceBatch(inputs, targets[where], loss_mask=where)
 
 
 def unlike(**more):
@@ -120,7 +120,7 @@ def test_more_tokens_than_the_students_are_left_out():
     teacher = UnlikeTeacher(Reader(STUDENT.size), LanguageModeling(TEACHER.size), STUDENT, TEACHER)
     ids = torch.tensor([TEACHER.encode("papa")])
     inputs = {"input_ids": ids[:, :-1], "position_ids": torch.zeros(1, 1).long()}
-    answer = teacher(Batch(inputs, ids[0, 1:], loss_mask=torch.ones(1, 1, dtype=torch.bool)))
+    answer = teacher(SequenceBatch(inputs, ids[0, 1:], loss_mask=torch.ones(1, 1, dtype=torch.bool)))
     assert answer.logits.shape == (1, 28) and answer.heads["paired"].tolist() == [True]
 
 
@@ -131,7 +131,7 @@ def test_rows_in_the_middle_that_do_not_count():
     kept = torch.tensor([True, True, False, False, True, True, True])
     where = full.loss_mask.clone()
     where[full.loss_mask] = kept
-    part = teacher(Batch(full.inputs, full.targets[kept], loss_mask=where))
+    part = teacher(SequenceBatch(full.inputs, full.targets[kept], loss_mask=where))
     torch.testing.assert_close(part.logits, answer.logits[kept])
     assert part.heads["paired"].all()
 
@@ -142,7 +142,9 @@ def test_packed_sequences_are_read_apart():
     ids = torch.cat([one.inputs["input_ids"], two.inputs["input_ids"]], 1)
     places = torch.cat([one.inputs["position_ids"], two.inputs["position_ids"]], 1)
     where = torch.cat([one.loss_mask, two.loss_mask], 1)
-    packed = Batch({"input_ids": ids, "position_ids": places}, torch.cat([one.targets, two.targets]), loss_mask=where)
+    packed = SequenceBatch(
+        {"input_ids": ids, "position_ids": places}, torch.cat([one.targets, two.targets]), loss_mask=where
+    )
     found, expected = teacher(packed), teacher(batch_of(("abc", "banana"), ("x ", "up")))
     torch.testing.assert_close(found.logits, expected.logits)
     assert torch.equal(found.heads["paired"], expected.heads["paired"])
@@ -154,7 +156,7 @@ def test_ends_are_translated():
     inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.arange(len(ids))[None]}
     where = torch.zeros(1, len(ids), dtype=torch.bool)
     where[0, 3:] = True
-    teacher(Batch(inputs, torch.tensor([1, 0, 27]), loss_mask=where))
+    teacher(SequenceBatch(inputs, torch.tensor([1, 0, 27]), loss_mask=where))
     assert net.fed[0][0][0].tolist() == [0, *TEACHER.encode("ab"), 0, *TEACHER.encode("ba")]
 
 
@@ -171,7 +173,7 @@ def test_a_teacher_that_reads_less():
 def test_no_rows_and_no_text():
     teacher, _ = unlike()
     batch = batch_of(("a", "b"))
-    empty = Batch(batch.inputs, batch.targets[:0], loss_mask=torch.zeros_like(batch.loss_mask))
+    empty = SequenceBatch(batch.inputs, batch.targets[:0], loss_mask=torch.zeros_like(batch.loss_mask))
     answer = teacher(empty)
     assert answer.logits.shape == (0, TEACHER.size) and answer.heads["paired"].shape == (0,)
 
@@ -179,7 +181,7 @@ def test_no_rows_and_no_text():
 def test_an_encoder_decoder_is_refused():
     ids = torch.zeros(1, 2).long()
     with pytest.raises(UserError, match=r"accepted: the student's tokenizer, or the teacher's text .*data=traces"):
-        unlike()[0](Batch({"input_ids": ids, "decoder_input_ids": ids}, ids[0], loss_mask=ids == 0))
+        unlike()[0](SequenceBatch({"input_ids": ids, "decoder_input_ids": ids}, ids[0], loss_mask=ids == 0))
 
 
 def test_real_tokenizers():
@@ -190,7 +192,9 @@ def test_real_tokenizers():
     for text in texts:
         ids = torch.tensor([[*own.encode(text), own.eos_id]])
         inputs = {"input_ids": ids[:, :-1], "position_ids": torch.arange(ids.shape[1] - 1)[None]}
-        answer = teacher(Batch(inputs, ids[0, 1:], loss_mask=torch.ones_like(inputs["input_ids"], dtype=torch.bool)))
+        answer = teacher(
+            SequenceBatch(inputs, ids[0, 1:], loss_mask=torch.ones_like(inputs["input_ids"], dtype=torch.bool))
+        )
         count = len(other.encode(text[:1])) + len(other.encode(text[1:]))
         tokens = min(count, ids.shape[1] - 1)
         assert answer.logits.shape == (ids.shape[1] - 1, other.size)

@@ -278,7 +278,7 @@ def test_a_member_is_the_teacher_with_its_own_keys_on_top():
     assert (first.seed, first.epochs, first.net, first.members) == (1, 7, net, None)
     assert second.net == {**net, "depth": 14} and second.data == {"labels": 5, "val": 0.2} and second.seed == 0
     assert third.net == other  # another network: what the first is told means nothing to it
-    assert not spec.previous and not spec.written and TeacherSpec(net=net).each == [TeacherSpec(net=net)]
+    assert spec.kind == "several" and TeacherSpec(net=net).each == [TeacherSpec(net=net)]
 
 
 WRONG = {

@@ -14,7 +14,7 @@ from kdlab.data.loader import EpochLoader
 from kdlab.data.order import Order
 from kdlab.data.text.sequence import PROMPT
 from kdlab.data.text.token_store import Flat
-from kdlab.functional.types import Batch, StepTotals
+from kdlab.functional.types import Batch, SequenceBatch, StepTotals
 
 
 @dataclass
@@ -119,13 +119,13 @@ class TextLoader(EpochLoader):
         else:
             inputs = {**self._encoder(examples), "decoder_input_ids": inputs["input_ids"]}
         firsts = examples[torch.cat([torch.ones(1, dtype=torch.bool), row[1:] != row[:-1]])]
-        return Batch(
+        return SequenceBatch(
             inputs,
             flat.ids[following][counts].long(),
             torch.stack([firsts, torch.full_like(firsts, self.view)], dim=1).to(device, non_blocking=True),
             weight[counts],
-            segment[counts],
-            where.view(rows, width),
+            segment=segment[counts],
+            loss_mask=where.view(rows, width),
             prompts=None if self.pack else given.view(rows, width).long().cumprod(1).sum(1),
             sequence_weight=None if self.pack else share,
             window=window,

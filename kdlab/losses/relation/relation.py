@@ -10,6 +10,7 @@ from kdlab.errors import UserError
 from kdlab.functional import (
     Batch,
     Outputs,
+    SequenceBatch,
 )
 from kdlab.losses.feature.layer_term import LayerTerm
 
@@ -22,7 +23,7 @@ def rows_of(feature: Tensor, batch: Batch) -> Tensor:
     Raises:
         UserError: if it has other rows.
     """
-    if batch.loss_mask is not None and feature.ndim >= 3 and feature.shape[:2] == batch.loss_mask.shape:
+    if isinstance(batch, SequenceBatch) and feature.ndim >= 3 and feature.shape[:2] == batch.loss_mask.shape:
         return feature[batch.loss_mask]
     if feature.ndim >= 2 and len(feature) == len(batch):
         return feature

@@ -8,13 +8,13 @@ from torch.nn import functional as F
 from typing_extensions import override
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, dense
+from kdlab.functional import Batch, Outputs, SequenceBatch, dense
 from kdlab.losses.response.soft_term import SoftTerm
 
 
 def picked_rows(hidden: Tensor, batch: Batch) -> Tensor:
     """Hidden states (rows, d), from (rows, d) or (B, T, d)."""
-    if hidden.ndim == 3 and batch.loss_mask is not None and hidden.shape[:2] == batch.loss_mask.shape:
+    if hidden.ndim == 3 and isinstance(batch, SequenceBatch) and hidden.shape[:2] == batch.loss_mask.shape:
         return hidden[batch.loss_mask]
     if hidden.ndim == 2 and len(hidden) == len(batch):
         return hidden

@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from kdlab.errors import UserError
-from kdlab.functional import Batch
+from kdlab.functional import Batch, SequenceBatch
 
 
 class SequenceSpan(NamedTuple):
@@ -68,7 +68,7 @@ def sequences(batch: Batch) -> list[SequenceSpan]:
     """
     inputs = batch.inputs
     name = "decoder_input_ids" if isinstance(inputs, dict) and "decoder_input_ids" in inputs else "input_ids"
-    if not isinstance(inputs, dict) or name not in inputs or batch.loss_mask is None:
+    if not isinstance(inputs, dict) or name not in inputs or not isinstance(batch, SequenceBatch):
         raise UserError(
             "teacher.cache", "a batch without token ids; accepted by a cache of tokens: sequences of tokens"
         )

@@ -11,7 +11,14 @@ import torch
 from helpers.tiny import FEW, curve, train, weights
 from kdlab.errors import UserError
 from kdlab.experiment.distill import recipe
-from kdlab.functional import Batch, Outputs, channel_correlation, correlation_congruence, similarity_preserving
+from kdlab.functional import (
+    Batch,
+    Outputs,
+    SequenceBatch,
+    channel_correlation,
+    correlation_congruence,
+    similarity_preserving,
+)
 from kdlab.functional.relation import rkd
 from kdlab.losses import (
     ChannelCorrelation,
@@ -241,7 +248,9 @@ def test_pairs_of_layers_are_summed_and_positions_of_sequences_are_rows(name):
     where = torch.tensor([[True, True, False], [True, True, True]])
     long_s, long_t = torch.zeros(2, 3, 4), torch.zeros(2, 3, 3)
     long_s[where], long_t[where] = s, t
-    picked = make("a", "b")(*outputs(long_s, long_t), batch(5, loss_mask=where))
+    picked = make("a", "b")(
+        *outputs(long_s, long_t), SequenceBatch(torch.zeros(5, 1), torch.zeros(5).long(), loss_mask=where)
+    )
     torch.testing.assert_close(picked, value(make("a", "b"), s, t))
 
 

@@ -20,7 +20,7 @@ import torch
 from helpers.paths import ROOT
 from helpers.text_cases import VOCAB, lines_of, padded, sentence, sentences
 from kdlab.errors import UserError
-from kdlab.functional import Batch, Outputs, Projected, Sampled, Sparse
+from kdlab.functional import Batch, Outputs, Projected, Sampled, SequenceBatch, Sparse
 from kdlab.losses import KL, CrossEntropy, Objective, ReverseKL
 from kdlab.teachers import Teacher, TokenCache, TokenManifest, TokenWriter, tail_mass, write_tokens
 from kdlab.teachers.cache import token_files as files
@@ -186,7 +186,7 @@ def test_encoder_inputs_belong_to_the_key(kind):
         name = "input_ids" if kind == "text" else "input_features"
         ids = torch.tensor([answer])
         inputs = {name: source, "attention_mask": mask, "decoder_input_ids": ids}
-        batch = Batch(inputs, ids[0], loss_mask=torch.ones_like(ids, dtype=torch.bool))
+        batch = SequenceBatch(inputs, ids[0], loss_mask=torch.ones_like(ids, dtype=torch.bool))
         return [s.key for s in sequences(batch)]
 
     source = torch.tensor([[7, 8, 9, 0]]) if kind == "text" else torch.randn(1, 3, 4)
