@@ -67,7 +67,7 @@ class MadeRows(BatchTransform):
         Raises:
             UserError: if no live network teaches.
         """
-        net = getattr(teacher, "net", None)
+        net = teacher and teacher.net
         if not isinstance(net, nn.Module):
             raise UserError("batch_transform", "rows made after a teacher, and no network teaches live", "teacher=NAME")
         device = batch.targets.device

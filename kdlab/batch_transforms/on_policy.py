@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Literal, get_args
@@ -15,7 +15,8 @@ from kdlab.data.rng import Draws, fold, seed_of
 from kdlab.data.text.sequence import ANSWER, TEXT
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, Schedule, SequenceBatch, StepTotals, schedule
-from kdlab.models.transformers.generation import continuations
+from kdlab.models.transformers.generation import encoder_rows, generate
+from kdlab.teachers import Teacher
 
 Writer = Literal["student", "teacher"]
 
@@ -124,7 +125,7 @@ class GeneratedText(BatchTransform):
         Raises:
             UserError: for packed batches, or a teacher that should write and cannot.
         """
-        if self.writer == "teacher" and getattr(teacher, "unlike", False):
+        if self.writer == "teacher" and isinstance(teacher, Teacher) and teacher.own_tokenizer:
             raise UserError(
                 "batch_transform.writer",
                 "teacher, and its tokenizer is not the student's",
@@ -136,7 +137,7 @@ class GeneratedText(BatchTransform):
         curves["own"] = torch.tensor(float(own), device=device)
         if not own:
             return batch, curves
-        teaching = teacher if isinstance(teacher, nn.Module) else getattr(teacher, "net", None)
+        teaching = teacher.net if isinstance(teacher, Teacher) else teacher
         net = student if self.writer == "student" else teaching
         if not isinstance(net, nn.Module):
             raise UserError("batch_transform.writer", "teacher, and no network teaches", "student, or a live teacher")
@@ -189,7 +190,7 @@ class GeneratedText(BatchTransform):
         missing = [number for number, text in enumerate(kept) if text is None]
         asked = [starts[number] for number in missing]
         examples = torch.tensor([start.example for start in asked], dtype=torch.int64, device=device)
-        new = written(
+        new = generate(
             net,
             [start.prompt for start in asked],
             new_tokens=self.new_tokens,
@@ -199,8 +200,8 @@ class GeneratedText(BatchTransform):
             vocab_size=self.vocab_size,
             temperature=self.temperature,
             top_p=self.top_p,
-            draws=Draws(fold(seed_of(seed, "own text", step), examples)),
-            source=sources(batch.inputs, [start.row for start in asked]),
+            uniform=Draws(fold(seed_of(seed, "own text", step), examples)).uniform,
+            source=encoder_rows(batch.inputs, [start.row for start in asked]),
         )
         torch.clear_autocast_cache()  # weights cast without gradients are no good to the training step that follows
         if self._kept.room:
@@ -319,56 +320,6 @@ class _Buffer:
             self._entries[example] = (step, prompt.clone(), text.clone())
 
 
-def written(
-    net: nn.Module,
-    prompts: Sequence[Tensor],
-    *,
-    new_tokens: int,
-    context: int,
-    eos_id: int | None,
-    pad_id: int,
-    vocab_size: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    draws: Draws | None = None,
-    source: Sequence[Tensor] | None = None,
-) -> list[Tensor]:
-    """What ``net`` writes after each prompt: at least one token, at most what fits.
-
-    Args:
-        net: a language model.
-        prompts: (n,) int64 each, on its device.
-        new_tokens: of each continuation, at most.
-        context: tokens that ``net`` can read; the last one written need not be read.
-        eos_id: ends a continuation, and is part of it; None: nothing ends it.
-        pad_id: fills up.
-        vocab_size: ids from here on are never written.
-        temperature: of the drawing; 0 takes the most probable token.
-        top_p: see ``temperature``.
-        draws: each prompt's random numbers; number i is for the i-th new token.
-        source: what an encoder is given, one by prompt.
-
-    Raises:
-        UserError: if a prompt leaves no room.
-    """
-    limits = [min(new_tokens, context + 1 - len(prompt)) for prompt in prompts]
-    if limits and min(limits) < 1:
-        longest = max(len(prompt) for prompt in prompts)
-        raise UserError("data.context", f"{context} leaves no room after a prompt of {longest} tokens", "more")
-    return continuations(
-        net,
-        prompts,
-        new_tokens=limits,
-        eos_id=eos_id,
-        pad_id=pad_id,
-        temperature=temperature,
-        top_p=top_p,
-        uniform=None if draws is None else draws.uniform,
-        source=source,
-        classes=vocab_size,
-    )
-
-
 def _chance(seed: int, name: str, step: int) -> float:
     """A number in [0, 1) that belongs to (seed, name, step)."""
     return float(Draws(fold(seed_of(seed, name), torch.tensor([step]))).uniform(0))
@@ -376,19 +327,6 @@ def _chance(seed: int, name: str, step: int) -> float:
 
 def _name(batch: Batch) -> str:
     return "decoder_input_ids" if "decoder_input_ids" in batch.inputs else "input_ids"
-
-
-def sources(inputs: Any, rows: Sequence[int]) -> list[Tensor] | None:
-    """What the encoder is given in some rows of a batch's inputs; None without an encoder.
-
-    Each is (m,) ids without pads, or (F, m) features.
-    """
-    if "decoder_input_ids" not in inputs:
-        return None
-    if "input_features" in inputs:
-        return [inputs["input_features"][row] for row in rows]
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    return [ids[row] if mask is None else ids[row][mask[row].bool()] for row in rows]
 
 
 def _prompts(batch: SequenceBatch) -> Tensor:

@@ -12,7 +12,7 @@ _LAZY = {
     "unread": "kdlab.experiment.reading",
     "Experiment": "kdlab.experiment.schema",
 }
-"""Public name → the module it comes from."""
+"""Map of public name → the module it comes from."""
 
 
 def __getattr__(name: str) -> Any:

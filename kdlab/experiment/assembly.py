@@ -1,4 +1,4 @@
-"""The parts of one fit, put together once: what checks look at, what is trained, and what is measured."""
+"""Assembly of the parts of one fit, made once: for checks, for training, and for measuring."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from kdlab.training import TrainerConfig
 
 @dataclass
 class Assembly:
-    """What an experiment, or one stage of it, comes to before anything trains."""
+    """Parts of an experiment, or of one stage of it, before anything trains."""
 
     experiment: Experiment
-    """The experiment, its student normalising inputs as the weights do that it starts from."""
+    """Experiment whose student normalises inputs as the weights do that it starts from."""
     data: DataModule
     task: Task
     objective: Objective
-    """The objective, without what it makes for the layers of particular networks."""
+    """Objective, without what it makes for the layers of particular networks."""
     trainer: TrainerConfig
     note: str = ""
-    """Line for the log, of what was changed to make the parts fit; empty where nothing was."""
+    """Line for the log about what was changed to make the parts fit; empty where nothing was."""
 
     def student(self) -> nn.Module:
         """Build a fresh student; its first weights are a function of the experiment's seed."""
@@ -47,11 +47,11 @@ class Assembly:
 
     @cached_property
     def batch_transform(self) -> BatchTransform | None:
-        """What replaces the batches of training; None for the data's own."""
+        """Transform that replaces the batches of training; None for the data's own."""
         return build.batch_transform(self.experiment.batch_transform, self.data)
 
     def auxiliary(self, student: nn.Module) -> Auxiliary | None:
-        """Build what trains beside a student; None where nothing does."""
+        """Build the auxiliary network that trains beside a student; None where there is none."""
         return build.auxiliary(self.experiment, student, self.data)
 
     def method(
@@ -65,8 +65,8 @@ class Assembly:
 
         Args:
             student: network that trains.
-            teacher: teacher; None where nobody else teaches.
-            auxiliary: what trains beside it.
+            teacher: teacher; None where there is none.
+            auxiliary: auxiliary network that trains beside it.
             objective: objective to use up; None is this assembly's own.
         """
         objective = self.objective if objective is None else objective

@@ -1,4 +1,4 @@
-"""The baseline of a run: the same student by the same steps, without its teacher."""
+"""Baseline of a run: the same student by the same steps, without its teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger("kdlab")
 
 
 def first_is_baseline(stages: Sequence[Stage]) -> bool:
-    """Whether the first stage is what a baseline would be: nobody taught it, and the last has no more than it had."""
+    """Return whether the first stage can serve as the baseline: untaught, with the same budget as the last stage."""
     first, last = stages[0].experiment, stages[-1].experiment
     if len(stages) == 1 or stages[0].lesson is not None or last.init != "fresh":
         return False
@@ -34,11 +34,11 @@ def first_is_baseline(stages: Sequence[Stage]) -> bool:
 
 
 def get_or_train_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -> list[StoredModel]:
-    """The student of a run, trained by the same steps on labels alone; each fit is kept in the store.
+    """Train the student of a run by the same steps on labels alone, or load it; each fit is kept in the store.
 
-    Where somebody teaches, it starts from what the student started from (every stage alike), and has its adapters;
-    where that was its teacher's classifier alone, it starts from random weights, and trains all of them. A student that
-    nobody teaches is held against the same one from random weights. Stages that go on from each other and differ in
+    Where there is a teacher, it starts from what the student started from (every stage alike), and has its adapters;
+    where that was its teacher's classifier alone, it starts from random weights, and trains all of them. A student
+    without a teacher is compared with the same one from random weights. Stages that go on from each other and differ in
     nothing but their teacher are one fit of as many epochs.
 
     Returns:
@@ -77,7 +77,7 @@ def get_or_train_baseline(stages: Sequence[Stage], choices: Mapping[str, str]) -
 
 
 def _going_on(recipe: Recipe, experiment: Experiment, data: DataModule, name: str) -> tuple[Recipe, Path | None]:
-    """The recipe of a baseline that is trained in the same parts as its student, and the folder of its first part."""
+    """Return the recipe of a baseline trained in the same parts as its student, and the folder of its first part."""
     old = before(experiment)
     if old is None:
         return recipe, None
@@ -93,7 +93,7 @@ def _going_on(recipe: Recipe, experiment: Experiment, data: DataModule, name: st
 
 @dataclass
 class _Fit:
-    """One fit of a baseline."""
+    """Fit of a baseline: the stage it stands for, its recipe, and the number of steps of that stage."""
 
     stage: Stage
     recipe: Recipe
@@ -101,7 +101,7 @@ class _Fit:
 
 
 def _fits(stages: Sequence[Stage], recipes: Sequence[Recipe]) -> list[_Fit]:
-    """The fits of a baseline, from the last fresh start on; the first takes the steps of all that came before."""
+    """Return the fits of a baseline, from the last fresh start on; the first takes the steps of all before it."""
     fits: list[_Fit] = []
     for stage, recipe in zip(stages, recipes, strict=True):
         goes_on = bool(fits) and stage.experiment.init == "previous"
@@ -119,14 +119,14 @@ def _fits(stages: Sequence[Stage], recipes: Sequence[Recipe]) -> list[_Fit]:
 
 
 def _labels_alone(experiment: Experiment) -> bool:
-    """Whether a fit without a teacher learns from nothing but the labels of the data's own rows."""
+    """Return whether a fit without a teacher learns from nothing but the labels of the data's own rows."""
     if experiment.method_name != "FineTune" or experiment.batch_transform is not None:
         return False
     return all(term.role == "label" for term in build.objective(experiment.loss).terms.values())
 
 
 def without_teacher(experiment: Experiment, data: DataModule) -> Recipe | None:
-    """What is left of one fit without its teacher: the same student, data, seed and steps, and the labels.
+    """Return the recipe of one fit without its teacher: the same student, data, seed and steps, and the labels.
 
     It has no auxiliary, and takes rows as they come. Where only some rows have labels, its batches hold labelled rows
     only. None where none has.
@@ -154,9 +154,9 @@ def without_teacher(experiment: Experiment, data: DataModule) -> Recipe | None:
 
 
 def _label_terms(experiment: Experiment) -> dict[str, Any]:
-    """What the experiment's own loss says about labels, such as label smoothing; schedules of alpha left out.
+    """Return the label terms of the experiment's loss, such as label smoothing; schedules of alpha are left out.
 
-    Where it says nothing about them, or at weight 0, the labels are learned as teachers learn them.
+    Where it has none, or only at weight 0, these are the terms by which teachers learn.
     """
     terms: dict[str, Any] = dict(build.objective(experiment.loss).terms.items())
     own = [name for name, term in terms.items() if term.role == "label" and not term.auxiliary and term.weight.range[1]]

@@ -1,4 +1,4 @@
-"""Building what an experiment names: data, networks, objective, method."""
+"""Construction of what an experiment names: data, networks, objective, method."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ from kdlab.training.checkpoints import read_checkpoint
 log = logging.getLogger("kdlab")
 
 STARTS: Mapping[str, type[NetworkStep]] = {"layer_subset": LayerSubset, "teacher_head": TeacherHead}
-"""``init`` → the step that it stands for, beside those that load all weights."""
+"""Map of ``init`` → the step that it stands for, beside those that load all weights."""
 
 RESET_FOR_TEACHER = {"labels": None, "fraction": None, "unlabelled_ratio": None, "pairing": None, "views": None}
-"""What a teacher's data do not take over from the student's, unless told to: it sees every label, in new views, as they
-come."""
+"""Settings that a teacher's data do not take from the student's by default: it sees every label, in new views."""
 
 
 def data(config: Mapping[str, Any], seed: int) -> DataModule:
-    """A data module; ``seed`` is that of the order and of augmentation.
+    """Build a data module; ``seed`` is that of the order and of augmentation.
 
     The last three (a student's, its teacher's, and of what it starts from) are kept: a check, the run after it, and
     the jobs of a sweep read the same files once.
@@ -60,7 +59,7 @@ def _data(text: str, seed: int, folder: str, allowed: object) -> Any:
 
 
 def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """The student's data with every label, and ``over`` laid on top."""
+    """Return the student's data with every label, overridden by ``over``."""
     whole = {k: RESET_FOR_TEACHER.get(k, v) for k, v in config.items()}
     if over.get("labels") is not None and "unlabelled_ratio" in whole:
         whole["unlabelled_ratio"] = (
@@ -72,14 +71,14 @@ def teacher_data(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str
 def network(
     config: Mapping[str, Any], data: DataModule, seed: int, key: str, offers: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A network for the classes and inputs of ``data``; its first weights are a function of ``seed``.
+    """Build a network for the classes and inputs of ``data``; its first weights are a function of ``seed``.
 
     Args:
-        config: the mapping of the network.
-        data: what it is for.
-        seed: of its first weights.
-        key: the config key of ``config``, for messages.
-        offers: what its constructor may want to know; None is what ``data`` offer.
+        config: mapping of the network.
+        data: data module that the network is for.
+        seed: seed of its first weights.
+        key: config key of ``config``, for messages.
+        offers: keyword arguments that its constructor may take; None is what ``data`` offer.
 
     Raises:
         UserError: if it takes pictures and the data are a table, or what its constructor refuses.
@@ -109,7 +108,7 @@ def _unlike(key: str, config: Mapping[str, Any], wanted: str, data: DataModule, 
 
 
 def task(config: Mapping[str, Any], data: DataModule) -> Task:
-    """The task of ``data``.
+    """Build the task of ``data``.
 
     Raises:
         UserError: if the task reads another kind of data.
@@ -127,18 +126,18 @@ def task(config: Mapping[str, Any], data: DataModule) -> Task:
 
 
 def objective(config: Mapping[str, Any], data: DataModule | None = None) -> Objective:
-    """The objective of a ``loss`` mapping; of each task of ``data``, where it has several."""
+    """Build the objective of a ``loss`` mapping; for each task of ``data``, where it has several."""
     return builder.build(config, "loss", slot="loss", offer={"tasks": task_weights(data)})
 
 
 def labels_only(terms: Mapping[str, Any], data: DataModule) -> Objective:
-    """The objective of teachers and baselines: label terms alone."""
+    """Build the objective of teachers and baselines: label terms alone."""
     built = {name: builder.build(term, f"loss.terms.{name}", slot="term") for name, term in terms.items()}
     return Objective(built, tasks=task_weights(data))
 
 
 def task_weights(data: DataModule | None) -> dict[str, float] | None:
-    """How much each of several tasks counts; None for one task."""
+    """Return the weight of each of several tasks; None for one task."""
     tasks = data.tasks if data is not None else None
     return {name: one.weight for name, one in tasks.items()} if tasks else None
 
@@ -152,7 +151,7 @@ def method(
     batches: Any = None,
     auxiliary: Auxiliary | None = None,
 ) -> Method:
-    """The LightningModule of an experiment."""
+    """Build the LightningModule of an experiment."""
     scheduler = experiment.scheduler
     try:
         return builder.build(
@@ -174,10 +173,10 @@ def method(
 
 
 def student_steps(experiment: Experiment, repeats: Sequence[Mapping[str, Any]] = ()) -> dict[str, NetworkStep]:
-    """The steps that a student goes through: what it starts from, then what is configured.
+    """Build the steps that a student goes through: what it starts from, then what is configured.
 
     Args:
-        experiment: its ``init``, ``steps`` and ``adapter`` say which.
+        experiment: experiment whose ``init``, ``steps`` and ``adapter`` name the steps.
         repeats: recorded steps of the network whose weights it starts from.
 
     Returns:
@@ -192,13 +191,13 @@ def student_steps(experiment: Experiment, repeats: Sequence[Mapping[str, Any]] =
 
 
 def configured_steps(steps: Sequence[Mapping[str, Any]], adapter: Mapping[str, Any] | None) -> dict[str, NetworkStep]:
-    """The steps of a config: those of ``steps``, and the adapter; config key → step, in order."""
+    """Build the steps of a config: those of ``steps``, and the adapter; config key → step, in order."""
     made = {key: builder.build(one, key, slot="step") for key, one in ((f"steps[{n}]", o) for n, o in enumerate(steps))}
     return made if adapter is None else {**made, "adapter": builder.build(adapter, "adapter", slot="step")}
 
 
 def auxiliary(experiment: Experiment, student: nn.Module, data: DataModule) -> Auxiliary | None:
-    """What trains beside the student; its first weights are a function of the experiment's seed.
+    """Build what trains beside the student; its first weights are a function of the experiment's seed.
 
     Raises:
         UserError: if the data are no rows, or what its constructor refuses.
@@ -227,14 +226,14 @@ def _of(config: Mapping[str, Any]) -> str:
 
 
 def batch_transform(config: Mapping[str, Any] | None, data: DataModule) -> BatchTransform | None:
-    """What puts other rows or sequences in the place of the data's; None for the data's own."""
+    """Build the transform that replaces the data's rows or sequences; None for the data's own."""
     if config is None:
         return None
     return builder.build(config, "batch_transform", slot="batch_transform", offer={**data.network_kwargs, "data": data})
 
 
 def make_optimizer(config: Mapping[str, Any]) -> Any:
-    """A function from parameters to an optimizer."""
+    """Return a function from parameters to an optimizer."""
     return partial(_optimizer, dict(config))
 
 
@@ -243,12 +242,12 @@ def _optimizer(config: Mapping[str, Any], params: list) -> torch.optim.Optimizer
 
 
 def trainer(config: Mapping[str, Any]) -> TrainerConfig:
-    """How training runs, of a ``trainer`` mapping."""
+    """Build the trainer settings of a ``trainer`` mapping."""
     return builder.build(config, "trainer", slot="trainer")
 
 
 def dry_run(experiment: Experiment) -> None:
-    """Build what needs no data, so that a value out of range is said before anything is written.
+    """Build what needs no data, so that a value out of range is reported before anything is written.
 
     Raises:
         UserError: what a constructor refuses.
@@ -276,14 +275,14 @@ def _recipe(recipe: Any) -> None:
 
 
 def loggers(config: Mapping[str, Any] | None, folder: Path, name: str) -> list:
-    """Lightning loggers for one fit: always ``curves.jsonl``, and the configured one."""
+    """Build the Lightning loggers of one fit: always ``curves.jsonl``, and the configured one."""
     last = folder / "checkpoints" / "last.ckpt"
     done = int(read_checkpoint(last)["global_step"]) if last.exists() else 0
-    found: list = [CurvesFile(folder / "curves.jsonl", done)]
+    made: list = [CurvesFile(folder / "curves.jsonl", done)]
     if config is not None:
         built = builder.build(config, "logger", slot="logger", folder=folder, name=name)
         if isinstance(built, TensorBoardLogger):
-            found.append(Layout(built))
+            made.append(Layout(built))
         if built is not None:
-            found.append(built)
-    return found
+            made.append(built)
+    return made

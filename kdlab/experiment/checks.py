@@ -1,4 +1,4 @@
-"""Everything that can be known to be wrong before anything is trained or written."""
+"""Checks of everything that can be known to be wrong before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ from kdlab.training import evaluate
 log = logging.getLogger("kdlab")
 
 CHECKPOINT_ROOM = 8
-"""Sizes of the student that a run folder may take: weights, two optimizer states, best, last, one being written."""
+"""Number of copies of the student that a run folder may hold: weights, optimizer states, best, last, one in writing."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what was looked at, whether it is well, and what was found."""
+    """Result of a check: its name, whether it passed, and what was found."""
 
     name: str
     ok: bool
@@ -60,9 +60,9 @@ def preflight(config: Mapping[str, Any], deep: bool = False) -> list[Finding]:
     """Assemble one experiment (or one stage of it) and check it; nothing is trained or written.
 
     Args:
-        config: resolved and plain.
-        deep: look further than each run does (a teacher's checkpoint must beat chance, every loader must give a
-            batch), and return what is wrong as the last finding instead of raising it.
+        config: configuration, resolved and plain.
+        deep: whether to look further than each run does (a teacher's checkpoint must beat chance, every loader must
+            give a batch), and to return what is wrong as the last finding instead of raising it.
 
     Raises:
         UserError: the first thing that is wrong, unless ``deep``.
@@ -93,7 +93,7 @@ def assemble_checked(experiment: Experiment) -> Assembly:
 
 
 def check_values(experiment: Experiment) -> None:
-    """Check what needs no data: values that constructors refuse.
+    """Check values that need no data, as constructors do.
 
     Raises:
         UserError: the first of them.
@@ -107,11 +107,11 @@ def check(parts: Assembly, deep: bool = False) -> Iterator[tuple[str, str]]:
     """Check that the parts of an assembly fit together, on copies of what checks would use up.
 
     Args:
-        parts: the assembly.
+        parts: assembly to check.
         deep: see :func:`preflight`.
 
     Yields:
-        What was looked at, and what was found.
+        The name of each check, and its result in words.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -185,7 +185,7 @@ def _check_together(
     members: Sequence[nn.Module],
     known: Teacher | None,
 ) -> Iterator[tuple[str, str]]:
-    """Run two rows through all that trains or teaches."""
+    """Run two rows through all networks that train or teach, together."""
     experiment, data, task = parts.experiment, parts.data, parts.task
     # the student's own past, or the stage before: a network like the student stands in for it
     stands_in = teacher is None and (experiment.past_teaches or experiment.previous_teaches)
@@ -228,7 +228,7 @@ def _teacher(experiment: Experiment, data: DataModule, vocabulary_agnostic: bool
 
 
 def _members(experiment: Experiment, data: DataModule, task: Task, objective: Objective) -> list[nn.Module]:
-    """Each of several teachers as a single one; none where there is one, or nobody teaches."""
+    """Return the network of each of several teachers; none where there is one teacher, or none at all."""
     wanted = experiment.teacher
     learned = any(getattr(term, "reads_members", False) for term in objective.terms.values())
     if wanted is None or wanted.kind != "several":
@@ -271,7 +271,7 @@ def _members(experiment: Experiment, data: DataModule, task: Task, objective: Ob
 
 
 def _classes_of_members(experiment: Experiment, data: DataModule, task: Task) -> list[int]:
-    """How many classes each of several teachers must know: those of its task, or all the same."""
+    """Return the number of classes that each of several teachers must know: those of its task, or all the same."""
     assert experiment.teacher is not None
     if experiment.teacher.weighting != "tasks":
         return [task.num_classes] * len(each_member(experiment))
@@ -286,7 +286,7 @@ def _classes_of_members(experiment: Experiment, data: DataModule, task: Task) ->
 
 
 def _start(parts: Assembly, student: nn.Module, teacher: nn.Module | None) -> nn.Module:
-    """Let the steps that need no other fit change the student; returns the network that would train."""
+    """Apply the steps that need no other fit to the student, and return the network that would train."""
     experiment, data = parts.experiment, parts.data
     pretrained = find_pretrained(experiment, data, parts.trainer, {})
     if pretrained is not None and experiment.pretrained is not None and experiment.pretrained.checkpoint is None:
@@ -313,20 +313,20 @@ def _start(parts: Assembly, student: nn.Module, teacher: nn.Module | None) -> nn
 
 
 def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data: DataModule) -> None:
-    """Run two rows through all that train or teach, so that a wrong layer, shape or class count shows now."""
+    """Run two rows through all networks that train or teach, so that a wrong layer, shape or class count shows now."""
     objective = method.objective
     rows: Batch = next(iter(data.ordered_loader("train", batch_size=2))).to("cpu")
     rows.partner = torch.tensor([1, 0])[: len(rows)] if data.classified else None  # a source may give others
     with torch.no_grad():
-        theirs = None if teacher is None else _named("teacher_layer", objective, lambda: teacher(rows))
-        ours = _named("student_layer", objective, lambda: method.dry_forward(rows))
+        teacher_outputs = None if teacher is None else _named("teacher_layer", objective, lambda: teacher(rows))
+        student_outputs = _named("student_layer", objective, lambda: method.dry_forward(rows))
         objective.setup(method.student, net, data.counts["train"])
-        objective.prepare(ours, theirs)
-        objective(ours, theirs, rows)
+        objective.prepare(student_outputs, teacher_outputs)
+        objective(student_outputs, teacher_outputs, rows)
 
 
 def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
-    """Do what may miss a layer, and lead the mistake with the key of the term that names it."""
+    """Do what may miss a layer, and put the key of the term that names it before the error."""
     try:
         return action()
     except UserError as error:
@@ -363,20 +363,20 @@ def _beats_chance(
     known: Teacher = FrozenTeacher(teacher, task)
     if data.tasks and isinstance(label := wanted.data.get("label"), str):
         known = TasksTeacher({label: known})
-    found = evaluate(task, known, loader, split=split)
-    score, chance = found[task.score], task.chance
+    measures = evaluate(task, known, loader, split=split)
+    score, chance = measures[task.score], task.chance
     form = ".1%" if task.greater else ".4g"
-    said = f"{task.score} {score:{form}} on the {split} split (chance is {chance:{form}})"
+    text = f"{task.score} {score:{form}} on the {split} split (chance is {chance:{form}})"
     if score < 1.5 * chance if task.greater else 1.5 * score > chance:
         raise UserError(
             "teacher.checkpoint",
-            f"{wanted.checkpoint} has {said}",
+            f"{wanted.checkpoint} has {text}",
             (
                 "weights for these classes in this order, with their input normalisation "
                 "(teacher.net.mean, teacher.net.std) or tokenizer"
             ),
         )
-    yield "teacher's score", said
+    yield "teacher's score", text
 
 
 def _room(experiment: Experiment, *nets: nn.Module) -> None:

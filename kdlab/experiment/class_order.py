@@ -1,4 +1,4 @@
-"""Names of classes: whether two lists are of the same classes, and bringing a network into the order of one."""
+"""Names of classes: comparison of two lists, and reordering of a network's classes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kdlab.functional import Outputs
 from kdlab.models.transforms.surgery import head_of, reorder_classes
 
 SHOWN = 12
-"""Names of classes that a message shows."""
+"""Largest number of class names that a message shows."""
 
 
 def classified_alone(data: DataModule) -> bool:
-    """Whether data are rows of one task, whose classes have names."""
+    """Return whether data are rows of one task, whose classes have names."""
     return data.classified and not data.tasks
 
 
 def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
-    """For each name in ``want`` its place in ``have``; None where they are alike already, or hold other names.
+    """Return for each name in ``want`` its place in ``have``; None where the order is the same, or the names differ.
 
     >>> permutation(["neg", "pos"], ["pos", "neg"])
     [1, 0]
@@ -35,7 +35,7 @@ def permutation(have: Sequence[str], want: Sequence[str]) -> list[int] | None:
 
 
 def numbered(names: Sequence[str], others: Sequence[str]) -> bool:
-    """Whether names are the numbers that classes without a name get, and the others say more than that."""
+    """Return whether names are the numbers of unnamed classes, while the others are real names."""
     return list(names) == [str(n) for n in range(len(names))] and not any(_is_number(name) for name in others)
 
 
@@ -48,7 +48,7 @@ def _is_number(name: str) -> bool:
 
 
 def same_classes(have: Sequence[str], want: Sequence[str], data: DataModule, task: str) -> str:
-    """What to type so that data and network know the same classes."""
+    """Return advice on how to give data and network the same classes, for a message."""
     whole = "the run of a network for the same classes"
     if not task and len(have) > 1 and (set(have) < set(want) or data.chosen):
         return f"{argument('data.classes', have)}, or {whole}"
@@ -58,7 +58,7 @@ def same_classes(have: Sequence[str], want: Sequence[str], data: DataModule, tas
 
 
 def reordered(net: nn.Module, order: Sequence[int], data: DataModule, task: str = "") -> bool:
-    """Bring a network's classes into another order, in place, and see that its answers follow.
+    """Bring a network's classes into another order, in place, and check that its outputs follow.
 
     Returns:
         Whether they do; where they do not, the network is as it was.
@@ -85,11 +85,11 @@ def reordered(net: nn.Module, order: Sequence[int], data: DataModule, task: str 
 
 
 def _answer(net: nn.Module, inputs: Any, task: str) -> torch.Tensor:
-    said = Outputs.of(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
-    return said.heads[task] if task else said.logits
+    outputs = Outputs.of(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
+    return outputs.heads[task] if task else outputs.logits
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names of classes for a message, the first of many."""
+    """Return names of classes for a message, the first of many."""
     shown = ", ".join(names[:SHOWN])
     return shown + (f", ... ({len(names)} in all)" if len(names) > SHOWN else "")

@@ -1,4 +1,4 @@
-"""Whether the parts of an experiment belong together: its source of rows, auxiliary, terms and tasks."""
+"""Checks that the parts of an experiment belong together: its batch transform, auxiliary, terms and tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdlab.models.transforms.auxiliary import Auxiliary
 
 
 def check_tasks(experiment: Experiment, data: DataModule) -> None:
-    """Whether the experiment can have several tasks at once, where the data have."""
+    """Check that the experiment can have several tasks at once, where the data have."""
     if not data.tasks:
         return
     several = f"and data.label names several tasks ({', '.join(data.tasks)})"
@@ -68,8 +68,8 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
             "batch_transform", "the teacher's text, and there is no teacher", "teacher=NAME, or batch_transform=none"
         )
     if source.teacher_writes and teacher is not None and objective.vocabulary_agnostic:
-        theirs = data_in_teacher_tokens(experiment).tokenizer
-        if theirs.fingerprint != data.tokenizer.fingerprint:
+        tokenizer = data_in_teacher_tokens(experiment).tokenizer
+        if tokenizer.fingerprint != data.tokenizer.fingerprint:
             raise UserError(
                 "batch_transform",
                 "the teacher's text, and it writes tokens of its own",
@@ -82,7 +82,7 @@ def check_source(parts: Assembly, teacher: nn.Module | None) -> None:
 def _check_row_transform(
     experiment: Experiment, source: BatchTransform, data: DataModule, teacher: nn.Module | None
 ) -> None:
-    """Whether what changes or makes rows has rows, and the teacher that it asks."""
+    """Check that a transform of rows has rows, and the teacher that it needs."""
     assert experiment.batch_transform is not None
     name = _name(experiment.batch_transform)
     if not data.classified:
@@ -104,7 +104,7 @@ def _check_row_transform(
 
 
 def _partners(experiment: Experiment, objective: Objective, source: BatchTransform | None) -> None:
-    """Whether rows have partners where a term compares each with its own."""
+    """Check that rows have partners where a term compares each with its own."""
     for name, term in objective.terms.items():
         if term.pairing:  # partners that data gives
             continue
@@ -119,7 +119,7 @@ def _partners(experiment: Experiment, objective: Objective, source: BatchTransfo
 
 
 def check_beside(experiment: Experiment, auxiliary: Auxiliary | None, objective: Objective) -> None:
-    """Whether auxiliary, terms and the arrangement of rows belong together."""
+    """Check that auxiliary, terms and the arrangement of rows belong together."""
     there = "" if auxiliary is None else auxiliary.kind
     for name, term in zip(objective.names, objective.terms.values(), strict=True):
         if term.auxiliary and term.auxiliary != there:

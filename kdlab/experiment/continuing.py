@@ -24,16 +24,16 @@ MAY_DIFFER = ("epochs", "optimizer", "scheduler")
 """Keys in which a run may differ from the one whose last state it starts from."""
 
 LAST = Path("checkpoints", "last.ckpt")
-"""Everything that training goes on from, in the folder of a fit."""
+"""Checkpoint that training goes on from, in the folder of a fit."""
 
 
 def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration, with ``continued_from`` where ``resume`` names a run that was trained for fewer epochs.
+    """Return a configuration with ``continued_from`` where ``resume`` names a run trained for fewer epochs.
 
     Where it names a run of the same configuration, that run goes on as it is, and nothing changes here.
 
     Args:
-        config: resolved and plain.
+        config: configuration, resolved and plain.
 
     Raises:
         UserError: if the run differs in a key outside of ``MAY_DIFFER``, has no state to start from, or has been
@@ -51,10 +51,10 @@ def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
         return config | {key: old[key] for key in ("continued_from",) if key in old}
     foreign = [key for key in differing if not key.startswith(MAY_DIFFER)]
     if foreign:
-        said = folders.difference(foreign[0], old, config)
+        difference = folders.difference(foreign[0], old, config)
         raise UserError(
             "resume",
-            f"{run} has another configuration: {said}",
+            f"{run} has another configuration: {difference}",
             (
                 f"the same, or one that differs in nothing but {', '.join(MAY_DIFFER)}, to be "
                 "trained longer from its last state"
@@ -64,13 +64,13 @@ def with_start(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differing(old: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    ours = {key: value for key, value in config.items() if key != "continued_from"}
-    theirs = {key: value for key, value in old.items() if key != "continued_from"}
-    return folders.differing_keys(theirs, ours)
+    configured = {key: value for key, value in config.items() if key != "continued_from"}
+    recorded = {key: value for key, value in old.items() if key != "continued_from"}
+    return folders.differing_keys(recorded, configured)
 
 
 def _start(run: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``continued_from`` says: the run, its epochs, and the hash of its last state."""
+    """Return the value of ``continued_from``: the run, its epochs, and the hash of its last state."""
     for one in (old, config):
         if one.get("stages") or (one.get("method") or {}).get("generations", 1) != 1:
             raise UserError(
@@ -85,9 +85,11 @@ def _start(run: Path, old: Mapping[str, Any], config: Mapping[str, Any]) -> dict
         raise UserError(
             "resume", f"{run} with other epochs, and its snapshots divide the epochs among them", "another method"
         )
-    theirs, ours = (flatten(one).get("optimizer._target_") for one in (old, config))
-    if theirs != ours:
-        raise UserError("optimizer", f"{ours}, and {run} holds the state of {theirs}", "the same with other settings")
+    recorded, configured = (flatten(one).get("optimizer._target_") for one in (old, config))
+    if recorded != configured:
+        raise UserError(
+            "optimizer", f"{configured}, and {run} holds the state of {recorded}", "the same with other settings"
+        )
     try:
         state, done = file_hash(run / LAST), trained_epochs(run / LAST)
     except (OSError, Unreadable) as error:
@@ -102,7 +104,7 @@ def _unreadable(run: Path, error: Exception) -> UserError:
 
 
 def trained_epochs(checkpoint: Path) -> int:
-    """How many whole epochs a checkpoint has seen."""
+    """Return the number of whole epochs that a checkpoint has seen."""
     return epochs_done(read_checkpoint(checkpoint))
 
 
@@ -141,7 +143,7 @@ def copy_training_state(source: Path, folder: Path) -> None:
 
 
 def before(experiment: Experiment) -> Experiment | None:
-    """The experiment whose last state this one starts from; None where it starts by itself, or that run is gone."""
+    """Return the experiment whose last state this one starts from; None without one, or where that run is gone."""
     if experiment.continued_from is None:
         return None
     try:
@@ -152,7 +154,7 @@ def before(experiment: Experiment) -> Experiment | None:
 
 
 def first_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What ``result.json`` records of the run that this one started from; None where it started by itself.
+    """Return what ``result.json`` records of the run that this one started from; None where it started by itself.
 
     Where that run is gone by now, only what was known of it at the start.
     """
@@ -161,15 +163,15 @@ def first_part(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     run = Path(start["run"])
     try:
-        theirs = folders.read_config(run)
+        recorded = folders.read_config(run)
     except UserError:
         return dict(start)
-    old, new = flatten(theirs), flatten(config)
+    old, new = flatten(recorded), flatten(config)
     known = folders.read_result(run) or {}
     return {
         **start,
         "config_hash": known.get("config_hash"),
         "steps": known.get("steps"),
         "seconds": (known.get("seconds") or {}).get("student"),
-        "changed": {key: [old.get(key), new.get(key)] for key in _differing(theirs, config)},
+        "changed": {key: [old.get(key), new.get(key)] for key in _differing(recorded, config)},
     }

@@ -1,4 +1,4 @@
-"""``kdlab.distill``: the same parts in plain Python, with anybody's networks and loaders, and no configuration."""
+"""``kdlab.distill``: the same parts in plain Python, with a user's networks and loaders, and no configuration."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ Loss = str | Sequence[str] | Mapping[str, Term] | Objective
 
 @dataclass(frozen=True)
 class Distilled:
-    """What :func:`distill` came to."""
+    """Result of :func:`distill`."""
 
     student: nn.Module
-    """The student that was passed in, holding the weights of its best epoch, in eval mode."""
+    """Student that was passed in, holding the weights of its best epoch, in eval mode."""
     best_epoch: int
-    """Counted from 0; the last one without validation."""
+    """Number of the best epoch, counted from 0; the last one without validation."""
     val: dict[str, float]
-    """Its measures on the validation loader: ``acc``, ``ce``, ``kl`` at temperature 1, ``agreement``, ..."""
+    """Measures of the student on the validation loader: ``acc``, ``ce``, ``kl`` at temperature 1, ``agreement``, ..."""
     teacher_val: dict[str, float]
-    """The teacher's."""
+    """Measures of the teacher on the validation loader."""
     seconds: float
 
 
@@ -63,25 +63,25 @@ def distill(
     """Train ``student`` to imitate ``teacher``, in place.
 
     Args:
-        student: takes a batch of inputs, returns logits (B, C); for sequences, see :class:`~kdlab.functional.Batch`,
-            takes the inputs as keywords and returns logits of all positions.
-        teacher: likewise, trained; it stays in eval mode and without gradients. Or a :class:`~kdlab.teachers.Teacher`,
-            which answers in a way of its own. None trains by ``loss`` if no term of
+        student: network that takes a batch of inputs and returns logits (B, C); for sequences, see
+            :class:`~kdlab.functional.Batch`, it takes the inputs as keywords and returns logits of all positions.
+        teacher: trained network with the same interface; it stays in eval mode and without gradients. Or a
+            :class:`~kdlab.teachers.Teacher`, which answers in a way of its own. None trains by ``loss`` if no term of
             it needs one (``"mutual"``, ``"label_smoothing"``), else on labels alone.
-        train_loader: anything that can be iterated again and has a length, of ``(inputs, targets)`` pairs or
+        train_loader: iterable with a length that can be iterated again, of ``(inputs, targets)`` pairs or
             :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
-        val_loader: likewise; None keeps the last epoch.
-        loss: a recipe of ``conf/loss`` such as ``"dkd"``, several of them, named terms, or an objective.
-        temperature: a number, a schedule ``{"start": 8, "end": 1, "shape": "cosine"}`` or a
+        val_loader: iterable of the same kind; None keeps the last epoch.
+        loss: name of a recipe of ``conf/loss`` such as ``"dkd"``, several of them, named terms, or an objective.
+        temperature: temperature: a number, a schedule ``{"start": 8, "end": 1, "shape": "cosine"}`` or a
             :class:`~kdlab.losses.Temperature`; None takes 4.
         alpha: share of distillation in [0, 1], a number or a schedule, for recipes that have one.
-        epochs: at least 1.
-        optimizer: makes an optimizer of parameters; None is SGD with Nesterov momentum at 0.05.
+        epochs: number of epochs, at least 1.
+        optimizer: function that makes an optimizer of parameters; None is SGD with Nesterov momentum at 0.05.
         scheduler: course of the learning rate; None is half a cosine down to 0.
-        seed: of dropout and of projectors' first weights. The order of examples is the loader's.
-        folder: where checkpoints go; a fit that finds one there goes on from it. None keeps nothing.
+        seed: seed of dropout and of projectors' first weights. The order of examples is the loader's.
+        folder: folder of the checkpoints; a fit that finds one there goes on from it. None keeps nothing.
         trainer: arguments of :class:`~kdlab.training.TrainerConfig`, such as ``{"accelerator": "cpu"}``.
-        auxiliary: what trains beside the student, for a loss that looks at it, such as
+        auxiliary: network that trains beside the student, for a loss that uses it, such as
             ``kdlab.models.transforms.auxiliary.Peers(student, [another_network])`` for ``loss="mutual"`` or
             ``Exits(student, ["layer1", "layer2"], inputs)`` for ``loss="byot"``.
 
@@ -123,36 +123,36 @@ def distill(
     method = FineTune(**parts) if taught is None else OfflineKD(**parts, teacher=taught)
     with tempfile.TemporaryDirectory() if folder is None else nullcontext(folder) as place:
         fitted = fit(method, data, training, Path(place), epochs)
-    found: dict[str, dict[str, float]] = {"student": {}, "teacher": {}}
+    measures: dict[str, dict[str, float]] = {"student": {}, "teacher": {}}
     if val_loader is not None:
         device = training.device
         student.to(device)
         for name, one in (("student", student), ("teacher", teacher)):
             if one is not None:
                 answers = _answers(task, one) if isinstance(one, nn.Module) else one
-                found[name] = evaluate(task, answers, data.val_dataloader(), device, taught, "val")
-    return Distilled(student.eval(), fitted.best_epoch, found["student"], found["teacher"], fitted.seconds)
+                measures[name] = evaluate(task, answers, data.val_dataloader(), device, taught, "val")
+    return Distilled(student.eval(), fitted.best_epoch, measures["student"], measures["teacher"], fitted.seconds)
 
 
 def recipe(names: str | Sequence[str]) -> dict[str, Any]:
-    """The ``loss`` mapping of one or more recipes in ``conf/loss``.
+    """Return the ``loss`` mapping of one or more recipes in ``conf/loss``.
 
     Raises:
         UserError: for a name that is not there, or two recipes that fill the same term.
     """
     folder = shipped() / "loss"
-    found: dict[str, Any] = {"terms": {}}
+    merged: dict[str, Any] = {"terms": {}}
     for name in [names] if isinstance(names, str) else names:
         path = folder / f"{name}.yaml"
         if not path.is_file():
             raise unknown("loss", name, [p.stem for p in folder.glob("[!_]*.yaml")], "recipe")
         config = read_yaml(path)
-        doubled = set(found["terms"]) & set(config.get("terms", {}))
+        doubled = set(merged["terms"]) & set(config.get("terms", {}))
         if doubled:
             raise UserError("loss", f"{name} fills the term {min(doubled)!r} again", "one recipe for each term")
-        found["terms"].update(config.pop("terms", {}))
-        found.update(config)
-    return found
+        merged["terms"].update(config.pop("terms", {}))
+        merged.update(config)
+    return merged
 
 
 def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
@@ -206,7 +206,7 @@ def _answers(task: Task, net: nn.Module) -> Any:
 
 
 def _task(net: nn.Module, data: _Loaders, device: torch.device) -> Task:
-    """What the first batch is a batch of, and the number of classes that a network answers it with."""
+    """Return the task of the first batch, with the number of classes of the network's logits."""
     training = net.training
     net.to(device).eval()
     batch = next(iter(data.train)).to(device)
@@ -220,7 +220,7 @@ def _task(net: nn.Module, data: _Loaders, device: torch.device) -> Task:
 
 
 class _Batches:
-    """A user's loader as one of batches, with the little that a fit asks of a loader."""
+    """Wrapper of a user's loader that yields batches, with the attributes that a fit needs."""
 
     def __init__(self, loader: Iterable, key: str) -> None:
         if not hasattr(loader, "__len__"):
@@ -251,7 +251,7 @@ def _batch(item: Any, key: str) -> Batch:
 
 
 class _Loaders(SimpleNamespace):
-    """A data module of two loaders."""
+    """Data module of two loaders."""
 
     def __init__(self, train: Iterable, val: Iterable | None, training: TrainerConfig) -> None:
         if training.accumulate > 1:
@@ -265,7 +265,7 @@ class _Loaders(SimpleNamespace):
         self.has_questions = False
 
     def to(self, device: torch.device, *, accumulate: int = 1) -> None:
-        """Nothing to do: Lightning moves each batch."""
+        """Do nothing: Lightning moves each batch."""
 
     def train_dataloader(self) -> _Batches:
         return self.train

@@ -1,4 +1,4 @@
-"""What a student inherited of its teacher's errors: counted at the end of every run, drawn where it is the only one."""
+"""Overlap of the student's errors with its teacher's: counted at the end of every run, drawn for a single run."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from kdlab.tasks import ClassMeasures, Measures
 log = logging.getLogger("kdlab")
 
 Keep = Callable[[str, Measures], None]
-"""Gets a split, and the measures that have counted it."""
+"""Function that receives a split, and the measures that have counted it."""
 
 LARGEST = 2**24
-"""Numbers of one network's logits that are held for pictures (64 MiB); where there are more, ``diagnose`` draws."""
+"""Largest number of one network's logits that are held for pictures (64 MiB); of more, ``diagnose`` draws."""
 
 
 class PredictionRecorder:
-    """What student, teacher and baseline said while they were measured, so that nobody asks them again.
+    """Recorder of the predictions of student, teacher and baseline while they are measured.
 
-    Of tasks other than classification it hears nothing.
+    It records nothing of tasks other than classification.
 
     Args:
-        split: of whose examples.
-        whole: hold the logits, which show how sure a network is; else only the class that each names first.
+        split: split whose examples are recorded.
+        whole: whether to hold the logits, which show how sure a network is; else only the most probable class is held.
     """
 
     def __init__(self, split: str, whole: bool = False) -> None:
@@ -45,7 +45,7 @@ class PredictionRecorder:
         self.logits: dict[str, Tensor] = {}
 
     def of(self, role: str) -> Keep:
-        """What to tell of one network's measures."""
+        """Return the function that receives one network's measures."""
         return partial(self._keep, role)
 
     def _keep(self, role: str, split: str, measures: Measures) -> None:
@@ -60,11 +60,11 @@ class PredictionRecorder:
 
     @property
     def taught(self) -> bool:
-        """Whether a teacher was heard, and a student beside it."""
+        """Whether a teacher was recorded, and a student beside it."""
         return {"student", "teacher"} <= self.first.keys()
 
     def errors(self) -> dict[str, dict[str, Any]]:
-        """Role → its errors, as they stand in ``result.json``; nothing where nobody taught.
+        """Return role → its errors, as they stand in ``result.json``; nothing where there was no teacher.
 
         A number for each of :data:`~kdlab.report.diagnosis.diagnosis.KINDS`. Rows without a label do not count.
         """
@@ -72,19 +72,19 @@ class PredictionRecorder:
             return {}
         known = self.targets != NO_LABEL
         targets, teacher = self.targets[known], self.first["teacher"][known]
-        found: dict[str, dict[str, Any]] = {}
+        errors: dict[str, dict[str, Any]] = {}
         for role in ("student", "baseline"):
             if role in self.first:
                 masks = kinds(self.first[role][known], teacher, targets)
                 counts = {kind: int(mask.sum()) for kind, mask in masks.items()}
-                found[role] = {"split": self.split, "examples": len(targets), **counts}
-        return found
+                errors[role] = {"split": self.split, "examples": len(targets), **counts}
+        return errors
 
 
 def drawable(heard: PredictionRecorder) -> bool:
-    """Whether there is a diagnosis to draw.
+    """Return whether there is a diagnosis to draw.
 
-    Somebody taught, every row has a label (else it is neither right nor wrong), and the logits were held.
+    That needs a teacher, a label of every row (else it is neither right nor wrong), and logits that were held.
     """
     return _compared(heard) and "student" in heard.logits
 
@@ -94,15 +94,15 @@ def _compared(heard: PredictionRecorder) -> bool:
 
 
 def report(folder: Path, heard: PredictionRecorder, stage: Stage, overrides: Sequence[str]) -> None:
-    """Write what ``diagnose`` would into a finished run's folder, from what was heard already.
+    """Write the diagnosis into a finished run's folder, as ``diagnose`` would, from the recorded predictions.
 
-    Whatever goes wrong here is a line in the log: the run has been measured, and is none the worse for it.
+    Any error here is only logged: the run has been measured already.
 
     Args:
-        folder: of the run.
-        heard: at its measuring.
-        stage: the last one.
-        overrides: what the user typed.
+        folder: folder of the run.
+        heard: predictions recorded while it was measured.
+        stage: last stage of the run.
+        overrides: overrides that the user typed.
     """
     if not _compared(heard):
         return
@@ -124,25 +124,27 @@ def report(folder: Path, heard: PredictionRecorder, stage: Stage, overrides: Seq
 
 
 def redraw(folder: Path, stages: Mapping[str, Mapping[str, Any]] | None, overrides: Sequence[str]) -> None:
-    """As :func:`report`, for a run that was killed between its result and its diagnosis: its networks are asked again.
+    """Write the diagnosis of a run that was killed between its result and its diagnosis, with its networks run again.
 
     Args:
-        folder: of the finished run.
-        stages: the composed configuration of each stage, if it has some.
-        overrides: what the user typed.
+        folder: folder of the finished run.
+        stages: composed configuration of each stage, if it has some.
+        overrides: overrides that the user typed.
     """
     log.info("diagnosis: the run ended before it was drawn; drawing it")
     try:
         from kdlab.experiment.reload import rebuild  # which knows how experiments run, and so builds on this module
         from kdlab.report.diagnosis.inputs import DiagnosisInputs
 
-        found = rebuild(folder, stages=stages or None, trust=True)
-        split = "test" if found.data.counts.get("test") else "val"
-        logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
+        rebuilt = rebuild(folder, stages=stages or None, trust=True)
+        split = "test" if rebuilt.data.counts.get("test") else "val"
+        logits, targets = rebuilt.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
         if "teacher" not in logits:
-            raise RunFailed("; ".join(found.notes))
-        case = DiagnosisInputs(folder, found.experiment.name, found.data, found.experiment.data, split, logits, targets)
-        counted = case.count() | {"notes": found.notes}
+            raise RunFailed("; ".join(rebuilt.notes))
+        case = DiagnosisInputs(
+            folder, rebuilt.experiment.name, rebuilt.data, rebuilt.experiment.data, split, logits, targets
+        )
+        counted = case.count() | {"notes": rebuilt.notes}
         case.write(counted, folder, shlex.join(["python", "-m", "kdlab", *overrides]))
     except Exception as error:
         log.warning("diagnosis: not drawn (%s: %s); %s draws it", type(error).__name__, error, _again(folder))

@@ -1,4 +1,4 @@
-"""What a run's networks are worth: every one on validation and test, its size, its speed."""
+"""Evaluation of a run's networks: measures on validation and test, size, and speed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdlab.experiment.teacher import ResolvedTeacher, TrainedModel, data_in_teac
 from kdlab.experiment.teacher_cache import MEASURED
 from kdlab.models import cost
 from kdlab.tasks import Task, tokens_per_second
-from kdlab.teachers import CachedTeacher, EnsembleTeacher, FrozenTeacher, TasksTeacher, Teacher, UnlikeTeacher
+from kdlab.teachers import CachedTeacher, CrossTokenizerTeacher, EnsembleTeacher, FrozenTeacher, TasksTeacher, Teacher
 from kdlab.training import TrainerConfig, evaluate
 
 log = logging.getLogger("kdlab")
@@ -28,12 +28,13 @@ log = logging.getLogger("kdlab")
 def measure_all(
     done: Mapping[str, Stage], choices: Mapping[str, str], heard: PredictionRecorder
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """Every network of the run on validation and test, and what each part took.
+    """Measure every network of the run on validation and test; return the measures, and the seconds of each part.
 
     Args:
-        done: the stages of the run.
-        choices: group → chosen option.
-        heard: hears what student, teacher and baseline say, and counts the errors beside the teacher's.
+        done: stages of the run.
+        choices: map of group → chosen option.
+        heard: recorder of the predictions of student, teacher and baseline, which counts the errors beside the
+            teacher's.
     """
     stages = list(done.values())
     last = stages[-1]
@@ -72,7 +73,7 @@ def measure_all(
 
 
 def _record_folders(models: dict[str, Any], lesson: ResolvedTeacher | None) -> None:
-    """Say of the teacher, or of each of several, in which folder of the store it lies."""
+    """Add to the teacher, or to each of several, its folder in the store."""
     if lesson is None:
         return
     for n, one in enumerate(lesson.source.members):
@@ -83,16 +84,16 @@ def _record_folders(models: dict[str, Any], lesson: ResolvedTeacher | None) -> N
 
 
 def _model(stage: Stage, net: nn.Module, seconds: float | None, keep: Keep | None = None) -> dict[str, Any]:
-    """What a table says about one network of a run; agreement is with the stage's teacher."""
-    told = stage.lesson.teacher if stage.lesson else None
-    return describe_network(stage.data, stage.task, stage.training, net, seconds, told, keep=keep)
+    """Describe one network of a run; agreement is with the stage's teacher."""
+    teacher = stage.lesson.teacher if stage.lesson else None
+    return describe_network(stage.data, stage.task, stage.training, net, seconds, teacher, keep=keep)
 
 
 def _teacher(stage: Stage, lesson: ResolvedTeacher, keep: Keep) -> dict[str, Any] | None:
-    """What a table says about the teacher; one that speaks of other tokens is measured in those."""
+    """Describe the teacher; one with another tokenizer is measured in its own tokens."""
     assert lesson.source.net is not None
     data, task = stage.data, stage.task
-    if isinstance(lesson.teacher, UnlikeTeacher):
+    if isinstance(lesson.teacher, CrossTokenizerTeacher):
         try:
             data = data_in_teacher_tokens(stage.experiment)
         except UserError as error:
@@ -115,17 +116,17 @@ def describe_network(
     known: Teacher | None = None,
     keep: Keep | None = None,
 ) -> dict[str, Any]:
-    """Size, speed and measures of one network, on validation and test where there are any.
+    """Return size, speed and measures of one network, on validation and test where there are any.
 
     Args:
-        data: what it is measured on.
-        task: what is measured.
-        training: where.
-        net: the network.
-        seconds: of its training.
-        told: its teacher, for the agreement.
-        known: what has its answers; None asks the network itself.
-        keep: gets what was measured of each split, as of :func:`~kdlab.training.evaluate`.
+        data: data that it is measured on.
+        task: task that says what is measured.
+        training: trainer settings, which name the device.
+        net: network to describe.
+        seconds: number of seconds of its training.
+        told: teacher of the network, for the agreement.
+        known: teacher that has its answers; None runs the network itself.
+        keep: function that receives the measures of each split, as of :func:`~kdlab.training.evaluate`.
     """
     net.cpu().eval()
     example = next(iter(data.ordered_loader("test" if data.counts["test"] else "train", batch_size=1))).to("cpu").inputs
@@ -139,10 +140,10 @@ def describe_network(
     if not data.classified:
         described["tokens_per_s"] = tokens_per_second(net, data)
     net.to(training.device)
-    found = _splits(data, task, training, known or (lambda batch, _: task.outputs(net, batch)), told, keep)
-    for split, measures in found.items():
+    by_split = _splits(data, task, training, known or (lambda batch, _: task.outputs(net, batch)), told, keep)
+    for split, measures in by_split.items():
         measures.update(task.further(net, data, split, training.device))
-    return {**described, **found}
+    return {**described, **by_split}
 
 
 def _several(
@@ -153,7 +154,7 @@ def _several(
     teacher: Teacher,
     keep: Keep | None = None,
 ) -> dict[str, Any]:
-    """Several teachers together, which answer one after the other, and each of them by itself."""
+    """Describe several teachers together, which answer one after the other, and each of them by itself."""
     each: dict[str, Any] = {}
     for n, one in enumerate(source.members):
         assert one.net is not None
@@ -164,22 +165,22 @@ def _several(
         key: None if any(one[key] is None for one in each.values()) else sum(one[key] for one in each.values())
         for key in ("parameters", "bytes", "flops", "latency_ms")
     }
-    found = _splits(data, task, training, teacher.to(training.device), None, keep)
-    return {"teacher": {**together, "seconds": source.seconds, **found}, **each}
+    by_split = _splits(data, task, training, teacher.to(training.device), None, keep)
+    return {"teacher": {**together, "seconds": source.seconds, **by_split}, **each}
 
 
 def _ensemble(stages: Sequence[Stage]) -> dict[str, Any]:
-    """All generations together: the mean of their probabilities."""
+    """Describe the ensemble of all generations: the mean of their probabilities."""
     last = stages[-1]
     members = EnsembleTeacher([FrozenTeacher(stage.student, last.task) for stage in stages])
-    told = last.lesson.teacher if last.lesson else None
+    teacher = last.lesson.teacher if last.lesson else None
     return {
         "parameters": sum(cost.parameters(stage.student) for stage in stages),
         "bytes": sum(cost.size_bytes(stage.student) for stage in stages),
         "flops": None,
         "latency_ms": None,
         "seconds": sum(stage.fitted.seconds for stage in stages),
-        **_splits(last.data, last.task, last.training, members, told),
+        **_splits(last.data, last.task, last.training, members, teacher),
     }
 
 
@@ -192,16 +193,16 @@ def _splits(
     keep: Keep | None = None,
 ) -> dict[str, dict[str, float]]:
     data.to(training.device)
-    found = {}
+    by_split = {}
     for split in MEASURED:
         if data.counts.get(split):
             loader = getattr(data, f"{split}_dataloader")()
-            found[split] = evaluate(task, answers, loader, training.device, teacher, split, data.words(split), keep)
-    return found
+            by_split[split] = evaluate(task, answers, loader, training.device, teacher, split, data.words(split), keep)
+    return by_split
 
 
 def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Measure the configured teacher on validation and test: what ``python -m kdlab evaluate`` shows.
+    """Measure the configured teacher on validation and test, for ``python -m kdlab evaluate``.
 
     Raises:
         UserError: if there is no teacher, or its checkpoint does not load.
@@ -215,8 +216,8 @@ def evaluate_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     assert source is not None
     if source.members:
         teacher = ensemble(experiment, [FrozenTeacher(one.net, task) for one in source.members if one.net], data)
-        found = _several(data, task, training, source, teacher)["teacher"]
+        described = _several(data, task, training, source, teacher)["teacher"]
     else:
         assert source.net is not None
-        found = describe_network(data, task, training, source.net, source.seconds)
-    return {**found, "trained_on": source.trained_on, "counts": data.counts, "notes": list(data.notes)}
+        described = describe_network(data, task, training, source.net, source.seconds)
+    return {**described, "trained_on": source.trained_on, "counts": data.counts, "notes": list(data.notes)}

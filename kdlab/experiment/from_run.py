@@ -1,4 +1,4 @@
-"""What weights from a run folder bring along: their network, classes and their order, normalisation, and tokens."""
+"""Weights from a run folder, with what belongs to them: network, classes and their order, normalisation, tokens."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from kdlab.system import integrity
 log = logging.getLogger("kdlab")
 
 STATISTICS = ("mean", "std")
-"""Arguments of a network that say how it normalises its inputs."""
+"""Arguments of a network that determine how it normalises its inputs."""
 
 OF_TEXT = ("vocab_size", "context", "eos_id", "pad_id", "frames")
 """Arguments of a network that follow from the text that it learned."""
 
 
 class FromRun:
-    """What ``model.json`` says of the weights beside it.
+    """Description of the weights in a run folder, from its ``model.json``.
 
     Args:
-        folder: of the run.
-        key: the config key that names the weights, for messages.
+        folder: folder of the run.
+        key: config key that names the weights, for messages.
 
     Raises:
         UserError: if the description is damaged, or not the one that the run wrote.
@@ -55,13 +55,13 @@ class FromRun:
 
     @classmethod
     def of(cls, checkpoint: str | Path | None, key: str) -> FromRun | None:
-        """Of the run that a checkpoint belongs to; None where it is no run's."""
+        """Return the description of the run that a checkpoint belongs to; None where it belongs to no run."""
         folder = None if checkpoint is None else run_of(checkpoint)
         return None if folder is None else cls(folder, key)
 
     @property
     def steps(self) -> list[dict[str, Any]]:
-        """The steps that its network went through."""
+        """Steps that its network went through."""
         return list(self.described.get("steps", ()))
 
     @property
@@ -71,19 +71,19 @@ class FromRun:
 
     @property
     def classes(self) -> list[str]:
-        """The names of its classes, in the order of its logits; those of the first of several tasks."""
+        """Names of its classes, in the order of its logits; those of the first of several tasks."""
         return [str(name) for name in self.described.get("classes", ())]
 
     @property
     def tasks(self) -> dict[str, list[str]]:
-        """The names of the classes of each of its tasks; none where it has one."""
+        """Names of the classes of each of its tasks; empty where it has one."""
         tasks = self.described.get("tasks")
         if not isinstance(tasks, Mapping):
             return {}
         return {str(task): [str(name) for name in names] for task, names in tasks.items()}
 
     def check_inputs(self, data: DataModule) -> None:
-        """Refuse data of another kind or shape than what it reads.
+        """Refuse data of another kind or shape than what the network reads.
 
         Raises:
             UserError: naming both.
@@ -106,28 +106,31 @@ class FromRun:
                     "the run of a network for such data",
                 )
             return
-        theirs, ours = list(self.described["input_shape"]), list(data.input_shape)
-        if theirs != ours:
+        recorded, configured = list(self.described["input_shape"]), list(data.input_shape)
+        if recorded != configured:
             raise UserError(
                 self.key,
-                (f"{self.folder} reads inputs of shape {_shape(theirs)}, and data ({data.name}) has {_shape(ours)}"),
+                (
+                    f"{self.folder} reads inputs of shape {_shape(recorded)}, and data ({data.name}) has "
+                    f"{_shape(configured)}"
+                ),
                 "the run of a network for such inputs",
             )
         self._check_columns(getattr(data, "columns", None))
 
-    def _check_columns(self, ours: Columns | None) -> None:
+    def _check_columns(self, configured: Columns | None) -> None:
         """Refuse a table of other columns, or of the same in another order; earlier versions did not note any."""
         described = self.described.get("table")
-        if ours is None or described is None:
+        if configured is None or described is None:
             return
         try:
-            theirs = Columns.of(described)
+            recorded = Columns.of(described)
         except ValueError as error:
             raise UserError(f"{self.folder}/model.json", f"damaged ({error})") from None
-        ours.check_same(theirs, f"{self.key}: {self.folder}")
+        configured.check_same(recorded, f"{self.key}: {self.folder}")
 
     def network(self, given: Mapping[str, Any], key: str) -> dict[str, Any]:
-        """The mapping of a network as configured, with the run's input normalisation.
+        """Return the mapping of a network as configured, with the run's input normalisation.
 
         Raises:
             UserError: if the run's network is another one, or told to normalise otherwise; names both.
@@ -135,13 +138,13 @@ class FromRun:
         return _merged(given, self.described["network"], key, self)
 
     def statistic(self, name: str) -> Any:
-        """``mean`` or ``std`` of its training data, by which a network that is told none normalises."""
+        """Return ``mean`` or ``std`` of its training data, by which a network normalises by default."""
         value = self.arguments.get(name)
         self._check_statistic(name, value)
         return value
 
     def _check_statistic(self, name: str, value: Any) -> None:
-        """Refuse what is no number: networks are built with it that the user names, and trusts."""
+        """Refuse a value that is no number: it goes into networks that the user names, and trusts."""
         numbers = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
             raise UserError(f"{self.folder}/model.json", f"damaged: {name} is {value!r}", "numbers")
@@ -155,14 +158,14 @@ class FromRun:
                 self._check_stated(inner)
 
     def network_kwargs(self, data: DataModule) -> dict[str, Any]:
-        """What the constructor of its network gets to know: as at its training, not as of ``data``."""
+        """Return the keyword arguments offered to its network's constructor: as at its training, not as of ``data``."""
         known = dict(data.network_kwargs)
         if self.reads_text:
             return known | {name: self.described[name] for name in OF_TEXT if self.described.get(name) is not None}
         return known | {name: self.statistic(name) for name in STATISTICS if name in self.arguments}
 
     def tokenizer(self) -> Tokenizer:
-        """Its tokenizer, from the run folder.
+        """Load its tokenizer from the run folder.
 
         Raises:
             UserError: if it is not there.
@@ -170,45 +173,47 @@ class FromRun:
         return Tokenizer.load(self.folder / Path(str(self.described["tokenizer"])).name, self.key)
 
     def say_normalisation(self, data: DataModule, owner: str) -> None:
-        """Say that the network normalises otherwise than the data would have it, where it does."""
+        """Log where the network normalises otherwise than the data would have it."""
         if self.reads_text:
             return
         network = self.described["network"]
-        theirs = [_known(name, _stated(network, name) or self.statistic(name)) for name in STATISTICS]
-        ours = [data.network_kwargs.get(name) for name in STATISTICS]
-        if not _close(theirs, ours):
+        recorded = [_known(name, _stated(network, name) or self.statistic(name)) for name in STATISTICS]
+        configured = [data.network_kwargs.get(name) for name in STATISTICS]
+        if not _close(recorded, configured):
             log.info(
                 "%s: keeps the input normalisation of %s (mean %s, std %s; the data's mean is %s, std %s)",
-                *(owner, self.folder, *map(_few_numbers, (*theirs, *ours))),
+                *(owner, self.folder, *map(_few_numbers, (*recorded, *configured))),
             )
 
     def check_classes(self, data: DataModule) -> dict[str, tuple[list[str], list[str], list[int] | None]]:
-        """Hold its classes against the data's.
+        """Compare its classes with the data's.
 
         Returns:
-            Of each task (an empty name for the only one): its classes, the data's, and which of its classes each of the
-            data's is; None for the latter where they are in the same order.
+            Map of each task (an empty name for the only one) → its classes, the data's, and the index among its classes
+            of each of the data's; None for the latter where they are in the same order.
 
         Raises:
             UserError: if the one has classes or tasks that the other has not.
         """
-        theirs, ours = self.tasks, {name: list(one.class_names) for name, one in data.tasks.items()}
-        if set(theirs) != set(ours):
+        recorded, configured = self.tasks, {name: list(one.class_names) for name, one in data.tasks.items()}
+        if set(recorded) != set(configured):
             raise UserError(
                 self.key,
-                f"{self.folder} knows {_tasks(theirs)}, and data ({data.name}) has {_tasks(ours)}",
+                f"{self.folder} knows {_tasks(recorded)}, and data ({data.name}) has {_tasks(configured)}",
                 "the run of a network for the same",
             )
-        pairs = {name: (theirs[name], ours[name]) for name in ours} or {"": (self.classes, list(data.class_names))}
+        pairs = {name: (recorded[name], configured[name]) for name in configured} or {
+            "": (self.classes, list(data.class_names))
+        }
         return {task: (have, want, self._order(have, want, data, task)) for task, (have, want) in pairs.items()}
 
     def line_up(self, net: nn.Module, data: DataModule, owner: str) -> None:
-        """Bring the classes of a loaded network into the order of the data's, in place, and say so.
+        """Bring the classes of a loaded network into the order of the data's, in place, and log it.
 
         Args:
-            net: the network.
-            data: whose classes the logits are to stand for.
-            owner: whose network it is, for the log.
+            net: network to change.
+            data: data module whose classes the logits are to stand for.
+            owner: owner of the network, for the log.
 
         Raises:
             UserError: if the classes are others, or its classifier cannot be brought into their order.
@@ -231,7 +236,7 @@ class FromRun:
             )
 
     def _order(self, have: Sequence[str], want: Sequence[str], data: DataModule, task: str) -> list[int] | None:
-        """For each of the data's classes, which of the network's it is; None where they are the same already.
+        """Return the index among the network's classes of each of the data's; None where they are the same already.
 
         Raises:
             UserError: if the one has classes that the other has not.
@@ -258,15 +263,15 @@ class FromRun:
 
 
 def load_pretrained(student: nn.Module, spec_: PretrainedSpec, network: Mapping[str, Any], data: DataModule) -> str:
-    """Load what a student starts from out of ``pretrained.checkpoint``; returns a line for the log.
+    """Load the student's first weights from ``pretrained.checkpoint``; return a line for the log.
 
     The classifier of a network for rows stays its own, since classes are the data's; of text the same tokens follow.
 
     Args:
-        student: the network.
-        spec_: has a checkpoint.
-        network: the student's mapping.
-        data: of the student.
+        student: network to load into.
+        spec_: specification with a checkpoint.
+        network: mapping of the student.
+        data: data module of the student.
 
     Raises:
         UserError: if the weights do not fit, or are a run's for other inputs or tokens.
@@ -314,37 +319,41 @@ def normalised_as_started(experiment: Experiment, data: DataModule) -> tuple[Exp
 # ---- networks
 
 
-def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any], key: str, origin: FromRun) -> dict[str, Any]:
-    if _last(ours) != _last(theirs):
-        raise UserError(key, f"{_last(ours)}, and {origin.folder} holds a {_last(theirs)}", "the network of that run")
-    merged = dict(ours)
-    for name in dict.fromkeys([*theirs, *ours]):
-        own, other = ours.get(name), theirs.get(name)
+def _merged(configured: Mapping[str, Any], recorded: Mapping[str, Any], key: str, origin: FromRun) -> dict[str, Any]:
+    if _last(configured) != _last(recorded):
+        raise UserError(
+            key, f"{_last(configured)}, and {origin.folder} holds a {_last(recorded)}", "the network of that run"
+        )
+    merged = dict(configured)
+    for name in dict.fromkeys([*recorded, *configured]):
+        own, other = configured.get(name), recorded.get(name)
         if name == "_target_":
             continue
         if isinstance(own, Mapping) and isinstance(other, Mapping) and "_target_" in own:
             merged[name] = _merged(own, other, f"{key}.{name}", origin)
         elif name in STATISTICS:
-            told = other if other is not None else origin.statistic(name)
-            if own is not None and told is not None and not _alike(*(_known(name, value) for value in (own, told))):
+            stated = other if other is not None else origin.statistic(name)
+            if own is not None and stated is not None and not _alike(*(_known(name, value) for value in (own, stated))):
                 raise UserError(
                     f"{key}.{name}",
-                    f"{own}, and {origin.folder} normalises by {_few_numbers(told)}",
+                    f"{own}, and {origin.folder} normalises by {_few_numbers(stated)}",
                     "null, or the same",
                 )
             merged[name] = other if other is not None else own
-        elif name in ours and name in theirs and _plain(own) != _plain(other) and not _supplied(name, own, other):
+        elif (
+            name in configured and name in recorded and _plain(own) != _plain(other) and not _supplied(name, own, other)
+        ):
             typed = argument(f"{key}.{name}", other)
             raise UserError(
                 f"{key}.{name}",
-                f"{own}, and {origin.folder} holds a {_last(theirs)} of {name} {other}",
+                f"{own}, and {origin.folder} holds a {_last(recorded)} of {name} {other}",
                 f"the network of that run, such as by {typed}",
             )
     return merged
 
 
 def _supplied(name: str, own: Any, other: Any) -> bool:
-    """Whether one of the two is left to the data, which are compared by themselves."""
+    """Return whether one of the two is left to the data, which are compared by themselves."""
     return name in builder.SUPPLIED and (own is None or other is None)
 
 
@@ -357,20 +366,20 @@ def _plain(value: Any) -> Any:
 
 
 def _last(mapping: Mapping[str, Any]) -> str:
-    """The class of a network, without the module that it is taken from: facades differ."""
+    """Return the class of a network, without the module that it is taken from: facades differ."""
     return str(mapping.get("_target_")).rpartition(".")[2]
 
 
 def _stated(network: Mapping[str, Any], name: str) -> Any:
-    """The normalisation that a network's mapping states, its own or that of a network inside it."""
+    """Return the normalisation that a network's mapping states, its own or that of a network inside it."""
     if network.get(name) is not None:
         return network[name]
     inner = (value for value in network.values() if isinstance(value, Mapping) and "_target_" in value)
-    return next((found for value in inner if (found := _stated(value, name)) is not None), None)
+    return next((stated for value in inner if (stated := _stated(value, name)) is not None), None)
 
 
 def _with_statistics(network: Mapping[str, Any], statistics: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's mapping with a normalisation wherever it takes one and states none."""
+    """Return a network's mapping with a normalisation wherever it takes one and states none."""
     takes = builder.signature(str(network.get("_target_"))).parameters
     stated = {name: value for name, value in statistics.items() if name in takes and network.get(name) is None}
     inner = {
@@ -399,13 +408,13 @@ def _few_numbers(value: Any) -> str:
 
 
 def _known(name: str, value: Any) -> Any:
-    """A mean or deviation as numbers, where it is the name of a data set."""
+    """Return a mean or deviation as numbers, where it is the name of a data set."""
     return KNOWN[value][STATISTICS.index(name)] if isinstance(value, str) and value in KNOWN else value
 
 
-def _close(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
-    """Whether two normalisations are the same, but for rounding."""
-    return all(_alike(a, b) for a, b in zip(ours, theirs, strict=True))
+def _close(first: Sequence[Any], second: Sequence[Any]) -> bool:
+    """Return whether two normalisations are the same, but for rounding."""
+    return all(_alike(a, b) for a, b in zip(first, second, strict=True))
 
 
 def _alike(a: Any, b: Any) -> bool:

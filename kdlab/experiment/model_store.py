@@ -1,4 +1,4 @@
-"""Networks that are trained once and kept: teachers, pretrained networks, baselines.
+"""Store of networks that are trained once and kept: teachers, pretrained networks, baselines.
 
 Each has a folder named by a key made of its configuration, data and seed. A file lock guards it, so that jobs of a
 sweep that want the same one wait for the first; one that was interrupted goes on from its checkpoint.
@@ -35,10 +35,10 @@ log = logging.getLogger("kdlab")
 
 
 LABELS = {"ce": {"_target_": "kdlab.losses.CrossEntropy"}}
-"""What teachers learn by: plain cross-entropy."""
+"""Loss terms that teachers learn by: plain cross-entropy."""
 
 STORES = {"teacher": "teachers", "pretrained": "pretrained", "baseline": "baselines"}
-"""Kind → its folder of the store."""
+"""Map of kind → its folder in the store."""
 
 RUNTIME_KEYS = (
     "accelerator",
@@ -50,12 +50,12 @@ RUNTIME_KEYS = (
     "progress",
     "save_minutes",
 )
-"""Keys of the trainer that say how a network is computed, not what it is."""
+"""Keys of the trainer that change how a network is computed, not its weights."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a network trained on labels alone."""
+    """Settings that determine a network trained on labels alone."""
 
     task: Mapping[str, Any]
     network: Mapping[str, Any]
@@ -66,7 +66,7 @@ class Recipe:
     scheduler: Mapping[str, Any] | None
     trainer: Mapping[str, Any]
     terms: Mapping[str, Any] = field(default_factory=lambda: dict(LABELS))
-    """The label terms of its objective."""
+    """Label terms of its objective."""
     adapter: Mapping[str, Any] | None = None
     """Step that trains in the place of the network's own weights."""
     steps: Sequence[Mapping[str, Any]] = ()
@@ -74,10 +74,10 @@ class Recipe:
     repeats: Sequence[Mapping[str, Any]] = ()
     """Recorded steps of the network whose weights it starts from."""
     begin: str = ""
-    """What it starts from, if not from random weights."""
+    """Origin of its first weights, if they are not random."""
 
     def key(self, fingerprint: str) -> str:
-        """A short name: equal recipes on equal data have equal keys."""
+        """Return a short name: equal recipes on equal data have equal keys."""
         computed = {k: v for k, v in self.trainer.items() if k not in RUNTIME_KEYS}
         data = {k: v for k, v in self.data.items() if k != "label" or v is not None}  # what there was before labels
         what = [self.network, data, self.epochs, self.seed, self.optimizer, self.scheduler, computed, fingerprint]
@@ -91,17 +91,17 @@ class Recipe:
 
 @dataclass
 class StoredModel:
-    """A network from the store."""
+    """Network from the store, with its folder and how it was trained."""
 
     net: nn.Module
     folder: Path
     trained_on: str
     seconds: float
-    """Of training, whenever that was."""
+    """Training time in seconds, whenever it was trained."""
     fresh: bool
     """Whether it was trained just now."""
     steps: Sequence[Mapping[str, Any]] = ()
-    """Steps that ``model.json`` records of it."""
+    """Steps that its ``model.json`` records."""
 
 
 def get_or_train(
@@ -115,18 +115,18 @@ def get_or_train(
     begin: Callable[[nn.Module], Any] = lambda net: None,
     shorter: Path | None = None,
 ) -> StoredModel:
-    """The network of ``recipe``: from the store, or trained now and kept.
+    """Load the network of ``recipe`` from the store, or train it now and keep it.
 
     Args:
-        kind: ``teacher``, ``pretrained`` or ``baseline``.
-        recipe: what it is.
-        output: the folder of all outputs; the store is ``output/<kind>s``.
-        training: how training runs.
-        name: of the network, for the folder's name.
+        kind: kind of network: ``teacher``, ``pretrained`` or ``baseline``.
+        recipe: recipe of the network.
+        output: folder of all outputs; the store is ``output/<kind>s``.
+        training: trainer settings.
+        name: name of the network, for the folder's name.
         logger: mapping of the logger.
-        data: a data module of ``recipe.data``, if there is one already.
-        begin: gives the network its first weights, where ``recipe.begin`` says that they are not random.
-        shorter: the folder of a shorter training, from whose last state this one starts; None starts from the weights.
+        data: data module of ``recipe.data``, if there is one already.
+        begin: function that gives the network its first weights, where ``recipe.begin`` says that they are not random.
+        shorter: folder of a shorter training, from whose last state this one starts; None starts from the weights.
 
     Raises:
         UserError: what data or network refuse, or if the weights that were kept are not those that were trained.
@@ -176,7 +176,7 @@ def _train(
     logger: Mapping[str, Any] | None,
     continued: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Train a network into its folder; returns it, and what ``result.json`` says of it."""
+    """Train a network into its folder; return it, and the content of ``result.json``."""
     if data.counts["labelled"] == 0:
         raise UserError(kind, "its data have no label (labels=0)", f"{kind}.data.labels above 0, or null")
     log.info("%s: training %s on %s", kind, plural(recipe.epochs, "epoch"), data.describe())
@@ -224,7 +224,7 @@ def recorded_steps(folder: Path) -> list[dict[str, Any]]:
 def write_model(
     folder: Path, network: Mapping[str, Any], data: DataModule, weights: str, steps: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Write ``model.json``: with the weights beside it, enough to rebuild the network and to read its output."""
+    """Write ``model.json``, which with the weights suffices to rebuild the network and to read its output."""
     described = {
         "network": dict(network),
         "arguments": data.network_kwargs,

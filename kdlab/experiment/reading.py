@@ -1,4 +1,4 @@
-"""Whether an experiment learns from anything, and which settings nothing in it reads."""
+"""Checks that an experiment learns from something, and that it reads the settings that were typed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from kdlab.losses import Objective
 
 
 def check_learns(experiment: Experiment, objective: Objective, data: DataModule) -> None:
-    """Refuse a loss of which no term can count anything at any time.
+    """Refuse a loss of which no term can ever count.
 
     Raises:
         UserError: says why each term counts nothing.
     """
     why = {name: _counts_nothing(experiment, objective, term, data) for name, term in objective.terms.items()}
     if all(why.values()):
-        said = ", ".join(f"{name} {reason}" for name, reason in why.items())
-        raise UserError("loss", f"nothing to learn from: {said}", "a loss of which some term counts")
+        reasons = ", ".join(f"{name} {reason}" for name, reason in why.items())
+        raise UserError("loss", f"nothing to learn from: {reasons}", "a loss of which some term counts")
 
 
 def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, data: DataModule) -> str:
-    """Why a term never counts, in words; nothing where it does."""
+    """Return why a term never counts, in words; empty where it does."""
     if not term.weight.range[1]:
         return "has weight 0"
     alpha = objective.alpha if experiment.method_name != "FineTune" else None
@@ -40,10 +40,10 @@ def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, dat
 
 
 def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, str]:
-    """Settings that the user typed and that nothing reads, with the reason.
+    """Return the settings that the user typed and that nothing reads, with the reason.
 
     Args:
-        config: resolved and plain, of an experiment or a stage.
+        config: configuration of an experiment or a stage, resolved and plain.
         typed: dotted keys and groups that the user set.
     """
     experiment = Experiment.of(config)
@@ -81,5 +81,5 @@ def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, str]:
 
 
 def _among(typed: Collection[str], *keys: str) -> list[str]:
-    """What was typed of some keys, or inside of them."""
+    """Return the typed keys that are some keys, or inside of them."""
     return sorted(t for t in typed if any(t == key or t.startswith(f"{key}.") for key in keys))

@@ -1,4 +1,4 @@
-"""A finished run's data and networks again: student, teacher and baseline, from the run folder and the store."""
+"""Data and networks of a finished run, rebuilt: student, teacher and baseline, from the run folder and the store."""
 
 from __future__ import annotations
 
@@ -35,31 +35,31 @@ Nets = Sequence[nn.Module]
 
 
 class ModelMissing(Exception):
-    """Why a network cannot be rebuilt, in one line."""
+    """Reason that a network cannot be rebuilt, in one line."""
 
 
 @dataclass
 class Rebuilt:
-    """A run's data, and those of its networks that could be rebuilt."""
+    """Data of a run, and those of its networks that could be rebuilt."""
 
     experiment: Experiment
-    """Of the run, or of its last stage."""
+    """Experiment of the run, or of its last stage."""
     data: DataModule
     task: Task
     nets: dict[str, Nets]
-    """Role (``student``, ``teacher``, ``baseline``) → networks."""
+    """Map of role (``student``, ``teacher``, ``baseline``) → networks."""
     notes: list[str] = field(default_factory=list)
-    """What is missing, and why: a line each."""
+    """Reasons why networks are missing, a line each."""
 
     @torch.no_grad()
     def answers(self, split: str, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], Tensor]:
-        """What every network says of a split: role → logits (N, C) float32, and the class ids (N,), on the CPU.
+        """Return every network's logits on a split, role → (N, C) float32, and the class ids (N,), on the CPU.
 
         Raises:
             UserError: if there are no such rows, or a network answers in another number of classes than the data have.
         """
         self.data.to(device)
-        found: dict[str, list[Tensor]] = {role: [] for role in self.nets}
+        collected: dict[str, list[Tensor]] = {role: [] for role in self.nets}
         targets = []
         for nets in self.nets.values():
             for net in nets:
@@ -75,8 +75,8 @@ class Rebuilt:
                         "a network of the same classes",
                     )
                 one = each[0] if len(each) == 1 else torch.stack([x.log_softmax(-1) for x in each]).logsumexp(0)
-                found[role].append(one.cpu())
-        return {role: torch.cat(logits) for role, logits in found.items()}, torch.cat(targets)
+                collected[role].append(one.cpu())
+        return {role: torch.cat(logits) for role, logits in collected.items()}, torch.cat(targets)
 
 
 def rebuild(
@@ -87,14 +87,14 @@ def rebuild(
     baseline: Path | None = None,
     trust: bool = False,
 ) -> Rebuilt:
-    """Data and networks of a classifier's run; nothing is trained, and nothing written.
+    """Rebuild data and networks of a classifier's run; nothing is trained, and nothing written.
 
     Args:
-        run: the run folder.
-        stages: the composed configuration of each stage, of a run that has some.
-        teacher: the folder of another network to take for the teacher.
-        baseline: likewise.
-        trust: build modules of the user's that the folder names.
+        run: run folder.
+        stages: composed configuration of each stage, for a run that has some.
+        teacher: folder of another network to take for the teacher.
+        baseline: folder of another network to take for the baseline.
+        trust: whether to build modules of the user's that the folder names.
 
     Raises:
         UserError: if it is no run folder of a classifier, it has not finished training, or its data are not there.
@@ -121,9 +121,11 @@ def rebuild(
         )
     if list(data.class_names) != list(described["classes"]):
         raise UserError("diagnose", f"{run}: its data have other classes now than its model", "the data it learned")
-    found = Rebuilt(experiment, data, task, {"student": [student]})
+    rebuilt = Rebuilt(experiment, data, task, {"student": [student]})
     if config.get("stages") and not stages:
-        found.notes.append("stages: not composed as they were; data and teacher are those of the run before its stages")
+        rebuilt.notes.append(
+            "stages: not composed as they were; data and teacher are those of the run before its stages"
+        )
     wanted: dict[str, tuple[Path | None, Callable[[], Nets | None]]] = {
         "teacher": (teacher, lambda: _teacher(run, fits, data, trust)),
         "baseline": (baseline, lambda: _baseline(run, trust)),
@@ -136,15 +138,15 @@ def rebuild(
             if given is not None:
                 raise
             why = error.found if isinstance(error, UserError) and error.key == role else error
-            found.notes.append(f"{role}: not rebuilt, {why}; --{role} FOLDER names one")
+            rebuilt.notes.append(f"{role}: not rebuilt, {why}; --{role} FOLDER names one")
             continue
         if nets:
-            found.nets[role] = nets
-    return found
+            rebuilt.nets[role] = nets
+    return rebuilt
 
 
 def _config(run: Path) -> dict[str, Any]:
-    """The configuration of a run, as it ran.
+    """Return the configuration of a run, as it ran.
 
     Raises:
         UserError: if it cannot be read, or another one stands there now.
@@ -170,7 +172,7 @@ def _experiment(run: Path, config: Mapping[str, Any]) -> Experiment:
 
 @contextmanager
 def _trusted(run: Path, trust: bool) -> Iterator[None]:
-    """What may be built: config.yaml bears no signature, so that the user says whose it is.
+    """Restrict what may be built: config.yaml bears no signature, so that the user must say whether to trust it.
 
     Raises:
         UserError: whatever goes wrong with what an untrusted folder asks for.
@@ -191,7 +193,7 @@ def _trusted(run: Path, trust: bool) -> Iterator[None]:
 
 
 def _given(folder: Path, role: str, data: DataModule, trust: bool) -> nn.Module:
-    """The network of a folder that the user names, its classes in the order of the data's."""
+    """Return the network of a folder that the user names, its classes in the order of the data's."""
     net = load_model(folder, trust)[0]
     origin = FromRun(folder, f"--{role}")
     origin.check_inputs(data)
@@ -203,7 +205,7 @@ def _given(folder: Path, role: str, data: DataModule, trust: bool) -> nn.Module:
 
 
 def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: DataModule, trust: bool) -> Nets | None:
-    """Who taught the last fit; None where nobody did.
+    """Return the networks that taught the last fit; None where there was no teacher.
 
     Raises:
         ModelMissing: if that network is not there any more.
@@ -215,12 +217,12 @@ def _teacher(run: Path, fits: Sequence[tuple[str, Experiment]], data: DataModule
         return None
     if experiment.previous_teaches and len(fits) > 1:
         return [load_model(run / "stages" / fits[-2][0], trust)[0]]
-    told = experiment.teacher
-    if told is None:
+    spec = experiment.teacher
+    if spec is None:
         return None
-    if told.kind != "several":
-        return [_one_teacher(run, experiment, told, "teacher", data, trust)]
-    return [_one_teacher(run, experiment, one, f"teacher_{n}", data, trust) for n, one in enumerate(told.each)]
+    if spec.kind != "several":
+        return [_one_teacher(run, experiment, spec, "teacher", data, trust)]
+    return [_one_teacher(run, experiment, one, f"teacher_{n}", data, trust) for n, one in enumerate(spec.each)]
 
 
 def _one_teacher(
@@ -236,7 +238,7 @@ def _one_teacher(
 
 
 def _baseline(run: Path, trust: bool) -> Nets | None:
-    """The same student without its teacher; None where the run has none.
+    """Return the same student without its teacher; None where the run has none.
 
     Raises:
         ModelMissing: if it is not there any more, or the run does not say where it is.
@@ -246,7 +248,7 @@ def _baseline(run: Path, trust: bool) -> Nets | None:
 
 
 def _recorded(run: Path, role: str, trust: bool) -> nn.Module:
-    """A network of the run, in the folder that ``result.json`` names: of the run's stages, or of the store.
+    """Return a network of the run, from the folder that ``result.json`` names: in the run's stages, or in the store.
 
     The store is looked for where the run was started, and in every folder above the run.
 

@@ -1,4 +1,4 @@
-"""One experiment, from its configuration to its run folder."""
+"""Run of one experiment, from its configuration to its run folder."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from kdlab.system.termination import Terminated, exit_on_sigterm
 log = logging.getLogger("kdlab")
 
 NAMED = ("task", "student", "teacher", "data", "loss", "method", "batch_transform", "adapter", "auxiliary")
-"""Groups whose chosen option a table names, instead of what is in it."""
+"""Groups whose chosen option a table names, instead of their content."""
 
 
 def run(
@@ -59,13 +59,13 @@ def run(
     """Run one experiment and write its run folder.
 
     Args:
-        config: resolved and plain, checked against :class:`~kdlab.experiment.schema.Experiment`.
-        folder: to run in (a job of a sweep); None claims a new one, or the one that ``resume`` names.
-        chosen: the folder that the user named for this one run; refused if it holds anything else.
-        overrides: what the user typed.
-        stages: the composed configuration of each stage, by name.
-        choices: group → chosen option, for names in tables and folders.
-        before_writing: called once the experiment is known to fit together; may raise.
+        config: configuration, resolved and plain, checked against :class:`~kdlab.experiment.schema.Experiment`.
+        folder: folder to run in (a job of a sweep); None claims a new one, or the one that ``resume`` names.
+        chosen: folder that the user named for this one run; refused if it holds anything else.
+        overrides: overrides that the user typed.
+        stages: composed configuration of each stage, by name.
+        choices: map of group → chosen option, for names in tables and folders.
+        before_writing: function called once the experiment is known to fit together; it may raise.
 
     Returns:
         The content of ``result.json``.
@@ -78,7 +78,7 @@ def run(
     if before_writing is not None:
         before_writing()
     experiment, in_sweep = Experiment.of(config), folder is not None
-    folder, said = (folder, "") if folder is not None else _folder_for(experiment, config, chosen)
+    folder, note = (folder, "") if folder is not None else _folder_for(experiment, config, chosen)
     if in_sweep or chosen is not None:
         folders.make_job_folder(folder)
     folders.check_links(folder)
@@ -89,8 +89,8 @@ def run(
         _show(known, folder, in_sweep)
         return known
     with _held(folder, chosen, config, quiet=in_sweep):
-        if said:
-            log.info(said)
+        if note:
+            log.info(note)
         (folder / RESULT).unlink(missing_ok=True)  # of a failure, or damaged: its hashes are not those of what follows
         folders.write_config(folder, config, overrides, stages)
         copy_state(experiment, folder)
@@ -112,7 +112,7 @@ def run(
 
 
 def _assemble(config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Assembly]:
-    """Assemble every stage of an experiment (of one fit, the one without a name), and check what they come to.
+    """Assemble every stage of an experiment (for one fit, the one without a name), and check the parts.
 
     Raises:
         UserError: the first thing that is wrong.
@@ -128,7 +128,7 @@ def _assemble(config: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]
 
 @contextmanager
 def _held(folder: Path, chosen: Path | None, config: Mapping[str, Any], quiet: bool) -> Iterator[None]:
-    """Hold a run folder: no other run writes into it, its log is kept, and whatever ends the run is said."""
+    """Hold a run folder: no other run writes into it, its log is kept, and the end of the run is logged."""
     still_free = chosen_folder.still_free(chosen, config)
     with (
         folders.held(folder),
@@ -156,9 +156,9 @@ def _complete(
     stages: Mapping[str, Mapping[str, Any]] | None,
     overrides: Sequence[str],
 ) -> None:
-    """What a process that was killed after its result left undone: temporary files are removed, the diagnosis is drawn.
+    """Finish what a process killed after its result left undone: remove temporary files, draw the diagnosis.
 
-    A file that is no more what the run wrote is told of.
+    A file that is no longer what the run wrote is logged.
     """
     for path in integrity.changed(folder, known):
         log.warning(
@@ -176,37 +176,37 @@ def _complete(
 
 
 def _show(result: Mapping[str, Any], folder: Path, in_sweep: bool) -> None:
-    """The table of a run; in a sweep, whose end shows one table of all jobs, a line."""
+    """Show the table of a run; in a sweep, whose end shows one table of all jobs, a line."""
     if not in_sweep:
         table.show("\n" + table.run_table(result, folder=folder))
         return
-    found = Run(folder, dict(result))
+    shown = Run(folder, dict(result))
     score = mapping(result.get("score"))
     name, form = str(score.get("name")), ".2%" if score.get("greater") else ".4g"
-    scores = [(split, found.number("student", split, name)) for split in MEASURED]
-    said = ", ".join(f"{split} {one_line(name)} {value:{form}}" for split, value in scores if value is not None)
-    say(f"  {one_line(folder.name)}: {said}, {result['seconds']['total']:.1f} s")
+    scores = [(split, shown.number("student", split, name)) for split in MEASURED]
+    text = ", ".join(f"{split} {one_line(name)} {value:{form}}" for split, value in scores if value is not None)
+    say(f"  {one_line(folder.name)}: {text}, {result['seconds']['total']:.1f} s")
 
 
 def _folder_for(experiment: Experiment, config: Mapping[str, Any], chosen: Path | None) -> tuple[Path, str]:
-    """The folder to run in, and what the log should say about it."""
+    """Return the folder to run in, and a line about it for the log."""
     output = Path(experiment.output)
     if chosen is not None:
-        said = chosen_folder.check(chosen, config)
-        return chosen_folder.make(chosen), said
+        note = chosen_folder.check(chosen, config)
+        return chosen_folder.make(chosen), note
     if experiment.resume is not None:
         # a run that starts from another one's state is found by its own configuration
         started_elsewhere = experiment.continued_from is not None
         resume = "auto" if started_elsewhere and not _is_run_of(config) else experiment.resume
-        found = folders.to_resume(resume, output, experiment.name, config)
-        if found is not None:
-            return found, f"going on in {found}"
-    said = "" if experiment.resume != "auto" else "resume=auto: no run of this configuration; a new one"
-    return folders.claim(output, experiment.name, config), said
+        resumed = folders.to_resume(resume, output, experiment.name, config)
+        if resumed is not None:
+            return resumed, f"going on in {resumed}"
+    note = "" if experiment.resume != "auto" else "resume=auto: no run of this configuration; a new one"
+    return folders.claim(output, experiment.name, config), note
 
 
 def _is_run_of(config: Mapping[str, Any]) -> bool:
-    """Whether ``resume`` names a run of this very configuration."""
+    """Return whether ``resume`` names a run of this very configuration."""
     return builder.config_hash(folders.read_config(Path(str(config["resume"])))) == builder.config_hash(config)
 
 
@@ -229,7 +229,7 @@ def _fit_stages(plan: Mapping[str, Assembly], folder: Path, choices: Mapping[str
 
 
 def with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Experiment]]:
-    """Every fit of a plan by its name: stages, and the generations of each."""
+    """Yield every fit of a plan by its name: stages, and the generations of each."""
     for name, experiment in plan.items():
         generations = experiment.method.get("generations", 1)
         if generations == 1:
@@ -264,7 +264,7 @@ def _result(
         "best_epoch": last.fitted.best_epoch,
         "epochs": sum(stage.fitted.epochs for stage in done.values()),
         "steps": sum(stage.fitted.steps for stage in done.values()),
-        "warnings": [said for stage in done.values() for said in stage.fitted.warnings],
+        "warnings": [warning for stage in done.values() for warning in stage.fitted.warnings],
         "data": last.data.describe(),
         "teacher_trained_on": last.lesson.source.trained_on if last.lesson else None,
         "hardware": last.fitted.hardware,
@@ -279,7 +279,7 @@ def _score(model: Mapping[str, Any], measure: str) -> float | None:
 
 
 def versions() -> dict[str, str]:
-    """Of what decides a result."""
+    """Return the versions of the software that decides a result."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -289,7 +289,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str | None:
-    """The commit of the working folder, with a plus if it has changes; None outside a repository."""
+    """Return the commit of the working folder, with a plus if it has changes; None outside a repository."""
     try:
         at = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
         dirty = subprocess.run(
@@ -314,7 +314,7 @@ def _log_hparams(folder: Path, result: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _writing_into(folder: Path) -> Iterator[None]:
-    """Name the file, or at least the folder, where the disk is full or read-only."""
+    """Name the file, or at least the folder, in the error where the disk is full or read-only."""
     try:
         yield
     except OSError as error:
@@ -324,7 +324,7 @@ def _writing_into(folder: Path) -> Iterator[None]:
 
 
 class _LogFile(logging.StreamHandler):
-    """Writes ``run.log``; a disk without room costs the line, and what fails by it says so itself."""
+    """Handler that writes ``run.log``; a disk without room loses the line, and no error is raised for it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (of the standard library)
         if not isinstance(sys.exc_info()[1], OSError):

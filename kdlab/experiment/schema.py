@@ -1,4 +1,4 @@
-"""What an experiment's configuration holds: the signatures that configs are bound to. Imports no torch.
+"""Schema of an experiment's configuration: the signatures that configs are bound to. Imports no torch.
 
 ``Annotated[dict, "network"]`` says which part of :data:`kdlab.config.slots.SLOTS` a mapping describes.
 """
@@ -13,26 +13,28 @@ from kdlab.config import builder
 from kdlab.errors import UserError, unknown
 
 ROOT = "kdlab.experiment.schema.Experiment"
-"""The owner of a whole configuration."""
+"""Owner of a whole configuration."""
 
 TEACHER = "kdlab.experiment.schema.TeacherSpec"
-"""The owner of a teacher, and of each of several."""
+"""Owner of a teacher, and of each of several."""
 
 
 @dataclass
 class PretrainedSpec:
-    """What the student starts from with ``init=pretrained``: its own architecture, trained first, once, and kept.
+    """Network that the student starts from with ``init=pretrained``: its own architecture, trained first and kept.
 
     Its data are the experiment's, with ``data`` laid over them; unless that says otherwise it sees every label.
     """
 
     checkpoint: str | None = None
-    """A file with its weights, or the folder of a run; None trains it."""
+    """File with its weights, or the folder of a run; None trains it."""
     mapping: dict | str | None = None
-    """How the checkpoint's key names become the network's; None finds out."""
+    """Rules by which the checkpoint's key names become the network's; None finds them."""
     weights: str | None = None
-    """Of several in the checkpoint: ``plain``, ``ema`` (their average), or the name of one; None takes the plain ones,
-    or an average where there are no others."""
+    """Weights to take of several in the checkpoint: ``plain``, ``ema`` (their average), or the name of one.
+
+    None takes the plain ones, or an average where there are no others.
+    """
     data: Annotated[dict, "data"] = field(default_factory=dict)
     epochs: int = 30
     seed: int = 0
@@ -41,12 +43,12 @@ class PretrainedSpec:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """From a plain mapping, its values as the annotations want them."""
+        """Build the specification from a plain mapping, its values as the annotations want them."""
         return cls(**builder.bind(values, target=f"{__name__}.{cls.__name__}"))
 
 
 class Member(TypedDict, total=False):
-    """What one of several teachers differs in; nothing is built of it before it lies on the keys of all."""
+    """Keys in which one of several teachers differs; nothing is built of them before they override those of all."""
 
     checkpoint: str | None
     mapping: dict | str | None
@@ -62,33 +64,39 @@ class Member(TypedDict, total=False):
 
 
 TeacherKind = Literal["trained", "loaded", "previous", "cached", "several"]
-"""A network that is trained first, one from a checkpoint, the student of the stage before, a cache alone (such as
-``kdlab generate`` writes), or several."""
+"""Kind of a teacher.
+
+A network that is trained first, one from a checkpoint, the student of the stage before, a cache alone (such as
+``kdlab generate`` writes), or several.
+"""
 
 
 @dataclass
 class TeacherSpec(PretrainedSpec):
-    """Who teaches: likewise a network with a checkpoint, or one that is trained first."""
+    """Teacher: a network with a checkpoint or one that is trained first, the stage before, a cache, or several."""
 
     net: Annotated[dict | None, "network"] = None
-    """The network; None for the student of the stage before, or for what is in ``cache`` alone."""
+    """Network; None for the student of the stage before, or for what is in ``cache`` alone."""
     cache: str = "auto"
-    """``auto`` where it is exact, ``off``, or the folder of a cache."""
+    """Cache of its answers: ``auto`` where it is exact, ``off``, or the folder of a cache."""
     top_k: int | None = None
-    """Of sequences: cache the k most probable tokens of each position and the mass of all others."""
+    """Number k of most probable tokens cached for each position of a sequence, with the mass of all others."""
     draws: int | None = None
-    """Of sequences: cache so many tokens of each position, drawn from the teacher's distribution."""
+    """Number of tokens cached for each position of a sequence, drawn from the teacher's distribution."""
     feature_mib: float = 1024
-    """Where the loss looks at its layers: cache what these say of training rows if it takes no more; 0 never does."""
+    """Largest cache, in MiB, of the layers on training rows that the loss uses; 0 never caches them."""
     members: list[Member] | None = None
     """Several teachers instead of one: what each differs in from the keys above, such as ``[{seed: 1}, {seed: 2}]``."""
     weighting: Literal["mean", "confidence", "learned", "tasks"] = "mean"
-    """Of the members: all alike, by how well each knows a row's label, by weights that the loss trains; or each for the
-    task that its ``data.label`` names (without members, one for each of the data's tasks)."""
+    """Weighting of the members.
+
+    All alike, by how well each knows a row's label, by weights that the loss trains; or each for the task that its
+    ``data.label`` names (without members, one for each of the data's tasks).
+    """
 
     @property
     def kind(self) -> TeacherKind:
-        """How the teacher is come by."""
+        """Kind of the teacher, which says where it comes from."""
         if self.members is not None:
             return "several"
         if self.net is not None:
@@ -97,7 +105,7 @@ class TeacherSpec(PretrainedSpec):
 
     @property
     def each(self) -> list[TeacherSpec]:
-        """The members, each with the keys of all laid beneath its own; this teacher alone where it has none.
+        """Members, each with the keys of all overridden by its own; this teacher alone where it has none.
 
         Raises:
             UserError: of no members at all, of members without a network, or of what a member cannot have.
@@ -113,7 +121,7 @@ NOT_OF_ONE = ("members", "weighting", "top_k", "draws")
 
 
 def merge_members(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The keys of each member of a teacher: its own, laid over those of all; mappings inside key by key.
+    """Return the keys of each member of a teacher: those of all overridden by its own; mappings inside key by key.
 
     A mapping of another ``_target_`` stands for itself: what one network is told means nothing to another.
 
@@ -128,15 +136,15 @@ def merge_members(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
             raise UserError(f"teacher.{key}", f"{teacher[key]}, and teacher.members are several", "null")
     beneath = {key: value for key, value in teacher.items() if key not in NOT_OF_ONE}
     known = [f.name for f in fields(TeacherSpec) if f.name not in NOT_OF_ONE]
-    found = []
+    merged = []
     for n, member in enumerate(members):
         for key in member:
             if key not in known:
                 raise unknown(f"teacher.members[{n}].{key}", str(key), known, "key of a teacher")
-        found.append({**beneath, **{key: _over(beneath.get(key), value) for key, value in member.items()}})
-        if found[-1].get("net") is None:
+        merged.append({**beneath, **{key: _over(beneath.get(key), value) for key, value in member.items()}})
+        if merged[-1].get("net") is None:
             raise UserError(f"teacher.members[{n}].net", "none", "a network, or teacher=NAME for all members")
-    return found
+    return merged
 
 
 def _over(beneath: Any, value: Any) -> Any:
@@ -149,10 +157,10 @@ def _over(beneath: Any, value: Any) -> Any:
 
 @dataclass
 class Experiment:
-    """The root of the configuration."""
+    """Root of the configuration."""
 
     name: str
-    """Of the experiment; its runs are in ``output/name``."""
+    """Name of the experiment; its runs are in ``output/name``."""
     task: Annotated[dict, "task"]
     data: Annotated[dict, "data"]
     student: Annotated[dict, "network"]
@@ -165,81 +173,85 @@ class Experiment:
     scheduler: Annotated[dict | None, "scheduler"] = None
     logger: Annotated[dict | None, "logger"] = None
     batch_transform: Annotated[dict | None, "batch_transform"] = None
-    """What puts other sequences in the place of the data's: the student's own text, or the teacher's."""
+    """Transform that replaces the data's batches, such as by the student's own text, or the teacher's."""
     steps: Annotated[list | None, "step"] = None
     """Changes to the student after ``init`` and before ``adapter``, in order: mappings with ``_target_``."""
     adapter: Annotated[dict | None, "step"] = None
     """Step that trains in the place of the student's own weights, such as LoRA; merged into them at the end."""
     auxiliary: Annotated[dict | None, "auxiliary"] = None
-    """What trains beside the student and is left behind: peers, or exits on its inner layers."""
+    """Network that trains beside the student and is left behind: peers, or exits on its inner layers."""
     seed: int = 0
-    """Of the student: its first weights, the order of examples, augmentation."""
+    """Seed of the student: its first weights, the order of examples, augmentation."""
     epochs: int = 30
     init: Literal["fresh", "previous", "teacher", "layer_subset", "teacher_head", "pretrained"] = "fresh"
-    """What the student starts from: random weights, the stage before, its teacher, every second layer of its teacher
-    (``layer_subset``), random weights but for the head (``teacher_head``) of its teacher, which stays as it is, or
-    ``pretrained``."""
+    """Start of the student.
+
+    Random weights, the stage before, its teacher, every second layer of its teacher (``layer_subset``), random weights
+    but for the head (``teacher_head``) of its teacher, which stays as it is, or ``pretrained``.
+    """
     baseline: bool = True
-    """Also train the same student without its teacher."""
+    """Whether to train the same student without its teacher too."""
     stages: dict = field(default_factory=dict)
-    """name → overrides: fits in sequence, each composed on top of the experiment."""
+    """Map of name → overrides: fits in sequence, each composed on top of the experiment."""
     resume: str | None = None
-    """A run folder to go on in, or ``auto`` for the newest one of this configuration, if there is any."""
+    """Run folder to go on in, or ``auto`` for the newest one of this configuration, if there is any."""
     output: str = "outputs"
     continued_from: dict | None = None
-    """The run whose last state this one starts from: its folder (``run``), its ``epochs``, and the hash of that
-    ``state``. Set by ``resume=RUN`` with more epochs, and never typed."""
+    """Run whose last state this one starts from: its folder (``run``), its ``epochs``, and the hash of that ``state``.
+
+    Set by ``resume=RUN`` with more epochs, and never typed.
+    """
 
     @property
     def method_name(self) -> str:
-        """The class of the method, such as ``OfflineKD``."""
+        """Class of the method, such as ``OfflineKD``."""
         return str(self.method.get("_target_", "")).rpartition(".")[2]
 
     @property
     def self_teacher(self) -> str | None:
-        """What of itself the student learns from, see :class:`~kdlab.methods.SelfDistillation`; None: of nothing."""
+        """Kind of self-teacher, see :class:`~kdlab.methods.SelfDistillation`; None for other methods."""
         return self.method.get("self_teacher")
 
     @property
     def teaches_itself(self) -> bool:
-        """Whether nobody but the student teaches it: its past, or what stands beside it in the same step."""
+        """Whether the student has no other teacher: it learns from its past, or from peers or exits of its own."""
         return self.past_teaches or self.self_teacher == "none"
 
     @property
     def past_teaches(self) -> bool:
-        """Whether the student of earlier steps teaches it."""
+        """Whether the student of earlier steps is the teacher."""
         return self.self_teacher in ("ema", "snapshot")
 
     @property
     def names_previous(self) -> bool:
-        """Whether ``teacher=previous``: the student of the stage before."""
+        """Whether the teacher is ``previous``: the student of the stage before."""
         return self.teacher is not None and self.teacher.kind == "previous"
 
     @property
     def previous_teaches(self) -> bool:
-        """Whether the fit before teaches: born-again generations, and ``teacher=previous``."""
+        """Whether the fit before is the teacher: born-again generations, and ``teacher=previous``."""
         return self.self_teacher == "previous" or self.names_previous
 
     @property
     def goes_on(self) -> bool:
-        """Whether the fit before teaches, or is what the student starts from."""
+        """Whether the fit before is the teacher, or what the student starts from."""
         return self.init == "previous" or self.previous_teaches
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Experiment:
-        """From a plain, checked mapping."""
+        """Build the experiment from a plain, checked mapping."""
         values = builder.bind(config, target=f"{__name__}.Experiment")
         for name, kind in (("teacher", TeacherSpec), ("pretrained", PretrainedSpec)):
             if isinstance(values.get(name), Mapping):
                 values[name] = kind.of(values[name])
-        found = cls(**values)
-        if found.teacher is not None and found.teacher.weighting == "tasks" and found.teacher.members is None:
-            found.teacher = replace(found.teacher, members=[{"data": {"label": name}} for name in found.labels])
-        return found
+        made = cls(**values)
+        if made.teacher is not None and made.teacher.weighting == "tasks" and made.teacher.members is None:
+            made.teacher = replace(made.teacher, members=[{"data": {"label": name}} for name in made.labels])
+        return made
 
     @property
     def labels(self) -> list[str]:
-        """The labels that the data are asked for, each of which is to have a teacher of its own.
+        """Labels that the data are asked for, each of which is to have a teacher of its own.
 
         Raises:
             UserError: if they are not several.

@@ -1,4 +1,4 @@
-"""One fit of an experiment: data, teacher, student, objective, method, trainer."""
+"""Stage of an experiment, which is one fit: data, teacher, student, objective, method, trainer."""
 
 from __future__ import annotations
 
@@ -31,43 +31,43 @@ log = logging.getLogger("kdlab")
 
 @dataclass
 class Stage:
-    """One fit of an experiment, done."""
+    """Finished fit of an experiment."""
 
     assembly: Assembly
     student: nn.Module
     lesson: ResolvedTeacher | None
-    """The teacher that taught it; None where nobody else did."""
+    """Teacher that taught it; None where there was none."""
     fitted: FitResult
     steps: list[dict[str, Any]]
     """Recorded steps of the student."""
     started_with: dict[str, Tensor] | None = None
-    """The student's first weights, where they are neither random nor those of the stage before."""
+    """First weights of the student, where they are neither random nor those of the stage before."""
     repeats: Sequence[Mapping[str, Any]] = ()
     """Recorded steps of the network whose weights it started from."""
 
     @property
     def experiment(self) -> Experiment:
-        """The experiment of this stage."""
+        """Experiment of this stage."""
         return self.assembly.experiment
 
     @property
     def data(self) -> DataModule:
-        """The data that it learned from."""
+        """Data that it learned from."""
         return self.assembly.data
 
     @property
     def task(self) -> Task:
-        """Its task."""
+        """Task of this stage."""
         return self.assembly.task
 
     @property
     def training(self) -> TrainerConfig:
-        """How it was trained."""
+        """Trainer settings of this stage."""
         return self.assembly.trainer
 
     @property
     def as_teacher(self) -> TrainedModel:
-        """Its student, for the stage after."""
+        """Student of this stage as a teacher for the stage after."""
         classes = tuple(self.data.class_names) if classified_alone(self.data) else ()
         seconds = self.fitted.seconds
         return TrainedModel(self.student, self.data.describe(), seconds, steps=self.steps, classes=classes)
@@ -79,22 +79,22 @@ def fit_stage(
     """Fit the student of an assembly: find its teacher, start it, train it, finish it.
 
     Args:
-        parts: what is fitted; its objective is used up.
-        folder: gets checkpoints and the deployable weights.
-        previous: the stage before.
-        choices: group → chosen option, for names.
-        name: of the stage.
+        parts: assembly to fit; its objective is used up.
+        folder: folder that gets checkpoints and the deployable weights.
+        previous: model of the stage before.
+        choices: map of group → chosen option, for names.
+        name: name of the stage.
     """
     experiment, data, trainer = parts.experiment, parts.data, parts.trainer
     previous = _in_order(previous, experiment, data)
-    found, teacher = _find_teacher(parts, previous, choices, name)
+    source, teacher = _find_teacher(parts, previous, choices, name)
     pretrained = find_pretrained(experiment, data, trainer, choices)
-    origin = {"previous": previous, "teacher": found, "pretrained": pretrained}.get(experiment.init)
+    origin = {"previous": previous, "teacher": source, "pretrained": pretrained}.get(experiment.init)
     repeats = origin.steps if origin is not None else ()
 
     context = StepContext(
         previous=previous.net if previous else None,
-        teacher=found.net if found else None,
+        teacher=source.net if source else None,
         pretrained=pretrained.load if pretrained else None,
         seed=experiment.seed,
         batches=data.train_dataloader,
@@ -123,7 +123,7 @@ def fit_stage(
 
 
 STORED_STARTS = ("teacher", "layer_subset", "pretrained")
-"""``init`` by which a baseline starts from the student's first weights too."""
+"""Values of ``init`` with which a baseline starts from the student's first weights too."""
 
 
 def _find_teacher(
@@ -137,21 +137,21 @@ def _find_teacher(
             log.info("%s: learns from itself or from labels alone, without the teacher that is configured", name)
         return None, None
     before = previous if experiment.previous_teaches else None
-    found = find_teacher(experiment, data, parts.trainer, before, choices, objective.vocabulary_agnostic)
-    if found is None or not taught:
-        return found, None
-    return found, resolve_teacher(found, experiment, data, parts.task, objective, parts.trainer)
+    source = find_teacher(experiment, data, parts.trainer, before, choices, objective.vocabulary_agnostic)
+    if source is None or not taught:
+        return source, None
+    return source, resolve_teacher(source, experiment, data, parts.task, objective, parts.trainer)
 
 
 def _split(steps: Mapping[str, NetworkStep]) -> tuple[dict[str, NetworkStep], dict[str, NetworkStep]]:
-    """The steps up to what the student starts from, and those that change it from there on."""
+    """Return the steps up to what the student starts from, and those that change it from there on."""
     names = list(steps)
     count = names.index("init") + 1 if "init" in steps else 0
     return {name: steps[name] for name in names[:count]}, {name: steps[name] for name in names[count:]}
 
 
 def _in_order(previous: TrainedModel | None, experiment: Experiment, data: DataModule) -> TrainedModel | None:
-    """The stage before, with its classes in the order of ``data``: a copy where that is another one."""
+    """Return the stage before, with its classes in the order of ``data``: a copy where that is another one."""
     if previous is None or not previous.classes or not experiment.goes_on or not classified_alone(data):
         return previous
     order = permutation(previous.classes, data.class_names)
@@ -193,7 +193,7 @@ def check_stages(plan: Mapping[str, Experiment]) -> None:
 
 
 def is_taught(experiment: Experiment, objective: Objective) -> bool:
-    """Whether somebody else teaches: neither labels alone, nor a running average or snapshot of the student."""
+    """Return whether there is another teacher: neither labels alone, nor an average or snapshot of the student."""
     if experiment.teaches_itself:
         return False
     return objective.needs_teacher or experiment.method_name != "FineTune"

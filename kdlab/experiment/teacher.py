@@ -1,4 +1,4 @@
-"""Who teaches a student in one fit: found, trained, cached, or the stage before."""
+"""Teachers of a student in one fit: loaded, trained, cached, or the stage before."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from kdlab.models.transforms.steps import replay_steps
 from kdlab.runs.origin import weights_path
 from kdlab.tasks import Task
 from kdlab.teachers import (
+    CrossTokenizerTeacher,
     EnsembleTeacher,
     FrozenTeacher,
     MultiTeacher,
     TasksTeacher,
     Teacher,
     TokenCache,
-    UnlikeTeacher,
 )
 from kdlab.training import TrainerConfig
 
@@ -43,16 +43,16 @@ log = logging.getLogger("kdlab")
 
 @dataclass
 class TrainedModel:
-    """A trained network that can teach."""
+    """Trained network that can teach."""
 
     net: nn.Module | None
-    """None where only its answers are known, or there are several."""
+    """Network; None where only its answers are known, or there are several."""
     trained_on: str
     seconds: float | None = None
-    """Of its training; None for a checkpoint from elsewhere."""
+    """Training time in seconds; None for a checkpoint from elsewhere."""
     fresh: bool = False
     tokenizer: Any = None
-    """Of a language model; None where it is the data's, or not known."""
+    """Tokenizer of a language model; None where it is the data's, or not known."""
     folder: Path | None = None
     """Folder of the store that holds it; None for a stage or a checkpoint."""
     steps: Sequence[Mapping[str, Any]] = ()
@@ -60,7 +60,7 @@ class TrainedModel:
     members: tuple[TrainedModel, ...] = ()
     """Several networks that teach together."""
     classes: tuple[str, ...] = ()
-    """The names of its classes in the order of its logits, where these are those of a stage before."""
+    """Names of its classes in the order of its logits, where these are those of a stage before."""
 
     @property
     def spent(self) -> float:
@@ -70,7 +70,7 @@ class TrainedModel:
 
 @dataclass
 class ResolvedTeacher:
-    """A teacher ready to teach, and what is known of it."""
+    """Teacher ready to teach, and the network that it is made of."""
 
     teacher: Teacher
     source: TrainedModel
@@ -85,15 +85,15 @@ def find_teacher(
     names: Mapping[str, str],
     vocabulary_agnostic: bool = False,
 ) -> TrainedModel | None:
-    """The experiment's teacher as a trained network; None where it has none.
+    """Return the experiment's teacher as a trained network; None where it has none.
 
     Args:
-        experiment: the experiment.
-        data: the data of the student.
-        training: how a teacher that is not known yet is trained.
-        previous: the student of the stage before, if that is who teaches.
-        names: group → chosen option, for the name of its folder.
-        vocabulary_agnostic: its classes need not be those of ``data``.
+        experiment: experiment that names the teacher.
+        data: data of the student.
+        training: trainer settings for a teacher that is not in the store yet.
+        previous: student of the stage before, if that is the teacher.
+        names: map of group → chosen option, for the name of its folder.
+        vocabulary_agnostic: whether its classes may differ from those of ``data``.
 
     Raises:
         UserError: if its checkpoint does not load, or it has another number of classes than the data.
@@ -132,20 +132,20 @@ def find_teacher(
 def _find_members(
     experiment: Experiment, data: DataModule, training: TrainerConfig, names: Mapping[str, str]
 ) -> TrainedModel:
-    """Each of several teachers, found or trained as a single one is."""
+    """Find or train each of several teachers, as a single one is."""
     members = []
     for n, one in enumerate(each_member(experiment)):
         with of_member(n):
-            found = find_teacher(one, data, training, None, names)
-        assert found is not None
-        members.append(found)
+            member = find_teacher(one, data, training, None, names)
+        assert member is not None
+        members.append(member)
     times = [one.seconds for one in members if one.seconds is not None]
     trained_on = "; ".join(dict.fromkeys(one.trained_on for one in members))
     return TrainedModel(None, trained_on, sum(times) if times else None, members=tuple(members))
 
 
 def each_member(experiment: Experiment) -> list[Experiment]:
-    """The experiment with each of its several teachers alone; none where it has one teacher, or nobody teaches."""
+    """Return the experiment with each of its several teachers alone; none where it has one teacher, or none."""
     spec = experiment.teacher
     if spec is None or spec.kind != "several":
         return []
@@ -154,7 +154,7 @@ def each_member(experiment: Experiment) -> list[Experiment]:
 
 @contextmanager
 def of_member(number: int) -> Iterator[None]:
-    """Lead a mistake with the key of the member that it is in: ``teacher.members[1].net`` for ``teacher.net``.
+    """Prefix an error's key with the member that it is in: ``teacher.members[1].net`` for ``teacher.net``.
 
     Arguments to type become keys of the member, since no override reaches into a list.
     """
@@ -179,7 +179,7 @@ def _in_member(match: re.Match[str]) -> str:
 
 
 def ensemble(experiment: Experiment, members: Sequence[Teacher], data: DataModule) -> MultiTeacher:
-    """Several teachers as one, weighed as the experiment says; weights that train are the loss's."""
+    """Combine several teachers into one, weighted as the experiment says; weights that train are the loss's."""
     assert experiment.teacher is not None
     weighting = experiment.teacher.weighting
     if weighting == "tasks":
@@ -189,32 +189,32 @@ def ensemble(experiment: Experiment, members: Sequence[Teacher], data: DataModul
 
 
 def tasks_of(experiment: Experiment) -> list[str]:
-    """The task that each of several teachers knows: its ``data.label``.
+    """Return the task that each of several teachers knows: its ``data.label``.
 
     Raises:
         UserError: if one names none, or several do the same.
     """
-    found = []
+    tasks = []
     for n, one in enumerate(each_member(experiment)):
         assert one.teacher is not None
         label = one.teacher.data.get("label")
-        if not isinstance(label, str) or label in found:
+        if not isinstance(label, str) or label in tasks:
             raise UserError(
                 f"teacher.members[{n}].data.label",
                 f"{label!r}, and teacher.weighting is tasks",
                 "the name of a task that no other member knows",
             )
-        found.append(label)
-    return found
+        tasks.append(label)
+    return tasks
 
 
 def has_weights(spec: TeacherSpec) -> bool:
-    """Whether a teacher need not be trained: it has a checkpoint, or is one that others published."""
+    """Return whether a teacher need not be trained: it has a checkpoint, or is one that others published."""
     return spec.checkpoint is not None or (spec.net or {}).get("name") is not None
 
 
 def external_teacher(experiment: Experiment, data: DataModule, vocabulary_agnostic: bool) -> TrainedModel:
-    """A teacher that was trained elsewhere, with its tokenizer where that is known.
+    """Return a teacher that was trained elsewhere, with its tokenizer where that is known.
 
     Raises:
         UserError: if its weights do not fit, or it speaks of other tokens than ``data``, unless
@@ -240,7 +240,7 @@ def external_teacher(experiment: Experiment, data: DataModule, vocabulary_agnost
 
 
 def _teacher_from_run(origin: FromRun, spec: TeacherSpec, data: DataModule, vocabulary_agnostic: bool) -> TrainedModel:
-    """A teacher whose weights are in a run folder: with its own normalisation, its classes in the order of the data's.
+    """Return a teacher with weights from a run folder: its own normalisation, its classes in the data's order.
 
     Raises:
         UserError: if it is another network than ``teacher.net``, or reads other inputs, classes or tokens.
@@ -263,7 +263,7 @@ def _teacher_from_run(origin: FromRun, spec: TeacherSpec, data: DataModule, voca
 
 
 def _load(net: nn.Module, spec: TeacherSpec) -> str:
-    """Load a teacher's checkpoint; returns where it is from."""
+    """Load a teacher's checkpoint; return its origin in words."""
     assert spec.checkpoint is not None
     key = "teacher.checkpoint"
     path = weights_path(spec.checkpoint, key)
@@ -272,7 +272,7 @@ def _load(net: nn.Module, spec: TeacherSpec) -> str:
 
 
 def own_data(experiment: Experiment, owner: str) -> Any:
-    """The data on which a teacher, or what the student starts from, is trained.
+    """Build the data on which a teacher, or what the student starts from, is trained.
 
     Raises:
         UserError: what the data refuse, or if no row has a label.
@@ -286,7 +286,7 @@ def own_data(experiment: Experiment, owner: str) -> Any:
 
 
 def data_in_teacher_tokens(experiment: Experiment) -> Any:
-    """The data in the tokens of a teacher with a tokenizer of its own.
+    """Build the data in the tokens of a teacher with a tokenizer of its own.
 
     Raises:
         UserError: what the data refuse, such as a context with too little room for so many tokens.
@@ -309,7 +309,7 @@ def resolve_teacher(
     objective: Objective,
     training: TrainerConfig,
 ) -> ResolvedTeacher:
-    """Freeze a trained network into a teacher; from its cache where that can be, else live, and say why.
+    """Make a frozen teacher of a trained network: answering from its cache where possible, else live; log which.
 
     Raises:
         UserError: if it has another vocabulary than the student, and the objective compares token by token.
@@ -322,7 +322,7 @@ def resolve_teacher(
         return ResolvedTeacher(kept, source)
     live = FrozenTeacher(source.net, task, objective.teacher_layers)
     if objective.vocabulary_agnostic and source.tokenizer is not None:
-        unlike = UnlikeTeacher(source.net, task, source.tokenizer, data.tokenizer)
+        unlike = CrossTokenizerTeacher(source.net, task, source.tokenizer, data.tokenizer)
         log.info(unlike.describe())
         return ResolvedTeacher(unlike, source)
     why_not = cache_obstacle(experiment, data, objective)
@@ -350,12 +350,12 @@ def _give_members(
     objective: Objective,
     training: TrainerConfig,
 ) -> ResolvedTeacher:
-    """Several teachers as one; each answers from its own cache where that can be."""
+    """Make one teacher of several; each answers from its own cache where possible."""
     started = time.monotonic()
     members: list[Teacher] = []
-    for n, (found, one) in enumerate(zip(source.members, each_member(experiment), strict=True)):
-        assert found.net is not None
-        live = FrozenTeacher(found.net, task)
+    for n, (trained, one) in enumerate(zip(source.members, each_member(experiment), strict=True)):
+        assert trained.net is not None
+        live = FrozenTeacher(trained.net, task)
         with of_member(n):
             why_not = cache_obstacle(one, data, objective)
             members.append(live if why_not else cached(live, one, data, training))
@@ -368,10 +368,10 @@ def _give_members(
 
 @dataclass
 class Pretrained:
-    """What a student starts from with ``init=pretrained``."""
+    """Network that a student starts from with ``init=pretrained``."""
 
     load: Callable[[nn.Module], None]
-    """Gives a network the weights, in place; it keeps its own head where classes differ."""
+    """Function that gives a network the weights, in place; it keeps its own head where classes differ."""
     steps: Sequence[Mapping[str, Any]] = ()
     """Recorded steps of the network that the weights are of."""
 
@@ -379,7 +379,7 @@ class Pretrained:
 def find_pretrained(
     experiment: Experiment, data: DataModule, training: TrainerConfig, names: Mapping[str, str]
 ) -> Pretrained | None:
-    """What the student starts from: a checkpoint, or a network of the store; None with another ``init``.
+    """Return what the student starts from: a checkpoint, or a network of the store; None with another ``init``.
 
     Raises:
         UserError: if the experiment names none.

@@ -1,4 +1,4 @@
-"""A teacher's answers from a cache: whether that can be, what the cache holds, and filling it once."""
+"""Cache of a teacher's answers: whether one can be used, what it holds, and filling it once."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from kdlab.training import TrainerConfig
 log = logging.getLogger("kdlab")
 
 MEASURED = ("val", "test", "ood")
-"""The splits that a result reports; ``ood`` is of another domain than training."""
+"""Splits that a result reports; ``ood`` is of another domain than training."""
 
 WHOLE_ROWS = 257
-"""Size of a vocabulary up to which a cache of sequences holds all of it, and so leaves out nothing."""
+"""Largest vocabulary of which a cache of sequences holds all tokens, and so leaves out nothing."""
 
 
 def cache_obstacle(experiment: Experiment, data: DataModule, objective: Objective) -> str:
-    """Why a teacher answers live; empty where it can answer from a cache.
+    """Return why a teacher answers live; empty where it can answer from a cache.
 
     Raises:
         UserError: if a certain cache is asked for, and cannot be used or is not there.
@@ -65,8 +65,8 @@ def cache_obstacle(experiment: Experiment, data: DataModule, objective: Objectiv
     if objective.vocabulary_agnostic:
         reasons.append("it reads the text in tokens of its own")
     if reasons and (asked != "auto" or sparse):
-        said = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
-        raise UserError(f"teacher.{said}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
+        asks = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
+        raise UserError(f"teacher.{asks}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
     if asked == "auto" and not data.classified and not sparse and data.vocab_size > WHOLE_ROWS:
         reasons.append(
             f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"
@@ -77,7 +77,7 @@ def cache_obstacle(experiment: Experiment, data: DataModule, objective: Objectiv
 
 
 def _sparse(spec: TeacherSpec, data: DataModule) -> str:
-    """The key that asks for a cache of some tokens a position; empty where neither does.
+    """Return the key that asks for a cache of some tokens a position; empty where neither does.
 
     Raises:
         UserError: if it is out of range, both do, or the data are no sequences.
@@ -97,7 +97,7 @@ def _sparse(spec: TeacherSpec, data: DataModule) -> str:
 
 
 def written(experiment: Experiment, data: DataModule, objective: Objective) -> TokenCache:
-    """A teacher of which nothing is known but a cache of its answers.
+    """Return a teacher of which nothing is known but a cache of its answers.
 
     Raises:
         UserError: if there is no such cache, it is of other tokens than ``data``, or the objective wants more of it.
@@ -133,9 +133,9 @@ def written(experiment: Experiment, data: DataModule, objective: Objective) -> T
 
 
 def cached(live: FrozenTeacher, experiment: Experiment, data: DataModule, training: TrainerConfig) -> Teacher:
-    """The teacher, answering from its cache, which is filled first if it is not there.
+    """Return the teacher answering from its cache, which is filled first if it does not exist.
 
-    Live where the cache would be too large.
+    The teacher answers live where the cache would be too large.
     """
     spec = experiment.teacher if experiment.teacher is not None else TeacherSpec()
     data.to(training.device)
@@ -151,12 +151,12 @@ def cached(live: FrozenTeacher, experiment: Experiment, data: DataModule, traini
         return TokenCache(folder, tokens)
     inside = describe_features(live, data) if live.layers else None
     if inside is not None and inside.bytes > spec.feature_mib * 2**20:
-        said = f"its layers ({', '.join(live.layers)}) would take {inside.bytes / 2**20:.0f} MiB"
+        size = f"its layers ({', '.join(live.layers)}) would take {inside.bytes / 2**20:.0f} MiB"
         if spec.cache != "auto":
             raise UserError(
-                "teacher.cache", f"{spec.cache}, and {said}", "teacher.feature_mib of so many, or teacher.cache=auto"
+                "teacher.cache", f"{spec.cache}, and {size}", "teacher.feature_mib of so many, or teacher.cache=auto"
             )
-        log.info("teacher: no cache, since %s, and teacher.feature_mib is %g", said, spec.feature_mib)
+        log.info("teacher: no cache, since %s, and teacher.feature_mib is %g", size, spec.feature_mib)
         return live
     logits = _filled(kept, describe_rows(live, data), live, data, None if spec.cache == "auto" else spec.cache)
     features = None if inside is None else _filled(kept, inside, live, data)
@@ -164,7 +164,7 @@ def cached(live: FrozenTeacher, experiment: Experiment, data: DataModule, traini
 
 
 def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: DataModule, folder: str | None = None) -> Arrays:
-    """The arrays of a manifest, in ``folder``, or else below ``kept``, where they are made if they are not there."""
+    """Return the arrays of a manifest, in ``folder``, or else below ``kept``, where they are made if missing."""
     at = kept / manifest.key if folder is None else Path(folder)
     if folder is None and not (at / "manifest.json").exists():
         with _progress() as report:
@@ -173,7 +173,7 @@ def _filled(kept: Path, manifest: Manifest, live: FrozenTeacher, data: DataModul
 
 
 def describe_rows(live: FrozenTeacher, data: DataModule) -> Manifest:
-    """What a cache of a teacher's answers to rows holds: its logits, of all splits."""
+    """Return the manifest of a cache of a teacher's answers to rows: its logits, of all splits."""
     example = next(iter(data.ordered_loader("train", batch_size=2)))
     rows = {"train": (data.counts["train"], data.views or 1)}
     rows.update({split: (data.counts[split], 1) for split in MEASURED if data.counts.get(split)})
@@ -181,7 +181,7 @@ def describe_rows(live: FrozenTeacher, data: DataModule) -> Manifest:
 
 
 def describe_features(live: FrozenTeacher, data: DataModule) -> Manifest:
-    """What a cache of the layers that ``live`` captures holds: training rows, which alone are compared inside."""
+    """Return the manifest of a cache of the layers that ``live`` captures: for training rows alone."""
     example = next(iter(data.ordered_loader("train", batch_size=2)))
     layers = {name: tuple(feature.shape[1:]) for name, feature in live(example).features.items()}
     return _manifest(live.net, data, {"train": (data.counts["train"], data.views or 1)}, 0, layers)
@@ -207,7 +207,7 @@ def _manifest(
 
 
 def describe_tokens(net: nn.Module, data: DataModule, spec: TeacherSpec) -> TokenManifest:
-    """What a cache of ``net`` on sequences holds.
+    """Return the manifest of a cache of ``net`` on sequences.
 
     Logits of the whole vocabulary are float32, as the teacher gives them, where that takes up to 256 MiB, and else
     float16; a few tokens a position and draws, which are estimates anyway, are always float16.

@@ -1,4 +1,4 @@
-"""What a finished run's language model writes after a text, from its folder alone."""
+"""Text that a finished run's language model writes after a given text, from the run folder alone."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _NEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Completion:
-    """What a model wrote after one text, or in answer to it."""
+    """Text that a model generated after one input text, or in answer to it."""
 
     source: str
-    """The file that the text is from, or the text itself."""
+    """File that the text is from, or the text itself."""
     prompt: str
-    """The text that the model read; empty where an encoder read it, and what it wrote stands alone."""
+    """Text that the model read; empty where an encoder read it, and what it wrote stands alone."""
     text: str
     sample: int
     ended: bool
@@ -55,10 +55,11 @@ def complete(
     Args:
         run: a run folder of a language model.
         inputs: texts, or names of files with text.
-        new_tokens: at most so many for each; None is 64, or half of a context that is shorter than two times that.
-        temperature: 0 writes the most probable token each time.
-        samples: continuations of each text, which differ where the temperature is above 0.
-        seed: what is drawn is a function of (seed, text's number, sample, position).
+        new_tokens: largest number of tokens generated for each text; None is 64, or half of a context that is shorter
+            than two times that.
+        temperature: sampling temperature; 0 writes the most probable token each time.
+        samples: number of continuations of each text, which differ where the temperature is above 0.
+        seed: seed of the sampling; each drawn number is a function of (seed, text's number, sample, position).
         trust: see :func:`~kdlab.inference.predict.load_model`.
 
     Raises:
@@ -94,17 +95,17 @@ def complete(
         )
         for sample in range(samples)
     ]
-    found = []
+    completions = []
     for number, (source, text) in enumerate(zip(inputs, texts, strict=True)):
         for sample, of_all in enumerate(written):
             ids, prompt = of_all[number].tolist(), "" if encoded else text
-            found.append(Completion(source, prompt, tokenizer.decode(ids), sample, tokenizer.eos_id in ids))
-    return found
+            completions.append(Completion(source, prompt, tokenizer.decode(ids), sample, tokenizer.eos_id in ids))
+    return completions
 
 
 @dataclass(frozen=True)
 class _Draws:
-    """i → (rows,) in [0, 1): the numbers by which the i-th new tokens of one sample are drawn."""
+    """Source of the random numbers, (rows,) in [0, 1), by which the i-th new tokens of one sample are drawn."""
 
     seed: int
     rows: int
@@ -115,7 +116,7 @@ class _Draws:
 
 
 def read_text(text: str) -> str:
-    """``text`` itself, or what stands in the file of that name, without the line break that ends it.
+    """Return ``text`` itself, or the content of the file of that name without the line break that ends it.
 
     A text that ends in ``.txt`` is the name of a file whether it is there or not.
 
@@ -127,13 +128,13 @@ def read_text(text: str) -> str:
             raise UserError("predict", "the text is empty", "at least one character, or a file with text")
         return text
     try:
-        found = files.read_text(text).replace("\r\n", "\n").removesuffix("\n")
+        content = files.read_text(text).replace("\r\n", "\n").removesuffix("\n")
     except (OSError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError("predict", f"{text}: cannot be read as UTF-8 text ({reason})", "a .txt file") from None
-    if not found:
+    if not content:
         raise UserError("predict", f"{text} is empty", "a file with text")
-    return found
+    return content
 
 
 def _names_a_file(text: str) -> bool:
@@ -146,7 +147,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def _beside(run: Path, name: Any) -> Path:
-    """A file of the run folder: whatever the folder says, nothing outside of it is read."""
+    """Return a file's path in the run folder; nothing outside of it is read, whatever the folder says."""
     path = run / Path(str(name)).name
     if not path.is_file():
         raise UserError(path, "does not exist", "a whole run folder, with its tokenizer")
@@ -154,7 +155,7 @@ def _beside(run: Path, name: Any) -> Path:
 
 
 def _context(net: nn.Module, described: dict[str, Any]) -> int | None:
-    """The most tokens that the model reads at once; None where nothing says it."""
+    """Return the largest number of tokens that the model reads at once; None where nothing says it."""
     known = [size for size in (getattr(net, "context", None), described.get("context")) if isinstance(size, int)]
     return min(known, default=None)
 
@@ -162,7 +163,7 @@ def _context(net: nn.Module, described: dict[str, Any]) -> int | None:
 def _prompts(
     net: nn.Module, texts: Sequence[str], tokenizer: Tokenizer, limit: int | None, new_tokens: int
 ) -> tuple[list[Tensor], list[Tensor] | None]:
-    """What the decoder begins with, and what an encoder reads, if there is one."""
+    """Return the token ids that the decoder begins with, and those that an encoder reads, if there is one."""
     if getattr(net, "speech", False):
         raise UserError("predict", "the model reads sound", "the run folder of a model that reads text")
     rows = [tokenizer.encode(text) for text in texts]

@@ -32,25 +32,25 @@ from kdlab.system.terminal import one_line
 log = logging.getLogger("kdlab")
 
 BATCH = 4096
-"""Rows that a network answers at once."""
+"""Number of rows in one forward pass of the network."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the model says about one input."""
+    """Class and probabilities that the model gives one input, for one task."""
 
     source: str
     label: str
     probabilities: dict[str, float]
-    """class → probability, most probable first."""
+    """Map of class → probability, most probable first."""
     task: str = ""
-    """Which of several tasks it answers; empty where there is one."""
+    """Name of the task, where the network has several; empty where it has one."""
     file: str = ""
-    """The file that the input is in."""
+    """File that the input is in."""
     row: int = 1
-    """Its number in the file, from 1."""
+    """Row number of the input in the file, from 1."""
     given: str | None = None
-    """The class that the file says it has, "" where its row has none; None where the file does not say."""
+    """Class that the file gives the input, "" where its row has none; None where the file does not say."""
 
 
 def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -58,7 +58,7 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
 
     Args:
         run: a run folder (or that of a kept teacher or baseline).
-        trust: build what the folder names even if it is neither kdlab's, torch's, nor this user's own run.
+        trust: whether to build what the folder names even if it is neither kdlab's, torch's, nor this user's own run.
 
     Returns:
         The network in eval mode, and the content of ``model.json``.
@@ -90,7 +90,7 @@ def _build(described: Mapping[str, Any]) -> nn.Module:
 
 
 def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Prediction]:
-    """Classify images or arrays; of a network with several tasks, a prediction for each in turn.
+    """Classify images, arrays or tables; for a network with several tasks, return a prediction for each in turn.
 
     Args:
         run: a run folder.
@@ -106,7 +106,7 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
     if "classes" not in described:
         raise UserError(f"{run}/model.json", "names no classes", "the run folder of a classifier")
     shape = tuple(described["input_shape"])
-    found: list[Prediction] = []
+    predictions: list[Prediction] = []
     looks = []
     for path in inputs:
         if path.suffix.lower() in TABLES and len(shape) == 1:
@@ -122,40 +122,40 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
             for task, names in tasks.items():
                 row = answers[task][i]
                 named = {names[c]: float(row[c]) for c in row.argsort(descending=True).tolist()}
-                said = given[task][i] if task in given else None
-                found.append(Prediction(source, next(iter(named)), named, task, str(path), i + 1, said))
+                label = given[task][i] if task in given else None
+                predictions.append(Prediction(source, next(iter(named)), named, task, str(path), i + 1, label))
     for line in pictures.summary(looks):
         log.warning(line)
-    return found
+    return predictions
 
 
 @torch.no_grad()
 def _answers(net: nn.Module, rows: Tensor, tasks: Mapping[str, Sequence[str]], run: Path) -> dict[str, Tensor]:
-    """(N, C) probabilities of the classes of each task."""
-    found: dict[str, list[Tensor]] = {task: [] for task in tasks}
+    """Return (N, C) probabilities of the classes of each task, by task."""
+    probabilities: dict[str, list[Tensor]] = {task: [] for task in tasks}
     for part in rows.split(BATCH):
-        said = Outputs.of(net(part))
+        outputs = Outputs.of(net(part))
         for task, names in tasks.items():
-            found[task].append(_shares(said, task, names, run))
-    return {task: torch.cat(parts) for task, parts in found.items()}
+            probabilities[task].append(_shares(outputs, task, names, run))
+    return {task: torch.cat(parts) for task, parts in probabilities.items()}
 
 
-def _shares(said: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor:
-    """(N, C) probabilities of the classes of a task.
+def _shares(outputs: Outputs, task: str, names: Sequence[str], run: Path) -> Tensor:
+    """Return (N, C) probabilities of the classes of a task.
 
     Raises:
         UserError: if the network has another number of them, or no such task.
     """
-    logits = said.heads.get(task) if task else said.logits
-    found = 0 if logits is None else logits.shape[-1]
-    if logits is None or found != len(names):
+    logits = outputs.heads.get(task) if task else outputs.logits
+    width = 0 if logits is None else logits.shape[-1]
+    if logits is None or width != len(names):
         of = f" of {task}" if task else ""
-        raise UserError(f"{run}/model.json", f"names {len(names)} classes{of}, and the network has {found}")
+        raise UserError(f"{run}/model.json", f"names {len(names)} classes{of}, and the network has {width}")
     return logits.float().softmax(-1)
 
 
 def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:
-    r"""A file as a batch (N, \\*shape) of floats, read as training data are.
+    r"""Read a file as a batch (N, \*shape) of floats, as training data are read.
 
     Raises:
         UserError: if it is of another kind or shape, or cannot be read.
@@ -164,7 +164,7 @@ def read_input(path: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _read(path: Path, shape: tuple[int, ...]) -> tuple[Tensor, Look | None]:
-    """:func:`read_input`, and what is worth saying of a picture."""
+    """Read a file as :func:`read_input` does, and return also what to report about a picture."""
     accepted = f"an image ({pictures.listed()}) or a .npy array" if len(shape) == 3 else "a .npy array"
     if not path.is_file():
         what = "is a folder, a pipe or a device" if path.exists() else "does not exist"

@@ -1,4 +1,4 @@
-"""Tables in and out of a finished run's model: rows by the names of their columns, and what is said of many rows."""
+"""Tables in and out of a finished run's model: rows by the names of their columns, and summaries of many rows."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ log = logging.getLogger("kdlab")
 
 @dataclass(frozen=True)
 class TableRows:
-    """What a model reads of a file, and what the file says of it.
+    """Rows of a table file as a model reads them, with the classes that the file gives them.
 
     Args:
         inputs: (N, F) float32.
-        names: of the rows, for messages.
+        names: names of the rows, for messages.
         given: the class of each row that the file holds, by task ("" where there is one); "" where a row has none.
     """
 
@@ -41,12 +41,12 @@ class TableRows:
 
 
 def read_rows(path: Path, described: Mapping[str, Any], run: Path) -> TableRows:
-    """The rows of a file, with its columns in the order of the run's, whatever their order in the file.
+    """Read the rows of a file, with its columns in the order of the run's, whatever their order in the file.
 
     Args:
         path: a file with a header; it may have the columns of classes, and others, which are left out with a line.
         described: the run's ``model.json``.
-        run: its folder, for messages.
+        run: run folder, for messages.
 
     Raises:
         UserError: if the run names no columns, or the file lacks some, or holds what is no finite number.
@@ -95,7 +95,7 @@ def _columns(described: Mapping[str, Any], run: Path) -> Columns:
 
 
 def _given(table: Table, columns: Columns, described: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The classes that the file holds, by task, as the run writes them; "" for a row without one."""
+    """Return the classes that the file holds, by task, as the run writes them; "" for a row without one."""
     several = described.get("tasks")
     tasks = several or dict.fromkeys(columns.asked[:1], described["classes"])
     return {
@@ -106,7 +106,7 @@ def _given(table: Table, columns: Columns, described: Mapping[str, Any]) -> dict
 
 
 def _class(cell: str, classes: Sequence[str]) -> str:
-    """A cell as the class that it means: ``1.0`` is ``1``."""
+    """Return the class that a cell means: ``1.0`` is ``1``."""
     if cell in classes or (number := _amount(cell)) is None:
         return "" if is_missing(cell) and cell not in classes else cell
     return next((name for name in classes if _amount(name) == number), "" if is_missing(cell) else cell)
@@ -119,11 +119,11 @@ def _amount(text: str) -> float | None:
         return None
 
 
-# ---- what is said of many rows
+# ---- summaries of many rows
 
 
 def summaries(found: Sequence[Prediction], tasks: Mapping[str, Sequence[str]]) -> list[str]:
-    """A line for each table and task: how many rows are of which class, and how many of the given ones are right.
+    """Return a line for each table and task: number of rows of each class, and accuracy on rows with a known class.
 
     Args:
         found: all predictions.
@@ -140,17 +140,17 @@ def summaries(found: Sequence[Prediction], tasks: Mapping[str, Sequence[str]]) -
 
 
 def _judged(rows: Sequence[Prediction], classes: Sequence[str]) -> str:
-    """How many of the rows whose class is known are right; empty where the file names no classes."""
+    """Return the accuracy on the rows whose class is known, in words; empty where the file names no classes."""
     if rows[0].given is None:
         return ""
     right = [one.label == one.given for one in rows if one.given in classes]
     unknown = sorted({one.given for one in rows if one.given and one.given not in classes})
-    said = f"; accuracy {sum(right) / len(right):.2%} of {len(right)} rows" if right else "; no row has a class"
-    return f"{said}; classes that the run does not know: {', '.join(unknown)}" if unknown else said
+    accuracy = f"; accuracy {sum(right) / len(right):.2%} of {len(right)} rows" if right else "; no row has a class"
+    return f"{accuracy}; classes that the run does not know: {', '.join(unknown)}" if unknown else accuracy
 
 
 def write_predictions(path: Path, found: Sequence[Prediction], tasks: Mapping[str, Sequence[str]]) -> None:
-    """Write a CSV file of an input a line: its file and row, and of each task the class and all probabilities.
+    """Write a CSV file with one input a line: its file and row, and for each task the class and all probabilities.
 
     Args:
         path: the file, which appears whole.

@@ -11,12 +11,12 @@ from kdlab.models import freeze as freeze_layers
 
 
 class FineTune(Method):
-    """Learn from the labels; no teacher.
+    """Method that learns from the labels alone, without a teacher.
 
     Args:
         freeze: nothing (None), ``backbone`` (all but the head), or module paths whose parameters stay as they are;
             their BatchNorm keeps its statistics.
-        patience: stop after so many epochs without a better validation score; None trains all epochs.
+        patience: number of epochs without a better validation score after which training stops; None trains all epochs.
         **shared: see :class:`~kdlab.methods.Method`.
     """
 

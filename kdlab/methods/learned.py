@@ -1,4 +1,4 @@
-"""Whether a fit learned anything: what to say of one whose numbers are finite and mean nothing."""
+"""Checks that a fit learned anything: messages for one whose numbers are finite and mean nothing."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from torch import Tensor, nn
 from kdlab.tasks import Task
 
 FAINT = 1e-10
-"""Gradients below move no weight: a hundredth of Adam's epsilon, and a tenth of what float32 tells apart at 0.01."""
+"""Largest gradient that moves no weight: a hundredth of Adam's epsilon, a tenth of float32's resolution at 0.01."""
 
 FAR = 10.0
-"""Times the cross-entropy of a network that finds all classes equally probable, from which training has diverged."""
+"""Multiple of the cross-entropy of equally probable classes, above which training has diverged."""
 
 
 def trace(net: nn.Module) -> Tensor:
-    """The sum of each trained weight of ``net``, in float64 where the device has it: equal as long as none changes."""
+    """Return the sum of each trained weight of ``net`` (in float64 if possible), by which changes show."""
     trained = [p.detach() for p in net.parameters() if p.requires_grad]
     sums = [p.sum(dtype=torch.float32 if p.device.type == "mps" else torch.float64) for p in trained]
     return torch.stack(sums).cpu() if sums else torch.zeros(0)
 
 
 def greatest(gradients: list[Tensor]) -> Tensor | None:
-    """The greatest absolute value in some gradients, a scalar on their device; None where all are empty or sparse."""
+    """Return the largest absolute value in some gradients, on their device; None where all are empty or sparse."""
     dense = [one for one in gradients if one.numel() and one.layout == torch.strided]
     return torch.stack([norm.float() for norm in torch._foreach_norm(dense, math.inf)]).max() if dense else None
 
 
 def nothing_learned(unchanged: bool, gradient: float | None, curves: Mapping[str, float], steps: int) -> str | None:
-    """Say that training moved nothing, and what the loss was made of.
+    """Return a message where training moved nothing, with the parts of the loss; None where it moved something.
 
     Args:
         unchanged: whether every trained weight is what it was before.
         gradient: the greatest absolute value seen in a gradient; None where nobody looked.
         curves: the last means of the loss and its terms.
-        steps: of the optimizer.
+        steps: number of optimizer steps.
     """
     if unchanged:
         what = f"no weight changed in {steps} steps"
@@ -50,11 +50,11 @@ def nothing_learned(unchanged: bool, gradient: float | None, curves: Mapping[str
 
 
 def no_use(measures: Mapping[str, float], task: Task) -> str | None:
-    """Say that the best epoch is no better on validation data than a network that knows nothing.
+    """Return a message where the best epoch is no better on validation data than an untrained network; else None.
 
     Args:
-        measures: of the best epoch on the validation split; may be empty.
-        task: says which of them counts, and its chance level.
+        measures: measures of the best epoch on the validation split; may be empty.
+        task: task that names the deciding measure, and its chance level.
     """
     score, chance = measures.get(task.score), task.chance
     ce, untrained = measures.get("ce"), math.log(max(task.num_classes, 2))

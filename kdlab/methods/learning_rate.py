@@ -12,14 +12,14 @@ Course = Literal["constant", "linear", "cosine", "multistep"]
 
 
 class LearningRate:
-    """What the optimizer's ``lr`` is multiplied with: a ramp up, then a course down.
+    """Factor on the optimizer's ``lr`` over training: a warmup, then a decay.
 
     Args:
-        shape: ``constant``; ``linear`` or ``cosine`` from 1 to ``final``; ``multistep`` times ``gamma`` at each
-            milestone.
+        shape: shape of the decay: ``constant``; ``linear`` or ``cosine`` from 1 to ``final``; ``multistep`` times
+            ``gamma`` at each milestone.
         warmup: share of training over which the factor rises from 0 along a line.
         final: factor at the end (linear, cosine).
-        milestones: of the multistep course, in epochs, or below 1 as shares of training.
+        milestones: milestones of ``multistep``, in epochs, or below 1 as shares of training.
         gamma: factor at each milestone.
     """
 
@@ -43,7 +43,7 @@ class LearningRate:
         self.milestones, self.gamma = tuple(milestones), gamma
 
     def __call__(self, progress: float, epochs: int) -> float:
-        """The factor at ``progress`` in [0, 1] of a training of ``epochs`` epochs."""
+        """Return the factor at ``progress`` in [0, 1] of a training of ``epochs`` epochs."""
         if progress < self.warmup:
             return max(progress / self.warmup, 1e-3)
         if self.shape == "multistep":

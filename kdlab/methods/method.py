@@ -23,7 +23,7 @@ from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
 MOST_APART = 2**16
-"""Optimizer steps between two points of a curve; all between are held in memory."""
+"""Largest number of optimizer steps between two points of a curve; all between are held in memory."""
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -32,19 +32,19 @@ _RANDOM_LAYERS = (nn.modules.dropout._DropoutNd, nn.modules.rnn.RNNBase, nn.Mult
 
 
 class Method(QuickModule):
-    """A student that learns from labels, a teacher, or both; the methods of the field differ in a hook or two.
+    """Student that learns from labels, a teacher, or both; base class of all methods.
 
     Args:
-        student: the network to train; what an export contains.
+        student: network to train; what an export contains.
         objective: named terms and their weights.
-        task: how a network reads a batch, and what is measured.
-        optimizer: makes an optimizer of parameters.
+        task: task that says how a network reads a batch, and what is measured.
+        optimizer: function that makes an optimizer of parameters.
         scheduler: the learning rate's course; None keeps it constant.
-        teacher: who is learned from; None for nobody.
-        seed: of dropout and other randomness inside networks, as a function of (seed, epoch, batch).
-        batches: what puts other sequences in the place of the data's, such as the student's own text; None for the
+        teacher: teacher to learn from; None for none.
+        seed: seed of dropout and other randomness inside networks, which is a function of (seed, epoch, batch).
+        batches: batch transform that replaces the data's sequences, such as by the student's own text; None for the
             data's own.
-        auxiliary: what trains beside the student, and is in no export; None for nothing.
+        auxiliary: network that trains beside the student, and is in no export; None for none.
     """
 
     weights_file = "student.pt"
@@ -89,58 +89,58 @@ class Method(QuickModule):
 
     @with_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One micro-batch: student and teacher answer, the objective compares."""
+        """Train on one micro-batch: run student and teacher, and return the total loss."""
         if self._random:
             seed_torch(self.seed, self.current_epoch, batch_idx, self.global_rank)
         self.objective.progress = self._progress()
-        batch, told = self._sequences(self._layout(batch), batch_idx)
+        batch, sequence_curves = self._sequences(self._layout(batch), batch_idx)
         teacher = self.teacher(batch.clean_view()) if self.teacher is not None and self.uses_teacher else None
         batch, extra = self.relabel(batch, teacher)
         student = self.forward_student(batch)
         losses = self.objective(student, teacher, batch)
         parts = batch.window.parts if batch.window is not None else 1
         assert self._curves is not None
-        self._curves.add(losses.total.detach(), losses.values, losses.counted, parts, {**told, **extra})
+        self._curves.add(losses.total.detach(), losses.values, losses.counted, parts, {**sequence_curves, **extra})
         return losses.total
 
     @cached_property
     def uses_teacher(self) -> bool:
-        """Whether training looks at a teacher's answers; with labels alone it is there to be measured against."""
+        """Whether training uses the teacher's outputs; with labels alone the teacher only serves for comparison."""
         relabels = type(self).relabel is not Method.relabel
         return self.objective.needs_teacher or self.objective.alpha is not None or relabels
 
     def forward_student(self, batch: Batch) -> Outputs:
-        """What the student says, with the layers that terms look at and, while it trains, what its auxiliary adds."""
+        """Return the student's outputs, with layers that terms use and, in training, those of the auxiliary network."""
         layers = self.objective.student_layers
         if self.auxiliary is None:
             return self.task.outputs(self.student, batch, layers)
         with Taps(self.student, layers) as features:  # their names are the student's
-            said = self.task.outputs(self.auxiliary, batch)
-        said.features.update(features)
-        return said
+            outputs = self.task.outputs(self.auxiliary, batch)
+        outputs.features.update(features)
+        return outputs
 
     @torch.no_grad()
     def dry_forward(self, batch: Batch) -> Outputs:
-        """What it answers in training, but said in eval mode: nothing drops out, and no statistics move."""
+        """Return the student's training outputs computed in eval mode: no dropout, and no statistics change."""
         self.student.eval()
         if self.auxiliary is not None:
             self.auxiliary.eval().training = True  # itself alone, so that it adds what it adds in training
-        said = self.forward_student(batch)
+        outputs = self.forward_student(batch)
         self.train()
-        return said
+        return outputs
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:
-        """What a method changes about a batch before the objective sees it, and further curves about that."""
+        """Return the batch as the objective should see it, with curves about the change; subclasses override this."""
         return batch, {}
 
     def prepare(self, batch: Batch, examples: int | None = None) -> None:
         """Let terms make their projectors; call once, before ``fit``, with any batch of the training split.
 
         Args:
-            batch: to learn shapes from.
-            examples: how many the training split has; None where nobody counted.
+            batch: batch to learn shapes from.
+            examples: number of examples in the training split; None where it is unknown.
         """
-        self.objective.setup(self.student, getattr(self.teacher, "net", None), examples)
+        self.objective.setup(self.student, self.teacher.net if self.teacher is not None else None, examples)
         with torch.no_grad():
             student = self.dry_forward(batch)
             self.student.eval()
@@ -151,7 +151,7 @@ class Method(QuickModule):
         self.train()
 
     def train(self, mode: bool = True) -> Method:
-        """Train mode for what trains; frozen layers keep their BatchNorm statistics and drop nothing."""
+        """Set train mode for what trains; frozen layers keep their BatchNorm statistics and have no dropout."""
         super().train(mode)
         if mode:
             for module in frozen_modules(self.student):
@@ -205,17 +205,17 @@ class Method(QuickModule):
             self.flush_curves()
 
     def flush_curves(self) -> None:
-        """Write the mean of the steps since the last time; of each term, over those that had something to count.
+        """Write the means of the steps since the last call; a term's mean is over the steps that had rows for it.
 
         Raises:
             RunFailed: if a term was not finite at one of those steps; names the first step and the term.
         """
         assert self._curves is not None
-        found = self._curves.take(self.global_step, self.trainer.accumulate_grad_batches, self.trainer.strategy)
-        if not found:
+        means = self._curves.take(self.global_step, self.trainer.accumulate_grad_batches, self.trainer.strategy)
+        if not means:
             return
-        self.last_curves = found
-        curves = {f"train/{name}": value for name, value in found.items()}
+        self.last_curves = means
+        curves = {f"train/{name}": value for name, value in means.items()}
         curves["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
         if self.objective.needs_teacher:
             curves["train/temperature"] = self.objective.temperature.now
@@ -229,7 +229,7 @@ class Method(QuickModule):
         return self.global_step / self._steps
 
     def _sequences(self, batch: Batch, batch_idx: int) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch to learn from, where a source may have put other sequences, and curves about them."""
+        """Return the batch to learn from, in which a source may have replaced the sequences, and curves about them."""
         if self.batches is None:
             return batch, {}
         self.batches.progress = self._progress()
@@ -295,14 +295,14 @@ class Method(QuickModule):
 
 
 class TermAccumulator:
-    """Collects the terms of every step in one tensor, so that a step costs two small copies and no synchronisation.
+    """Buffer of every step's terms in one tensor, so that a step costs two small copies and no synchronisation.
 
     A term's mean leaves out the steps in which nothing counted for it, such as those without labels on a student's own
     text; a term without any other step has no mean.
 
     Args:
-        names: of the terms.
-        room: micro-batches that it holds before it must be taken.
+        names: names of the terms.
+        room: number of micro-batches that it holds before it must be emptied.
     """
 
     def __init__(self, names: list[str], room: int) -> None:
@@ -315,13 +315,13 @@ class TermAccumulator:
 
     @property
     def full(self) -> bool:
-        """Whether the next step has no room."""
+        """Whether there is no room for the next step."""
         return self.used >= self.room
 
     def add(
         self, total: Tensor, values: Tensor, counted: tuple[bool, ...], parts: int, extra: dict[str, Tensor]
     ) -> None:
-        """One micro-batch: the scaled total, its share of each term, and which terms its step counts for."""
+        """Add one micro-batch: the scaled total, its share of each term, and which terms its step counts for."""
         if self._rows is None:
             self._rows = torch.zeros(self.room, len(self.names), device=values.device)
         row = self._rows[self.used]
@@ -333,7 +333,7 @@ class TermAccumulator:
         self.used += 1
 
     def take(self, step: int, accumulate: int, strategy: Any) -> dict[str, float]:
-        """The means since the last call, over all processes; empties the store.
+        """Return the means since the last call, over all processes, and empty the buffer.
 
         Raises:
             RunFailed: if a number was not finite, whether it counts or not.
@@ -353,9 +353,9 @@ class TermAccumulator:
         counts = torch.tensor([(True, *counted) for counted in self._counted], device=rows.device).to(rows.dtype)
         both = strategy.reduce(torch.stack([(rows * counts).sum(0), counts.sum(0)]), reduce_op="mean")
         sums = zip(self.names, *both.tolist(), strict=True)
-        found = {name: total / steps for name, total, steps in sums if steps}
+        means = {name: total / steps for name, total, steps in sums if steps}
         for name in self._extra[0] if self._extra else ():
             stacked = torch.stack([e[name] for e in self._extra]).float()
-            found[name] = float(stacked.nanmean())
+            means[name] = float(stacked.nanmean())
         self.used, self._counted, self._extra = 0, [], []
-        return found
+        return means

@@ -9,7 +9,7 @@ from kdlab.methods.method import Method
 
 
 class OfflineKD(Method):
-    """Learn from labels and from a frozen teacher, live or cached.
+    """Method that learns from labels and from a frozen teacher, live or cached.
 
     Rows without a label count for the soft targets alone, so a partly labelled set needs nothing further. Hinton,
     Vinyals & Dean, *Distilling the Knowledge in a Neural Network*, NIPS 2014 workshop.

@@ -1,4 +1,4 @@
-"""A network that learns from itself: its previous generation, its running average, its past, or what is beside it."""
+"""Networks that learn from themselves: a previous generation, a running average, an earlier state, or their peers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TeacherKind = Literal["previous", "ema", "snapshot", "none"]
 
 
 class SelfDistillation(Method):
-    """Teacher and student are the same architecture, at different times; or nobody else teaches at all.
+    """Method whose teacher is the student's own architecture at another time, or that has no teacher.
 
     ``previous``: born-again networks; each generation is a fit of its own and learns from the one before, the first
     from labels (or from a given teacher). The generations, and the ensemble of all, are compared. Furlanello et al.,
@@ -21,11 +21,11 @@ class SelfDistillation(Method):
     the same step, by peers, by exits on inner layers, or about other rows, or was said in the step before.
 
     Args:
-        self_teacher: ``previous``, ``ema``, ``snapshot`` or ``none``.
+        self_teacher: kind of the teacher: ``previous``, ``ema``, ``snapshot`` or ``none``.
         generations: number of fits (``previous`` only).
-        decay: of the running average (``ema`` only), see :class:`~kdlab.teachers.EMATeacher`.
+        decay: decay of the running average (``ema`` only), see :class:`~kdlab.teachers.EMATeacher`.
         begin: share of the epochs without a teacher (``snapshot`` only), see :class:`~kdlab.teachers.SnapshotTeacher`.
-        every: epochs between snapshots (``snapshot`` only); None keeps the first.
+        every: number of epochs between snapshots (``snapshot`` only); None keeps the first.
         **shared: see :class:`~kdlab.methods.Method`.
     """
 

@@ -16,7 +16,7 @@ PseudoLabels = Literal["soft", "hard"]
 
 
 class SemiSupervisedKD(OfflineKD):
-    """The teacher labels the rows that have no label, softly or with its first choice.
+    """Method in which the teacher labels the rows that have no label, softly or with its most probable class.
 
     ``soft``: unlabelled rows count for the soft-target terms. ``hard``: the teacher's first choice becomes the row's
     label. Under a ``threshold``, rows where the teacher is less sure are left out of both; they stay in the
@@ -30,7 +30,7 @@ class SemiSupervisedKD(OfflineKD):
     Learners*, NeurIPS 2020 (soft form).
 
     Args:
-        labels: ``soft`` or ``hard``.
+        labels: kind of the teacher's labels: ``soft`` or ``hard``.
         threshold: least probability of the teacher's first choice, in [0, 1); 0 uses every row.
         **shared: see :class:`~kdlab.methods.Method`.
     """
@@ -44,7 +44,7 @@ class SemiSupervisedKD(OfflineKD):
         self.labels, self.threshold = labels, threshold
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:
-        """Give unlabelled rows the teacher's label, and drop those it is not sure of."""
+        """Give unlabelled rows the teacher's label, and drop those that the teacher is not sure of."""
         assert teacher is not None
         confidence, choice = teacher.logits.float().softmax(-1).max(-1)
         unlabelled = ~batch.labelled

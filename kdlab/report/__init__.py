@@ -1,1 +1,1 @@
-"""What runs are shown with: tables, pictures, pages."""
+"""Reports on runs: tables, pictures, pages."""

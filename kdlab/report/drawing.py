@@ -1,4 +1,4 @@
-"""What all pictures of runs share: paper, colours, headings, and words.
+"""Parts that all pictures of runs share: paper, colours, headings, and words.
 
 Drawn through matplotlib's objects, without pyplot: no window, no state left behind, and matplotlib is
 imported only where something is drawn. Colours are those of Okabe and Ito (2008), which people with any
@@ -51,7 +51,7 @@ DPI = 160
 
 
 class Drawing(NamedTuple):
-    """A figure not yet written, and the words that belong beside it."""
+    """Figure that is not yet written, with its title and caption."""
 
     figure: Figure
     title: str
@@ -65,7 +65,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def canvas(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that is drawn by Agg and lays itself out."""
+    """Return an empty figure, in inches, that is drawn by Agg and lays itself out."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -75,7 +75,7 @@ def canvas(width: float, height: float) -> Figure:
 
 
 def heading(figure: Figure, title: str, below: str) -> None:
-    """The title, and below it in small print what the picture rests on."""
+    """Write the title, and below it in small print the runs that the picture shows."""
     height = figure.get_figheight()
     figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - 0.56 / height))
     lines = [
@@ -87,7 +87,7 @@ def heading(figure: Figure, title: str, below: str) -> None:
 
 
 def sample(groups: Iterable[Group]) -> str:
-    """How many runs a picture rests on: ``12 settings, 3 seeds each``."""
+    """Describe the number of runs that a picture shows: ``12 settings, 3 seeds each``."""
     counts = [len(one.runs) for one in groups]
     settings = plural(len(counts), "setting")
     low, high = min(counts), max(counts)
@@ -97,13 +97,13 @@ def sample(groups: Iterable[Group]) -> str:
 
 
 def labels(groups: Sequence[Group], keys: Iterable[str], width: int = 44, lines: int = 1) -> list[str]:
-    """A name for each group, no two alike: all that differs where there is room, else what tells them apart.
+    """Return a name for each group, no two alike: all that differs where there is room, else what distinguishes them.
 
     Args:
-        groups: the settings of one picture.
-        keys: the settings that may be named, those first that people look for.
-        width: characters of a line.
-        lines: how many a name may take.
+        groups: groups of one picture.
+        keys: settings that may be named, those first that people look for.
+        width: number of characters of a line.
+        lines: largest number of lines of a name.
     """
     runs = [one.runs[0] for one in groups]
     known = [key for key in keys if key in set(differing(runs))] or list(keys)
@@ -125,11 +125,11 @@ def labels(groups: Sequence[Group], keys: Iterable[str], width: int = 44, lines:
 
 
 _LONG = 32
-"""Characters of a value that are shown whole; of a longer one, those at the end."""
+"""Largest number of characters of a value that is shown whole; of a longer one, its end is shown."""
 
 
 def _values(groups: Sequence[Group], keys: Iterable[str]) -> dict[tuple[str, str], str]:
-    """(key, value) → the value as it is shown: long ones without the beginning that all of them share."""
+    """Return (key, value) → the value as it is shown: long ones without the beginning that all of them share."""
     shown = {}
     for key in keys:
         texts = {setting(one.settings[key]) for one in groups if key in one.settings}
@@ -146,11 +146,11 @@ def _name(one: Group, keys: Iterable[str], values: dict[tuple[str, str], str]) -
 
 
 def legend_columns(names: Sequence[str], width: float) -> int:
-    """How many columns of a legend fit a figure of ``width`` inches."""
+    """Return the number of legend columns that fit a figure of ``width`` inches."""
     longest = max((len(line) for name in names for line in name.split("\n")), default=1)
     return max(1, min(len(names), int((width - 0.3) / (0.6 + 0.076 * longest))))
 
 
 def cut(text: str, length: int) -> str:
-    """``text``, shortened to ``length`` with an ellipsis."""
+    """Return ``text``, shortened to ``length`` with an ellipsis."""
     return text if len(text) <= length else text[: length - 1] + "…"

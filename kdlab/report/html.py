@@ -27,7 +27,7 @@ from kdlab.system.terminal import one_line
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell shows, and what its column is sorted by; empty where there is nothing."""
+    """Cell of a table: the text that it shows, and its sort key; both empty where there is nothing."""
 
     text: str
     sort_key: str
@@ -35,10 +35,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table for the templates.
+    """Table for the templates.
 
     Attributes:
-        rows: column's key → cell.
+        rows: maps of column's key → cell.
         best: numbers of the rows to point out.
     """
 
@@ -54,12 +54,12 @@ class Table:
         sort_key: Callable[[int, str], str] | None = None,
         best: Collection[int] = (),
     ) -> Table:
-        """A table of values.
+        """Make a table of values.
 
         Args:
-            rows: column's key → value, or None.
-            columns: in order.
-            sort_key: of a row's number and a column's key; None: the value itself.
+            rows: maps of column's key → value, or None.
+            columns: columns, in order.
+            sort_key: function of a row's number and a column's key; None: the value itself.
             best: numbers of the rows to point out.
         """
 
@@ -75,15 +75,15 @@ class Table:
 
 
 def write_page(path: Path, template: str, *, title: str, command: str, facts: Mapping[str, str], **values: Any) -> None:
-    """Write a page.
+    """Write a page from a template.
 
     Args:
-        path: the file.
-        template: its name in ``templates/``.
-        title: of the page.
-        command: what was typed to make it.
-        facts: name → text, for the head of the page; those without a text are left out.
-        values: what else the template names.
+        path: path of the page.
+        template: name of the template in ``templates/``.
+        title: title of the page.
+        command: command that was typed to make it.
+        facts: map of name → text, for the head of the page; those without a text are left out.
+        values: further names that the template uses.
     """
     templates = _environment()
     script = templates.get_template("sort.js").render()

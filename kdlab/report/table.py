@@ -29,12 +29,12 @@ _PLAIN = {"±": "+/-", "×": "x", "–": "-", "−": "-", "·": "|", "→": "->"
 
 @dataclass(frozen=True)
 class Column:
-    """One column: the key of its cells in a row, its heading, and the side it is aligned to."""
+    """Column of a table: the key of its cells in a row, its heading, and the side it is aligned to."""
 
     key: str
     title: str
     right: bool = True
-    """Numbers stand right; text stands left, and is shortened where the table is too wide."""
+    """Whether cells are aligned right, as numbers are; text stands left, and is shortened in a table too wide."""
 
 
 def render(
@@ -44,13 +44,13 @@ def render(
     width: int | None = None,
     bold: Collection[int] = (),
 ) -> str:
-    """A table of text: a heading, a rule, a line for each row.
+    """Return a table as text: a heading, a rule, a line for each row.
 
     Args:
         rows: cells by column key; a missing or None cell is shown as a dash.
-        columns: which cells, in which order.
-        width: characters a line may take; text columns are shortened to fit, numbers never. None: no limit.
-        bold: the rows to emphasise (the caller asks :func:`emphasis` whether the terminal shows it).
+        columns: columns to show, in order.
+        width: largest number of characters of a line; text columns are shortened to fit, numbers never. None: no limit.
+        bold: rows to emphasise (the caller asks :func:`emphasis` whether the terminal shows it).
     """
     cells = [[ABSENT if row.get(c.key) is None else one_line(row[c.key]) for c in columns] for row in rows]
     titles = [one_line(c.title) for c in columns]
@@ -67,13 +67,13 @@ def render(
 
 
 def emphasis(stream: TextIO | None = None) -> bool:
-    """Whether ``stream`` (standard output) is a terminal that shows bold type, and the user wants it."""
+    """Return whether ``stream`` (standard output) is a terminal that shows bold type, and the user wants it."""
     stream = stream or sys.stdout
     return stream.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def terminal_width(stream: TextIO | None = None) -> int | None:
-    """Characters in a line of the terminal, 80 at least; None where the output goes to a file or a pipe."""
+    """Return the characters in a line of the terminal, 80 at least; None if the output goes to a file or a pipe."""
     stream = stream or sys.stdout
     return max(80, shutil.get_terminal_size((100, 24)).columns) if stream.isatty() else None
 
@@ -94,12 +94,12 @@ def show(text: str, stream: TextIO | None = None) -> None:
 
 
 def run_table(result: Mapping[str, Any], folder: str | os.PathLike[str] | None = None, bold: bool | None = None) -> str:
-    """What a run comes to: a row for each model, the difference that distillation made, where to look next.
+    """Return the table that ends a run: a row for each model, gains of distillation, and where to look next.
 
     Args:
-        result: what ``result.json`` holds.
-        folder: the run folder, for the last two lines.
-        bold: emphasise the trained model; None: if standard output is a terminal.
+        result: content of ``result.json``.
+        folder: run folder, for the last two lines.
+        bold: whether to emphasise the trained model; None: if standard output is a terminal.
     """
     run = Run(Path(folder or "."), dict(result))
     subject = run.subject
@@ -152,19 +152,19 @@ def _remarks(
 ) -> list[str]:
     lines = [f"failed: {one_line(run.error)}"] if run.failed else []
     warned = run.result.get("warnings")
-    lines += [f"warning: {one_line(said)}" for said in (warned if isinstance(warned, list) else [])]
+    lines += [f"warning: {one_line(warning)}" for warning in (warned if isinstance(warned, list) else [])]
     inside = split if run.number(run.subject, "ood", score.key) is None else f"{split}, inside the domain"
     for one in (score, *more):
-        if (said := _gain(run, split, one)) is not None:
+        if (gained := _gain(run, split, one)) is not None:
             note = " (same network and budget, no teacher)" if one is score else ""
-            lines.append(f"{run.subject} − baseline: {said} on {inside}{note}")
-    if (said := _gain(run, "ood", score)) is not None:
-        lines.append(f"{run.subject} − baseline: {said} outside the domain")
+            lines.append(f"{run.subject} − baseline: {gained} on {inside}{note}")
+    if (gained := _gain(run, "ood", score)) is not None:
+        lines.append(f"{run.subject} − baseline: {gained} outside the domain")
     closed = gap_closed(run, split, score)
     if closed is not None and score.key != "acc":
         lines.append(f"gap closed: {percent(closed, places=0)} % of the way from baseline to teacher ({score.long})")
-    if (said := _errors(run)) is not None:
-        lines.append(said)
+    if (errors := _errors(run)) is not None:
+        lines.append(errors)
     ratios = [_ratio(run, "parameters", "fewer parameters"), _ratio(run, "bytes", "smaller")]
     if any(ratios):
         lines.append(f"{run.subject} against teacher: {', '.join(filter(None, ratios))}")
@@ -184,23 +184,23 @@ def _remarks(
 
 
 def _errors(run: Run) -> str | None:
-    """Whose errors the student makes, in words; None where no teacher was measured beside it."""
+    """Describe which errors the student inherited, in words; None where no teacher was measured beside it."""
     kinds = ("examples", "inherited", "own", "other", "corrected")
-    found = [run.number(run.subject, "errors", kind) for kind in kinds]
-    counts = [int(number) for number in found if number is not None]
+    numbers = [run.number(run.subject, "errors", kind) for kind in kinds]
+    counts = [int(number) for number in numbers if number is not None]
     if len(counts) < len(kinds):
         return None
     examples, inherited, own, other, corrected = counts
     split = one_line(mapping(run.models[run.subject]["errors"]).get("split"))
-    said = f"errors of the {run.subject} on {split}: {inherited + own + other} of {examples}"
-    said += f"; {inherited} inherited from the teacher (the same wrong class), {own} its own, {other} other"
-    said += f"; {corrected} corrected"
+    line = f"errors of the {run.subject} on {split}: {inherited + own + other} of {examples}"
+    line += f"; {inherited} inherited from the teacher (the same wrong class), {own} its own, {other} other"
+    line += f"; {corrected} corrected"
     alone = run.number("baseline", "errors", "inherited")
-    return said if alone is None else f"{said}; the baseline, which learned without it, shares {alone:.0f}"
+    return line if alone is None else f"{line}; the baseline, which learned without it, shares {alone:.0f}"
 
 
 def shorten(path: Path) -> Path:
-    """``path`` as seen from here, where it lies below; else as it is."""
+    """Return ``path`` relative to the working folder, where it lies below it; else unchanged."""
     try:
         return path.resolve().relative_to(Path.cwd().resolve())
     except ValueError:
@@ -216,17 +216,17 @@ def _ratio(run: Run, key: str, what: str) -> str | None:
 
 
 def _gain(run: Run, split: str, score: Score) -> str | None:
-    """The student less the baseline, in words: ``+0.56 points``, ``−1.890 ppl (better)``."""
+    """Return the student's score less the baseline's, in words: ``+0.56 points``, ``−1.890 ppl (better)``."""
     gain = beside(run, split, score)
     if gain is None:
         return None
     name = "" if score.key == "acc" else f" {score.short}"
-    said = f"{score.difference(gain)}{' points' if score.fraction else ''}{name}"
-    return said if score.higher else f"{said} ({score.verdict(gain)})"
+    gained = f"{score.difference(gain)}{' points' if score.fraction else ''}{name}"
+    return gained if score.higher else f"{gained} ({score.verdict(gain)})"
 
 
 def _cells_wide(text: str) -> int:
-    """Terminal cells that ``text`` takes: East Asian wide characters take two, combining ones none."""
+    """Return the terminal cells that ``text`` takes: East Asian wide characters take two, combining ones none."""
     if text.isascii():
         return len(text)
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
@@ -242,7 +242,7 @@ def _pad(text: str, width: int, right: bool) -> str:
 
 
 def _fit(wide: list[int], right: Sequence[bool], width: int) -> list[int]:
-    """Column widths that fit ``width``, taken from the widest text columns first."""
+    """Return column widths that fit ``width``, taken from the widest text columns first."""
     wide = list(wide)
     excess = sum(wide) + len(_GAP) * (len(wide) - 1) - width
     while excess > 0:

@@ -1,4 +1,4 @@
-"""A run or sweep folder that the user named, as ``hydra.run.dir`` and ``hydra.sweep.dir`` do: free, or theirs already.
+"""Run and sweep folders that the user named by ``hydra.run.dir`` or ``hydra.sweep.dir``: free, or already their own.
 
 Imports no torch.
 """
@@ -16,16 +16,16 @@ from kdlab.runs import folder as folders
 KEY = "hydra.run.dir"
 
 BEGUN = (".lock", "run.log")
-"""What a run has in its folder before anything that says which run it is."""
+"""Files that a run has in its folder before anything that says which run it is."""
 
 
 def refuse_others(key: str, folder: Path, ignored: Collection[str] = ()) -> None:
-    """Refuse a folder that holds anything, and what is no folder.
+    """Refuse a folder that holds anything, and a path that is no folder.
 
     Args:
-        key: of the setting that names it.
-        folder: may be missing.
-        ignored: names that may be in it.
+        key: name of the setting that names the folder.
+        folder: folder to check; it may be missing.
+        ignored: names of files that may be in it.
 
     Raises:
         UserError: names what is there.
@@ -45,11 +45,11 @@ def refuse_others(key: str, folder: Path, ignored: Collection[str] = ()) -> None
 
 
 def check(folder: Path, config: Mapping[str, Any]) -> str:
-    """Whether a run may have the folder that the user named.
+    """Check that a run may have the folder that the user named.
 
     Args:
-        folder: may be missing.
-        config: of the run.
+        folder: folder to check; it may be missing.
+        config: configuration of the run.
 
     Returns:
         What the log should say about it; nothing where it is new, or holds the finished run.
@@ -86,14 +86,14 @@ def check(folder: Path, config: Mapping[str, Any]) -> str:
 
 @contextmanager
 def still_free(folder: Path | None, config: Mapping[str, Any]) -> Iterator[None]:
-    """Look once more, with the folder held: another process may have run in it since."""
+    """Check once more, with the folder locked: another process may have run in it since."""
     if folder is not None:
         check(folder, config)
     yield
 
 
 def make(folder: Path) -> Path:
-    """Make the folder.
+    """Make the folder, and return it.
 
     Raises:
         UserError: if that cannot be done.

@@ -1,4 +1,4 @@
-"""The curves of a run as one JSON object a line: read by anybody, with no library."""
+"""Curves of a run as one JSON object a line, which anyone can read without a library."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ log = logging.getLogger("kdlab")
 
 
 class CurvesFile(Logger):
-    """Appends every point of every curve to ``curves.jsonl``.
+    """Logger that appends every point of every curve to ``curves.jsonl``.
 
     Args:
-        path: the file; points after ``from_step``, left by a run that was killed, are dropped.
-        from_step: optimizer steps done in the checkpoint that training goes on from.
+        path: path of the file; points after ``from_step``, left by a run that was killed, are dropped.
+        from_step: number of optimizer steps done in the checkpoint that training goes on from.
     """
 
     def __init__(self, path: Path, from_step: int = 0) -> None:
@@ -47,12 +47,12 @@ class CurvesFile(Logger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """Nothing: there is no object of another library."""
+        """The open file; there is no object of another library."""
         return self._file
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they stand in ``config.yaml``."""
+        """Do nothing: the hyperparameters stand in ``config.yaml``."""
 
     @override
     @rank_zero_only

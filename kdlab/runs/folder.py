@@ -1,4 +1,4 @@
-"""The run folder: claimed by one run, whole at any moment, enough to rebuild the model. Imports no torch."""
+"""Run folders: claimed by one run, whole at any moment, enough to rebuild the model. Imports no torch."""
 
 from __future__ import annotations
 
@@ -51,17 +51,17 @@ _FILES = (
 )
 
 TARGETS = ("class", "next_token", "text")
-"""What a network may predict: the values of :data:`kdlab.functional.types.Target`, without importing torch."""
+"""Kinds of prediction: the values of :data:`kdlab.functional.types.Target`, without importing torch."""
 
 MOST_INPUTS = 2**26
-"""Numbers in one input of a model, at most: a description of more is taken for damaged."""
+"""Largest number of values in one input of a model: a description of more is taken for damaged."""
 
 FORMAT = 1
 """Version of ``result.json``."""
 
 
 def claim(output: Path, name: str, config: Mapping[str, Any]) -> Path:
-    """A new folder ``output/name/<time>-<hash>`` that no other run has.
+    """Make a new folder ``output/name/<time>-<hash>`` that no other run has.
 
     Raises:
         UserError: if ``output`` cannot be written to.
@@ -81,7 +81,7 @@ def claim(output: Path, name: str, config: Mapping[str, Any]) -> Path:
 
 
 def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -> Path | None:
-    """The folder that ``resume`` means; None where ``auto`` finds no run of this configuration.
+    """Return the folder that ``resume`` names; None where ``auto`` finds no run of this configuration.
 
     Raises:
         UserError: if it is not a run folder, or one of another configuration; names the first key that differs.
@@ -90,23 +90,23 @@ def to_resume(resume: str, output: Path, name: str, config: Mapping[str, Any]) -
     if resume == "auto":
         runs = (path.parent for path in (output / name).glob("*/config.yaml"))
         # by time, and within a second by the number behind it
-        for found in sorted(runs, key=lambda run: (run.name[:19], len(run.name), run.name), reverse=True):
+        for candidate in sorted(runs, key=lambda run: (run.name[:19], len(run.name), run.name), reverse=True):
             # a finished one too: a job that a cluster starts again does not run twice; a damaged one is no run of this
             try:
-                if config_hash(read_config(found)) == wanted:
-                    check_own(found)
-                    return found
+                if config_hash(read_config(candidate)) == wanted:
+                    check_own(candidate)
+                    return candidate
             except UserError as error:
                 warn(f"{error}; passed over by resume=auto")
         return None
     folder = Path(resume)
     if not (folder / "config.yaml").exists():
         raise UserError("resume", f"{resume} is not a run folder (no config.yaml)", "a run folder, or auto")
-    theirs = read_config(folder)
-    if config_hash(theirs) != wanted:
-        keys = differing_keys(theirs, config)
-        said = difference(keys[0], theirs, config) if keys else "its keys differ"
-        raise UserError("resume", f"{resume} has another configuration: {said}")
+    recorded = read_config(folder)
+    if config_hash(recorded) != wanted:
+        keys = differing_keys(recorded, config)
+        reason = difference(keys[0], recorded, config) if keys else "its keys differ"
+        raise UserError("resume", f"{resume} has another configuration: {reason}")
     check_own(folder)
     return folder
 
@@ -160,7 +160,7 @@ def check_links(folder: Path) -> None:
 
 
 def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two configurations differ, of those that can change a result."""
+    """Return the dotted keys in which two configurations differ, of those that can change a result."""
     a, b = flatten(theirs), flatten(ours)
     keys = sorted({*a, *b})
     relevant = [key for key in keys if not any(key == k or key.startswith(f"{k}.") for k in IRRELEVANT)]
@@ -168,13 +168,13 @@ def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[s
 
 
 def difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The values of a dotted key in two configurations, in words."""
+    """Return the values of a dotted key in two configurations, in words."""
     return f"{key} is {flatten(theirs).get(key)!r} there and {flatten(ours).get(key)!r} here"
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep a run folder for this process alone; what killed ones left unfinished in it is removed.
+    """Lock a run folder for this process alone, and remove what killed processes left unfinished in it.
 
     Raises:
         Busy: if another process is running in it.
@@ -205,7 +205,7 @@ def write_config(
     overrides: Sequence[str],
     stages: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Store the resolved configuration, that of each stage if there are any, and what the user typed."""
+    """Write the resolved configuration, that of each stage if there are any, and the overrides that the user typed."""
     write_text(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
     if stages:
         composed = {"config_hash": config_hash(config), "stages": {name: dict(one) for name, one in stages.items()}}
@@ -214,7 +214,7 @@ def write_config(
 
 
 def write_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Write ``result.json`` last: a folder that has one is finished. Returns its content.
+    """Write ``result.json`` last, since a folder that has one is finished, and return its content.
 
     It gets the hashes of the weights and descriptions that are there, and a checksum of its own.
     """
@@ -224,51 +224,51 @@ def write_result(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_model(folder: Path) -> dict[str, Any]:
-    """What ``model.json`` says of a run's model: how to build it, and how to read its inputs and outputs.
+    """Return the content of ``model.json``: how to build a run's model, and how to read its inputs and outputs.
 
     Raises:
         UserError: if it is no run folder, or the file is damaged.
     """
     try:
-        found = read_json(folder / "model.json")
-        if isinstance(found, dict):  # earlier versions did not say what is predicted
-            found.setdefault("target", "next_token" if "tokenizer" in found else "class")
-        _check_model(found)
+        described = read_json(folder / "model.json")
+        if isinstance(described, dict):  # earlier versions did not say what is predicted
+            described.setdefault("target", "next_token" if "tokenizer" in described else "class")
+        _check_model(described)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(folder, "no run folder (no model.json)", "a folder under outputs/") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/model.json", f"damaged or of another program ({error})") from None
-    return found
+    return described
 
 
-def _check_model(found: Any) -> None:
-    """Raise ``ValueError`` where ``model.json`` says something of a model that cannot be."""
-    if not isinstance(found, dict):
-        raise ValueError(f"holds {type(found).__name__}")
-    if found["target"] not in TARGETS:
-        raise ValueError(f"target is {found['target']!r}")
-    classified, tokens = found["target"] == "class", "tokenizer" in found
+def _check_model(described: Any) -> None:
+    """Raise ``ValueError`` where ``model.json`` describes a model that cannot exist."""
+    if not isinstance(described, dict):
+        raise ValueError(f"holds {type(described).__name__}")
+    if described["target"] not in TARGETS:
+        raise ValueError(f"target is {described['target']!r}")
+    classified, tokens = described["target"] == "class", "tokenizer" in described
     needed = (*(("classes",) if classified else ("tokenizer",)), *(() if tokens else ("input_shape",)))
     for key in ("weights", "network", *needed):
-        if key not in found:
+        if key not in described:
             raise ValueError(f"has no {key}")
     for key in ("weights", "tokenizer"):
-        if not isinstance(found.get(key, ""), str):
+        if not isinstance(described.get(key, ""), str):
             raise ValueError(f"{key} is no text")
     for key in ("network", "arguments", "tasks"):
-        if not isinstance(found.get(key, {}), dict):
+        if not isinstance(described.get(key, {}), dict):
             raise ValueError(f"{key} is no mapping")
-    steps = found.get("steps", [])
+    steps = described.get("steps", [])
     if not isinstance(steps, list) or not all(isinstance(one, dict) for one in steps):
         raise ValueError("steps are no mappings")
     if not classified:
         return
-    names = [found["classes"], *found.get("tasks", {}).values()]
+    names = [described["classes"], *described.get("tasks", {}).values()]
     if not all(isinstance(some, list) and all(isinstance(one, str) for one in some) for some in names):
         raise ValueError("classes are no lists of names")
     if tokens:
         return
-    shape = found["input_shape"]
+    shape = described["input_shape"]
     if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape) or not shape:
         raise ValueError("input_shape is no list of whole numbers above 0")
     if math.prod(shape) > MOST_INPUTS:
@@ -276,12 +276,12 @@ def _check_model(found: Any) -> None:
 
 
 def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], error: BaseException) -> None:
-    """Say in ``result.json`` that a run failed, and why; its checkpoints stay."""
+    """Write in ``result.json`` that a run failed, and why; its checkpoints stay."""
     make_job_folder(folder)
     if not (folder / "config.yaml").exists():
         write_config(folder, config, overrides)
-    said = " ".join(str(error).split())
-    text = said if isinstance(error, UserError | RunFailed) else " ".join(told(error).split())
+    message = " ".join(str(error).split())
+    text = message if isinstance(error, UserError | RunFailed) else " ".join(told(error).split())
     result = {
         "format": FORMAT,
         "status": "failed",
@@ -298,7 +298,7 @@ def record_failure(folder: Path, config: Mapping[str, Any], overrides: Sequence[
 
 
 def settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What describes a run in a table: every plain value of its configuration, flat."""
+    """Return every plain value of a run's configuration, flat, for tables."""
     hidden = ("stages", "continued_from.state")
     flat = {k: v for k, v in flatten(config).items() if not k.endswith("_target_") and not k.startswith(hidden)}
     for key in ("loss.temperature", "loss.alpha"):
@@ -310,14 +310,14 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(value: Mapping[str, Any]) -> str:
-    """A schedule or an object in a few words: ``8 → 1 cosine``, ``LearnedTemperature``."""
+    """Describe a schedule or an object in a few words: ``8 → 1 cosine``, ``LearnedTemperature``."""
     if "start" in value and "end" in value:
         return f"{value['start']:g} → {value['end']:g} {value.get('shape', 'linear')}"
     return str(value.get("_target_", "")).rpartition(".")[2] or json.dumps(dict(value), sort_keys=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved configuration of a run.
+    """Return the resolved configuration of a run.
 
     Raises:
         UserError: if it cannot be read or is no mapping.
@@ -330,11 +330,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def now() -> str:
-    """The time as ISO 8601, with seconds."""
+    """Return the time as ISO 8601, with seconds."""
     return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
-# ---- whose run it is: what a folder asks to build is trusted only if this user made it -----------------------------
+# ---- signatures: what a folder asks to build is trusted only if this user made it -----------------------------------
 
 
 def sign(folder: Path) -> None:
@@ -350,7 +350,7 @@ def sign(folder: Path) -> None:
 
 
 def is_mine(folder: Path) -> bool:
-    """Whether this user's kdlab wrote the ``model.json`` in ``folder``, as it stands."""
+    """Return whether this user's kdlab wrote the ``model.json`` in ``folder``, as it stands."""
     try:
         return hmac.compare_digest(read_bytes(folder / "signature").strip(), _signature(folder).encode())
     except (OSError, RuntimeError, Unreadable):
@@ -362,7 +362,7 @@ def _signature(folder: Path) -> str:
 
 
 def _user_key() -> bytes:
-    """The user's 32 bytes; made once, whole, even if two processes want the first at the same time."""
+    """Return the user's key of 32 bytes; it is made once, whole, even if two processes ask for it at the same time."""
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "kdlab"
     path = home / "key"
     if not path.exists():

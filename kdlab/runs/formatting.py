@@ -1,25 +1,25 @@
-"""How numbers are written for people, in tables and pictures."""
+"""Numbers written for people, in tables and pictures."""
 
 from __future__ import annotations
 
 
 def percent(value: float | None, signed: bool = False, places: int = 2) -> str | None:
-    """A fraction in per cent, without the sign of per cent: 0.9778 is ``97.78``."""
+    """Format a fraction in per cent, without the sign of per cent: 0.9778 is ``97.78``."""
     return None if value is None else f"{100 * value:{'+' * signed}.{places}f}".replace("-", "−")
 
 
 def plural(amount: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
+    """Format an amount with its noun: ``1 run``, ``2 runs``."""
     return f"{amount} {what}{'s' * (amount != 1)}"
 
 
 def count(value: float | None) -> str | None:
-    """A whole number with thousands apart."""
+    """Format a whole number with separators between thousands."""
     return None if value is None else f"{value:,.0f}"
 
 
 def size(value: float | None) -> str | None:
-    """Bytes for people: 21.4 kB, 1.1 MB (powers of 1000)."""
+    """Format a number of bytes for people: 21.4 kB, 1.1 MB (powers of 1000)."""
     if value is None:
         return None
     for unit in ("B", "kB", "MB", "GB"):
@@ -30,22 +30,22 @@ def size(value: float | None) -> str | None:
 
 
 def seconds(value: float | None) -> str | None:
-    """Seconds with as many decimals as matter."""
+    """Format seconds with as many decimals as matter."""
     return None if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def number(value: float | None, digits: int = 3) -> str | None:
-    """A plain number, to ``digits`` significant places."""
+    """Format a plain number, to ``digits`` significant places."""
     return None if value is None else f"{value:.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def decimal(value: float | None, signed: bool = False, like: float | None = None) -> str | None:
-    """A score that is no fraction, four significant places or so: ``4.512``, ``21.10``, ``163.4``, ``1,634``.
+    """Format a score that is no fraction, to about four significant places: ``4.512``, ``21.10``, ``1,634``.
 
     Args:
-        value: the number; a difference or a deviation has the decimals of the scores it comes from.
-        signed: with its sign.
-        like: the score whose decimals count; None: those of ``value``.
+        value: number to write; a difference or a deviation has the decimals of the scores it comes from.
+        signed: whether to write its sign.
+        like: score whose decimals count; None: those of ``value``.
     """
     if value is None:
         return None

@@ -1,4 +1,4 @@
-"""Where curves go besides ``curves.jsonl``: Lightning's loggers, each imported only when it is chosen."""
+"""Loggers of curves besides ``curves.jsonl``: Lightning's own, each imported only when it is chosen."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
 NEEDS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
-"""Logger → the module it needs."""
+"""Map of logger → the module it needs."""
 
 _PACKAGES = {"mlflow": "mlflow-skinny"}
 
@@ -35,7 +35,7 @@ def require(logger: str) -> None:
 
 
 def tensorboard(folder: str | Path, name: str) -> Logger:
-    """Events in the run folder itself, so that TensorBoard names the run by its folder."""
+    """Return a TensorBoard logger that writes to the run folder itself, so that TensorBoard shows the folder's name."""
     require("tensorboard")
     from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -43,7 +43,7 @@ def tensorboard(folder: str | Path, name: str) -> Logger:
 
 
 def csv(folder: str | Path, name: str) -> Logger:
-    """``csv/metrics.csv`` in the run folder."""
+    """Return a logger that writes ``csv/metrics.csv`` in the run folder."""
     from lightning.pytorch.loggers import CSVLogger
 
     from kdlab.runs.spreadsheet import cell
@@ -65,7 +65,7 @@ def wandb(
     group: str | None = None,
     offline: bool = False,
 ) -> Logger:
-    """Weights & Biases; a resumed run goes on under the same id, which is the run folder's name."""
+    """Return a Weights & Biases logger; a resumed run goes on under the same id, which is the run folder's name."""
     require("wandb")
     from lightning.pytorch.loggers import WandbLogger
 
@@ -83,7 +83,7 @@ def wandb(
 
 
 def mlflow(folder: str | Path, name: str, tracking_uri: str | None = None) -> Logger:
-    """MLflow: one experiment per kdlab experiment, one run per run folder."""
+    """Return an MLflow logger: one experiment per kdlab experiment, one run per run folder."""
     require("mlflow")
     from lightning.pytorch.loggers import MLFlowLogger
 
@@ -91,4 +91,4 @@ def mlflow(folder: str | Path, name: str, tracking_uri: str | None = None) -> Lo
 
 
 def none(folder: str | Path, name: str) -> None:
-    """``curves.jsonl`` alone."""
+    """Return no logger: the curves go to ``curves.jsonl`` alone."""

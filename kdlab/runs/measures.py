@@ -1,4 +1,4 @@
-"""What runs are judged by, and every number of a run that a comparison can show or sort by."""
+"""Scores that runs are judged by, and every number of a run that a comparison can show or sort by."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from kdlab.runs.read import Run, Stat, finite, mapping
 from kdlab.system.terminal import one_line
 
 SPLITS = ("val", "test", "ood")
-"""Splits that a model is measured on; ``ood`` is text from beyond the domain that a student was taught."""
+"""Splits that a model is measured on; ``ood`` is text from outside the domain that the student was taught."""
 
 
 class Score(NamedTuple):
-    """What models are judged by, and how it reads."""
+    """Score that models are judged by, with its names and how it is written."""
 
     key: str
-    """In ``result.json``."""
+    """Key of the score in ``result.json``."""
     short: str
     long: str
     fraction: bool
@@ -29,23 +29,23 @@ class Score(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """As a heading: ``acc %``, ``ppl``."""
+        """Heading of a column: ``acc %``, ``ppl``."""
         return f"{self.short} %" if self.fraction else self.short
 
     def form(self, value: float | None) -> str | None:
-        """A score, written out."""
+        """Format a score."""
         return percent(value) if self.fraction else decimal(value)
 
     def difference(self, value: float | None) -> str | None:
-        """A difference of two scores, with its sign; fractions in points."""
+        """Format a difference of two scores, with its sign; fractions in points."""
         return percent(value, True) if self.fraction else decimal(value, True)
 
     def deviation(self, spread: float, around: float) -> str | None:
-        """A standard deviation, with the decimals of the mean that it belongs to."""
+        """Format a standard deviation, with the decimals of the mean that it belongs to."""
         return percent(spread) if self.fraction else decimal(spread, like=around)
 
     def verdict(self, difference: float) -> str:
-        """Whether a difference is for the better: where less is better, its sign alone misleads."""
+        """Return whether a difference is better, worse or the same: where less is better, its sign alone misleads."""
         return "same" if not difference else "better" if (difference > 0) == self.higher else "worse"
 
 
@@ -62,17 +62,17 @@ SCORES = {
         Score("cer", "CER", "character error rate", True, False),
     )
 }
-"""By key in ``result.json``."""
+"""Known scores, by their key in ``result.json``."""
 
 _UNSAID = ("acc", "ppl", "ce")
-"""What a result without ``score`` is judged by: the first of these that was measured."""
+"""Scores for a result without ``score``: it is judged by the first of these that was measured."""
 
 _ALWAYS_THERE = ("acc", "ce")
 """Measures of a language model that say nothing which its score does not say: in no table unless asked for."""
 
 
 def score_named(key: str, higher: bool | None = None) -> Score | None:
-    """A score by its key; None for a key that is none, unless ``higher`` says how to read it."""
+    """Return a score by its key; None for an unknown key, unless ``higher`` says how to read it."""
     if key in SCORES:
         return SCORES[key] if higher is None else SCORES[key]._replace(higher=higher)
     if re.fullmatch(r"pass@\d{1,6}", key):
@@ -84,12 +84,12 @@ def score_named(key: str, higher: bool | None = None) -> Score | None:
 
 
 def score_of(runs: Sequence[Run]) -> Score:
-    """What these runs are judged by: what they say, else accuracy, perplexity or cross-entropy."""
+    """Return the score that these runs are judged by: the one they name, else accuracy, perplexity or cross-entropy."""
     for run in runs:
-        said = mapping(run.result.get("score"))
-        name, greater = said.get("name"), said.get("greater")
-        if isinstance(name, str) and (found := score_named(name, greater if isinstance(greater, bool) else None)):
-            return found
+        recorded = mapping(run.result.get("score"))
+        name, greater = recorded.get("name"), recorded.get("greater")
+        if isinstance(name, str) and (score := score_named(name, greater if isinstance(greater, bool) else None)):
+            return score
     for key in _UNSAID:
         if any(run.number(run.subject, split, key) is not None for run in runs for split in ("val", "test")):
             return SCORES[key]
@@ -97,7 +97,7 @@ def score_of(runs: Sequence[Run]) -> Score:
 
 
 def further(runs: Sequence[Run]) -> list[Score]:
-    """The other scores that any model of these runs has, in a fixed order."""
+    """Return the other scores that any model of these runs has, in a fixed order."""
     measured = (mapping(model.get(split)) for run in runs for model in run.models.values() for split in SPLITS)
     keys = {key for one in measured for key, value in one.items() if finite(value) is not None}
     known = [one for key in keys - {"ce", score_of(runs).key} if (one := score_named(str(key))) is not None]
@@ -106,18 +106,18 @@ def further(runs: Sequence[Run]) -> list[Score]:
 
 
 def headline(runs: Sequence[Run]) -> list[Score]:
-    """Those of :func:`further` that belong in every table."""
+    """Return the scores of :func:`further` that belong in every table."""
     return [one for one in further(runs) if one.key not in _ALWAYS_THERE]
 
 
 def beside(run: Run, split: str, score: Score) -> float | None:
-    """The student's score less that of the baseline: the same student, on the same budget, without its teacher."""
+    """Return the student's score less the baseline's: the same student, on the same budget, without its teacher."""
     mine, alone = run.number(run.subject, split, score.key), run.number("baseline", split, score.key)
     return None if mine is None or alone is None else mine - alone
 
 
 def gap_closed(run: Run, split: str, score: Score) -> float | None:
-    """The part of the way from baseline to teacher that the student went, (s - b) / (t - b).
+    """Return the part of the way from baseline to teacher that the student went, (s - b) / (t - b).
 
     0 is the baseline and 1 the teacher, whichever direction is better; None where the teacher is no better than the
     baseline, and there is no gap to close.
@@ -131,38 +131,38 @@ def gap_closed(run: Run, split: str, score: Score) -> float | None:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number of a run: how to get it, what to call it, how to write it."""
+    """Number of a run that tables can show: how to get it, its title, and how to write it."""
 
     key: str
     title: str
     get: Callable[[Run], float | None]
     form: Callable[[float | None], str | None]
     higher: bool = True
-    """Whether more is better, and so comes first where rows are sorted by it."""
+    """Whether more is better, so that higher values come first where rows are sorted by it."""
     spread: bool = True
-    """Whether seeds can move it: the deviation of a parameter count says nothing."""
+    """Whether seeds can change it: the deviation of a parameter count says nothing."""
     score: Score | None = None
-    """The score that it is one of, or a difference of."""
+    """Score that it is one of, or a difference of."""
     verdict: bool = False
     """Whether it is a difference that is called better or worse."""
 
     def deviation(self, stat: Stat) -> str | None:
-        """The standard deviation, written out; None for one run."""
+        """Format the standard deviation; None for one run."""
         if stat.std is None or not self.spread:
             return None
         return self.score.deviation(stat.std, stat.mean) if self.score else self.form(stat.std)
 
     def write(self, stat: Stat | None) -> str | None:
-        """``mean ± std``; the mean alone for one run; None where there is no number."""
+        """Format as ``mean ± std``; the mean alone for one run; None where there is no number."""
         if stat is None:
             return None
         spread = self.deviation(stat)
-        said = self.form(stat.mean) if spread is None else f"{self.form(stat.mean)} ± {spread}"
-        return f"{said} {self.score.verdict(stat.mean)}" if self.verdict and self.score else said
+        text = self.form(stat.mean) if spread is None else f"{self.form(stat.mean)} ± {spread}"
+        return f"{text} {self.score.verdict(stat.mean)}" if self.verdict and self.score else text
 
 
 def measures(runs: Sequence[Run]) -> dict[str, Measure]:
-    """Everything that ``compare`` can show or sort by, by key, with ``val`` first: the one that ranks."""
+    """Return everything that ``compare`` can show or sort by, by key, with ``val`` first: the one that ranks."""
     score = score_of(runs)
 
     def of(*path: str) -> Callable[[Run], float | None]:
@@ -211,11 +211,11 @@ def measures(runs: Sequence[Run]) -> dict[str, Measure]:
 
 
 WIDE = ("bytes", "parameters", "tokens", "kl", "seconds", "teacher", "agreement", "gap", "baseline")
-"""Columns that a terminal too narrow for the table of language models does without, the first of them first."""
+"""Columns that a terminal too narrow for the table of language models leaves out, in this order."""
 
 
 def shown(runs: Sequence[Run]) -> tuple[str, ...]:
-    """The keys that a table shows unless told otherwise, as far as they were measured."""
+    """Return the keys that a table shows by default, as far as they were measured."""
     score = score_of(runs)
     ood = ("ood", "ood_difference")
     others = [key for one in headline(runs) for key in (one.key, f"{one.key}_difference")]
@@ -253,7 +253,7 @@ def _whole_percent(value: float | None) -> str | None:
 
 
 def _errors(value: float | None) -> str | None:
-    """A number of errors, or the mean of some."""
+    """Format a number of errors, or the mean of several."""
     return None if value is None else f"{value:,.1f}".removesuffix(".0")
 
 

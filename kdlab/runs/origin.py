@@ -1,4 +1,4 @@
-"""The run folder that a file of weights belongs to. Imports no torch."""
+"""Run folders that files of weights belong to. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kdlab.runs.folder import read_model
 from kdlab.system.files import Unreadable, expanded, read_json
 
 DESCRIPTION = "model.json"
-"""What says how to rebuild a run's network, beside its weights."""
+"""File that says how to rebuild a run's network, beside its weights."""
 
 CHECKPOINTS = "checkpoints"
-"""The folder inside of a run that holds weights of the same network."""
+"""Folder inside of a run that holds weights of the same network."""
 
 
 def run_of(path: str | Path) -> Path | None:
-    """The folder of a run, of one of its stages, or of a kept network, that ``path`` is or belongs to.
+    """Return the folder of a run, of one of its stages, or of a kept network, that ``path`` is or belongs to.
 
     Args:
-        path: a file of weights in such a folder or in its ``checkpoints``, or the folder itself.
+        path: path of a file of weights in such a folder or in its ``checkpoints``, or of the folder itself.
 
     Returns:
         None where there is no ``model.json``, or it is another program's.
@@ -39,7 +39,7 @@ def run_of(path: str | Path) -> Path | None:
 
 
 def weights_path(path: str | Path, key: str) -> Path:
-    """The file of weights that ``path`` names: itself, or that of the run whose folder it is.
+    """Return the file of weights that ``path`` names: itself, or that of the run whose folder it is.
 
     Raises:
         UserError: if the run has no weights yet, or its ``model.json`` is damaged.
@@ -54,21 +54,21 @@ def weights_path(path: str | Path, key: str) -> Path:
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether ``model.json`` describes a network of kdlab's; other programs have files of that name.
+    """Return whether ``model.json`` describes a network of kdlab's; other programs have files of that name.
 
     Raises:
         UserError: if nobody can tell, since it is damaged.
     """
     path = folder / DESCRIPTION
     try:
-        found = read_json(path)
+        described = read_json(path)
     except (OSError, Unreadable) as error:
         raise UserError(
             path,
             f"damaged ({error}), so that nobody knows the classes of the weights beside it",
             "a whole run folder, or the weights in a folder of their own",
         ) from None
-    if not isinstance(found, Mapping) or not {"network", "weights"} & found.keys():
+    if not isinstance(described, Mapping) or not {"network", "weights"} & described.keys():
         return False
     read_model(folder)
     return True

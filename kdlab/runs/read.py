@@ -1,4 +1,4 @@
-"""Run folders, read back from what they hold: ``result.json``, ``config.yaml`` and ``curves.jsonl``.
+"""Readers of run folders: ``result.json``, ``config.yaml`` and ``curves.jsonl``.
 
 Nothing here imports torch, and nothing in a run folder is executed. A folder may come from somebody else or
 from a run that was killed, so every file may be missing, cut short or wrong; that costs a line of warning,
@@ -25,7 +25,7 @@ from kdlab.system.terminal import one_line
 CONFIG, CURVES, SWEEP = "config.yaml", "curves.jsonl", "sweep.yaml"
 
 DIAGNOSIS = "diagnosis.html"
-"""What a run of a classifier that had a teacher, or ``diagnose``, may have written."""
+"""Page that ``diagnose``, or a run of a classifier with a teacher, writes into the run folder."""
 
 STORES = frozenset({"teachers", "baselines", "cache"})
 """Folders inside ``outputs`` that hold what runs share: part of no comparison, unless pointed at directly."""
@@ -41,7 +41,7 @@ _FIRST = (
 _SHORT = {TEMPERATURE: "T", ALPHA: "alpha", "name": "experiment"}
 
 _LONGEST_NAME = 200
-"""Most characters of the name of a curve."""
+"""Largest number of characters in the name of a curve."""
 
 _PARTS = ("batch_transform", "adapter", "auxiliary")
 """Parts that a run may do without, and that a setting of their own name then calls none."""
@@ -51,21 +51,21 @@ _REFERENCES = ("teacher", "baseline")
 
 @dataclass
 class Run:
-    """One finished or failed run: its folder, and what ``result.json`` says about it."""
+    """Finished or failed run: its folder, and the content of its ``result.json``."""
 
     folder: Path
     result: dict[str, Any]
     warnings: list[str] = field(default_factory=list)
-    """What could not be read of its files so far, beside ``result.json``; a line each."""
+    """Files that could not be read so far, beside ``result.json``; a line each."""
 
     @property
     def label(self) -> str:
-        """The shortest name that still tells runs apart by eye: the folder's own."""
+        """Shortest name that still tells runs apart by eye: the folder's own."""
         return self.folder.name
 
     @property
     def failed(self) -> bool:
-        """Whether it did not finish."""
+        """Whether the run did not finish."""
         return self.result.get("status") != "finished"
 
     @property
@@ -104,7 +104,7 @@ class Run:
         return "student" if "student" in self.models or not others else others[0]
 
     def number(self, role: str, *path: str) -> float | None:
-        """A number of one model, as in ``number("student", "test", "acc")``; None where there is none."""
+        """Return a number of one model, as in ``number("student", "test", "acc")``; None where there is none."""
         value: Any = self.models.get(role)
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -123,7 +123,7 @@ class Run:
 
     @cached_property
     def curves(self) -> dict[str, tuple[list[float], list[float]]]:
-        """Curve name → (steps, values), by step. Of a step written twice the later value counts.
+        """Map of curve name → (steps, values), by step; for a step written twice the later value counts.
 
         Lines that hold no point are passed over, with a warning that counts them.
         """
@@ -138,8 +138,8 @@ class Run:
                 if name != "step" and (number := finite(value)) is not None:
                     points.setdefault(name, {})[step] = number
         if left_out:
-            said = "line holds" if left_out == 1 else "lines hold"
-            self.warnings.append(f"{self.folder / CURVES}: {left_out} {said} no point of a curve, left out")
+            verb = "line holds" if left_out == 1 else "lines hold"
+            self.warnings.append(f"{self.folder / CURVES}: {left_out} {verb} no point of a curve, left out")
         ordered = {name: sorted(of_step.items()) for name, of_step in points.items()}
         return {name: ([s for s, _ in pairs], [v for _, v in pairs]) for name, pairs in ordered.items()}
 
@@ -154,7 +154,7 @@ class Run:
 
 @dataclass
 class Found:
-    """What a search through folders came upon."""
+    """Result of a search through folders: runs, unfinished folders and warnings."""
 
     runs: list[Run] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
@@ -174,7 +174,7 @@ class Found:
 
 
 def load(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
-    """The finished and failed runs under ``paths``: run folders, sweep folders, or trees of them.
+    """Return the finished and failed runs under ``paths``: run folders, sweep folders, or trees of them.
 
     Raises:
         UserError: a path does not exist, or there is no result under any of them.
@@ -183,9 +183,9 @@ def load(paths: Iterable[str | os.PathLike[str]]) -> list[Run]:
 
 
 def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
-    """As :func:`load`, with the unfinished folders and the warnings too."""
+    """Search ``paths`` as :func:`load` does, and return the unfinished folders and the warnings too."""
     roots = [Path(path) for path in paths]
-    found, seen = Found(), set[Path]()
+    results, seen = Found(), set[Path]()
     for root in roots:
         try:
             there = root.exists()
@@ -198,17 +198,17 @@ def scan(paths: Iterable[str | os.PathLike[str]]) -> Found:
         for folder in _folders(root):
             if (real := folder.resolve()) not in seen:
                 seen.add(real)
-                _read(folder, found)
-    if not found.runs:
-        more = f"; {len(found.unfinished)} unfinished, as {found.unfinished[0]}" if found.unfinished else ""
-        more += f"; {found.warnings[0]}" if found.warnings else ""
+                _read(folder, results)
+    if not results.runs:
+        more = f"; {len(results.unfinished)} unfinished, as {results.unfinished[0]}" if results.unfinished else ""
+        more += f"; {results.warnings[0]}" if results.warnings else ""
         where = ", ".join(map(str, roots)) or "nothing"
         raise UserError("compare", f"no {RESULT} under {where}{more}; give a run folder, a sweep, or a tree of them")
-    return found
+    return results
 
 
 def is_point(line: Mapping[str, Any]) -> bool:
-    """Whether a line of ``curves.jsonl`` holds a step and numbers, where None stands for what was not finite."""
+    """Return whether a line of ``curves.jsonl`` holds a step and numbers, where None stands for what was not finite."""
     numbers = all(
         value is None or (isinstance(value, (int, float)) and not isinstance(value, bool)) for value in line.values()
     )
@@ -216,12 +216,12 @@ def is_point(line: Mapping[str, Any]) -> bool:
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """``value`` if it is a dict, else an empty one: what a file should hold and may not."""
+    """Return ``value`` if it is a dict, else an empty one: a file may hold something else where a dict should be."""
     return value if isinstance(value, dict) else {}
 
 
 def finite(value: Any) -> float | None:
-    """``value`` as a float if it is a finite number, else None. True and False are no numbers."""
+    """Return ``value`` as a float if it is a finite number, else None. True and False are no numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     try:
@@ -232,7 +232,7 @@ def finite(value: Any) -> float | None:
 
 
 def setting(value: object) -> str:
-    """A setting as a person would write it.
+    """Format a setting as a person would write it.
 
     >>> setting(4.0), setting({"start": 8, "end": 1, "shape": "cosine"}), setting(["hinton", "fitnets"])
     ('4', '8→1 cosine', '[hinton, fitnets]')
@@ -262,26 +262,26 @@ class Stat(NamedTuple):
 
 @dataclass
 class Group:
-    """Runs that differ in nothing but their seed."""
+    """Group of runs that differ in nothing but their seed."""
 
     settings: dict[str, Any]
     runs: list[Run]
     rank: int | None = None
-    """1 for the best on validation; None where nothing was validated."""
+    """Rank on validation, from 1 for the best; None where nothing was validated."""
 
     def stat(self, get: Callable[[Run], float | None]) -> Stat | None:
-        """What ``get`` says of each run, over the seeds that have it."""
+        """Return mean and deviation of ``get`` over the runs for which it gives a number."""
         values = [value for value in map(get, self.runs) if value is not None]
         return over(values)
 
     def label(self, keys: Iterable[str]) -> str:
-        """The group by the settings that matter, as in ``T=4 alpha=0.9``; its folder's name where none do."""
+        """Describe the group by the settings that matter, as in ``T=4 alpha=0.9``; by its folder's name if none do."""
         known = [f"{short(key)}={setting(self.settings[key])}" for key in keys if key in self.settings]
         return " ".join(known) or self.runs[0].label
 
 
 def over(values: Sequence[float]) -> Stat | None:
-    """Mean and sample standard deviation of ``values``; None of nothing."""
+    """Return mean and sample standard deviation of ``values``; None if there are none."""
     if not values:
         return None
     try:
@@ -291,25 +291,25 @@ def over(values: Sequence[float]) -> Stat | None:
 
 
 def short(key: str) -> str:
-    """A setting's name as a heading: T for ``loss.temperature``, ``lr`` for ``optimizer.lr``."""
+    """Return a setting's name as a heading: T for ``loss.temperature``, ``lr`` for ``optimizer.lr``."""
     return _SHORT.get(key) or key.removeprefix("loss.").removeprefix("optimizer.").removeprefix("method.")
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings, seeds aside, in which the runs are not all alike, those first that people look for."""
+    """Return the settings, seeds aside, in which the runs are not all alike, the most looked-for first."""
     names = {key for run in runs for key in run.settings} - {"seed"}
     mixed = [key for key in names if len({same(run.settings.get(key)) for run in runs}) > 1]
     return sorted(mixed, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
 
 
 def same(value: Any) -> str:
-    """A string that equal settings share: 4 and 4.0 are one, True and 1 are not."""
+    """Return a string that equal settings share: 4 and 4.0 are one, True and 1 are not."""
     number = finite(value)
     return json.dumps(value if number is None else number, sort_keys=True, default=str)
 
 
 def group(runs: Iterable[Run]) -> tuple[list[Group], list[Run]]:
-    """Finished runs by their settings, and the repeats left out.
+    """Group finished runs by their settings, and return the groups and the repeats left out.
 
     A run repeated with the very same config and seed is no further sample: the later one counts. Runs that
     share settings and seed yet not their config differ in something unlisted: they are kept apart.
@@ -342,7 +342,7 @@ def _missing(root: Path) -> UserError:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """Run folders at or below ``root``, by path. What lies inside a run (stages, say) is part of it."""
+    """Yield the run folders at or below ``root``, by path. What lies inside a run (stages, say) is part of it."""
     # A sweep's folder holds jobs, whatever else a launcher may have left in it.
     if not (root / SWEEP).exists() and ((root / RESULT).exists() or (root / CONFIG).exists()):
         yield root
@@ -358,13 +358,13 @@ def _folders(root: Path) -> Iterator[Path]:
             yield from _folders(Path(entry.path))
 
 
-def _read(folder: Path, found: Found) -> None:
+def _read(folder: Path, results: Found) -> None:
     try:
         result = load_result(folder)
     except (OSError, Unreadable) as error:
-        found.warnings.append(f"{folder / RESULT}: damaged, left out ({error})")
+        results.warnings.append(f"{folder / RESULT}: damaged, left out ({error})")
         return
     if result is None:
-        found.unfinished.append(folder)
+        results.unfinished.append(folder)
     else:
-        found.runs.append(Run(folder, result))
+        results.runs.append(Run(folder, result))

@@ -1,4 +1,4 @@
-"""``result.json``: what a run, or a network that is kept, came to; read with its types checked. Imports no torch."""
+"""Reading of ``result.json``, the result of a run or of a kept network, with its types checked. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,49 +45,49 @@ _KINDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "score": (lambda value: isinstance(value, dict) and isinstance(value.get("name"), str), "a mapping with a name"),
     "overrides": (_texts, "a list of texts"),
 }
-"""Entry → whether a value may stand there, and what may. Entries may be missing: older versions wrote fewer."""
+"""Map of entry → (check of its value, accepted values in words); entries may be missing in older versions."""
 
 
 def load_result(folder: Path) -> dict[str, Any] | None:
-    """What ``result.json`` says of a run that finished or failed; None where there is no such file.
+    """Return the content of ``result.json`` of a run that finished or failed; None where there is no such file.
 
     Raises:
         OSError: if it is there and cannot be read.
         Unreadable: if it is no result of a run, or an entry has a type that it cannot have.
     """
     try:
-        found = read_json(folder / RESULT)
+        result = read_json(folder / RESULT)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not isinstance(found, dict) or not isinstance(found.get("status"), str):
+    if not isinstance(result, dict) or not isinstance(result.get("status"), str):
         raise Unreadable("not the result of a run: no 'status' in it")
     for entry, (fits, accepted) in _KINDS.items():
-        if entry in found and not fits(found[entry]):
-            raise Unreadable(f"{entry} is {type(found[entry]).__name__}; accepted: {accepted}")
-    if found["status"] == "finished":
-        for entry in ("trained_on", "seconds") if "trained_on" in found else ("config_hash", "models"):
-            if entry not in found:
+        if entry in result and not fits(result[entry]):
+            raise Unreadable(f"{entry} is {type(result[entry]).__name__}; accepted: {accepted}")
+    if result["status"] == "finished":
+        for entry in ("trained_on", "seconds") if "trained_on" in result else ("config_hash", "models"):
+            if entry not in result:
                 raise Unreadable(f"finished, and has no {entry}")
-    if why := integrity.damage(found):
+    if why := integrity.damage(result):
         raise Unreadable(why)
-    return _by_current_names(found)
+    return _by_current_names(result)
 
 
-def _by_current_names(found: dict[str, Any]) -> dict[str, Any]:
-    """The result of an earlier version, its settings and splits by the names of now."""
-    if "settings" in found:
-        found["settings"] = with_current_names(found["settings"])
-    for measured in (found.get("models") or {}).values():
+def _by_current_names(result: dict[str, Any]) -> dict[str, Any]:
+    """Rename the settings and splits of an earlier version's result to the current names."""
+    if "settings" in result:
+        result["settings"] = with_current_names(result["settings"])
+    for measured in (result.get("models") or {}).values():
         if measured and "outside" in measured:
             measured["ood"] = measured.pop("outside")
-    return found
+    return result
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run; None if it is unfinished or failed, or (with a warning) damaged."""
+    """Return the result of a finished run; None if it is unfinished or failed, or (with a warning) damaged."""
     try:
-        found = load_result(folder)
+        result = load_result(folder)
     except (OSError, Unreadable) as error:
         log.warning("%s: damaged, and not used (%s)", folder / RESULT, error)
         return None
-    return found if found is not None and found["status"] == "finished" else None
+    return result if result is not None and result["status"] == "finished" else None

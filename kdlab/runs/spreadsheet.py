@@ -14,16 +14,16 @@ from kdlab.system.files import atomic_write
 from kdlab.system.terminal import printable
 
 _FORMULA = re.compile(r"""[\s"'`]*[=+\-@＝＋－＠]|[\t\r\n]""")
-"""How a text begins that some spreadsheet computes, also behind white space and quotes."""
+"""Pattern of a text's beginning that some spreadsheets compute, also after white space and quotes."""
 
 _INSIDE = re.compile(r"""([;\t\n][\s"'`]*)(?=[=+\-@＝＋－＠])""")
-"""The same behind what separates cells where the comma is a decimal point."""
+"""Pattern of such a beginning after a separator of cells, where the comma is a decimal point."""
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)")
 
 
 def cell(value: object) -> object:
-    """A value as a cell that is only shown: numbers as they are, text that could be a formula behind an apostrophe.
+    """Return a value as a cell that is only shown: numbers unchanged, text that could be a formula after an apostrophe.
 
     >>> cell("=1+1"), cell(-2.5), cell("-2.5"), cell("-2+3"), cell("kl")
     ("'=1+1", -2.5, '-2.5', "'-2+3", 'kl')
@@ -38,9 +38,10 @@ def write_csv(path: Path, names: Sequence[str], rows: Sequence[Mapping[str, Any]
     """Write rows as a CSV file with a heading; what a row lacks is an empty cell.
 
     Args:
-        path: the file, which appears whole, in the place of a link too; or a device or pipe, such as ``/dev/stdout``.
+        path: path of the file, which appears whole, in the place of a link too; or a device or pipe, such as
+            ``/dev/stdout``.
         names: the headings, which are the keys of the rows.
-        rows: of the table.
+        rows: rows of the table.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text)

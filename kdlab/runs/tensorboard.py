@@ -1,4 +1,4 @@
-"""What TensorBoard shows beyond plain curves: what belongs in one chart, and every job in the HParams tab.
+"""TensorBoard records beyond plain curves: charts of several curves, and every job in the HParams tab.
 
 ``SummaryWriter.add_hparams`` would put each job into a sub-folder named by the time, apart from its curves.
 Here the same records go into the event file of the run itself, so that one run is one line everywhere.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRIC = "final/"
-"""What final metrics are filed under: a tag of their own, so that they never add a point to a curve."""
+"""Prefix of the tags of final metrics, so that they never add a point to a curve."""
 
 _STATUS = {"finished": "STATUS_SUCCESS", "failed": "STATUS_FAILURE"}
 # The HParams tab opens with the first five metrics by name; a sixth would push one of these out of sight.
@@ -63,17 +63,17 @@ CHARTS: dict[str, dict[str, list[str]]] = {
         "cosine between terms": ["^grad/cosine/.*$"],
     },
 }
-"""Section → chart → curves of the Custom Scalars tab. TensorBoard matches from the start only, hence the ``$``."""
+"""Map of section → chart → curves of the Custom Scalars tab; the ``$`` is needed as TensorBoard matches prefixes."""
 
 
 def custom_scalars_layout(curves: Collection[str]) -> dict[str, dict[str, list[Any]]]:
-    """Charts of the Custom Scalars tab that show something, as ``SummaryWriter.add_custom_scalars`` takes them.
+    """Return the non-empty charts of the Custom Scalars tab, as ``SummaryWriter.add_custom_scalars`` takes them.
 
     A chart is the same for every run that has it: TensorBoard merges the layouts of all runs, and equal charts become
     one.
 
     Args:
-        curves: the names of the run's curves.
+        curves: names of the run's curves.
     """
     layout = {}
     for section, charts in CHARTS.items():
@@ -100,16 +100,16 @@ def log_hparams(
     status: str = "finished",
     step: int = 0,
 ) -> None:
-    """List the run in the HParams tab, from its own event file.
+    """Write the records by which the HParams tab lists the run, into its own event file.
 
     Args:
         writer: the run's writer (Lightning: ``TensorBoardLogger.experiment``).
-        settings: flat; numbers stay numbers, and a schedule or any other mapping is shown as text.
+        settings: flat settings; numbers stay numbers, and a schedule or any other mapping is shown as text.
         metrics: final metrics by name, each written as the scalar ``final/<name>``; what is None or not
             finite is left out.
         status: ``finished`` or ``failed``. TensorBoard keeps the first that a folder's files hold, so write
             it when the run ends for good, not when it is stopped to be resumed.
-        step: optimizer steps done.
+        step: number of optimizer steps done.
 
     Raises:
         UserError: on an unknown status.
@@ -130,7 +130,7 @@ def log_hparams(
 
 
 def log_result(writer: SummaryWriter, result: Mapping[str, Any]) -> None:
-    """:func:`log_hparams` with the settings that matter and the final metrics of a ``result.json``.
+    """Call :func:`log_hparams` with the settings that matter and the final metrics of a ``result.json``.
 
     All settings would fill dozens of columns and hide temperature and alpha among them: shown are those of ``MAIN``,
     and what the user set.
@@ -143,7 +143,7 @@ def log_result(writer: SummaryWriter, result: Mapping[str, Any]) -> None:
 
 
 def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that a comparison shows, by name (val, test, baseline, ...), those that were measured.
+    """Return the numbers that a comparison shows, by name (val, test, baseline, ...), those that were measured.
 
     Where runs are not judged by accuracy the names say so (``val_ppl``), so that tasks do not share a column; exact
     match then takes the place of the agreement with the teacher, which has a curve.
@@ -157,7 +157,7 @@ def final_metrics(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _session_end(status: str) -> Any:
-    """The record that ends a session; torch writes no other status than success."""
+    """Return the record that ends a session; torch writes no other status than success."""
     from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
     from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
@@ -169,6 +169,6 @@ def _session_end(status: str) -> Any:
 
 
 def _plain(value: Any) -> float | str:
-    """A number as it is; everything else as text, truth values too (TensorBoard would make them 0 and 1)."""
+    """Return a number unchanged; everything else as text, booleans too (TensorBoard would make them 0 and 1)."""
     number = finite(value)
     return setting(value) if number is None else number

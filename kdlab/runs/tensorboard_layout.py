@@ -1,4 +1,4 @@
-"""The Custom Scalars tab of a run, laid out once it is known which curves the run has."""
+"""Layout of a run's Custom Scalars tab, written once it is known which curves the run has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kdlab.runs.tensorboard import add_layout
 
 
 class Layout(Logger):
-    """Notes the names of a run's curves, and writes the layout that shows them, once.
+    """Logger that collects the names of a run's curves, and writes the layout that shows them, once.
 
     That is with the first point of training after a validation, when every curve has had its first point, or where
     training ends before that.
@@ -41,7 +41,7 @@ class Layout(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: they are no curves."""
+        """Do nothing: hyperparameters are no curves."""
 
     @override
     @rank_zero_only

@@ -1,1 +1,1 @@
-"""What touches the machine: whole files, hashes, memory, signals, the terminal."""
+"""Access to the machine: whole files, hashes, memory, signals, the terminal."""

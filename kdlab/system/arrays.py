@@ -1,4 +1,4 @@
-"""Arrays and archives that somebody else may have written: what they announce is held against what they are.
+"""Arrays and archives from untrusted sources: the sizes that they announce are checked against the file.
 
 A header of a few bytes can announce more numbers than there is memory, and a small archive unpack to a huge one.
 Nothing is allocated before the file is seen to hold it. Pickles inside are refused. Imports no torch.
@@ -21,22 +21,22 @@ import numpy as np
 from kdlab.system.files import Unreadable, open_regular
 
 UNPACKED_BYTES = 2**30
-"""What a small archive may unpack to, in bytes; a larger one, to ``UNPACKED_RATIO`` times its size."""
+"""Number of bytes that a small archive may unpack to; a larger one, to ``UNPACKED_RATIO`` times its size."""
 
 UNPACKED_RATIO = 16
 
 HEADER_BYTES = 10_000
-"""Longest header of an array that is read: NumPy's own limit."""
+"""Longest header of an array that is read, in bytes: NumPy's own limit."""
 
 _MAGIC = b"\x93NUMPY"
 
 
 def read_array(path: str | Path, mapped: bool = False) -> np.ndarray:
-    """The array in a ``.npy`` file.
+    """Return the array in a ``.npy`` file.
 
     Args:
         path: the file.
-        mapped: leave it on the disk, mapped into memory.
+        mapped: whether to leave it on the disk, mapped into memory.
 
     Raises:
         OSError: if it cannot be opened or read.
@@ -47,22 +47,22 @@ def read_array(path: str | Path, mapped: bool = False) -> np.ndarray:
         start, count = file.tell(), int(np.prod(shape, dtype=object))
         if mapped and count:
             return np.memmap(file, dtype, "r", start, shape, order)
-        found = np.fromfile(file, dtype, count)
-    return found.reshape(shape, order=order)
+        array = np.fromfile(file, dtype, count)
+    return array.reshape(shape, order=order)
 
 
 def read_arrays(path: str | Path, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """The arrays in a ``.npz`` file, by name.
+    """Return the arrays in a ``.npz`` file, by name.
 
     Args:
         path: the file.
-        names: which of them; None is all.
+        names: names of the arrays to read; None reads all.
 
     Raises:
         OSError: if it cannot be opened or read.
         Unreadable: if it is no archive of such arrays, lacks one of ``names``, or unpacks to far more than its size.
     """
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -72,12 +72,12 @@ def read_arrays(path: str | Path, names: Iterable[str] | None = None) -> dict[st
                     if name not in members:
                         raise Unreadable(f"has no array {name!r}; it has {', '.join(map(repr, members)) or 'none'}")
                     with archive.open(members[name]) as inner:
-                        found[name] = _unpacked(inner, members[name].file_size)
+                        arrays[name] = _unpacked(inner, members[name].file_size)
         except (OSError, Unreadable):
             raise
         except Exception as error:  # of damaged bytes the readers raise almost anything
             raise Unreadable(f"a damaged archive of arrays ({error or type(error).__name__})") from None
-    return found
+    return arrays
 
 
 def check_archive(archive: zipfile.ZipFile, size: int) -> None:
@@ -101,7 +101,7 @@ def _unpacked(file: IO[bytes], size: int) -> np.ndarray:
 
 
 def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], Any, np.dtype]:
-    """Shape, order (C or F) and type of the array that follows; ``size`` is that of the whole file, in bytes."""
+    """Return shape, order (C or F) and type of the array that follows; ``size`` is the whole file's, in bytes."""
     if (magic := file.read(8))[:6] != _MAGIC:
         kind = "empty" if not magic else "an archive (.npz)" if magic[:2] == b"PK" else "something else"
         raise Unreadable(f"no array (.npy): it is {kind}")
@@ -120,9 +120,9 @@ def _header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], Any, np.dtype]
 
 def _parse(header: str) -> tuple[tuple[int, ...], Any, np.dtype]:
     try:
-        found = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", header))  # Python 2 wrote 10L
-        shape, dtype = found["shape"], np.dtype(found["descr"])
-        order = "F" if found["fortran_order"] else "C"
+        fields = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", header))  # Python 2 wrote 10L
+        shape, dtype = fields["shape"], np.dtype(fields["descr"])
+        order = "F" if fields["fortran_order"] else "C"
     except Exception:  # a damaged header is any text
         raise Unreadable("a damaged header") from None
     if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape) or len(shape) > 32:

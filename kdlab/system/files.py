@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 from kdlab.errors import NOT_WRITABLE, CannotWrite
 
 STALE_SECONDS = 3600
-"""Age at which what a killed process left beside a file is removed."""
+"""Age in seconds at which what a killed process left beside a file is removed."""
 
 TEXT_BYTES = 16 * 2**20
 """Largest configuration, result or description that is read, in bytes."""
@@ -46,12 +46,12 @@ LINE_BYTES = 2**20
 
 
 class Unreadable(ValueError):
-    """Why a file cannot be read as what it should be, in a few words and without its path."""
+    """Reason that a file cannot be read as what it should be, in a few words and without its path."""
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
-    """A file to write to that takes the place of ``path`` once it is complete and on the disk.
+    """Yield a file to write to that takes the place of ``path`` once it is complete and on the disk.
 
     It is written beside ``path``: a rename is atomic only within one filesystem, and replaces a link instead of
     writing through it. What killed processes left there is removed once it is old.
@@ -91,7 +91,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[bytes]]:
 
 
 class _Watched(FileIO):
-    """A new file that notes why writing failed: ``torch.save`` makes a RuntimeError of it that says nothing."""
+    """New file that records why writing failed: ``torch.save`` makes a RuntimeError of it without the reason."""
 
     def __init__(self, path: Path, noticed: list[OSError]) -> None:
         super().__init__(path, "xb")
@@ -140,7 +140,7 @@ def _remove_if_dead(path: Path) -> None:
 
 
 def _claim(file: IO[bytes]) -> bool:
-    """Lock an open file until it is closed or its process ends; whether nobody else has locked it.
+    """Lock an open file until it is closed or its process ends; return whether nobody else has locked it.
 
     Where there are no such locks (Windows), a file that is open cannot be removed anyway.
     """
@@ -162,7 +162,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def open_to_append(path: str | Path, read: bool = False) -> int:
-    """A descriptor that appends to ``path``, made if missing; a link, pipe or device there is an ``OSError``.
+    """Return a descriptor that appends to ``path``, made if missing; a link, pipe or device there is an ``OSError``.
 
     Args:
         path: the file.
@@ -177,12 +177,12 @@ def refuse_link(path: str | Path) -> None:
     """Raise ``OSError`` if something stands at ``path`` that is no regular file: a link, a pipe, a folder."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISREG(os.lstat(path).st_mode):
-            said = "a link or something else stands where a file of kdlab's own belongs"
-            raise OSError(errno.EINVAL, said, str(path))
+            message = "a link or something else stands where a file of kdlab's own belongs"
+            raise OSError(errno.EINVAL, message, str(path))
 
 
 def lock_file(path: str | Path) -> FileLock:
-    """A lock on ``path`` between processes, not yet taken; a link or pipe in its place is an ``OSError``."""
+    """Return a lock on ``path`` between processes, not yet taken; a link or pipe in its place is an ``OSError``."""
     from filelock import FileLock
 
     refuse_link(path)  # some versions of the library follow links, and empty what they lead to
@@ -202,7 +202,7 @@ def make_folder(path: str | Path) -> Path:
 
 
 def expanded(path: str | Path) -> Path:
-    """``path`` with the home folder for a leading ``~``; as it is where no user is called so.
+    """Return ``path`` with the home folder for a leading ``~``; unchanged where there is no user of that name.
 
     >>> expanded("~nobody-of-this-name.pt").name
     '~nobody-of-this-name.pt'
@@ -214,10 +214,10 @@ def expanded(path: str | Path) -> Path:
 
 
 def links_inside(folder: Path, skip: frozenset[str] = frozenset()) -> Iterator[Path]:
-    """What is below ``folder`` and neither a folder nor a regular file, such as links and pipes.
+    """Yield all paths below ``folder`` that are neither folders nor regular files, such as links and pipes.
 
     Args:
-        folder: where to look; it may be a link itself.
+        folder: folder to search; it may be a link itself.
         skip: names of folders at the top that are not looked into.
     """
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
@@ -229,7 +229,7 @@ def links_inside(folder: Path, skip: frozenset[str] = frozenset()) -> Iterator[P
 
 
 def open_regular(path: str | Path) -> BufferedReader:
-    """``path`` opened for reading, without waiting for a pipe or reading a device.
+    """Open the regular file ``path`` for reading, without waiting for a pipe or reading a device.
 
     Raises:
         OSError: if it cannot be opened.
@@ -246,7 +246,7 @@ def open_regular(path: str | Path) -> BufferedReader:
 
 
 def open_text(path: str | Path) -> TextIO:
-    """A regular file opened as UTF-8 text, with or without its byte order mark, line ends as they are (for ``csv``).
+    """Open a regular file as UTF-8 text, with or without byte order mark, line ends unchanged (for ``csv``).
 
     Raises:
         OSError: if it cannot be opened.
@@ -256,7 +256,7 @@ def open_text(path: str | Path) -> TextIO:
 
 
 def read_bytes(path: str | Path, limit: int = TEXT_BYTES) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+    """Return the content of a regular file of at most ``limit`` bytes.
 
     Raises:
         OSError: if it cannot be opened or read.
@@ -270,7 +270,7 @@ def read_bytes(path: str | Path, limit: int = TEXT_BYTES) -> bytes:
 
 
 def read_text(path: str | Path, limit: int = TEXT_BYTES) -> str:
-    """The UTF-8 text in a regular file of at most ``limit`` bytes, its line ends as they are.
+    """Return the UTF-8 text in a regular file of at most ``limit`` bytes, its line ends unchanged.
 
     Raises:
         OSError: if it cannot be opened or read.
@@ -283,7 +283,7 @@ def read_text(path: str | Path, limit: int = TEXT_BYTES) -> str:
 
 
 def read_json(path: str | Path, limit: int = TEXT_BYTES) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         OSError: if it cannot be opened or read.
@@ -293,24 +293,24 @@ def read_json(path: str | Path, limit: int = TEXT_BYTES) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
         Unreadable: if it is no JSON, or too deep.
     """
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise Unreadable("nested too deeply") from None
     except ValueError as error:  # a number of too many digits is a plain ValueError
         raise Unreadable(f"no JSON: {error}") from None
     if text.count("[") + text.count("{") > DOCUMENT_DEPTH:
-        _check_depth(found)
-    return found
+        _check_depth(value)
+    return value
 
 
 def _check_depth(value: Any) -> None:
-    """Refuse a JSON value that whoever walks it by recursion could not."""
+    """Refuse a JSON value that is nested too deeply to be walked by recursion."""
     level, depth = [value], 0
     while level := [one for one in level if isinstance(one, (dict, list))]:
         depth += 1
@@ -320,7 +320,7 @@ def _check_depth(value: Any) -> None:
 
 
 def read_json_lines(path: str | Path) -> Iterator[dict[str, Any] | None]:
-    """The JSON object in each line of a file, in order; None for a line that holds none, or was cut off.
+    """Yield the JSON object in each line of a file, in order; None for a line that holds none, or was cut off.
 
     Raises:
         OSError: if it cannot be opened or read.
@@ -330,17 +330,17 @@ def read_json_lines(path: str | Path) -> Iterator[dict[str, Any] | None]:
         while line := file.readline(LINE_BYTES + 1):
             if not line.strip():
                 continue
-            found = None
+            value = None
             if len(line) <= LINE_BYTES:
                 with contextlib.suppress(Unreadable, UnicodeDecodeError):
-                    found = parse_json(line.decode("utf-8"))
+                    value = parse_json(line.decode("utf-8"))
             while len(line) > LINE_BYTES and not line.endswith(b"\n"):  # the rest of a line that is too long
                 line = file.readline(LINE_BYTES + 1)
-            yield found if isinstance(found, dict) else None
+            yield value if isinstance(value, dict) else None
 
 
 def read_yaml(path: str | Path, limit: int = TEXT_BYTES) -> Any:
-    """The plain value in a YAML file.
+    """Return the plain value in a YAML file.
 
     Raises:
         OSError: if it cannot be opened or read.
@@ -350,7 +350,7 @@ def read_yaml(path: str | Path, limit: int = TEXT_BYTES) -> Any:
 
 
 def parse_yaml(text: str) -> Any:
-    """The plain value of a YAML text.
+    """Return the plain value of a YAML text.
 
     Raises:
         Unreadable: if it is no YAML of plain values, or too large or deep, also once its aliases are expanded.
@@ -372,7 +372,7 @@ def check_yaml(text: str, values: int = DOCUMENT_VALUES) -> None:
 
     Args:
         text: the document.
-        values: how many it may hold.
+        values: largest number of values that it may hold.
 
     Raises:
         Unreadable: what it is.
@@ -384,7 +384,7 @@ def check_yaml(text: str, values: int = DOCUMENT_VALUES) -> None:
 
 
 def _check_scalar(event: Any) -> None:
-    """Refuse a number of so many digits that making it, or writing it, takes for ever."""
+    """Refuse a number with so many digits that parsing or writing it would not end."""
     quoted = not event.implicit[0] and event.tag is None
     if len(event.value) <= NUMBER_SIGNS or quoted or event.value[0] not in "+-.0123456789":
         return
@@ -393,16 +393,16 @@ def _check_scalar(event: Any) -> None:
 
 
 def read_mapping(path: str | Path, limit: int = TEXT_BYTES) -> dict[str, Any]:
-    """The mapping in a YAML file, with texts as its keys at every level.
+    """Return the mapping in a YAML file, with texts as its keys at every level.
 
     Raises:
         OSError: if it cannot be opened or read.
         Unreadable: if it is something else, or as :func:`read_yaml` says.
     """
-    found = read_yaml(path, limit)
-    if not isinstance(found, dict):
-        raise Unreadable(f"holds {'nothing' if found is None else type(found).__name__}; accepted: a mapping")
-    inside: list[Any] = [found]
+    content = read_yaml(path, limit)
+    if not isinstance(content, dict):
+        raise Unreadable(f"holds {'nothing' if content is None else type(content).__name__}; accepted: a mapping")
+    inside: list[Any] = [content]
     while inside:
         value = inside.pop()
         if isinstance(value, Mapping):
@@ -411,7 +411,7 @@ def read_mapping(path: str | Path, limit: int = TEXT_BYTES) -> dict[str, Any]:
             inside += value.values()
         elif isinstance(value, list):
             inside += value
-    return found
+    return content
 
 
 def _check_document(events: Iterator[Any], most: int) -> None:
@@ -449,7 +449,7 @@ def _check_document(events: Iterator[Any], most: int) -> None:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a regular file's content, as ``sha256:<hex>``.
+    """Return the SHA-256 of a regular file's content, as ``sha256:<hex>``.
 
     Raises:
         OSError: if it cannot be opened or read.

@@ -1,4 +1,4 @@
-"""Hashes of files that later commands rely on, written beside them and held against them when they are used.
+"""Hashes of files that later commands rely on, written beside them and checked when they are used.
 
 A run folder, and the folder of a kept network, name in ``result.json`` the SHA-256 of their weights and descriptions
 (``files``), and a checksum of everything else that it says (``checksum``). Caches name their arrays' in the manifest.
@@ -25,32 +25,34 @@ log = logging.getLogger("kdlab")
 RESULT = "result.json"
 
 FILES, CHECKSUM = "files", "checksum"
-"""Entries of ``result.json``, and the first of a cache's manifest."""
+"""Entries of ``result.json``; a cache's manifest has the first of them."""
 
 KEPT = (
     *("model.json", "stages.yaml", "tokenizer.json", "tokenizer_config.json"),
     *("*.pt", "*.safetensors", "adapter/*", "checkpoints/best.pt"),
 )
-"""What later commands read in the folder of a run, of one of its stages, or of a kept network. Of ``config.yaml`` the
-result has a hash that leaves out what changes no number."""
+"""Files that later commands read in the folder of a run, of one of its stages, or of a kept network.
+
+For ``config.yaml`` the result has a hash of its own, which leaves out what changes no number.
+"""
 
 ON_PURPOSE = f"or, if it was edited on purpose, {RESULT} without its entries {FILES!r} and {CHECKSUM!r}"
-"""How to accept a file that is not what was written, for messages."""
+"""Advice on how to accept a file that is not what was written, for messages."""
 
 LEVELS = 4
-"""Folders above a file in which its ``result.json`` is looked for: of ``stages/NAME/checkpoints/best.pt`` the last."""
+"""Number of folders above a file that may hold its ``result.json``; ``stages/NAME/checkpoints/best.pt`` needs all."""
 
 _KNOWN: dict[tuple[int, ...], str] = {}
-"""Device, inode, size and times of a file → its hash."""
+"""Map of (device, inode, size and times of a file) → its hash."""
 
 
 def known_hash(path: str | Path) -> str:
-    """As :func:`~kdlab.system.files.file_hash`, but read once a process as long as the file stays as it is.
+    """Return :func:`~kdlab.system.files.file_hash`, computed once a process as long as the file does not change.
 
     For large files that every job of a sweep opens: 1.5 GiB take a second.
     """
-    found = os.stat(path)
-    key = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    status = os.stat(path)
+    key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if key not in _KNOWN:
         _KNOWN[key] = file_hash(path)
     return _KNOWN[key]
@@ -60,55 +62,55 @@ def known_hash(path: str | Path) -> str:
 
 
 def sealed(folder: Path, result: Mapping[str, Any]) -> dict[str, Any]:
-    """``result`` with the hashes of what ``folder`` holds now, and a checksum of it all: what is written last."""
+    """Return ``result`` with hashes of what ``folder`` holds now, and a checksum of all its entries."""
     files = {str(path.relative_to(folder).as_posix()): file_hash(path) for path in _kept(folder)}
-    found = {**{key: value for key, value in result.items() if key != CHECKSUM}, FILES: files}
-    return {**found, CHECKSUM: checksum(found)}
+    content = {**{key: value for key, value in result.items() if key != CHECKSUM}, FILES: files}
+    return {**content, CHECKSUM: checksum(content)}
 
 
 def _kept(folder: Path) -> list[Path]:
-    found = {path for place in ("", "stages/*/") for name in KEPT for path in folder.glob(place + name)}
-    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+    paths = {path for place in ("", "stages/*/") for name in KEPT for path in folder.glob(place + name)}
+    return sorted(path for path in paths if path.is_file() and not path.is_symlink())
 
 
 def checksum(result: Mapping[str, Any]) -> str:
-    """SHA-256 of what a result says, whatever its layout as text, without its own entry ``checksum``."""
-    said = json.loads(json.dumps({key: value for key, value in result.items() if key != CHECKSUM}))
-    text = json.dumps(said, sort_keys=True, separators=(",", ":"))
+    """Return the SHA-256 of a result's content, whatever its layout as text, without its own entry ``checksum``."""
+    content = json.loads(json.dumps({key: value for key, value in result.items() if key != CHECKSUM}))
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
 
 
 def damage(result: Mapping[str, Any]) -> str:
-    """Why a result that was read is not as it was written; empty where it is, or carries no checksum."""
-    said = result.get(CHECKSUM)
+    """Return why a result that was read is not as it was written; empty where it is, or has no checksum."""
+    recorded = result.get(CHECKSUM)
     try:
-        fits = said is None or said == checksum(result)
+        fits = recorded is None or recorded == checksum(result)
     except (ValueError, RecursionError):  # what no run wrote
         fits = False
     return "" if fits else "its checksum does not fit what it says"
 
 
 def changed(folder: Path, result: Mapping[str, Any]) -> list[Path]:
-    """Files of ``folder`` that are there, and are not those that ``result`` names."""
+    """Return the files of ``folder`` that exist with another hash than the one in ``result``."""
     files = result.get(FILES)
-    found = []
+    paths = []
     for name, expected in files.items() if isinstance(files, dict) else ():
         with contextlib.suppress(OSError, Unreadable):
             if file_hash(folder / name) != expected:
-                found.append(folder / name)
-    return found
+                paths.append(folder / name)
+    return paths
 
 
 # ---- the files that it names --------------------------------------------------------------------------------------
 
 
 def check(path: str | Path, key: str = "", cure: str = "") -> None:
-    """Hold a file against the hash in the ``result.json`` beside it or above it; without one, it is taken as it is.
+    """Check a file against its hash in the ``result.json`` beside or above it; without one, accept it as it is.
 
     Args:
-        path: of the file. One that is missing is for its reader to complain about.
-        key: what the message begins with, such as the config key that the path came from.
-        cure: what else is accepted, for the message.
+        path: path of the file. One that is missing is for its reader to complain about.
+        key: beginning of the message, such as the config key that the path came from.
+        cure: other remedy that is accepted, for the message.
 
     Raises:
         UserError: if its content is another one.
@@ -147,7 +149,7 @@ def _or(cure: str) -> str:
 
 
 def _record(path: Path) -> tuple[Path, str, str] | None:
-    """The nearest ``result.json`` that knows a file, the hash there, and why that result is damaged, if it is."""
+    """Return the nearest ``result.json`` that names a file, the hash there, and what damage that result has, if any."""
     try:
         places = dict.fromkeys((Path(os.path.abspath(path)), path.resolve()))
     except (OSError, ValueError, RuntimeError):  # a name that no file has
@@ -158,21 +160,21 @@ def _record(path: Path) -> tuple[Path, str, str] | None:
             if not os.path.lexists(result):
                 continue
             try:
-                found = read_json(result)
+                content = read_json(result)
             except (OSError, ValueError) as error:
                 log.warning("%s is damaged (%s): %s cannot be held against it", result, error, path)
                 break
             name = place.relative_to(folder).as_posix()
-            files = found.get(FILES) if isinstance(found, dict) else None
+            files = content.get(FILES) if isinstance(content, dict) else None
             expected = files.get(name) if isinstance(files, dict) else None
             if isinstance(expected, str):
-                return result, expected, damage(found)
+                return result, expected, damage(content)
             break  # of an earlier version, or a file that is not the run's
     return None
 
 
 def _shortest(path: Path) -> Path:
-    """A path as seen from the working folder, if it is below it."""
+    """Return a path relative to the working folder, if it is below it."""
     try:
         return path.relative_to(Path.cwd())
     except (OSError, ValueError):
@@ -183,22 +185,22 @@ def _shortest(path: Path) -> Path:
 
 
 def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name → hash of files in ``folder``, for a manifest."""
+    """Return a map of name → hash of files in ``folder``, for a manifest."""
     return {name: known_hash(folder / name) for name in names}
 
 
 def check_manifest_files(folder: Path, said: Mapping[str, Any], names: Iterable[str], key: str) -> None:
-    """Hold the files of a cache against the hashes in its manifest; one without hashes is told of in the log.
+    """Check the files of a cache against the hashes in its manifest; without hashes, log that they are not checked.
 
     A cache that does not fit is refused and not made again, even if it could be: what damages a file may be a disk
     that fails, other processes may be reading it at this moment, and a cache may have cost hours or money. Removing it
     is the user's to do.
 
     Args:
-        folder: of the cache.
-        said: what its manifest says.
-        names: of the files that are about to be read.
-        key: what a message begins with.
+        folder: folder of the cache.
+        said: content of its manifest.
+        names: names of the files that are about to be read.
+        key: beginning of a message.
 
     Raises:
         UserError: if a file is missing, or not what was written.

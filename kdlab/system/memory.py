@@ -1,4 +1,4 @@
-"""How much memory there is, and refusing what cannot fit before it is asked for. Imports no torch."""
+"""Amount of memory available, and refusal of what cannot fit before it is allocated. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ _GROUPS = (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "m
 
 
 def available() -> int | None:
-    """Bytes of memory that can be had without swapping; None where the system does not say."""
-    found = []
+    """Return the bytes of memory that can be had without swapping; None where the system does not say."""
+    amounts = []
     with contextlib.suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         line = next(line for line in lines if line.startswith("MemAvailable:"))
-        found.append(int(line.split()[1]) * 1024)
+        amounts.append(int(line.split()[1]) * 1024)
     for limit, used in _GROUPS:
         with contextlib.suppress(OSError, ValueError):  # no such group, or "max": no limit
             top = Path("/sys/fs/cgroup")
-            found.append(int((top / limit).read_text()) - int((top / used).read_text()))
-    return max(min(found), 0) if found else None
+            amounts.append(int((top / limit).read_text()) - int((top / used).read_text()))
+    return max(min(amounts), 0) if amounts else None
 
 
 def refuse_larger(key: str, needed: int, what: str) -> None:
-    """Refuse what needs more memory than there is.
+    """Refuse what needs more memory than is available.
 
     Args:
-        key: of the setting that makes it so large.
-        needed: bytes.
-        what: is so large, in words.
+        key: name of the setting that makes it so large.
+        needed: number of bytes that it needs.
+        what: name of the object that is so large, in words.
 
     Raises:
         UserError: names the size, and what is available.
@@ -42,7 +42,7 @@ def refuse_larger(key: str, needed: int, what: str) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes in words: ``640 MiB``, ``3.1 GiB``."""
+    """Return a number of bytes in words: ``640 MiB``, ``3.1 GiB``."""
     for unit, power in (("TiB", 40), ("GiB", 30)):
         if count >= 2**power:
             return f"{count / 2**power:,.1f} {unit}" if count < 2 ** (power + 20) else f"{count / 2**power:.1e} {unit}"

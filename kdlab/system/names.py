@@ -10,10 +10,10 @@ from kdlab.system.terminal import printable
 __all__ = ["check_name", "check_names", "check_output"]
 
 LONGEST = 100
-"""Bytes of a name in UTF-8; filesystems take 255, and some names get a number or a hash behind them."""
+"""Largest size of a name in bytes of UTF-8; filesystems take 255, and some names get a number or a hash appended."""
 
 DEEPEST = 8
-"""Parts of a name of folders inside each other."""
+"""Largest number of parts in a name of folders inside each other."""
 
 RESERVED = ("teachers", "pretrained", "baselines", "cache", "leaderboard")
 """Folders of ``output`` in which kdlab keeps what runs share; runs do not go there."""
@@ -22,12 +22,12 @@ ACCEPTED = f"no path, no control characters, not blank, at most {LONGEST} bytes"
 
 
 def check_name(key: str, value: Any, accepted: str = "a name") -> str:
-    """Refuse what is not a plain name of one folder.
+    """Check that a value is a plain name of one folder, and return it.
 
     Args:
-        key: the config key to name in the message.
-        value: what stands there.
-        accepted: what a name means here.
+        key: config key to name in the message.
+        value: value of that key.
+        accepted: meaning of a name here, for the message.
 
     Raises:
         UserError: of a path, a blank, a control character, or a name too long for a folder.
@@ -46,7 +46,7 @@ def _is_name(text: str) -> bool:
 
 
 def check_names(key: str, value: Any, accepted: str = "a name") -> str:
-    """Likewise, but ``a/b`` is accepted: a folder in a folder.
+    """Check as :func:`check_name` does, but accept ``a/b`` too: a folder in a folder.
 
     Raises:
         UserError: as :func:`check_name`, of any part; or of a folder that kdlab keeps for itself.
@@ -60,7 +60,7 @@ def check_names(key: str, value: Any, accepted: str = "a name") -> str:
 
 
 def check_output(value: Any) -> str:
-    """Refuse an ``output`` that names no folder.
+    """Check that ``output`` names a folder, and return it.
 
     Raises:
         UserError: of a blank, or of anything but a text.

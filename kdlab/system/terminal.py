@@ -18,16 +18,16 @@ _HIDDEN = frozenset(("Cc", "Cf", "Cs", "Co"))
 def printable(text: str) -> str:
     r"""Remove terminal escapes and invisible direction marks from ``text``; line breaks and tabs stay.
 
-    >>> printable("a\\x1b[31mb\\n")
-    'a[31mb\\n'
+    >>> printable("a\x1b[31mb\n")
+    'a[31mb\n'
     """
     return "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in _HIDDEN)
 
 
 def one_line(value: object) -> str:
-    r"""``value`` as one line of printable text, runs of white space as one space.
+    r"""Return ``value`` as one line of printable text, with each run of white space as one space.
 
-    >>> one_line("two\\n  lines")
+    >>> one_line("two\n  lines")
     'two lines'
     """
     return printable(" ".join(str(value).split()))
@@ -57,7 +57,7 @@ def warn(text: object) -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """A log record as one printable line; the traceback of an exception follows on lines of its own."""
+    """Formatter of a log record as one printable line; an exception's traceback follows on lines of its own."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (of the standard library)
         """Return the message without control characters."""
@@ -73,7 +73,7 @@ _format_warning = warnings.formatwarning
 
 
 def clean_terminal() -> None:
-    """Let this process's log and Python's warnings print no control characters, where nobody set them up otherwise."""
+    """Remove control characters from this process's log and from Python's warnings, unless others set these up."""
     if logging.lastResort is not None:
         logging.lastResort.setFormatter(LineFormatter("%(message)s"))
     warnings.formatwarning = lambda *given, **named: printable(_format_warning(*given, **named))

@@ -1,4 +1,4 @@
-"""How a process is asked to end, and how one has ended, in words. Imports no torch."""
+"""Termination by signals, and the end of processes in words. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _HINTS = {"SIGKILL": " (out of memory?)", "SIGSEGV": " (a fault in compiled code
 
 
 class Terminated(SystemExit):
-    """The end that SIGTERM asks for; any other ``SystemExit`` is raised by code that gives up, and is a failure."""
+    """Exit requested by SIGTERM; any other ``SystemExit`` is raised by code that gives up, and is a failure."""
 
     def __init__(self) -> None:
         super().__init__(TERMINATED)
 
 
 def terminate(number: int = signal.SIGTERM, frame: Any = None) -> NoReturn:
-    """Raise :class:`Terminated`; a handler of SIGTERM."""
+    """Raise :class:`Terminated`, as a handler of SIGTERM."""
     raise Terminated
 
 
 @contextmanager
 def exit_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the process at once with status 143, for as long as this lasts."""
+    """Let SIGTERM end the process at once with status 143 inside this context."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -43,7 +43,7 @@ def exit_on_sigterm() -> Iterator[None]:
 
 
 def exit_as_failure(end: SystemExit) -> RunFailed:
-    """The failure that a ``SystemExit`` of somebody's code is, whatever its status.
+    """Return the failure that a ``SystemExit`` of a user's code stands for, whatever its status.
 
     >>> str(exit_as_failure(SystemExit(0)))
     'SystemExit(0): code that the run uses asked to end the process (sys.exit); that is a failure, whatever its status'
@@ -55,10 +55,10 @@ def exit_as_failure(end: SystemExit) -> RunFailed:
 
 
 def ending(status: int) -> str:
-    """How a process ended, in words.
+    """Return in words how a process ended.
 
     Args:
-        status: as ``os.waitpid`` returns it.
+        status: status as ``os.waitpid`` returns it.
 
     >>> ending(9), ending(7 << 8)
     ('was killed by SIGKILL (out of memory?)', 'ended by itself with status 7')

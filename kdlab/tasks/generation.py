@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab.batch_transforms.on_policy import sources, written
 from kdlab.data import DataModule, TextData
 from kdlab.data.rng import Draws, fold, permutation, seed_of
 from kdlab.errors import UserError
 from kdlab.functional import SequenceBatch
+from kdlab.models.transformers.generation import encoder_rows, generate
 
 _RUNNING = 64
 """Tokens by which running text goes on, unless told."""
@@ -114,7 +114,7 @@ class Generation:
             at = slice(start, start + self.at_once)
             some = questions[at]
             with_source = some[0].source is not None
-            found += written(
+            found += generate(
                 net,
                 [question.prompt.to(device, torch.int64) for question in some],
                 new_tokens=new_tokens,
@@ -124,7 +124,7 @@ class Generation:
                 vocab_size=width,
                 temperature=self.temperature if draws is not None else 0.0,
                 top_p=self.top_p,
-                draws=None if draws is None else draws.rows(at),
+                uniform=None if draws is None else draws.rows(at).uniform,
                 source=[_padded(question.source, data).to(device) for question in some] if with_source else None,
             )
         return found
@@ -206,7 +206,7 @@ def open_ended(
     if not chosen:
         return []
     tokenizer, new_tokens = data.tokenizer, how.new_tokens or _RUNNING
-    found = written(
+    found = generate(
         net,
         [ids[row, : how.prompt].to(device, torch.int64) for row in chosen],
         new_tokens=new_tokens,
@@ -254,7 +254,7 @@ def tokens_per_second(
     try:
         for _ in range(repeats + 1):
             begin = clock()
-            found = written(
+            found = generate(
                 net,
                 [start],
                 new_tokens=new_tokens,
@@ -282,7 +282,7 @@ def _first_source(data: DataModule, device: Any) -> list[Tensor] | None:
     """What an encoder reads of the first example of a split; None where there is no encoder."""
     split = "test" if data.counts["test"] else "train"
     batch = next(iter(data.ordered_loader(split, batch_size=1))).to(device)
-    return sources(batch.inputs, [0])
+    return encoder_rows(batch.inputs, [0])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -38,7 +38,7 @@ class _Reading(NamedTuple):
     """How many of them come before what the student is to predict."""
 
 
-class UnlikeTeacher(FrozenTeacher):
+class CrossTokenizerTeacher(FrozenTeacher):
     """A trained network with a tokenizer of its own.
 
     The student's sequence is turned back into text, in two pieces that meet where its first row predicts; each is
@@ -63,7 +63,8 @@ class UnlikeTeacher(FrozenTeacher):
         self.tokenizer, self.own = tokenizer, own
 
     @property
-    def unlike(self) -> bool:
+    @override
+    def own_tokenizer(self) -> bool:
         """Whether the network means other tokens by the student's ids: the tokenizers are not the same after all."""
         theirs, ours = (getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own))
         return self.tokenizer is not self.own and (theirs is None or theirs != ours)

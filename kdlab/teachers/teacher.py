@@ -28,6 +28,13 @@ class Teacher:
 
     layers: tuple[str, ...] = ()
     """Module paths to capture in ``features``."""
+    net: nn.Module | None = None
+    """Network that answers; None where there is none yet, none that is live, or several."""
+
+    @property
+    def own_tokenizer(self) -> bool:
+        """Whether the student's ids mean other tokens to its network."""
+        return False
 
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         """The outputs for a batch of ``split``, detached; None while there is no teacher yet."""
@@ -60,6 +67,8 @@ class FrozenTeacher(Teacher):
         task: how the network reads a batch.
         layers: module paths to capture.
     """
+
+    net: nn.Module
 
     def __init__(self, net: nn.Module, task: Task, layers: Sequence[str] = ()) -> None:
         self.net = net.eval().requires_grad_(False)

@@ -1,10 +1,10 @@
 """Traces: questions answered by a teacher that writes, behind an OpenAI-compatible endpoint or on this machine.
 
-- ``questions``: what is asked, from JSONL; its identity, its prompt.
-- ``endpoint``: one exchange over HTTP. ``reply``: what is odd about the answer. ``pool``: many, with tries and limits.
+- ``prompts``: questions from JSONL, their identity, and their prompts.
+- ``endpoint``: one exchange over HTTP. ``reply``: checks of an answer. ``pool``: many exchanges, retries and limits.
 - ``local``: a transformers model or a run folder.
 - ``writer``: the output file, which a killed run leaves whole. ``scores``: log-probabilities for the token cache.
-- ``run_pipeline``: all of it, in order.
+- ``pipeline``: all steps, in order.
 
 Imports no torch by itself.
 """

@@ -1,4 +1,4 @@
-"""One exchange with an OpenAI-compatible endpoint, through the ``openai`` client (the extra ``[generate]``).
+"""Exchange with an OpenAI-compatible endpoint, through the ``openai`` client (the extra ``[generate]``).
 
 Nothing that an endpoint sends is trusted: not its length, its status, its type or its shape. What goes wrong is one of
 three errors, by what helps: trying again, leaving this question out, or stopping.
@@ -30,7 +30,7 @@ except ModuleNotFoundError:
     raise UserError("--endpoint", "openai is not installed", "pip install 'kdlab[generate]'") from None
 
 LARGEST = 64 * 2**20
-"""Bytes of an answer above which it is not read on."""
+"""Largest number of bytes of an answer that is read."""
 
 _PERMANENT = {
     401: "the key is missing or not accepted",
@@ -42,15 +42,15 @@ _PERMANENT = {
 _PASSING = {408, 409, 421, 425, 429}
 
 
-# ---- where to, and with which key
+# ---- address and key
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where requests go.
+    """Address that requests are sent to.
 
     Attributes:
-        path: that of the requests themselves, ``.../chat/completions`` or ``.../completions``.
+        path: path of the requests themselves, ``.../chat/completions`` or ``.../completions``.
         chat: whether it takes messages.
     """
 
@@ -65,9 +65,9 @@ class Address:
         """Read a URL such as ``https://host/v1`` or ``http://localhost:8000/v1/completions``.
 
         Args:
-            url: the base, or the whole address of the requests.
-            api: ``chat`` or ``completions``; None: by the URL's end, else ``chat``.
-            insecure: allow plain http to other machines.
+            url: base URL, or the whole address of the requests.
+            api: kind of the API, ``chat`` or ``completions``; None: by the URL's end, else ``chat``.
+            insecure: whether to allow plain http to other machines.
 
         Raises:
             UserError: for anything else than an http(s) URL without user, query and fragment.
@@ -92,28 +92,28 @@ class Address:
             )
         path = parts.path.rstrip("/")
         ending = re.search(r"/(chat/)?completions$", path)
-        found = None if ending is None else ("chat" if ending[1] else "completions")
-        if found and api and found != api:
-            raise UserError("--api", f"{api}, and the endpoint's path ends with {ending and ending[0]}", found)
-        chat = (found or api or "chat") == "chat"
+        kind = None if ending is None else ("chat" if ending[1] else "completions")
+        if kind and api and kind != api:
+            raise UserError("--api", f"{api}, and the endpoint's path ends with {ending and ending[0]}", kind)
+        chat = (kind or api or "chat") == "chat"
         if not ending:
             path += "/chat/completions" if chat else "/completions"
         return cls(parts.scheme, host, port or (443 if parts.scheme == "https" else 80), path, chat)
 
     @property
     def url(self) -> str:
-        """The address as a URL."""
+        """Address as a URL."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}{urllib.parse.quote(self.path, safe='/%:@')}"
 
     @property
     def base(self) -> str:
-        """The URL without what the client appends to it."""
+        """URL without the path that the client appends to it."""
         return self.url.removesuffix("/chat/completions" if self.chat else "/completions")
 
 
 def is_local(host: str) -> bool:
-    """Whether this name never leaves the machine."""
+    """Return whether a host name is this machine's own."""
     if host.lower() in ("localhost", "ip6-localhost"):
         return True
     try:
@@ -123,11 +123,11 @@ def is_local(host: str) -> bool:
 
 
 def read_key(variable: str | None, address: Address) -> str | None:
-    """The API key from the environment; None for a server on this machine that needs none.
+    """Return the API key from the environment; None for a server on this machine that needs none.
 
     Args:
         address: the server.
-        variable: the environment variable's name; None: ``OPENAI_API_KEY``, and a local server may go without.
+        variable: name of the environment variable; None: ``OPENAI_API_KEY``, and a local server may go without.
 
     Raises:
         UserError: if it is not set, or holds what no header can; never with its value.
@@ -147,13 +147,13 @@ def read_key(variable: str | None, address: Address) -> str | None:
 
 
 class Endpoint:
-    """Sends prompts to one address.
+    """Client that sends prompts to one address.
 
     Args:
-        address: where to.
-        key: sent as a bearer token to that address only; appears in no text that leaves this class.
-        timeout: seconds for a whole exchange, however slowly bytes drip in.
-        largest: bytes of an answer above which it is given up.
+        address: address to send to.
+        key: API key, sent as a bearer token to that address only; it appears in no text that leaves this class.
+        timeout: number of seconds for a whole exchange, however slowly bytes arrive.
+        largest: number of bytes of an answer above which it is given up.
     """
 
     def __init__(self, address: Address, key: str | None, timeout: float = 300.0, largest: int = LARGEST) -> None:
@@ -178,10 +178,10 @@ class Endpoint:
         return f"Endpoint({self.address.url})"
 
     async def ask(self, body: Mapping[str, Any]) -> Reply:
-        """One request.
+        """Send one request, and return the reply.
 
         Args:
-            body: the request's fields; ``messages`` or ``prompt`` by :attr:`Address.chat`.
+            body: fields of the request; ``messages`` or ``prompt`` by :attr:`Address.chat`.
 
         Raises:
             Retryable, Rejected, Fatal: by what helps.
@@ -212,13 +212,13 @@ class Endpoint:
         return text.replace(self.__key, "[key]") if self.__key else text
 
     async def _limit(self, response: httpx2.Response) -> None:
-        """Let no answer be read without end, nor grow when it is unpacked."""
+        """Limit the size of an answer, and refuse a compressed one, which would grow."""
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise Rejected("the answer is compressed, and was not to be")
         response.stream = _Limited(response.stream, self.largest)
 
     def _unreached(self, error: BaseException) -> Failed:
-        """What kept an answer from coming: the first of the causes that explains it."""
+        """Return why no answer came: the first of the error's causes that explains it."""
         cause = error
         while True:
             if isinstance(cause, Failed):
@@ -257,7 +257,7 @@ class Endpoint:
 
 
 class _Limited(httpx2.AsyncByteStream):
-    """The bytes of an answer, up to a number of them."""
+    """Byte stream of an answer that raises above a number of bytes."""
 
     def __init__(self, stream: Any, largest: int) -> None:
         self.stream, self.largest = stream, largest
@@ -275,16 +275,16 @@ class _Limited(httpx2.AsyncByteStream):
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait: ``Retry-After`` as a number or a date (RFC 9110, 10.2.3), or ``retry-after-ms``."""
+    """Return the seconds to wait: ``Retry-After`` as a number or a date (RFC 9110, 10.2.3), or ``retry-after-ms``."""
     try:
-        found = None
+        delay = None
         if (milliseconds := headers.get("retry-after-ms")) is not None:
-            found = float(milliseconds) / 1000
+            delay = float(milliseconds) / 1000
         elif (value := headers.get("Retry-After")) is not None:
             value = value.strip()
             # a fractional number is not in the standard, and sent all the same
             numeric = re.fullmatch(r"[\d.]+", value)
-            found = float(value) if numeric else parsedate_to_datetime(value).timestamp() - time.time()
+            delay = float(value) if numeric else parsedate_to_datetime(value).timestamp() - time.time()
     except (ValueError, OverflowError):
         return None
-    return None if found is None or found != found else min(max(found, 0.0), 1e9)
+    return None if delay is None or delay != delay else min(max(delay, 0.0), 1e9)

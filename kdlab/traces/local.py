@@ -23,16 +23,16 @@ from kdlab.traces.reply import Reply, Scored
 log = logging.getLogger("kdlab")
 
 CHUNK_ROWS = 256
-"""Rows whose logits of the whole vocabulary exist at a time."""
+"""Number of rows whose logits of the whole vocabulary exist at a time."""
 
 
 @dataclass(frozen=True)
 class Writer:
-    """A network that writes, and what its tokens mean.
+    """Language model that writes answers, with its tokenizer.
 
     Attributes:
-        net: in eval mode, on its device.
-        context: most tokens it reads, or None.
+        net: network in eval mode, on its device.
+        context: largest number of tokens that it reads, or None.
         chat: transformers' tokenizer with the model's chat template, or None for a model that just continues.
     """
 
@@ -43,11 +43,11 @@ class Writer:
 
 
 def load(model: str, device: str = "auto", trust: bool = False) -> Writer:
-    """Read a model and its tokenizer.
+    """Load a model and its tokenizer.
 
     Args:
-        model: a run folder, a folder that transformers reads, or a name on the hub.
-        device: ``auto``, ``cpu``, ``cuda``, ...
+        model: path of a run folder or of a folder that transformers reads, or a name on the hub.
+        device: name of the device: ``auto``, ``cpu``, ``cuda``, ...
         trust: see :func:`kdlab.inference.predict.load_model`.
 
     Raises:
@@ -91,26 +91,26 @@ def _chat(model: str) -> Any:
 
     try:
         with quiet():
-            found = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # of the hub, of files in layouts that only kdlab reads: there is no template in them
         log.debug("%s: no chat template (%s)", model, error)
         return None
-    return found if getattr(found, "chat_template", None) else None
+    return tokenizer if getattr(tokenizer, "chat_template", None) else None
 
 
 class Local:
-    """Answers questions in batches.
+    """Answer source that runs a model on this machine, in batches of questions.
 
     What a sample says depends on its seed, and not on the batch it is in.
 
     Args:
-        writer: who.
-        wording: how questions become prompts.
-        temperature: of the drawing; 0 takes the most probable token.
-        top_p: draw among the most probable tokens that make up this mass.
-        new_tokens: the longest answer.
-        batch_size: questions at a time.
-        top: classes a token whose log-probabilities (at temperature 1) come along; 0 for none.
+        writer: model that answers.
+        wording: template by which questions become prompts.
+        temperature: sampling temperature; 0 takes the most probable token.
+        top_p: probability mass of the most probable tokens that are drawn from.
+        new_tokens: largest number of tokens in an answer.
+        batch_size: number of questions in a batch.
+        top: number of classes a token whose log-probabilities (at temperature 1) are returned; 0 for none.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Local:
         self.device = next(writer.net.parameters()).device
 
     def prompt(self, job: Job) -> list[int]:
-        """The token ids that the model continues."""
+        """Return the token ids that the model continues."""
         tokenizer, chat = self.writer.tokenizer, self.writer.chat
         if chat is None:
             if job.ask.messages:
@@ -140,7 +140,7 @@ class Local:
         return tokenizer.encode(text, special=True)
 
     def answers(self, jobs: Iterable[Job]) -> Iterator[Answer | Failure]:
-        """Every job's answer, batch by batch, or failure where the prompt leaves no room in the context."""
+        """Yield every job's answer, batch by batch, or a failure where the prompt leaves no room in the context."""
         waiting = iter(jobs)
         while batch := list(islice(waiting, self.batch_size)):
             fitting: list[tuple[Job, Tensor]] = []
@@ -188,10 +188,10 @@ class Local:
             yield Answer(job, Reply(text, None, "stop" if ended else "length", usage, scores))
 
     def _scores(self, prompt: Tensor, written: Tensor) -> tuple[Scored, ...]:
-        """The model's distribution for every token that it wrote."""
+        """Return the model's distribution for every token that it wrote."""
         size = self.writer.tokenizer.size
-        found = self.writer.net(input_ids=torch.cat([prompt, written[:-1]])[None])
-        logits: Any = found if isinstance(found, Projected | Tensor) else found.logits
+        outputs = self.writer.net(input_ids=torch.cat([prompt, written[:-1]])[None])
+        logits: Any = outputs if isinstance(outputs, Projected | Tensor) else outputs.logits
         if isinstance(logits, Projected):
             logits = Projected(logits.hidden[0], logits.weight, logits.bias)
         else:

@@ -1,4 +1,4 @@
-"""From questions to traces: asks what is missing, writes what comes, and says how it went."""
+"""Pipeline from questions to traces: asks the missing ones, writes the answers, and counts them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class AnswerSource(Protocol):
-    """Who answers: :class:`~kdlab.traces.pool.ConcurrentClient` or :class:`~kdlab.traces.local.Local`."""
+    """Source of answers: :class:`~kdlab.traces.pool.ConcurrentClient` or :class:`~kdlab.traces.local.Local`."""
 
     wording: PromptTemplate
 
@@ -33,17 +33,17 @@ class AnswerSource(Protocol):
 
 @dataclass
 class Summary:
-    """How it went.
+    """Counts of a pipeline's questions, answers and failures.
 
     Attributes:
-        written: traces written now; ``skipped``: that were there before.
-        failed: questions (samples of them) without an answer.
-        judged, right: traces written now with a known answer, and with that answer.
-        unanswered: traces written now in which no final answer was found.
-        scored: traces written now with rows in the token cache; None where none were asked for.
-        tokens: of the answers, where the teacher says so; ``counted``: of how many answers.
-        words: of reasoning, over all traces written now.
-        seconds: in all.
+        written: number of traces written now; ``skipped``: number of those that were there before.
+        failed: number of questions (samples of them) without an answer.
+        judged, right: number of traces written now with a known answer, and with that answer.
+        unanswered: number of traces written now in which no final answer was found.
+        scored: number of traces written now with rows in the token cache; None where none were asked for.
+        tokens: number of tokens in the answers, where the teacher reports it; ``counted``: number of those answers.
+        words: number of words of reasoning, over all traces written now.
+        seconds: total time.
     """
 
     written: int = 0
@@ -60,33 +60,33 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
-        """For people."""
-        said = [f"written {self.written}, skipped {self.skipped} (there already), failed {self.failed}"]
+        """Return the summary as lines of text."""
+        lines = [f"written {self.written}, skipped {self.skipped} (there already), failed {self.failed}"]
         if self.judged:
-            said[0] += f"; right {self.right} of {self.judged} ({self.right / self.judged:.1%})"
+            lines[0] += f"; right {self.right} of {self.judged} ({self.right / self.judged:.1%})"
         if self.written:
             mean = f"mean length: reasoning {self.words / self.written:.1f} words"
             if self.counted:
                 rate = self.tokens / max(self.seconds, 1e-9)
                 mean += f", answer {self.tokens / self.counted:.1f} tokens; {rate:,.1f} tokens per second"
-            said.append(mean)
+            lines.append(mean)
         if self.unanswered:
-            said.append(f"no final answer found in {self.unanswered} (no marker in what was written)")
+            lines.append(f"no final answer found in {self.unanswered} (no marker in what was written)")
         if self.scored is not None:
             why = "; of the others, training has other tokens" if self.scored < self.written else ""
-            said.append(f"log-probabilities of {self.scored} of {self.written} traces{why}")
-        return said + [f"failed {n}: {reason}" for reason, n in sorted(self.reasons.items(), key=lambda p: -p[1])[:5]]
+            lines.append(f"log-probabilities of {self.scored} of {self.written} traces{why}")
+        return lines + [f"failed {n}: {reason}" for reason, n in sorted(self.reasons.items(), key=lambda p: -p[1])[:5]]
 
 
 @dataclass
 class Soft:
-    """Where log-probabilities go.
+    """Settings of the token cache that log-probabilities are stored in.
 
     Args:
-        pieces: of the tokenizer that training uses.
-        k: classes a token.
-        folder: the token cache.
-        teacher: who gave them.
+        pieces: pieces of the tokenizer that training uses.
+        k: number of classes a token.
+        folder: folder of the token cache.
+        teacher: name of the teacher that gave them.
     """
 
     pieces: Pieces
@@ -95,7 +95,7 @@ class Soft:
     teacher: str
 
     def open(self) -> TokenWriter:
-        """The cache's writer.
+        """Return the cache's writer.
 
         Raises:
             UserError: if the folder holds a cache of something else.
@@ -109,7 +109,7 @@ class Soft:
         )
 
     def add(self, writer: TokenWriter, answer: Answer, trace: Trace) -> bool:
-        """Store an answer's rows, on the disk when this returns; whether there were any that fit."""
+        """Store an answer's rows, on the disk when this returns; return whether there were any that fit."""
         from kdlab.traces.scores import align
 
         reply = answer.reply
@@ -133,19 +133,19 @@ def run_pipeline(
     about: Mapping[str, Any],
     soft: Soft | None = None,
 ) -> Summary:
-    """Prompt what is not answered yet, and append each answer as a trace.
+    """Ask the questions that are not answered yet, and append each answer as a trace.
 
     Args:
-        asks: the questions.
-        samples: answers wanted for each.
-        seed: of all samples.
-        source: who answers.
-        output: where traces go; opened here.
+        asks: questions to answer.
+        samples: number of answers wanted for each.
+        seed: seed of all samples.
+        source: source of the answers.
+        output: file that traces are appended to; it is opened here.
         about: keys that every trace gets (``teacher``, ``model``, ``temperature``).
-        soft: where log-probabilities go, or None.
+        soft: settings of the token cache for log-probabilities, or None.
 
     Returns:
-        How it went; what interrupts it carries that as ``summary``.
+        The counts; an exception that interrupts it carries them as ``summary``.
     """
     # seconds of imports, before there are answers that could get lost meanwhile
     import kdlab.data.text.datasets.traces  # noqa: F401
@@ -160,19 +160,19 @@ def run_pipeline(
         summary.skipped = len(wanted) - len(jobs)
         progress = stack.enter_context(Progress(len(jobs)))
         try:
-            for found in source.answers(jobs):
-                if isinstance(found, Failure):
-                    failures.append(found.row())
+            for outcome in source.answers(jobs):
+                if isinstance(outcome, Failure):
+                    failures.append(outcome.row())
                     summary.failed += 1
-                    summary.reasons[found.reason] = summary.reasons.get(found.reason, 0) + 1
+                    summary.reasons[outcome.reason] = summary.reasons.get(outcome.reason, 0) + 1
                 else:
-                    trace = to_trace(found, source.wording, about)
+                    trace = to_trace(outcome, source.wording, about)
                     if soft is not None and cache is not None:
-                        scored = soft.add(cache, found, trace)
+                        scored = soft.add(cache, outcome, trace)
                         trace = replace(trace, extra={**trace.extra, "scored": scored})
                         summary.scored = (summary.scored or 0) + scored
-                    output.add(found.job.key, trace.line())
-                    _count(summary, found, trace)
+                    output.add(outcome.job.key, trace.line())
+                    _count(summary, outcome, trace)
                 progress.show(summary)
         except BaseException as error:
             error.summary = summary  # type: ignore[attr-defined]
@@ -184,7 +184,7 @@ def run_pipeline(
 
 
 def to_trace(answer: Answer, wording: PromptTemplate, about: Mapping[str, Any]) -> Trace:
-    """What a teacher wrote, divided into reasoning and final answer, and judged where the right answer is known."""
+    """Divide an answer into reasoning and final answer, and judge it where the right answer is known."""
     from kdlab.data.text.datasets.traces import Trace
 
     ask, reply = answer.job.ask, answer.reply
@@ -214,14 +214,14 @@ def to_trace(answer: Answer, wording: PromptTemplate, about: Mapping[str, Any]) 
 
 
 def spoken(messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation as the one text that :func:`kdlab.data.text.datasets.traces.read_traces` makes of it."""
+    """Return a conversation as the one text that :func:`kdlab.data.text.datasets.traces.read_traces` makes of it."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
 def is_right(given: str | None, ask: Prompt) -> bool:
-    """Whether an answer is the right one: among the question's choices, as a number, or else as words."""
+    """Return whether an answer is right: among the question's choices, as a number, or else as words."""
     from kdlab.data.text.answers import choice, same_number, same_text
     from kdlab.data.text.numerals import is_number
 
@@ -237,12 +237,12 @@ def is_right(given: str | None, ask: Prompt) -> bool:
 
 
 def write_filtered(output: Output, keep: str, scored: bool) -> tuple[Path, int]:
-    """Write the traces that are worth learning to ``OUT.filtered.jsonl``; returns it, and how many they are.
+    """Write the traces that are worth learning to ``OUT.filtered.jsonl``; return its path, and their number.
 
     Args:
-        output: all traces.
-        keep: ``all``, ``right`` or ``agreeing``; see :func:`kdlab.data.text.datasets.traces.select`.
-        scored: only those whose log-probabilities are in the token cache.
+        output: output that holds all traces.
+        keep: filter: ``all``, ``right`` or ``agreeing``; see :func:`kdlab.data.text.datasets.traces.select`.
+        scored: whether to keep only traces whose log-probabilities are in the token cache.
     """
     from kdlab.data.text.answers import same_number, same_text
     from kdlab.data.text.datasets.traces import agreeing_ones, read_traces, right_ones, write_traces
@@ -266,7 +266,7 @@ def write_filtered(output: Output, keep: str, scored: bool) -> tuple[Path, int]:
 
 
 def check_keep(keep: str, asks: Sequence[Prompt], samples: int) -> None:
-    """Check that a filter can keep something.
+    """Check that a filter can keep at least one trace.
 
     Raises:
         UserError: for a filter that could keep nothing.
@@ -289,7 +289,7 @@ def _count(summary: Summary, answer: Answer, trace: Trace) -> None:
 
 
 class Progress:
-    """A bar on a terminal, else a line every few seconds; on standard error."""
+    """Progress display on standard error: a bar on a terminal, else a line every few seconds."""
 
     def __init__(self, total: int, seconds: float = 10.0) -> None:
         self.total, self.seconds = total, seconds
@@ -308,7 +308,7 @@ class Progress:
             self._bar.close()
 
     def show(self, summary: Summary) -> None:
-        """One more answer or failure."""
+        """Show the counts after one more answer or failure."""
         done = summary.written + summary.failed
         right = f", right {summary.right / summary.judged:.1%}" if summary.judged else ""
         if self._bar is not None:
@@ -317,5 +317,5 @@ class Progress:
         elif time.monotonic() - self._last > self.seconds:
             self._last = time.monotonic()
             left = (self._last - self._started) / done * (self.total - done)
-            said = f"generate: {done} of {self.total}, failed {summary.failed}{right}, {left:.0f} s left"
-            say(said, file=sys.stderr)
+            line = f"generate: {done} of {self.total}, failed {summary.failed}{right}, {left:.0f} s left"
+            say(line, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Many exchanges at a time: rate limits, tries with growing waits, and an end that waits for nobody."""
+"""Many exchanges at a time: rate limits, retries with growing waits, and an end that breaks off open requests."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from kdlab.traces.endpoint import Endpoint
 
 LONGEST_WAIT = 900.0
-"""Seconds above which waiting as an endpoint asks is left to the user."""
+"""Longest wait in seconds that an endpoint may ask for; above it, waiting is left to the user."""
 
 _HOPELESS_AFTER = 5
-"""Questions refused in a row, with none answered, after which the request itself must be wrong."""
+"""Number of questions refused in a row, with none answered, after which the request itself must be wrong."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a teacher wrote.
+    """Answer of a teacher to one job.
 
     Attributes:
-        rows: for the token cache, or None: what :mod:`kdlab.traces.scores` makes of them.
+        rows: rows for the token cache, made by :mod:`kdlab.traces.scores`, or None.
     """
 
     job: Job
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """A question that stays without an answer."""
+    """Question that stays without an answer."""
 
     job: Job
     reason: str
@@ -47,20 +47,20 @@ class Failure:
     refused: bool = False
 
     def row(self) -> dict[str, Any]:
-        """As it stands in ``OUT.failed.jsonl``."""
+        """Return the failure as a row of ``OUT.failed.jsonl``."""
         named = {"id": self.job.ask.id, "key": self.job.ask.key, "sample": self.job.sample}
         return {**named, "error": self.reason, "tries": self.tries}
 
 
 class RateLimiter:
-    """Lets requests pass no faster than allowed.
+    """Limiter of requests and tokens per minute.
 
     Args:
-        requests: per minute, evenly spaced; None for any number.
-        tokens: per minute, of prompts and answers; None for any number. What an answer takes is first taken to be the
-            mean of those before, and put right once it is known.
-        guess: tokens of an exchange before any is known.
-        clock: seconds, for tests.
+        requests: number of requests per minute, evenly spaced; None for any number.
+        tokens: number of tokens per minute, of prompts and answers; None for any number. The cost of an answer is first
+            taken to be the mean of those before, and corrected once it is known.
+        guess: number of tokens of an exchange before any is known.
+        clock: function that returns the time in seconds, for tests.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class RateLimiter:
         self._guess, self._open, self._spent, self._exchanges = guess, 0, 0, 0
 
     def claim(self) -> float:
-        """Seconds to wait before asking again for leave; 0: go, and call :meth:`spent` afterwards."""
+        """Return the seconds to wait before asking again; 0: send now, and call :meth:`spent` afterwards."""
         now = self.clock()
         if now < self._not_before:
             return self._not_before - now
@@ -95,7 +95,7 @@ class RateLimiter:
         return 0.0
 
     def spent(self, tokens: int | None) -> None:
-        """An exchange took so many tokens (None: it failed, and took none)."""
+        """Record that an exchange took so many tokens (None: it failed, and took none)."""
         self._open -= 1
         self._balance -= tokens or 0
         if tokens:
@@ -104,33 +104,33 @@ class RateLimiter:
             self._guess = self._spent / self._exchanges
 
     def pause(self, seconds: float) -> None:
-        """Nobody passes for so long."""
+        """Let no request pass for so many seconds."""
         self._not_before = max(self._not_before, self.clock() + seconds)
 
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often, and with which waits: ``first * 2^i`` seconds, at most ``longest``, times a random half to one."""
+    """Number of tries, and waits of ``first * 2^i`` seconds, at most ``longest``, times a random half to one."""
 
     most: int = 6
     first: float = 1.0
     longest: float = 60.0
 
     def wait(self, failed: int) -> float:
-        """Seconds after the ``failed``-th failure; random, so that those who failed together do not return together."""
+        """Return the seconds to wait after the ``failed``-th failure; random, so that retries are spread out."""
         return min(self.first * 2 ** (failed - 1), self.longest) * random.uniform(0.5, 1.0)
 
 
 class ConcurrentClient:
-    """Asks an endpoint, several questions at a time.
+    """Answer source that asks an endpoint, several questions at a time.
 
     Args:
-        endpoint: whom.
-        wording: how.
+        endpoint: endpoint to ask.
+        wording: template by which questions become prompts.
         settings: further fields of every request; a ``seed`` is added.
-        concurrency: exchanges at a time.
-        pace: the rate limits.
-        tries: for what may work later.
+        concurrency: number of exchanges at a time.
+        pace: rate limits.
+        tries: retries of requests that may work later.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class ConcurrentClient:
         self.concurrency, self.pace, self.tries = concurrency, pace or RateLimiter(), tries or RetryPolicy()
 
     def body(self, job: Job) -> dict[str, Any]:
-        """The request for one job."""
+        """Return the request for one job."""
         if self.endpoint.address.chat:
             asked: dict[str, Any] = {"messages": self.wording.messages(job.ask)}
         else:
@@ -155,7 +155,7 @@ class ConcurrentClient:
         return {name: value for name, value in body.items() if value is not None}
 
     def answers(self, jobs: Iterable[Job]) -> Iterator[Answer | Failure]:
-        """Every job's answer or failure, as they come.
+        """Yield every job's answer or failure, in the order in which they come.
 
         Raises:
             RunFailed: if no question can be answered: a wrong key, address or model.
@@ -194,7 +194,7 @@ class ConcurrentClient:
                 done.put_nowait(error)
 
     async def _persist(self, job: Job) -> Answer | Failure:
-        """Prompt until there is an answer or no hope."""
+        """Send a job's prompt until there is an answer, or no further try can help."""
         body, reason = self.body(job), ""
         for attempt in range(1, self.tries.most + 1):
             while (wait := self.pace.claim()) > 0:

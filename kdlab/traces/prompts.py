@@ -1,4 +1,4 @@
-"""What is asked: questions from JSONL, what identifies them, and how they become prompts."""
+"""Prompts: questions from JSONL, their identity, and the templates that make prompts of them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from kdlab.errors import UserError, misspelt, unknown
 log = logging.getLogger("kdlab")
 
 CHAT = "{question}\n\nThink step by step. Then end with a line that holds only {marker} and the final answer."
-"""What a chat model is told."""
+"""Template of the instruction for a chat model."""
 
 PLAIN = "Q: {question}\nA:"
-"""What a model without a chat form continues: the prompt that traces are trained with. A model that was not trained so
-needs examples before it (``--template @FILE``)."""
+"""Template for a model without a chat form: the prompt that traces are trained with.
+
+A model that was not trained so needs examples before it (``--template @FILE``).
+"""
 
 _FIELDS = ("question", "messages", "gold", "answer", "id", "choices", "equation", "group")
 _ROLES = ("system", "developer", "user", "assistant")
@@ -29,14 +31,14 @@ _THOUGHTS = re.compile(r"^\s*<think(?:ing)?>(.*?)</think(?:ing)?>", re.DOTALL)
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question.
+    """Question to be answered by a teacher.
 
     Attributes:
-        key: its identity, a hash of id and content: what resuming goes by.
-        question: the text, or None where ``messages`` say it.
+        key: identity of the question for resuming: a hash of id and content.
+        question: text of the question, or None where there are ``messages``.
         messages: chat messages, or empty.
-        gold: the right answer, or None.
-        id: the file's own name for it, or None.
+        gold: right answer, or None.
+        id: name of the question in its file, or None.
         more: further fields of the line that a trace keeps (``choices``, ``equation``, ``group``).
     """
 
@@ -50,7 +52,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Job:
-    """One answer that is wanted: a question, and the number of the sample."""
+    """Answer that is wanted: a question, and the number of the sample."""
 
     ask: Prompt
     sample: int
@@ -58,24 +60,25 @@ class Job:
 
     @classmethod
     def of(cls, ask: Prompt, sample: int, seed: int) -> Job:
-        """Its seed in 0 .. 2^31 - 1 follows from the run's, the question and the sample alone."""
+        """Return a job whose seed in 0 .. 2^31 - 1 follows from the run's seed, the question and the sample alone."""
         digest = hashlib.sha256(f"{seed}\0{ask.key}\0{sample}".encode()).digest()
         return cls(ask, sample, int.from_bytes(digest[:4], "big") >> 1)
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells jobs apart: the question's hash, and the sample."""
+        """Identity of the job: the question's hash, and the number of the sample."""
         return self.ask.key, self.sample
 
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How a question becomes a prompt, and an answer is found in what comes back.
+    """Template that makes a prompt of a question, and finds the answer in a reply.
 
     Args:
-        system: a system message, or None.
-        template: text with ``{question}``, and ``{marker}`` where the marker belongs; None: a usual one.
-        marker: what stands before the final answer.
+        system: text of a system message, or None.
+        template: text with ``{question}``, and ``{marker}`` where the marker belongs; None: :data:`CHAT` or
+            :data:`PLAIN`.
+        marker: text that stands before the final answer.
     """
 
     system: str | None = None
@@ -89,68 +92,68 @@ class PromptTemplate:
             raise UserError("--marker", "empty", "a text such as ####")
 
     def text(self, ask: Prompt, chat: bool) -> str:
-        """The question in its template."""
+        """Return the question in its template."""
         template = self.template if self.template is not None else (CHAT if chat else PLAIN)
         # not str.format: questions and templates have braces of their own
         return template.replace("{marker}", self.marker).replace("{question}", ask.question or "")
 
     def messages(self, ask: Prompt) -> list[dict[str, str]]:
-        """As a chat; messages of the question's own stay as they are."""
-        found = [dict(m) for m in ask.messages] or [{"role": "user", "content": self.text(ask, True)}]
-        if self.system is not None and found[0]["role"] not in ("system", "developer"):
-            found.insert(0, {"role": "system", "content": self.system})
-        return found
+        """Return the question as chat messages; its own messages stay unchanged."""
+        messages = [dict(m) for m in ask.messages] or [{"role": "user", "content": self.text(ask, True)}]
+        if self.system is not None and messages[0]["role"] not in ("system", "developer"):
+            messages.insert(0, {"role": "system", "content": self.system})
+        return messages
 
     def prompt(self, ask: Prompt) -> str:
-        """As one text, for a model without a chat form."""
+        """Return the question as one text, for a model without a chat form."""
         lead = "" if self.system is None else f"{self.system}\n\n"
         return lead + self.text(ask, False)
 
     def split(self, text: str, reasoning: str | None = None) -> tuple[str, str | None]:
-        """(reasoning, final answer or None) of what a teacher wrote.
+        """Return (reasoning, final answer or None) of what a teacher wrote.
 
         Args:
-            text: the answer as it came; ``<think>...</think>`` at its start is reasoning.
-            reasoning: what came apart from the text, put before it.
+            text: answer as it came; ``<think>...</think>`` at its start is reasoning.
+            reasoning: reasoning that came apart from the text, put before it.
         """
         if (thoughts := _THOUGHTS.match(text)) is not None:
             reasoning = "\n".join(part for part in (reasoning, thoughts[1].strip()) if part)
             text = text[thoughts.end() :]
-        before, found, tail = text.rpartition(self.marker)
-        answer = tail.strip().partition("\n")[0].strip() if found else ""
+        before, marker, tail = text.rpartition(self.marker)
+        answer = tail.strip().partition("\n")[0].strip() if marker else ""
         body = (before if answer else text).strip()
         return "\n".join(part for part in (reasoning and reasoning.strip(), body) if part), answer or None
 
 
 def read_questions(path: Path, limit: int | None = None, answer_key: str | None = None) -> list[Prompt]:
-    """The questions of a JSONL file: ``question`` or ``messages``, and optionally ``gold`` or ``answer``, and ``id``.
+    """Read the questions of a JSONL file: ``question`` or ``messages``, optionally ``gold`` or ``answer``, and ``id``.
 
     An ``answer`` that holds GSM8K's ``####`` counts from there on. The same question twice is asked once.
 
     Args:
-        path: the file.
-        limit: read only so many lines.
-        answer_key: the field with the right answer; None: ``gold``, else ``answer``.
+        path: path of the file.
+        limit: largest number of questions to read.
+        answer_key: field with the right answer; None: ``gold``, else ``answer``.
 
     Raises:
         UserError: with the number of the first line that is not such an object; for one id of two questions; if there
             are none.
     """
-    found: dict[str, Prompt] = {}
+    questions: dict[str, Prompt] = {}
     lines: dict[str, tuple[int, str]] = {}
-    said: set[str] = set()
+    named: set[str] = set()
     for number, text in _lines(path):
-        ask = _ask(text, f"{path}: line {number}", answer_key, said)
+        ask = _ask(text, f"{path}: line {number}", answer_key, named)
         if ask.id is not None:
             first, key = lines.setdefault(str(ask.id), (number, ask.key))
             if key != ask.key:
                 raise UserError(path, f"line {number}: id {ask.id!r} is line {first}'s too", "unique ids")
-        found.setdefault(ask.key, ask)
-        if limit is not None and len(found) >= limit:
+        questions.setdefault(ask.key, ask)
+        if limit is not None and len(questions) >= limit:
             break
-    if not found:
+    if not questions:
         raise UserError(path, "no questions in it", f"lines such as {_EXAMPLE}")
-    return list(found.values())
+    return list(questions.values())
 
 
 _EXAMPLE = '{"question": "..."} or {"messages": [{"role": "user", "content": "..."}]}'
@@ -170,16 +173,16 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(path, error.strerror, f"a JSONL file with lines such as {_EXAMPLE}") from None
 
 
-def _ask(text: str, where: str, answer_key: str | None, said: set[str]) -> Prompt:
-    """The question of a line; ``said`` gets the keys that a log line has named as slips, to name each once."""
+def _ask(text: str, where: str, answer_key: str | None, named: set[str]) -> Prompt:
+    """Return the question of a line; add to ``named`` the misspelt keys that the log has named, to name each once."""
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(where, f"no JSON ({error})", _EXAMPLE) from None
     if not isinstance(row, dict):
         raise UserError(where, f"a JSON {type(row).__name__}", _EXAMPLE)
-    for slip in sorted(row.keys() - said - {*_FIELDS, answer_key}):
-        said.add(slip)
+    for slip in sorted(row.keys() - named - {*_FIELDS, answer_key}):
+        named.add(slip)
         if meant := misspelt(slip, [one for one in _FIELDS if one not in row]):
             log.warning("%s: field %r is not read as %r", where, slip, meant)
     question, messages, name = row.get("question"), row.get("messages"), row.get("id")

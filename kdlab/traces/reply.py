@@ -1,4 +1,4 @@
-"""What an endpoint sends back, read without trust in its type or shape; and what can be wrong with it."""
+"""Replies of an endpoint, read without trust in their type or shape; and the errors that they can be."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 
 
 class Failed(Exception):
-    """An exchange that brought no answer: the reason, in one line, without the key."""
+    """Error of an exchange that brought no answer: the reason, in one line, without the key."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(" ".join(reason.split()))
 
 
 class Retryable(Failed):
-    """May well work later.
+    """Error that may not occur on another try.
 
     Attributes:
-        after: seconds that the endpoint asks to wait, or None.
+        after: number of seconds that the endpoint asks to wait, or None.
     """
 
     def __init__(self, reason: str, after: float | None = None) -> None:
@@ -28,20 +28,20 @@ class Retryable(Failed):
 
 
 class Rejected(Failed):
-    """The endpoint does not answer this question, and would not on another try."""
+    """Error of an endpoint that does not answer this question, and would not on another try."""
 
 
 class Fatal(Failed):
-    """No question can be answered: a wrong key, address or model."""
+    """Error by which no question can be answered: a wrong key, address or model."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One token of an answer, as the endpoint names it.
+    """Token of an answer with its log-probabilities, as the endpoint names it.
 
     Attributes:
-        piece: its bytes; of a special form ``token_id:N`` where the endpoint names ids.
-        top: (piece, natural log-probability), the most probable first.
+        piece: bytes of the token; of a special form ``token_id:N`` where the endpoint names ids.
+        top: pairs of (piece, natural log-probability), the most probable first.
     """
 
     piece: bytes
@@ -50,12 +50,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back for one prompt.
+    """Reply to one prompt.
 
     Attributes:
-        text: the answer, never empty.
-        reasoning: what the endpoint keeps apart from it, or None.
-        finish_reason: ``stop``, ``length`` and the like; empty where the endpoint says nothing.
+        text: text of the answer, never empty.
+        reasoning: reasoning that the endpoint keeps apart from it, or None.
+        finish_reason: reason of the end: ``stop``, ``length`` and the like; empty where the endpoint says nothing.
         usage: numbers of tokens, by the endpoint's names.
         scores: a row for each token of the text, or None.
     """
@@ -68,13 +68,13 @@ class Reply:
 
 
 def complaint(raw: bytes) -> tuple[str, str]:
-    """(code, message) of an error's body, as far as it has them."""
+    """Return (code, message) of an error's body, as far as it has them."""
     try:
-        found = json.loads(raw)
+        body = json.loads(raw)
     except (ValueError, RecursionError):
         text = raw[:200].decode("utf-8", "replace").strip()
         return "", "an HTML page" if text.startswith("<") else text
-    error = found.get("error", found) if isinstance(found, dict) else found
+    error = body.get("error", body) if isinstance(body, dict) else body
     if isinstance(error, dict):
         message = error.get("message") or error.get("detail") or ""
         return str(error.get("code") or error.get("type") or ""), str(message)[:300]
@@ -82,12 +82,12 @@ def complaint(raw: bytes) -> tuple[str, str]:
 
 
 def read_reply(body: Mapping[str, Any], chat: bool, clean: Callable[[str], str] = str) -> Reply:
-    """The first choice of an answer's body.
+    """Read the first choice of an answer's body.
 
     Args:
-        body: the JSON object.
+        body: JSON object of the answer.
         chat: whether it should hold a message (else a text).
-        clean: applied to every text.
+        clean: function applied to every text.
 
     Raises:
         Retryable: if a field is missing or of another type, or the text is empty.
@@ -95,8 +95,8 @@ def read_reply(body: Mapping[str, Any], chat: bool, clean: Callable[[str], str] 
     """
     choices = body.get("choices")
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        _, said = complaint(json.dumps({"error": body["error"]}).encode()) if body.get("error") else ("", "")
-        raise Retryable(clean(f"the answer has no choices{': ' if said else ''}{said}"))
+        _, error = complaint(json.dumps({"error": body["error"]}).encode()) if body.get("error") else ("", "")
+        raise Retryable(clean(f"the answer has no choices{': ' if error else ''}{error}"))
     choice = choices[0]  # one is asked for; what else comes is the same, or odd
     reason = choice.get("finish_reason")
     reasoning = None
@@ -125,22 +125,22 @@ def read_reply(body: Mapping[str, Any], chat: bool, clean: Callable[[str], str] 
 
 
 def _text(content: object) -> str:
-    """A text, or the texts of a list of parts."""
+    """Return a text, or the joined texts of a list of parts."""
     if isinstance(content, list):
         return "".join(p["text"] for p in content if isinstance(p, dict) and isinstance(p.get("text"), str))
     return content if isinstance(content, str) else ""
 
 
-def _scores(found: object, chat: bool) -> tuple[Scored, ...] | None:
-    """Log-probabilities in either API's form; None where they are missing or not as documented."""
+def _scores(logprobs: object, chat: bool) -> tuple[Scored, ...] | None:
+    """Read log-probabilities in either API's form; None where they are missing or not as documented."""
     try:
-        assert isinstance(found, dict)
-        if isinstance(found.get("content"), list):
+        assert isinstance(logprobs, dict)
+        if isinstance(logprobs.get("content"), list):
             return tuple(
                 Scored(_piece(row), _ranked([(_piece(r), float(r["logprob"])) for r in row["top_logprobs"]]))
-                for row in found["content"]
+                for row in logprobs["content"]
             )
-        rows = zip(found["tokens"], found["top_logprobs"], strict=True)
+        rows = zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True)
         return tuple(
             Scored(token.encode(), _ranked([(name.encode(), float(value)) for name, value in top.items()]))
             for token, top in rows

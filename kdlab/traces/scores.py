@@ -1,4 +1,4 @@
-"""A teacher's log-probabilities, moved onto the tokens that training will show.
+"""Log-probabilities of a teacher, moved onto the tokens that training will show.
 
 An endpoint names tokens by their text. Training sees ids, of a sequence made by :mod:`kdlab.data.text.templates`:
 another prompt, and reasoning and answer tokenised apart. Where the two agree token by token, the teacher's
@@ -24,11 +24,11 @@ _NAMED = re.compile(rb"token_id:(\d+)")
 
 @dataclass(frozen=True)
 class Rows:
-    """What a token cache stores of one trace.
+    """Rows that a token cache stores of one trace.
 
     Attributes:
         ids: (n,) int64 token ids of the sequence.
-        positions: (m,) ascending: those that predict a token of reasoning, answer or end.
+        positions: (m,) ascending positions: those that predict a token of reasoning, answer or end.
         classes: (m, k) ids, each once a row.
         log_probs: (m, k) natural logarithms; -inf where fewer than k are known.
     """
@@ -40,10 +40,10 @@ class Rows:
 
 
 class Pieces:
-    """The bytes that every token of a tokenizer stands for.
+    """Table of the bytes that every token of a tokenizer stands for.
 
     Args:
-        tokenizer: byte-level (GPT-2), SentencePiece-like (``▁`` and ``<0x0A>``) or of plain text.
+        tokenizer: tokenizer: byte-level (GPT-2), SentencePiece-like (``▁`` and ``<0x0A>``) or of plain text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -66,7 +66,7 @@ class Pieces:
         self._ids = {piece: number for number, piece in reversed(list(enumerate(self.bytes)))}
 
     def find(self, piece: bytes, before: bytes = b"") -> int | None:
-        """The id of ``before`` and a piece together, or None; ``token_id:N`` names its id itself."""
+        """Return the id of ``before`` and a piece together, or None; ``token_id:N`` names its id itself."""
         if (named := _NAMED.fullmatch(piece)) is not None:
             number = int(named[1])
             if number >= len(self.bytes):
@@ -75,13 +75,13 @@ class Pieces:
         return self._ids.get(before + piece)
 
     def text(self, piece: bytes) -> bytes:
-        """The bytes of a piece."""
+        """Return the bytes of a piece."""
         number = self.find(piece) if _NAMED.fullmatch(piece) else None
         return piece if number is None else self.bytes[number]
 
 
 def _byte_level() -> dict[str, int]:
-    """Return sign → byte of byte-level vocabularies (Radford et al., 2019).
+    """Return a map of sign → byte of byte-level vocabularies (Radford et al., 2019).
 
     Latin-1 where visible, the others in turn from U+0100 on.
     """
@@ -93,18 +93,18 @@ def _byte_level() -> dict[str, int]:
 def align(
     scores: Sequence[Scored], pieces: Pieces, question: str, reasoning: str, answer: str, k: int, ended: bool
 ) -> Rows | None:
-    """Rows for the sequence that training makes of a trace in the form ``steps``; None where its tokens are others.
+    """Return rows for the sequence that training makes of a trace in the form ``steps``; None if its tokens differ.
 
     The first token may lack the space that stands before it in training: its candidates then get it. The end of a text
     that an endpoint ended, without a distribution for it, has all mass on the end token.
 
     Args:
-        scores: the teacher's, a row for each token it wrote.
-        pieces: of the student's tokenizer.
-        question: of the trace.
-        reasoning: see ``question``.
-        answer: see ``question``.
-        k: classes to keep.
+        scores: scores of the teacher, a row for each token it wrote.
+        pieces: pieces of the student's tokenizer.
+        question: question of the trace.
+        reasoning: reasoning of the trace.
+        answer: answer of the trace.
+        k: number of classes to keep.
         ended: whether the teacher stopped by itself.
     """
     example = Example(question, reasoning, answer)
@@ -139,7 +139,7 @@ def align(
 
 
 def _row(score: Scored, pieces: Pieces, k: int, before: bytes) -> dict[int, float]:
-    """Id → log-probability of the k most probable pieces that are tokens; what the others have goes to the tail."""
+    """Return id → log-probability of the k most probable pieces that are tokens; the rest belongs to the tail."""
     row: dict[int, float] = {}
     for piece, value in score.top:
         number = pieces.find(piece, before)

@@ -1,4 +1,4 @@
-"""The output: a line a trace, whole after any kill, and never of two minds about its settings."""
+"""Output file of traces: one a line, whole after any kill, and all made with the same settings."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _SYNC_SECONDS = 5.0
 
 
 class Output:
-    """Appends traces to a JSONL file, and knows which are there.
+    """JSONL file that traces are appended to, with an index of those already there.
 
     Beside ``OUT`` stand ``OUT.manifest.json`` (what was asked, and how), and, where questions stayed without an answer,
     ``OUT.failed.jsonl``.
 
     Args:
-        path: the JSONL file, new or of an earlier run.
-        settings: what makes its traces what they are; an earlier run must have had the same.
+        path: path of the JSONL file, new or of an earlier run.
+        settings: settings that determine the traces; an earlier run must have had the same.
 
     Attributes:
-        done: (question key, sample) of every trace in the file.
+        done: set of (question key, sample) of every trace in the file.
 
     Raises:
         UserError: if the file cannot be written, is not of this program, or has other settings; nothing is written
@@ -51,14 +51,14 @@ class Output:
         self._scan()
 
     def _scan(self) -> None:
-        """Read what is there: settings, keys, and up to where lines are whole."""
+        """Read what is already there: settings, keys, and the length of the whole lines."""
         self._check_settings()
         self.done, self._whole = set(), 0
         for _, row in self.rows():
             self.done.add((row["key"], row["sample"]))
 
     def rows(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(number, trace) of every whole line; one that a kill has torn off at the end is left out.
+        """Yield (number, trace) of every whole line; one that a kill has torn off at the end is left out.
 
         Raises:
             UserError: for any other line that is not a trace.
@@ -87,12 +87,12 @@ class Output:
                 raise UserError(self.path, f"exists, and no {self.manifest.name} says how it was made", "a new file")
             return
         try:
-            theirs = read_json(self.manifest)
-            assert isinstance(theirs, dict)
+            recorded = read_json(self.manifest)
+            assert isinstance(recorded, dict)
         except (OSError, ValueError, AssertionError):
             raise UserError(self.manifest, "damaged", "the file as it was written, or another OUT") from None
-        for name in dict.fromkeys([*self.settings, *theirs]):
-            before, now = theirs.get(name), self.settings.get(name)
+        for name in dict.fromkeys([*self.settings, *recorded]):
+            before, now = recorded.get(name), self.settings.get(name)
             if before != now:
                 raise UserError(
                     self.path,
@@ -134,11 +134,11 @@ class Output:
         self._lock.release()
 
     def add(self, key: tuple[str, int], line: bytes) -> None:
-        """Append a trace; it is with the operating system when this returns, and on the disk within seconds.
+        """Append a trace; the operating system has it when this returns, and the disk within seconds.
 
         Args:
-            key: of the question, and the number of the sample.
-            line: the trace, with its line break.
+            key: hash of the question, and the number of the sample.
+            line: line of the trace, with its line break.
         """
         assert self._file is not None, "the output is not open"
         self._file.write(line)
@@ -149,7 +149,7 @@ class Output:
             self._synced = time.monotonic()
 
     def write_failures(self, rows: list[dict[str, Any]]) -> None:
-        """Say which questions stayed without an answer; none: remove what an earlier run said."""
+        """Write which questions stayed without an answer; without any, remove the file of an earlier run."""
         if not rows:
             self.failures.unlink(missing_ok=True)
             return

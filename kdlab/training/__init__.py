@@ -1,4 +1,4 @@
-"""How a method is trained: one fit, its trainer, checkpoints and progress."""
+"""Training of a method: one fit, its trainer, checkpoints and progress."""
 
 from kdlab.training.evaluation import evaluate
 from kdlab.training.fitting import FitResult, fit

@@ -25,11 +25,11 @@ from kdlab.system.files import file_hash, open_regular
 from kdlab.system.termination import Terminated
 
 CURE = "try a smaller optimizer.lr, or trainer.clip=1, and look at the inputs"
-"""What helps against a loss that is not finite."""
+"""Advice against a loss that is not finite."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes beside the target, syncs, and renames: a kill during a save leaves the last good checkpoint.
+    """Checkpoint I/O that writes beside the target, syncs, and renames: a kill leaves the last good checkpoint.
 
     Lightning's own goes through ``$TMPDIR`` and a move, which tears on another file system.
     """
@@ -45,7 +45,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """A run's ``last.ckpt``, held against its own checksums.
+    """Read a run's ``last.ckpt``, and check it against its own checksums.
 
     torch reads a file with a flipped bit without a word; the zip container's CRC finds it.
 
@@ -59,37 +59,37 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
             damaged = archive.testzip()
         if damaged:
             raise UserError("resume", f"{path} is damaged at {damaged}; {accepted}")
-        found = torch.load(path, map_location=map_location, weights_only=True)
+        checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError("resume", f"{path} does not exist") from None
     except Exception:  # whatever damaged bytes make the readers do
         raise UserError("resume", f"{path} is truncated, or not a checkpoint; {accepted}") from None
-    if not isinstance(found, dict) or not {"callbacks", "loops", "global_step"} <= set(found):
+    if not isinstance(checkpoint, dict) or not {"callbacks", "loops", "global_step"} <= set(checkpoint):
         raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run")
     try:
-        found["callbacks"].get(""), int(found["global_step"])
-        epochs_done(found)
+        checkpoint["callbacks"].get(""), int(checkpoint["global_step"])
+        epochs_done(checkpoint)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run") from None
-    return found
+    return checkpoint
 
 
 class Saver(Checkpoint):
-    """Keeps ``last.ckpt`` (everything, to resume) and ``best.pt`` (the student's weights, by validation).
+    """Callback that keeps ``last.ckpt`` (everything, to resume) and ``best.pt`` (the student's best weights).
 
     The best epoch has the best ``score``, ties broken by the lower cross-entropy, then by being earlier; without a
     validation split the last epoch counts. Saved at every epoch's end and, in long epochs, every ``minutes``. On
     SIGTERM it saves after the current step and exits with status 143.
 
     Args:
-        folder: ``checkpoints/`` of the run.
+        folder: folder ``checkpoints/`` of the run.
         score: name of the deciding measure, such as ``acc`` or ``ppl``.
-        minutes: between checkpoints inside an epoch.
-        patience: epochs without a better score after which training stops; None never stops early.
+        minutes: number of minutes between checkpoints inside an epoch.
+        patience: number of epochs without a better score after which training stops; None never stops early.
         greater: whether a greater score is better: yes for accuracy, no for perplexity.
-        seed: of the method; a checkpoint of another seed is not gone on from. None asks nothing.
+        seed: seed of the method; a checkpoint of another seed is refused. None skips this check.
     """
 
     def __init__(
@@ -109,9 +109,9 @@ class Saver(Checkpoint):
         self.best_epoch = -1
         self.best_measures: dict[str, float] = {}
         self.best_hash: str | None = None
-        """Of ``best.pt``; None before there is one, and in checkpoints of earlier versions."""
+        """Hash of ``best.pt``; None before there is one, and in checkpoints of earlier versions."""
         self.epochs = 0
-        """Trained so far."""
+        """Number of epochs trained so far."""
         self.seconds = 0.0
         self.stopped = False
         self.resumed_seconds = 0.0
@@ -142,21 +142,21 @@ class Saver(Checkpoint):
         self.best_hash = state.get("best_hash")
 
     def check_seed(self, state: dict[str, Any]) -> None:
-        """Refuse to go on from the checkpoint of another run.
+        """Refuse to resume from a checkpoint of another seed.
 
         Raises:
             UserError: if its state is of another seed.
         """
-        theirs = state.get("seed")
-        if None not in (theirs, self.seed) and theirs != self.seed:
+        recorded = state.get("seed")
+        if None not in (recorded, self.seed) and recorded != self.seed:
             raise UserError(
                 "resume",
-                f"{self.folder / 'last.ckpt'} is of seed {theirs}, and this fit of seed {self.seed}",
+                f"{self.folder / 'last.ckpt'} is of seed {recorded}, and this fit of seed {self.seed}",
                 "its own checkpoint (without it, training begins anew)",
             )
 
     def check_best(self) -> None:
-        """Hold ``best.pt`` against what was written.
+        """Check ``best.pt`` against its hash in the checkpoint.
 
         Raises:
             UserError: if it is damaged, or of another run.
@@ -231,9 +231,9 @@ class Saver(Checkpoint):
         if broken:  # weights that broke in the step after the last loss
             raise RunFailed(f"the loss is not finite at step {trainer.global_step}: {', '.join(broken)}; {CURE}")
         score = measures[self.score]
-        found = (score if self.greater else -score, -measures.get("ce", 0.0))
-        if self.best is None or found > self.best:
-            self.best = found
+        rank = (score if self.greater else -score, -measures.get("ce", 0.0))
+        if self.best is None or rank > self.best:
+            self.best = rank
             self._keep(trainer, module, measures)
         elif self.patience is not None and trainer.current_epoch - self.best_epoch >= self.patience:
             self.stopped = trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""Measuring what answers to batches on a split."""
+"""Evaluation of networks and teachers on a split."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def evaluate(
     words: int | None = None,
     keep: Callable[[str, Measures], None] | None = None,
 ) -> dict[str, float]:
-    """Measure what answers to batches, a network in eval mode or a teacher, on a split, in float32.
+    """Measure a network in eval mode, or a teacher, on a split, in float32.
 
     Args:
-        task: what is measured.
-        answers: (batch, split) → outputs.
+        task: task that says what is measured.
+        answers: function (batch, split) → outputs.
         loader: batches of the split.
-        device: where the batches go.
-        teacher: with whom agreement and divergence are measured; None leaves them out.
-        split: which split, for a cached teacher.
-        words: how many words the split has, for measures per word.
-        keep: gets the split and the task's measures once they have counted it, with all that they hold.
+        device: device that the batches are moved to.
+        teacher: teacher with which agreement and divergence are measured; None leaves them out.
+        split: name of the split, for a cached teacher.
+        words: number of words in the split, for measures per word.
+        keep: function that receives the split and the task's measures once they are complete, with all that they hold.
 
     Raises:
         UserError: if the split is empty.

@@ -1,4 +1,4 @@
-"""One fit in one folder: begun, resumed or already done; and the evaluation of what came out."""
+"""Fits, each in its own folder: begun, resumed or already done; and the evaluation of the result."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ log = logging.getLogger("kdlab")
 
 @dataclass
 class FitResult:
-    """What a fit came to."""
+    """Result of a fit: the weights, the best epoch and its measures."""
 
     weights: Path
-    """The deployable weights: the student at its best epoch."""
+    """Deployable weights: the student at its best epoch."""
     best_epoch: int
-    """Counted from 0."""
+    """Number of the best epoch, counted from 0."""
     epochs: int
     steps: int
     seconds: float
-    """Of training, over all sittings."""
+    """Total training time in seconds, over all resumed runs."""
     hardware: dict[str, Any]
     measures: dict[str, float]
-    """Of the best epoch, on the validation split."""
+    """Measures of the best epoch on the validation split."""
     warnings: list[str] = field(default_factory=list)
-    """What makes its figures mean little, such as that nothing was learned."""
+    """Reasons why its measures mean little, such as that nothing was learned."""
 
 
 def fit(
@@ -69,14 +69,15 @@ def fit(
     stopped.
 
     Args:
-        method: what is trained, and how.
-        data: a data module; placed on the compute device here.
-        training: hardware, precision, saving.
-        folder: gets ``checkpoints/`` and the deployable weights.
-        epochs: at least 1.
+        method: method to train.
+        data: data module; it is placed on the compute device here.
+        training: settings of hardware, precision and saving.
+        folder: folder that gets ``checkpoints/`` and the deployable weights.
+        epochs: number of epochs, at least 1.
         loggers: Lightning loggers for the curves.
-        name: what is being trained, for the progress bar.
-        continued: the checkpoint may be of a fit with other settings of optimizer and scheduler; this one's count.
+        name: name of the network that is trained, for the progress bar.
+        continued: whether the checkpoint may be of a fit with other settings of optimizer and scheduler; this one's
+            count.
 
     Raises:
         UserError: if the training split is empty, or the checkpoint is damaged or of another network.
@@ -120,7 +121,7 @@ def fit(
 
 
 def _place(method: Method, data: TrainingData, training: TrainerConfig, folder: Path) -> tuple[Any, Batch]:
-    """Make the folder, bring data, networks and terms to the device; returns the loader, and its first batch."""
+    """Make the folder, move data, networks and terms to the device; return the loader, and its first batch."""
     method.log_every = training.log_every
     folder.mkdir(parents=True, exist_ok=True)
     make_folder(folder / "checkpoints")
@@ -138,7 +139,7 @@ def _place(method: Method, data: TrainingData, training: TrainerConfig, folder: 
 
 
 def _adapt(method: Method, example: Batch, batch_size: int, training: TrainerConfig, name: str) -> dict[str, Any]:
-    """Choose precision, layout and threads for the student, and say which; returns what ``result.json`` records."""
+    """Choose precision, layout and threads for the student, log them, and return what ``result.json`` records."""
     hardware = training.adapt(method.student, first_row(example.inputs), batch_size)
     method.channels_last = hardware["channels_last"]
     layout = ", channels last" if hardware["channels_last"] else ""
@@ -153,7 +154,7 @@ def _adapt(method: Method, example: Batch, batch_size: int, training: TrainerCon
 def _callbacks(
     data: TrainingData, training: TrainerConfig, folder: Path, epochs: int, name: str, logged: bool
 ) -> list[pl.Callback]:
-    """The callbacks beside the one that saves; only those that are wanted: each costs every step six calls."""
+    """Return the callbacks beside the one that saves; only those wanted, as each costs every step six calls."""
     callbacks: list[pl.Callback] = []
     if training.progress != "none":
         callbacks.append(Progress(name, training.progress, training.log_every))
@@ -165,14 +166,14 @@ def _callbacks(
 
 
 def _nothing_learned(method: Method, before: Tensor, steps: int) -> str | None:
-    """Why the student learned nothing, in words; None where it did."""
+    """Return why the student learned nothing, in words; None where it learned."""
     pull = method.greatest_gradient
     unchanged = torch.equal(before, trace(method.student))
     return nothing_learned(unchanged, None if pull is None else float(pull), method.last_curves, steps)
 
 
 def _keep_best(method: Method, saver: Saver, folder: Path, example: Batch, broken: str) -> Path:
-    """Give the student the weights of its best epoch, look at its outputs, and write the weights.
+    """Give the student the weights of its best epoch, check its outputs, and write the weights.
 
     Raises:
         RunFailed: with the text of ``broken``, if its outputs are not finite.
@@ -208,7 +209,7 @@ def _run(trainer: Any, method: Method, loader: Any, validation: Any, resume: Pat
 
 
 def _finished(checkpoint: Path, saver: Saver, epochs: int) -> bool:
-    """Whether a checkpoint has nothing left to train: Lightning would make zero steps, or go on after a stop."""
+    """Return whether a checkpoint has nothing left to train: Lightning would make zero steps, or go on after a stop."""
     state = read_checkpoint(checkpoint)
     mine = state["callbacks"].get(saver.state_key)
     if mine is None:
@@ -225,7 +226,7 @@ def _steps_of(checkpoint: Path | None) -> int:
 
 
 class _SkipDone(pl.Callback):
-    """After a resume inside an epoch, skips the micro-batches that the checkpoint has seen.
+    """Callback that skips the micro-batches that the checkpoint has seen, after a resume inside an epoch.
 
     Lightning restores its counters and starts the loader anew; the order is a function of (seed, epoch), so leaving
     out the first ones continues the epoch.
@@ -240,7 +241,7 @@ class _SkipDone(pl.Callback):
 
 
 class _OwnSettings(pl.Callback):
-    """Puts the configured settings of the optimizer in the place of those that its checkpoint was saved with."""
+    """Callback that replaces the optimizer settings of a checkpoint by the configured ones."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._groups: list[dict[str, Any]] = []
@@ -268,7 +269,7 @@ class _OwnSettings(pl.Callback):
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Lightning's own start-up lines and hints say nothing that ours do not."""
+    """Hide Lightning's start-up lines and hints, which repeat those of kdlab."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -283,5 +284,5 @@ def _quiet_lightning() -> Iterator[None]:
 
 
 def first_batch(loader: Iterable[Batch]) -> Batch:
-    """One batch, to learn shapes from."""
+    """Return the first batch, to learn shapes from."""
     return next(iter(loader))

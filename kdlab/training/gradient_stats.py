@@ -1,4 +1,4 @@
-"""How hard each term pulls at the student, and whether two of them pull the same way."""
+"""Gradient norm of each term of the objective, and cosines between the gradients of two terms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 
 class Gradients(pl.Callback):
-    r"""Curves of the weighted terms' gradients, every so many optimizer steps.
+    r"""Callback that logs curves of the weighted terms' gradients, every so many optimizer steps.
 
     With :math:`g_k` the gradient of the k-th term of the objective, times its weight and as a mean over the whole step,
     with respect to everything of the student that trains:
@@ -30,7 +30,7 @@ class Gradients(pl.Callback):
     about as many backward passes more as there are terms, and holds as many further gradients.
 
     Args:
-        every: optimizer steps from one measured step to the next; the first step is always one.
+        every: number of optimizer steps from one measured step to the next; the first step is always one.
     """
 
     def __init__(self, every: int) -> None:
@@ -55,10 +55,12 @@ class Gradients(pl.Callback):
         scale = 1.0 if scaler is None else float(scaler.get_scale())
         trained = [p for p in pl_module.student.parameters() if p.requires_grad]
         for name, share in shares.items():
-            found = _gradient(share * scale, trained)
-            found = [None if g is None else g / (scale * trainer.accumulate_grad_batches) for g in found]
+            gradient = _gradient(share * scale, trained)
+            gradient = [None if g is None else g / (scale * trainer.accumulate_grad_batches) for g in gradient]
             before = self._sums.get(name)
-            self._sums[name] = found if before is None else [_plus(a, b) for a, b in zip(before, found, strict=True)]
+            self._sums[name] = (
+                gradient if before is None else [_plus(a, b) for a, b in zip(before, gradient, strict=True)]
+            )
 
     @override
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -71,11 +73,11 @@ class Gradients(pl.Callback):
 
 
 def compare(gradients: Mapping[str, Sequence[Tensor | None]], names: Sequence[str]) -> dict[str, float]:
-    """``norm/NAME`` of every term and of the sum of all (``norm/loss``), and ``cosine/A_B`` of every pair.
+    """Return ``norm/NAME`` of every term and of the sum of all (``norm/loss``), and ``cosine/A_B`` of every pair.
 
     Args:
-        gradients: name → gradient with respect to each parameter, None for 0.
-        names: of all terms, in order; those without gradients have norm 0.
+        gradients: map of name → gradient with respect to each parameter, None for 0.
+        names: names of all terms, in order; those without gradients have norm 0.
 
     Returns:
         The finite ones; a cosine with a gradient of 0 is none.
@@ -84,12 +86,12 @@ def compare(gradients: Mapping[str, Sequence[Tensor | None]], names: Sequence[st
     dots = {(a, b): _dot(gradients[a], gradients[b]) for i, a in enumerate(known) for b in known[i:]}
     norms = {name: math.sqrt(dots[name, name]) if name in gradients else 0.0 for name in names}
     square = sum(dot if a == b else 2 * dot for (a, b), dot in dots.items())
-    found = {f"norm/{name}": norm for name, norm in norms.items()}
-    found["norm/loss"] = math.sqrt(max(square, 0.0))  # two that cancel may round to below 0
+    curves = {f"norm/{name}": norm for name, norm in norms.items()}
+    curves["norm/loss"] = math.sqrt(max(square, 0.0))  # two that cancel may round to below 0
     for a, b in combinations(known, 2):
         if norms[a] and norms[b]:
-            found[f"cosine/{a}_{b}"] = dots[a, b] / norms[a] / norms[b]
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+            curves[f"cosine/{a}_{b}"] = dots[a, b] / norms[a] / norms[b]
+    return {name: value for name, value in curves.items() if math.isfinite(value)}
 
 
 def _gradient(share: Tensor, parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -103,7 +105,7 @@ def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
 
 
 def _dot(a: Sequence[Tensor | None], b: Sequence[Tensor | None]) -> float:
-    """Summed in float64 where the device has it: a norm over millions of small numbers loses digits in float32."""
+    """Return the dot product of two gradients, in float64 where the device has it: float32 would lose digits."""
     total: Tensor | float = 0.0
     for x, y in zip(a, b, strict=True):
         if x is not None and y is not None:

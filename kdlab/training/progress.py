@@ -17,16 +17,16 @@ log = logging.getLogger("kdlab")
 
 
 class Progress(pl.Callback):
-    """A bar over the steps of the fit on a terminal, else a line for an epoch every few seconds, and at the end.
+    """Callback that shows progress: a bar on a terminal, else a line for an epoch every few seconds, and at the end.
 
     An epoch that takes long has lines of its own, for the step that it is at.
 
     Args:
-        name: what is being trained, such as ``teacher``.
-        style: ``bar``, ``lines``, ``none``, or ``auto`` (a bar where standard error is a terminal).
-        every: steps between updates of the bar.
-        seconds: between lines for epochs.
-        silence: seconds without a line after which the step gets one.
+        name: name of the network that is trained, such as ``teacher``.
+        style: style: ``bar``, ``lines``, ``none``, or ``auto`` (a bar where standard error is a terminal).
+        every: number of steps between updates of the bar.
+        seconds: number of seconds between lines for epochs.
+        silence: number of seconds without a line after which the step gets one.
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class Progress(pl.Callback):
         if self._bar is not None:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(trainer.global_step - self._bar.n)
-        said = "  ".join(f"val/{name} {value}" for name, value in shown.items())
-        self._line = f"{self.name}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}  {said}"
+        scores = "  ".join(f"val/{name} {value}" for name, value in shown.items())
+        self._line = f"{self.name}: epoch {trainer.current_epoch + 1} of {trainer.max_epochs}  {scores}"
         if self.style == "lines" and self._due():
             self._say(trainer)
 

@@ -14,12 +14,12 @@ from kdlab.system.files import write_text
 
 
 class Samples(pl.Callback):
-    """After each validation, what the student makes of a few validation examples: in TensorBoard, and in a file.
+    """Callback that writes the student's outputs for a few validation examples to TensorBoard, and to a file.
 
     Args:
         data: the data module.
         file: the Markdown file that holds the latest ones.
-        every: epochs from one time to the next.
+        every: number of epochs from one time to the next.
     """
 
     def __init__(self, data: DataModule, file: Path, every: int = 1) -> None:

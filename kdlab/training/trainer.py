@@ -1,4 +1,4 @@
-"""How training runs: on what hardware, in what precision, how it is split, shown and saved."""
+"""Trainer settings: hardware, precision, split into micro-batches, progress and saving."""
 
 from __future__ import annotations
 
@@ -37,31 +37,34 @@ Measured on GPT-2s, one thread with AMX: a step in bf16 takes 2.3 of float32's t
 """
 
 MOST_THREADS = 1024
-"""More than any CPU has use for; torch would try to start each."""
+"""Largest number of threads, more than any CPU has use for; torch would try to start each."""
 
 _PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
 
 
 class TrainerConfig:
-    """The part of a run that changes how it is computed, not what: hardware, split, progress, saving.
+    """Settings that change how a run is computed, not what: hardware, split, progress, saving.
 
     A run is one process on one device; ``CUDA_VISIBLE_DEVICES`` chooses among GPUs, and a sweep may run several.
 
     Args:
-        accelerator: ``auto`` (a GPU where there is one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
-        precision: ``auto`` takes bf16 where the hardware has it and the network is large enough to gain (a GPU that
-            supports it; on a CPU, AMX or AVX512-BF16), or one of Lightning's names such as ``32-true``.
+        accelerator: device type: ``auto`` (a GPU where there is one), ``cpu``, ``gpu``, ``cuda`` or ``mps``.
+        precision: numeric precision: ``auto`` takes bf16 where the hardware has it and the network is large enough to
+            gain (a GPU that supports it; on a CPU, AMX or AVX512-BF16), or one of Lightning's names such as
+            ``32-true``.
         channels_last: memory layout of images; ``auto`` follows bf16 on CPU and is on for GPUs.
-        threads: of torch on the CPU; ``auto`` is one where a step is little work, else all cores.
-        accumulate: micro-batches of one optimizer step; ``data.batch_size`` is the rows of the whole step.
-        clip: greatest gradient norm; None does not clip.
+        threads: number of threads of torch on the CPU; ``auto`` is one where a step is little work, else all cores.
+        accumulate: number of micro-batches of one optimizer step; ``data.batch_size`` is the rows of the whole step.
+        clip: largest gradient norm; None does not clip.
         log_every: optimizer steps between points of the training curves.
-        gradients: every so many optimizer steps, curves of the norm of each weighted term's gradient and of the cosine
-            of each pair (:class:`~kdlab.training.gradient_stats.Gradients`); None measures none, and costs nothing.
+        gradients: number of optimizer steps between points of the curves of each weighted term's gradient norm and of
+            the cosine of each pair (:class:`~kdlab.training.gradient_stats.Gradients`); None measures none, and costs
+            nothing.
         validate_every: epochs between validations.
         save_minutes: minutes between checkpoints inside an epoch; one is always saved at an epoch's end.
-        progress: ``auto`` (a bar on a terminal, else lines), ``bar``, ``lines`` or ``none``.
-        deterministic: ask torch for deterministic kernels on a GPU too.
+        progress: style of the progress display: ``auto`` (a bar on a terminal, else lines), ``bar``, ``lines`` or
+            ``none``.
+        deterministic: whether to ask torch for deterministic kernels on a GPU too.
     """
 
     def __init__(
@@ -109,12 +112,12 @@ class TrainerConfig:
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a CUDA device computes."""
+        """Whether training runs on a CUDA device."""
         return self.accelerator in ("gpu", "cuda") or (self.accelerator == "auto" and torch.cuda.is_available())
 
     @property
     def device(self) -> torch.device:
-        """The device that this process computes on before Lightning has placed anything."""
+        """Device that this process computes on before Lightning has placed anything."""
         if self.on_gpu:
             return torch.device("cuda", 0)
         mps = self.accelerator == "mps" or (self.accelerator == "auto" and torch.backends.mps.is_available())
@@ -124,9 +127,9 @@ class TrainerConfig:
         """Choose precision, layout and threads for a network, and set the threads.
 
         Args:
-            net: what will train.
+            net: network that will train.
             example: one row of inputs.
-            batch_size: rows of a step.
+            batch_size: number of rows of a step.
 
         Returns:
             ``precision``, ``channels_last``, ``threads``, ``device`` and ``name``, as chosen.
@@ -156,7 +159,7 @@ class TrainerConfig:
     def trainer(
         self, folder: Path, epochs: int, precision: str, callbacks: list[pl.Callback], loggers: list
     ) -> pl.Trainer:
-        """Lightning's Trainer for one fit: one process, whatever the environment says of a cluster.
+        """Return Lightning's Trainer for one fit: one process, whatever the environment says of a cluster.
 
         Lightning would take a SLURM job for its own: save a checkpoint without what kdlab resumes from, put the job
         into the queue again, and load that checkpoint where the job begins once more.
@@ -193,18 +196,18 @@ class TrainerConfig:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which can be fewer than the machine has."""
+    """Return the number of cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 in hardware: AMX tiles or AVX512-BF16."""
+    """Return whether this CPU multiplies bf16 in hardware: AMX tiles or AVX512-BF16."""
     has = [getattr(torch.cpu, f"_is_{name}_supported", lambda: False)() for name in ("amx_tile", "avx512_bf16")]
     return any(has)
 
 
 def _width(net: nn.Module) -> int:
-    """Of the widest matrix: the smaller of its two sides."""
+    """Return the width of the widest matrix: the smaller of its two sides."""
     return max((min(p.shape) for p in net.parameters() if p.ndim == 2), default=0)
 
 

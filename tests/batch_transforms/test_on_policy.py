@@ -18,7 +18,7 @@ from kdlab.functional import SEGMENTS, Batch, SequenceBatch, StepTotals
 from kdlab.losses import CrossEntropy, Objective, ReverseKL
 from kdlab.models.transformers.causal_lm import CausalLM
 from kdlab.tasks import LanguageModeling, TextToText
-from kdlab.teachers import FrozenTeacher, UnlikeTeacher
+from kdlab.teachers import CrossTokenizerTeacher, FrozenTeacher
 
 torch.set_num_threads(1)
 
@@ -519,12 +519,12 @@ def test_batches_that_cannot_be_continued_are_refused():
 def test_a_teacher_of_another_tokenizer_does_not_write():
     data, net = Sequences(), gpt(1)
     own_tokens, same, other = (SimpleNamespace(size=VOCAB, fingerprint=mark) for mark in ("a", "a", "b"))
-    unlike = UnlikeTeacher(net, TASK, other, own_tokens)
+    unlike = CrossTokenizerTeacher(net, TASK, other, own_tokens)
     for fraction in (0.0, 1.0):
         with pytest.raises(UserError, match=r"tokenizer is not the student's; accepted: .*kdlab generate") as caught:
             call(own(writer="teacher", fraction=fraction), data.batch([0]), gpt(), unlike)
         assert "\n" not in str(caught.value)
     call(own(), data.batch([0]), gpt(), unlike)  # the student writes
     expected = texts(call(own(writer="teacher"), data.batch(range(4)), gpt(), net)[0])
-    alike = UnlikeTeacher(net, TASK, same, own_tokens)
+    alike = CrossTokenizerTeacher(net, TASK, same, own_tokens)
     assert texts(call(own(writer="teacher"), data.batch(range(4)), gpt(), alike)[0]) == expected

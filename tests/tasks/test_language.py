@@ -495,7 +495,7 @@ def test_plain_text_goes_on_for_64_tokens_unless_told(monkeypatch):
         asked.append(new_tokens)
         return [prompt[:1] for prompt in prompts]
 
-    monkeypatch.setattr(generation, "written", write)
+    monkeypatch.setattr(generation, "generate", write)
     data = Quiz([], text_batch((9, 8), first=0))
     for options in ({}, {"new_tokens": 3}):
         LanguageModeling(10, prompt=4, **options).samples(gpt(), data, "test", torch.device("cpu"))

@@ -12,7 +12,7 @@ from kdlab.errors import UserError
 from kdlab.functional import Outputs, Projected, SequenceBatch
 from kdlab.losses import ULD, CrossEntropy, Objective
 from kdlab.tasks import LanguageModeling
-from kdlab.teachers import UnlikeTeacher
+from kdlab.teachers import CrossTokenizerTeacher
 
 torch.set_num_threads(1)
 
@@ -80,7 +80,7 @@ def batch_of(*pairs, eos=True):
 def unlike(**more):
     torch.manual_seed(0)
     net = Reader(TEACHER.size, **more)
-    return UnlikeTeacher(net, LanguageModeling(STUDENT.size), TEACHER, STUDENT), net
+    return CrossTokenizerTeacher(net, LanguageModeling(STUDENT.size), TEACHER, STUDENT), net
 
 
 def spoken(net, prompt, continuation):
@@ -117,7 +117,7 @@ def test_the_two_pieces_meet_where_the_first_row_predicts():
 
 
 def test_more_tokens_than_the_students_are_left_out():
-    teacher = UnlikeTeacher(Reader(STUDENT.size), LanguageModeling(TEACHER.size), STUDENT, TEACHER)
+    teacher = CrossTokenizerTeacher(Reader(STUDENT.size), LanguageModeling(TEACHER.size), STUDENT, TEACHER)
     ids = torch.tensor([TEACHER.encode("papa")])
     inputs = {"input_ids": ids[:, :-1], "position_ids": torch.zeros(1, 1).long()}
     answer = teacher(SequenceBatch(inputs, ids[0, 1:], loss_mask=torch.ones(1, 1, dtype=torch.bool)))
@@ -188,7 +188,7 @@ def test_real_tokenizers():
     tokenizers = pytest.importorskip("kdlab.data.text.tokenizer")
     texts = ["the cat sat on the mat, the cat ate the rat", "naïve café"]
     own, other = tokenizers.Tokenizer.characters(texts), tokenizers.Tokenizer.bpe(texts, 270)
-    teacher = UnlikeTeacher(Reader(other.size), LanguageModeling(own.size), other, own)
+    teacher = CrossTokenizerTeacher(Reader(other.size), LanguageModeling(own.size), other, own)
     for text in texts:
         ids = torch.tensor([[*own.encode(text), own.eos_id]])
         inputs = {"input_ids": ids[:, :-1], "position_ids": torch.arange(ids.shape[1] - 1)[None]}

@@ -35,7 +35,7 @@ class ULD(SoftTerm):
     Distillation: the Universal Logit Distillation Loss for LLMs*, TMLR 2025, who train on cross-entropy plus 1.5 times
     this, at T = 1.
 
-    A row that :class:`~kdlab.teachers.UnlikeTeacher` found no partner for (``teacher.heads["paired"]``) is 0.
+    A row that :class:`~kdlab.teachers.CrossTokenizerTeacher` found no partner for (``teacher.heads["paired"]``) is 0.
     """
 
     vocabulary_agnostic = True

@@ -84,6 +84,69 @@ def continuations(
     return [row[:n].to(p.device) for row, n, p in zip(ids, lengths.tolist(), prompts, strict=True)]
 
 
+def generate(
+    net: nn.Module,
+    prompts: Sequence[Tensor],
+    *,
+    new_tokens: int,
+    context: int,
+    eos_id: int | None,
+    pad_id: int,
+    vocab_size: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    uniform: Uniform | None = None,
+    source: Sequence[Tensor] | None = None,
+) -> list[Tensor]:
+    """Continue each prompt by at least one token, and at most by what fits into the context.
+
+    Args:
+        net: a language model.
+        prompts: (n,) int64 each, on its device.
+        new_tokens: of each continuation, at most.
+        context: tokens that ``net`` can read; the last one written need not be read.
+        eos_id: ends a continuation, and is part of it; None: nothing ends it.
+        pad_id: fills up.
+        vocab_size: ids from here on are never written.
+        temperature: of the drawing; 0 takes the most probable token.
+        top_p: see ``temperature``.
+        uniform: random numbers of each prompt; number i is for the i-th new token.
+        source: what an encoder is given, one by prompt.
+
+    Raises:
+        UserError: if a prompt leaves no room.
+    """
+    limits = [min(new_tokens, context + 1 - len(prompt)) for prompt in prompts]
+    if limits and min(limits) < 1:
+        longest = max(len(prompt) for prompt in prompts)
+        raise UserError("data.context", f"{context} leaves no room after a prompt of {longest} tokens", "more")
+    return continuations(
+        net,
+        prompts,
+        new_tokens=limits,
+        eos_id=eos_id,
+        pad_id=pad_id,
+        temperature=temperature,
+        top_p=top_p,
+        uniform=uniform,
+        source=source,
+        classes=vocab_size,
+    )
+
+
+def encoder_rows(inputs: Any, rows: Sequence[int]) -> list[Tensor] | None:
+    """What the encoder is given in some rows of a batch's inputs; None without an encoder.
+
+    Each is (m,) ids without pads, or (F, m) features.
+    """
+    if "decoder_input_ids" not in inputs:
+        return None
+    if "input_features" in inputs:
+        return [inputs["input_features"][row] for row in rows]
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    return [ids[row] if mask is None else ids[row][mask[row].bool()] for row in rows]
+
+
 def _check(
     net: nn.Module,
     prompts: Sequence[Tensor],

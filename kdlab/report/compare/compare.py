@@ -45,53 +45,53 @@ examples:
 UNFINISHED = "unfinished (running, or killed)"
 
 LISTED = 10
-"""Jobs that never began, of those that are named at the end of a sweep."""
+"""Largest number of jobs that never began which are named at the end of a sweep."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The ``compare`` verb. Returns the exit status; raises UserError for what a user got wrong."""
+    """Run the ``compare`` verb, and return the exit status; UserError is raised for what a user got wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv)
-    found = scan(args.paths)
-    for warning in found.warnings:
+    results = scan(args.paths)
+    for warning in results.warnings:
         warn(warning)
-    comparison = Comparison.of(found, each=args.each)
+    comparison = Comparison.of(results, each=args.each)
     columns, order = columns_of(comparison, args.columns), ordered(comparison, args.sort)
     bold = table.emphasis()
     width = table.terminal_width()
     fit = width is not None and args.columns is None
     table.show(report(comparison, columns, order, width=width, bold=bold, fit=fit))
     if args.csv:
-        _write(lambda: write_csv(Path(args.csv), found, comparison), args.csv)
+        _write(lambda: write_csv(Path(args.csv), results, comparison), args.csv)
         table.show(f"table of every run: {args.csv}")
     if not args.no_pictures:
         command = shlex.join(["python", "-m", "kdlab", "compare", *argv])
         out = Path(args.out) if args.out else _home(Path(args.paths[0])) / "compare"
         # a folder that the user names may be a link; one that is found inside of somebody's runs may not
         _write(lambda: out.mkdir(parents=True, exist_ok=True) if args.out else make_folder(out), out)
-        _write(lambda: _draw(comparison, found, columns, order, out, command), out)
-    for warning in (text for run in found.runs for text in run.warnings):
+        _write(lambda: _draw(comparison, results, columns, order, out, command), out)
+    for warning in (text for run in results.runs for text in run.warnings):
         warn(warning)
     return 0
 
 
 def sweep_table(folder: str | Path, jobs: Sequence[Path] = ()) -> str:
-    """The table that ends a sweep: every setting ranked on validation, then what failed or did not finish.
+    """Return the table that ends a sweep: every setting ranked on validation, then failed and unfinished runs.
 
     Args:
-        folder: of the sweep.
-        jobs: the folders of its jobs; those that are not there are named as never begun.
+        folder: folder of the sweep.
+        jobs: folders of its jobs; those that do not exist are named as never begun.
     """
     never = [job for job in jobs if not job.exists()]
-    found = Found()
+    results = Found()
     try:
-        found = scan([folder])
+        results = scan([folder])
     except UserError as error:
         lines = _others(UNFINISHED, [(job, "") for job in jobs if job.exists()])
         return "\n".join([*(lines or [str(error)]), *_others("never began", [(job, "") for job in never], LISTED)])
-    for warning in found.warnings:
+    for warning in results.warnings:
         warn(warning)
-    comparison = Comparison.of(found)
+    comparison = Comparison.of(results)
     columns, width = columns_of(comparison), table.terminal_width()
     text = report(comparison, columns, comparison.groups, width=width, bold=table.emphasis(), fit=width is not None)
     text = "\n".join([text, *_others("never began", [(job, "") for job in never], LISTED)])
@@ -107,15 +107,15 @@ def report(
     bold: bool = False,
     fit: bool = False,
 ) -> str:
-    """The comparison as text: a title, the table, what it means, and what failed.
+    """Return the comparison as text: a title, the table, notes on reading it, and the failures.
 
     Args:
-        comparison: of the runs.
-        columns: the keys of the columns.
-        order: the rows.
-        width: characters a line may take.
-        bold: emphasise the best row.
-        fit: leave columns out of a table of language models that is wider than that, and say so.
+        comparison: comparison of the runs.
+        columns: keys of the columns.
+        order: groups in the order of the rows.
+        width: largest number of characters of a line.
+        bold: whether to emphasise the best row.
+        fit: whether to leave columns out of a table of language models that is wider than that, and say so.
     """
     lines, left_out = [], list[str]()
     if order:
@@ -137,7 +137,7 @@ def report(
 def _fitting(
     rows: Sequence[dict[str, str | None]], columns: Sequence[str], comparison: Comparison, width: int
 ) -> tuple[list[str], list[str]]:
-    """The columns that fit, and those left out for it."""
+    """Return the columns that fit, and those left out."""
     kept, left_out = list(columns), list[str]()
     for key in WIDE:
         heads = [head(one, comparison) for one in ("rank", *kept)]
@@ -150,7 +150,7 @@ def _fitting(
 
 
 def write_csv(path: Path, found: Found, comparison: Comparison | None = None) -> None:
-    """Everything known about every run, a line each: failed and unfinished ones too, and never an average.
+    """Write everything known about every run, a line each: failed and unfinished ones too, and never an average.
 
     Where the score of the runs does not compare, ``ranked_by`` says what does, or is empty.
     """
@@ -165,7 +165,7 @@ def write_csv(path: Path, found: Found, comparison: Comparison | None = None) ->
 
 
 def flat(run: Run) -> dict[str, Any]:
-    """A run as one flat row: nested keys joined by dots, lists and schedules as JSON."""
+    """Return a run as one flat row: nested keys joined by dots, lists and schedules as JSON."""
     cells: dict[str, Any] = {"run": str(run.folder)}
 
     def add(prefix: str, value: Any, depth: int) -> None:
@@ -220,13 +220,13 @@ def _home(path: Path) -> Path:
 
 def _draw(
     comparison: Comparison,
-    found: Found,
+    results: Found,
     columns: Sequence[str],
     order: Sequence[Group],
     out: Path,
     command: str,
 ) -> None:
-    write_csv(out / "runs.csv", found, comparison)
+    write_csv(out / "runs.csv", results, comparison)
     drawn = pictures.draw(comparison, out)
     page.write(out / "index.html", comparison, columns, order, drawn, command)
     where = table.shorten(out)

@@ -1,4 +1,4 @@
-"""What is compared: runs grouped over their seeds, ranked on validation, and written out as rows.
+"""Comparison of runs: grouped over their seeds, ranked on validation, and written out as rows.
 
 The test split is shown and chooses nothing.
 """
@@ -17,10 +17,10 @@ from kdlab.runs.read import ALPHA, TEMPERATURE, Found, Group, Run, differing, fi
 from kdlab.system.terminal import one_line
 
 _MOST_SETTINGS = 6
-"""Differing settings that a table shows if no columns are asked for; the rest are in the CSV."""
+"""Largest number of differing settings that a table shows by default; the rest are in the CSV."""
 
 _PER_TOKEN = ("ppl", "ce")
-"""Scores that mean something for one text, one vocabulary and one choice of the tokens that count."""
+"""Scores that compare only for the same text, vocabulary and choice of the tokens that count."""
 
 _NOT_THE_TASK = frozenset(
     f"data.{key}"
@@ -29,29 +29,29 @@ _NOT_THE_TASK = frozenset(
         *("batch_size", "eval_batch_size", "context", "pack", "seed", "data_seed", "split_seed"),
     )
 )
-"""Settings of data that leave alone what a perplexity is of."""
+"""Settings of data that do not change which text and tokens a perplexity measures."""
 
 
 @dataclass
 class Comparison:
-    """Runs sorted out: grouped over seeds, ranked, with what differs between them."""
+    """Comparison of runs: grouped over seeds, ranked, with what differs between them."""
 
     groups: list[Group]
     measures: dict[str, Measure]
     differs: list[str]
     runs: list[Run]
-    """The finished runs that count, those of all groups."""
+    """Finished runs that count, those of all groups."""
     failed: list[Run] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)
     repeats: list[Run] = field(default_factory=list)
     ranks: Measure | None = None
-    """What the groups are ranked by, best first; None where they are not, for their scores do not compare."""
+    """Measure that the groups are ranked by, best first; None where their scores do not compare."""
     unlike: list[str] = field(default_factory=list)
-    """The settings by which the scores of the runs are of different things, where they are."""
+    """Settings of data that differ, where these make the scores measure different things; else empty."""
 
     @classmethod
     def of(cls, found: Found, each: bool = False) -> Comparison:
-        """Group and rank what was found; ``each`` keeps every run a row of its own."""
+        """Group and rank the runs of a search; ``each`` keeps every run a row of its own."""
         groups, repeats = group(found.finished)
         if each:
             groups = [Group(run.settings, [run]) for run in found.finished]
@@ -68,27 +68,27 @@ class Comparison:
 
     @property
     def score(self) -> Score:
-        """What each run is judged by."""
+        """Score that each run is judged by."""
         return score_of(self.runs)
 
     @property
     def common(self) -> Score:
-        """What the runs are held against each other by: :attr:`score`, or exact match where that does not compare."""
+        """Score that the runs are compared by: :attr:`score`, or exact match where that does not compare."""
         return self.score if self.ranks is None or self.ranks.score is None else self.ranks.score
 
     @property
     def order(self) -> str:
-        """The order of the groups, in words."""
+        """Order of the groups, in words."""
         return "not ranked" if self.ranks is None else "best on validation first"
 
     @property
     def seeds(self) -> int:
-        """The most runs that one row stands for."""
+        """Largest number of runs in one row."""
         return max((len(one.runs) for one in self.groups), default=0)
 
     @property
     def title(self) -> str:
-        """What is compared, in a line: the settings that all runs share, and how many runs."""
+        """Title in a line: the settings that all runs share, and the number of runs."""
         shared = constant(self.runs, ("name", "data", "teacher", "student"))
         nets = [setting(shared[key]) for key in ("teacher", "student") if shared.get(key) is not None]
         parts = [setting(shared[key]) for key in ("name", "data") if key in shared] + [" → ".join(nets)]
@@ -99,7 +99,7 @@ class Comparison:
 
 
 def _differing(runs: Sequence[Run], failed: Sequence[Run]) -> list[str]:
-    """What differs between the runs, and what all of them share while a failed run had another value."""
+    """Return the settings that differ between the runs, and those in which only a failed run differs."""
     own = set(differing(runs))
     shared = constant(runs, {key for run in runs for key in run.settings})
 
@@ -111,7 +111,7 @@ def _differing(runs: Sequence[Run], failed: Sequence[Run]) -> list[str]:
 
 
 def _implied(key: str, differs: Iterable[str], runs: Sequence[Run]) -> bool:
-    """Whether a setting came with the option that it belongs to: ``loss.terms.kl.weight`` with ``loss``."""
+    """Return whether a setting came with the option that it belongs to: ``loss.terms.kl.weight`` with ``loss``."""
     if key in (TEMPERATURE, ALPHA):
         return False
     for option in differs:
@@ -122,7 +122,7 @@ def _implied(key: str, differs: Iterable[str], runs: Sequence[Run]) -> bool:
 
 
 def _unlike(runs: Sequence[Run]) -> list[str]:
-    """The settings of data by which perplexities are of different texts, tokens or choices of tokens."""
+    """Return the settings of data by which perplexities are of different texts, tokens or choices of tokens."""
     if score_of(runs).key not in _PER_TOKEN:
         return []
     keys = [key for key in differing(runs) if key == "data" or (key.startswith("data.") and key not in _NOT_THE_TASK)]
@@ -134,13 +134,13 @@ def _all(runs: Sequence[Run], measure: Measure) -> bool:
 
 
 def constant(runs: Sequence[Run], keys: Iterable[str]) -> dict[str, Any]:
-    """Those settings of ``keys`` that all the runs have, with one value."""
+    """Return those settings of ``keys`` that all the runs have, with one value."""
     first = runs[0].settings if runs else {}
     return {k: first[k] for k in keys if k in first and len({same(run.settings.get(k)) for run in runs}) == 1}
 
 
 def ranked(groups: Iterable[Group], measure: Measure) -> list[Group]:
-    """The groups, best first by ``measure``, each with its rank; those without it last, unranked."""
+    """Return the groups, best first by ``measure``, each with its rank; those without it last, unranked."""
     known, unknown = list[tuple[float, Group]](), list[Group]()
     for one in groups:
         stat = one.stat(measure.get)
@@ -157,7 +157,7 @@ def ranked(groups: Iterable[Group], measure: Measure) -> list[Group]:
 
 
 def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
-    """The keys of the columns to show: those ``wanted`` (``A,B,...``), or what differs, and the scores.
+    """Return the keys of the columns to show: those ``wanted`` (``A,B,...``), or what differs, and the scores.
 
     Raises:
         UserError: a column that is not there.
@@ -178,7 +178,7 @@ def columns_of(comparison: Comparison, wanted: str | None = None) -> list[str]:
 
 
 def alike(comparison: Comparison) -> dict[str, str]:
-    """Numbers of language models that are written the same in every row of several, by key: not worth a column."""
+    """Return the numbers of language models that are the same in every row, by key: they need no column."""
     if len(comparison.groups) < 2 or comparison.score.key == "acc":
         return {}
     same_ones = {}
@@ -203,7 +203,7 @@ def _known(option: str, key: str, comparison: Comparison) -> str:
 
 
 def ordered(comparison: Comparison, wanted: str | None = None) -> list[Group]:
-    """The groups in the order ``wanted`` (``KEY`` or ``-KEY``); ranks stay those of validation.
+    """Return the groups in the order ``wanted`` (``KEY`` or ``-KEY``); ranks stay those of validation.
 
     Raises:
         UserError: a column that is not there.
@@ -229,7 +229,7 @@ def ordered(comparison: Comparison, wanted: str | None = None) -> list[Group]:
 
 
 def row(one: Group, comparison: Comparison, columns: Iterable[str]) -> dict[str, str | None]:
-    """The cells of a group, written out, by column key."""
+    """Return the cells of a group, written out, by column key."""
     cells: dict[str, str | None] = {"rank": None if one.rank is None else str(one.rank)}
     for key in columns:
         if key in comparison.measures:
@@ -245,7 +245,7 @@ def row(one: Group, comparison: Comparison, columns: Iterable[str]) -> dict[str,
 
 
 def head(key: str, comparison: Comparison) -> table.Column:
-    """The heading of a column, and the side its cells stand on."""
+    """Return the heading of a column, and the side its cells stand on."""
     if key in comparison.measures:
         return table.Column(key, comparison.measures[key].title)
     if key in ("rank", "n"):
@@ -255,7 +255,7 @@ def head(key: str, comparison: Comparison) -> table.Column:
 
 
 def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
-    """What a reader must know to read the table rightly."""
+    """Return the notes that a reader needs to read the table rightly."""
     lines = ["Ranked on validation; the test split is shown, and chooses nothing."]
     if comparison.unlike:
         lines = [_why_not(comparison)]
@@ -283,7 +283,7 @@ def footer(comparison: Comparison, columns: Sequence[str]) -> list[str]:
 
 
 def _why_not(comparison: Comparison) -> str:
-    """Why the score ranks nothing, and what does instead."""
+    """Explain why the score ranks nothing, and what ranks instead."""
     what = ", ".join(map(one_line, comparison.unlike[:4])) + (", ..." if len(comparison.unlike) > 4 else "")
     why = f"{comparison.score.short} is of different data or tokens ({what}) and does not compare across these rows"
     if comparison.ranks is None:

@@ -36,7 +36,7 @@ _SPLITS = ("train", "val")
 
 
 def kl_and_ce(comparison: Comparison) -> Drawing | None:
-    """Training left, validation right, coloured by temperature; None where no run has such curves.
+    """Draw KL and CE, training left, validation right, coloured by temperature; None where no run has such curves.
 
     Runs that were validated by perplexity have a third panel for it. What was measured once is no curve.
     """
@@ -70,7 +70,7 @@ def kl_and_ce(comparison: Comparison) -> Drawing | None:
 
 
 def _drawn(runs: Sequence[Run], name: str) -> bool:
-    """Whether any of the runs has two points of a curve or more."""
+    """Return whether any of the runs has two points of a curve or more."""
     return any(len(run.curves[name][0]) > 1 for run in runs if name in run.curves)
 
 
@@ -82,7 +82,7 @@ def _perplexity(ax: Axes, runs: Sequence[Run], key: str, colours: dict[str, str]
 
 
 def _colours(comparison: Comparison, runs: Sequence[Run]) -> tuple[str, dict[str, str]]:
-    """By which setting lines are coloured, and the colour of each of its values, in their order."""
+    """Return the setting that lines are coloured by, and the colour of each of its values, in their order."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -151,7 +151,7 @@ def _legend(figure: Figure, key: str, colours: dict[str, str]) -> None:
 
 
 def _log_if_wide(ax: Axes) -> None:
-    """A logarithmic axis where values span more than 20 to 1: loss curves do."""
+    """Make the axis logarithmic where values span more than 20 to 1, as loss curves do."""
     import numpy as np
 
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines] or [np.ones(1)])
@@ -167,7 +167,7 @@ def _log_if_wide(ax: Axes) -> None:
 
 
 def _thin(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """At most 400 points of a curve: more than that is ink, not information. The last one always stays."""
+    """Return at most 400 points of a curve, since more would not be seen. The last one always stays."""
     stride = math.ceil(len(steps) / _MOST_POINTS)
     if stride <= 1:
         return steps, values

@@ -22,7 +22,7 @@ def write(
     pictures: Sequence[Picture],
     command: str,
 ) -> None:
-    """Write the page to ``path``: header, table, pictures, and what failed."""
+    """Write the page to ``path``: header, table, pictures, and failed runs."""
     runs = [*comparison.runs, *comparison.failed]
     facts = {
         "runs finished": _when(runs),
@@ -55,7 +55,7 @@ def write(
 
 
 def _sort_value(one: Group, key: str, comparison: Comparison) -> str:
-    """What a cell sorts by: the number itself, not its rounded form; empty where there is none."""
+    """Return the value that a cell is sorted by: the number itself, not its rounded form; empty where there is none."""
     if key in comparison.measures:
         stat = one.stat(comparison.measures[key].get)
         return "" if stat is None else repr(stat.mean)
@@ -65,14 +65,14 @@ def _sort_value(one: Group, key: str, comparison: Comparison) -> str:
 
 
 def _diagnoses(comparison: Comparison, order: Sequence[Group], home: Path) -> list[dict[str, str]]:
-    """Name, link and number of errors of every run that has a diagnosis beside it."""
-    found = []
+    """Return name, link and number of errors of every run that has a diagnosis in its folder."""
+    rows = []
     for run in (run for one in order for run in one.runs):
         if (run.folder / DIAGNOSIS).is_file():
             name = Group(run.settings, [run]).label(comparison.differs)
             label = run.label if name == run.label else f"{name} ({run.label})"
-            found.append({"name": label, "link": _link(run.folder / DIAGNOSIS, home), "errors": _errors(run)})
-    return found
+            rows.append({"name": label, "link": _link(run.folder / DIAGNOSIS, home), "errors": _errors(run)})
+    return rows
 
 
 def _errors(run: Run) -> str:
@@ -84,7 +84,7 @@ def _errors(run: Run) -> str:
 
 
 def _link(path: Path, home: Path) -> str:
-    """A file's address, seen from the page's folder."""
+    """Return a file's address relative to the page's folder."""
     try:
         return quote(Path(os.path.relpath(path.resolve(), home.resolve())).as_posix())
     except ValueError:  # on another drive
@@ -92,9 +92,9 @@ def _link(path: Path, home: Path) -> str:
 
 
 def _distinct(values: Iterable[str]) -> str:
-    """The different values, most of them one; a long list is cut short, and says so."""
-    found = list(dict.fromkeys(value for value in values if value))
-    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+    """Return the different values in one text; a list of more than three is cut short, and says so."""
+    distinct = list(dict.fromkeys(value for value in values if value))
+    return "; ".join(distinct[:3]) + (f"; and {len(distinct) - 3} more" if len(distinct) > 3 else "")
 
 
 def _versions(run: Run) -> str:

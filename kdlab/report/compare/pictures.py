@@ -1,4 +1,4 @@
-"""What runs look like, as PNG files: T × alpha map, curves, score against size, gain over the baseline, and more."""
+"""Pictures of runs as PNG files: T × alpha map, curves, score against size, gain over the baseline, and more."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _GAINS = ("difference", "em_difference", "ood_difference")
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn file, and the words that belong beside it."""
+    """Drawn file, with its title and caption."""
 
     path: Path
     title: str
@@ -50,7 +50,7 @@ class Picture:
 
 
 def draw(comparison: Comparison, out: Path) -> list[Picture]:
-    """Every picture that these runs have the numbers for, as PNG files in ``out``."""
+    """Draw every picture that these runs have the numbers for, as PNG files in ``out``."""
     import matplotlib
 
     kinds: dict[str, Callable[[Comparison], Drawing | None]] = {
@@ -75,7 +75,7 @@ def draw(comparison: Comparison, out: Path) -> list[Picture]:
 
 
 def heat_map(comparison: Comparison) -> Drawing | None:
-    """One map for each combination of the other settings; None with fewer than two temperatures or alphas."""
+    """Draw a map for each combination of the other settings; None with fewer than two temperatures or alphas."""
     val = comparison.measures["val"]
     cells = [one for one in comparison.groups if _place(one) is not None]
     places = [place for one in cells if (place := _place(one)) is not None]
@@ -184,7 +184,7 @@ _ROLES = {"teacher": ("s", BLUE), "student": ("o", VERMILION), "baseline": ("^",
 
 
 def accuracy_and_size(comparison: Comparison) -> Drawing | None:
-    """Test score against parameters: every model that was measured, the chosen ones by name."""
+    """Draw test score against parameters: every model that was measured, the chosen ones by name."""
     points = _points(comparison)
     if len({size for *_, size in points}) < 2:
         return None
@@ -226,7 +226,7 @@ def accuracy_and_size(comparison: Comparison) -> Drawing | None:
 
 
 def _points(comparison: Comparison) -> dict[tuple[str, str, float], list[float]]:
-    """(role, network, parameters) → test scores as they are shown, the best on validation first."""
+    """Return (role, network, parameters) → test scores as they are shown, the best on validation first."""
     key, scale = comparison.common.key, 100 if comparison.common.fraction else 1
     points: dict[tuple[str, str, float], list[float]] = {}
     for one in comparison.groups:
@@ -291,9 +291,9 @@ def _label(figure: Figure, ax: Axes, names: list[tuple[float, float, str, str]])
 
 
 def gains(comparison: Comparison) -> Drawing | None:
-    """Student less baseline on the test split, a bar for each setting in the order of validation.
+    """Draw student less baseline on the test split, a bar for each setting in the order of validation.
 
-    Beside it what was gained in exact match, and what was gained or lost outside the domain, where that was measured.
+    Further panels show the difference in exact match, and outside the domain, where these were measured.
     """
     kinds = [comparison.measures[key] for key in _GAINS if key in comparison.measures]
     kinds = [kind for kind in kinds if any(one.stat(kind.get) is not None for one in comparison.groups)]
@@ -332,7 +332,7 @@ def _gain_panel(ax: Axes, stats: Sequence[Stat | None], kind: Measure) -> None:
 
 
 def _bars(ax: Axes, stats: Sequence[Stat | None], kind: Measure) -> None:
-    """A horizontal bar for each mean, its whisker, and its number beyond the whisker."""
+    """Draw a horizontal bar for each mean, its whisker, and its number beyond the whisker."""
     assert kind.score is not None
     scale, higher = 100 if kind.score.fraction else 1, kind.higher
     for place, stat in enumerate(stats):

@@ -34,9 +34,9 @@ _PALETTE = (VERMILION, GREEN, PURPLE, ORANGE, SKY, "#8c6d31")
 
 
 def match_by_steps(comparison: Comparison) -> Drawing | None:
-    """Teacher, students and baseline over the groups of questions; None with fewer than two groups."""
-    found = [(split, _groups(comparison.runs, split)) for split in ("test", "val")]
-    split, steps = next(((split, names) for split, names in found if len(names) > 1), ("", []))
+    """Draw teacher, students and baseline over the groups of questions; None with fewer than two groups."""
+    measured = [(split, _groups(comparison.runs, split)) for split in ("test", "val")]
+    split, steps = next(((split, names) for split, names in measured if len(names) > 1), ("", []))
     if not split:
         return None
     steps, left_out = steps[:_MOST_GROUPS], len(steps) - _MOST_GROUPS
@@ -73,12 +73,12 @@ def match_by_steps(comparison: Comparison) -> Drawing | None:
 
 
 def _height(lines: Sequence[tuple[str, Any, Any, Any]], columns: int) -> int:
-    """Lines of text that a row of the legend takes."""
+    """Return the number of lines of text in a row of the legend."""
     return max(label.count("\n") + 1 for label, *_ in lines[:columns])
 
 
 def _groups(runs: Sequence[Run], split: str) -> list[str]:
-    """The groups that any model was measured on, by number where they are numbers."""
+    """Return the groups that any model was measured on, by number where they are numbers."""
     measured = (mapping(model.get(split)) for run in runs for model in run.models.values())
     names = {str(key).removeprefix(_PREFIX) for one in measured for key in one if str(key).startswith(_PREFIX)}
     return sorted(names, key=lambda name: (_amount(name) is None, _amount(name) or 0.0, name))
@@ -92,7 +92,7 @@ def _amount(name: str) -> float | None:
 
 
 def _lines(comparison: Comparison, split: str) -> list[tuple[str, Sequence[Run], str, dict[str, Any]]]:
-    """(label, runs, role, style): students in the order of validation, between the teacher and the baseline."""
+    """Return (label, runs, role, style) of each line: students by validation score, between teacher and baseline."""
     groups = [one for one in comparison.groups if any(_measured(run, run.subject, split) for run in one.runs)]
     runs = comparison.runs
     lines: list[tuple[str, Sequence[Run], str, dict[str, Any]]] = []
@@ -108,7 +108,7 @@ def _lines(comparison: Comparison, split: str) -> list[tuple[str, Sequence[Run],
 
 
 def _reference(role: str, comparison: Comparison) -> str:
-    """What the one line of all teachers, or of all baselines, is called: they may not be the same network."""
+    """Return the name of the line for all teachers, or all baselines: they may not be the same network."""
     network = "teacher" if role == "teacher" else "student"
     mixed = {network, "data", "name"} & set(comparison.differs)
     return f"{role}, mean of all runs" if mixed else role

@@ -1,1 +1,1 @@
-"""Which examples a student gets wrong, and which its teacher got right."""
+"""Diagnosis of which examples a student gets wrong, and which of them its teacher got right."""

@@ -1,4 +1,4 @@
-"""What a student lost of its teacher, and what it inherited: counts of answers to the same examples."""
+"""Counts of what a student lost of its teacher, and what it inherited, over answers to the same examples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORMAT = 1
 """Version of ``diagnosis.json``."""
 
 BINS = 15
-"""Of the calibration, as everywhere in kdlab."""
+"""Number of bins of the calibration, as everywhere in kdlab."""
 
 ROLES = ("teacher", "student", "baseline")
 
@@ -23,7 +23,7 @@ KINDS = {
     "other": "wrong where the teacher is, in another class",
     "corrected": "right where the teacher is wrong",
 }
-"""What a network's answer can be beside the teacher's, where the two are not both right; the first three are errors."""
+"""Kinds of a network's answer beside the teacher's, where not both are right; the first three are errors."""
 
 ALONE = {"errors": "wrong"}
 BESIDE_BASELINE = {
@@ -39,51 +39,55 @@ def diagnose(
     classes: Sequence[str],
     slices: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
-    """Everything that is counted, as it stands in ``diagnosis.json``.
+    """Count everything that stands in ``diagnosis.json``.
 
     Args:
-        logits: role (``student``, and perhaps ``teacher`` and ``baseline``) → (N, C), of the same examples in order.
+        logits: map of role (``student``, and perhaps ``teacher`` and ``baseline``) → (N, C), of the same examples in
+            order.
         targets: (N,) class ids.
-        classes: the name of each class.
-        slices: name of a column → the group of each example, N texts.
+        classes: name of each class.
+        slices: map of column name → the group of each example, N texts.
 
     Returns:
         Plain numbers, texts and lists; examples are numbers from 0 in the order of the split.
     """
     roles = [role for role in ROLES if role in logits]
-    said = {role: logits[role].argmax(-1) for role in roles}
-    found: dict[str, Any] = {
+    predictions = {role: logits[role].argmax(-1) for role in roles}
+    result: dict[str, Any] = {
         "examples": len(targets),
         "classes": list(classes),
         "networks": {role: network(logits[role], targets) for role in roles},
     }
-    if "teacher" in said:
-        found["against_teacher"] = {
-            role: {"agreement": _share(said[role] == said["teacher"]), **_listed(said[role], said["teacher"], targets)}
+    if "teacher" in predictions:
+        result["against_teacher"] = {
+            role: {
+                "agreement": _share(predictions[role] == predictions["teacher"]),
+                **_listed(predictions[role], predictions["teacher"], targets),
+            }
             for role in roles
             if role != "teacher"
         }
-    if "baseline" in said:
-        found["against_baseline"] = against_baseline(said["student"], said["baseline"], targets)
-    found["per_class"] = [
-        {"class": name, **_part(said, targets, targets == number)} for number, name in enumerate(classes)
+    if "baseline" in predictions:
+        result["against_baseline"] = against_baseline(predictions["student"], predictions["baseline"], targets)
+    result["per_class"] = [
+        {"class": name, **_part(predictions, targets, targets == number)} for number, name in enumerate(classes)
     ]
-    found["slices"] = {
+    result["slices"] = {
         column: [
-            {"value": value, **_part(said, targets, torch.tensor([one == value for one in groups]))}
+            {"value": value, **_part(predictions, targets, torch.tensor([one == value for one in groups]))}
             for value in sorted(set(groups), key=_natural)
         ]
         for column, groups in (slices or {}).items()
     }
-    found["confusions"] = confusions(said, targets, classes)
-    found["disagreements"] = disagreements(said, targets, classes) if "teacher" in said else []
-    found["targets"] = targets.tolist()
-    found["predictions"] = {role: said[role].tolist() for role in roles}
-    return found
+    result["confusions"] = confusions(predictions, targets, classes)
+    result["disagreements"] = disagreements(predictions, targets, classes) if "teacher" in predictions else []
+    result["targets"] = targets.tolist()
+    result["predictions"] = {role: predictions[role].tolist() for role in roles}
+    return result
 
 
 def network(logits: Tensor, targets: Tensor) -> dict[str, Any]:
-    """How often one network is right, and whether it is as sure as it is right.
+    """Return accuracy, errors and calibration of one network.
 
     ``ece`` is the expected calibration error over 15 bins (Guo et al., *On Calibration of Modern Neural Networks*, ICML
     2017), ``overconfidence`` the mean confidence less the accuracy.
@@ -112,7 +116,7 @@ def network(logits: Tensor, targets: Tensor) -> dict[str, Any]:
 
 
 def kinds(said: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, Tensor]:
-    """Which examples are of each of :data:`KINDS`: (N,) bool by name."""
+    """Return which examples are of each of :data:`KINDS`: (N,) bool by name."""
     right, taught = said == targets, teacher == targets
     return {
         "inherited": ~right & ~taught & (said == teacher),
@@ -123,7 +127,7 @@ def kinds(said: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, Tensor]:
 
 
 def against_baseline(student: Tensor, baseline: Tensor, targets: Tensor) -> dict[str, Any]:
-    """Where the student is right and the baseline is not, and the reverse; and whether that could be chance.
+    """Compare the right answers of student and baseline, with the p-value of the difference.
 
     ``p`` is that of the exact sign test (McNemar's): how probable a difference of this size or more is, if each example
     that only one of the two gets right were as likely to be the one's as the other's.
@@ -135,9 +139,9 @@ def against_baseline(student: Tensor, baseline: Tensor, targets: Tensor) -> dict
 
 
 def sign_test(a: int, b: int) -> float:
-    """The two-sided p of ``a`` against ``b`` draws of a fair coin.
+    """Return the two-sided p of ``a`` against ``b`` draws of a fair coin.
 
-    >>> sign_test(5, 1)
+    >>> round(sign_test(5, 1), 5)
     0.21875
     """
     n, k = a + b, min(a, b)
@@ -148,7 +152,7 @@ def sign_test(a: int, b: int) -> float:
 
 
 def confusions(said: Mapping[str, Tensor], targets: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Pairs (true class, wrong class) and how often each network takes the one for the other; the student's first."""
+    """Return pairs (true class, wrong class) with each network's count, the student's most frequent first."""
     counts = {role: _pairs(targets, answer, len(classes)) for role, answer in said.items()}
     pairs = set().union(*counts.values())
     rows = [
@@ -159,7 +163,7 @@ def confusions(said: Mapping[str, Tensor], targets: Tensor, classes: Sequence[st
 
 
 def disagreements(said: Mapping[str, Tensor], targets: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Pairs (the teacher's class, the student's), the most frequent first, and how often each of the two is right."""
+    """Return pairs (teacher's class, student's class), most frequent first, with how often each of the two is right."""
     student, teacher = said["student"], said["teacher"]
     counts = _pairs(teacher, student, len(classes))
     right = _pairs(teacher, student, len(classes), student == targets)
@@ -178,54 +182,54 @@ def disagreements(said: Mapping[str, Tensor], targets: Tensor, classes: Sequence
 
 
 def most_confident_errors(logits: Mapping[str, Tensor], targets: Tensor, most: int) -> dict[str, tuple[str, list[int]]]:
-    """Examples to look at, of each kind those that a network is most sure of: kind → (what it means, their numbers).
+    """Return the examples of each kind that a network is most sure of: kind → (its meaning, their numbers).
 
-    Beside a teacher the kinds are :data:`KINDS`; else they are about the baseline, or simply what is wrong.
+    With a teacher the kinds are :data:`KINDS`; else they compare with the baseline, or hold all errors.
     """
-    said = {role: values.argmax(-1) for role, values in logits.items()}
+    predictions = {role: values.argmax(-1) for role, values in logits.items()}
     sure = {role: values.double().softmax(-1).max(-1).values for role, values in logits.items()}
-    student = said["student"]
-    if "teacher" in said:
-        masks, names, reference = kinds(student, said["teacher"], targets), dict(KINDS), "teacher"
-    elif "baseline" in said:
-        right, alone = student == targets, said["baseline"] == targets
+    student = predictions["student"]
+    if "teacher" in predictions:
+        masks, names, reference = kinds(student, predictions["teacher"], targets), dict(KINDS), "teacher"
+    elif "baseline" in predictions:
+        right, alone = student == targets, predictions["baseline"] == targets
         masks = {"lost": ~right & alone, "shared": ~right & ~alone, "gained": right & ~alone}
         names, reference = dict(BESIDE_BASELINE), "baseline"
     else:
         masks, names, reference = {"errors": student != targets}, dict(ALONE), "student"
-    found = {}
+    chosen = {}
     for kind, mask in masks.items():
         # of what the student got right, how sure the other one was of its mistake
         by = sure[reference if kind in ("corrected", "gained") else "student"]
         order = torch.where(mask, by, -1.0).argsort(descending=True, stable=True)
-        found[kind] = (names[kind], order[: min(int(mask.sum()), most)].tolist())
-    return found
+        chosen[kind] = (names[kind], order[: min(int(mask.sum()), most)].tolist())
+    return chosen
 
 
-def _part(said: Mapping[str, Tensor], targets: Tensor, mask: Tensor) -> dict[str, Any]:
-    """Accuracies and kinds of errors of some of the examples."""
+def _part(predictions: Mapping[str, Tensor], targets: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Return accuracies and kinds of errors of some of the examples."""
     own = targets[mask]
-    answers = {role: answer[mask] for role, answer in said.items()}
-    found: dict[str, Any] = {"examples": len(own)}
-    found["accuracy"] = {role: _share(answer == own) if len(own) else None for role, answer in answers.items()}
-    if "teacher" in said:
+    answers = {role: answer[mask] for role, answer in predictions.items()}
+    counts: dict[str, Any] = {"examples": len(own)}
+    counts["accuracy"] = {role: _share(answer == own) if len(own) else None for role, answer in answers.items()}
+    if "teacher" in predictions:
         masks = kinds(answers["student"], answers["teacher"], own)
-        found |= {kind: int(one.sum()) for kind, one in masks.items()}
-    return found
+        counts |= {kind: int(one.sum()) for kind, one in masks.items()}
+    return counts
 
 
-def _listed(said: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, Any]:
-    return _masks(kinds(said, teacher, targets))
+def _listed(predicted: Tensor, teacher: Tensor, targets: Tensor) -> dict[str, Any]:
+    return _masks(kinds(predicted, teacher, targets))
 
 
 def _masks(masks: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How many examples each mask has, and which."""
+    """Return the number of examples in each mask, and their indices."""
     counts: dict[str, Any] = {name: int(mask.sum()) for name, mask in masks.items()}
     return {**counts, "numbers": {name: mask.nonzero()[:, 0].tolist() for name, mask in masks.items()}}
 
 
 def _pairs(a: Tensor, b: Tensor, classes: int, where: Tensor | None = None) -> dict[tuple[int, int], int]:
-    """(a, b) → how many examples, of those where the two differ."""
+    """Return (a, b) → number of examples, of those where the two differ."""
     differ = a != b if where is None else (a != b) & where
     codes, counts = (a[differ] * classes + b[differ]).unique(return_counts=True)
     return {divmod(code, classes): count for code, count in zip(codes.tolist(), counts.tolist(), strict=True)}
@@ -236,7 +240,7 @@ def _share(values: Tensor) -> float:
 
 
 def _natural(text: str) -> tuple[int, float, str]:
-    """Numbers, and what begins with one, by their size, before all other texts."""
+    """Return a sort key: numbers, and what begins with one, by their size, before all other texts."""
     try:
         return 0, float(text.split(" ")[0]), text
     except ValueError:

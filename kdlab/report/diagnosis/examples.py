@@ -1,4 +1,4 @@
-"""The examples that a diagnosis shows, with what the networks read of them."""
+"""Examples that a diagnosis shows, with the inputs that the networks read."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ def shown(
     split: str,
     config: Mapping[str, Any],
 ) -> list[Shown]:
-    """The examples to look at, with their pictures or values.
+    """Return the examples to look at, with their pictures or values.
 
     Args:
-        most_confident_errors: what :func:`~kdlab.report.diagnosis.diagnosis.most_confident_errors` chose.
-        counted: what :func:`~kdlab.report.diagnosis.diagnosis.diagnose` counted.
-        logits: role → (N, C).
+        most_confident_errors: result of :func:`~kdlab.report.diagnosis.diagnosis.most_confident_errors`.
+        counted: result of :func:`~kdlab.report.diagnosis.diagnosis.diagnose`.
+        logits: map of role → (N, C).
         data: the data module.
-        split: of which the examples are.
-        config: of the data, which knows the names of a table's columns.
+        split: split of the examples.
+        config: configuration of the data, which has the names of a table's columns.
     """
     inputs = _inputs(data, split, {number for _, numbers in most_confident_errors.values() for number in numbers})
     names = counted["classes"]
@@ -38,11 +38,11 @@ def shown(
     for kind, (meaning, numbers) in most_confident_errors.items():
         one = Shown(kind, meaning, beside.get(kind, counted["networks"]["student"]["errors"]))
         for number in numbers:
-            said = {}
+            answers = {}
             for role in counted["networks"]:
                 chances = logits[role][number].double().softmax(-1)
-                said[role] = (names[int(chances.argmax())], float(chances.max()))
-            example = Example(number, names[counted["targets"][number]], said)
+                answers[role] = (names[int(chances.argmax())], float(chances.max()))
+            example = Example(number, names[counted["targets"][number]], answers)
             if inputs[number].ndim == 3:
                 example.picture = _picture(inputs[number])
             else:
@@ -53,7 +53,7 @@ def shown(
 
 
 def _inputs(data: ImageData, split: str, wanted: set[int]) -> dict[int, Tensor]:
-    """Number of an example → what the networks read of it; of files, no others are opened."""
+    """Return number of an example → its input to the networks; of files, no others are opened."""
     if not wanted:
         return {}
     loader, rows = data.ordered_loader(split), sorted(wanted)
@@ -63,7 +63,7 @@ def _inputs(data: ImageData, split: str, wanted: set[int]) -> dict[int, Tensor]:
 
 
 def _picture(row: Tensor) -> Any:
-    """(C, H, W) in [0, 1] as an array for drawing: colours where there are three channels, else their mean in grey."""
+    """Return (C, H, W) in [0, 1] as an array for drawing: colours for three channels, else their mean in grey."""
     pixels = row.clamp(0, 1)
     return (pixels.permute(1, 2, 0) if len(row) == 3 else pixels.mean(0)).numpy()
 

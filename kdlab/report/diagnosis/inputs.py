@@ -1,4 +1,4 @@
-"""What a diagnosis is of, from counting to the files that it leaves: what ``diagnose`` and the end of a run share."""
+"""Inputs of a diagnosis, and the files that it leaves: shared by ``diagnose`` and the end of a run."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ COUNTS = "diagnosis.json"
 
 @dataclass(frozen=True)
 class DiagnosisInputs:
-    """Networks that were asked about the same examples."""
+    """Outputs of several networks for the same examples, with the run and data that they belong to."""
 
     run: Path
     name: str
-    """Of the experiment."""
+    """Name of the experiment."""
     data: DataModule
     """The data module."""
     config: Mapping[str, Any]
-    """Of the data, which knows the names of a table's columns."""
+    """Configuration of the data, which has the names of a table's columns."""
     split: str
     logits: Mapping[str, Tensor]
-    """Role → (N, C), in the order of the split, on the CPU."""
+    """Map of role → (N, C), in the order of the split, on the CPU."""
     targets: Tensor
-    """(N,) class ids."""
+    """Class ids, (N,)."""
 
     @property
     def title(self) -> str:
-        """What was asked, in a line."""
+        """Title in a line: experiment, number of examples, split, data and classes."""
         classes = len(self.data.class_names)
         return f"{self.name}: {len(self.targets)} {self.split} examples of {self.data.name}, {classes} classes"
 
     def count(self, slices: Mapping[str, Sequence[str]] | None = None) -> dict[str, Any]:
-        """Everything that is counted, with where it is from; ``notes`` is for the caller to fill."""
-        found = diagnosis.diagnose(self.logits, self.targets, self.data.class_names, slices)
-        return {"format": diagnosis.FORMAT, "run": str(self.run), "split": self.split, "notes": [], **found}
+        """Return all counts with the run and split that they are from; ``notes`` is for the caller to fill."""
+        counts = diagnosis.diagnose(self.logits, self.targets, self.data.class_names, slices)
+        return {"format": diagnosis.FORMAT, "run": str(self.run), "split": self.split, "notes": [], **counts}
 
     def write(self, counted: Mapping[str, Any], out: Path, command: str, pictures: bool = True) -> list[str]:
-        """Write ``diagnosis.json``, and with ``pictures`` the page and what is drawn for it.
+        """Write ``diagnosis.json``, and with ``pictures`` the page and its pictures.
 
         Args:
-            counted: what :meth:`count` gave.
-            out: the folder.
-            command: what was typed, for the page.
-            pictures: else the counts alone.
+            counted: result of :meth:`count`.
+            out: folder of the files.
+            command: command that was typed, for the page.
+            pictures: whether to write page and pictures beside the counts.
 
         Returns:
             The names of the files.

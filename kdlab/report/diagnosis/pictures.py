@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CLASSES = 24
-"""Classes of a chart; of more, those where the student differs most from its teacher."""
+"""Largest number of classes in a chart; of more, those where the student differs most from its teacher."""
 
 COLUMNS, ROWS = 6, 2
-"""Of pictures of one kind."""
+"""Layout of the pictures of one kind."""
 
 MARKS = {"teacher": ("s", BLUE), "student": ("o", VERMILION), "baseline": ("^", QUIET)}
 COLOURS = {"inherited": ORANGE, "own": VERMILION, "other": PURPLE, "corrected": GREEN}
@@ -54,31 +54,31 @@ TITLES = {
 
 @dataclass
 class Example:
-    """One example of a split, and what every network takes it for."""
+    """Example of a split, with the class that every network predicts."""
 
     number: int
     true: str
     said: Mapping[str, tuple[str, float]]
-    """Role → (class, its probability)."""
+    """Map of role → (class, its probability)."""
     picture: Any = None
-    """(H, W) or (H, W, 3) array in [0, 1]; None for the row of a table."""
+    """Array (H, W) or (H, W, 3) in [0, 1]; None for the row of a table."""
     values: Sequence[tuple[str, float, float]] = ()
-    """Of a table, what is least usual about the row: (column, value, deviations from the mean)."""
+    """Least usual values of a table's row: (column, value, deviations from the mean)."""
 
 
 @dataclass
 class Shown:
-    """The examples of one kind."""
+    """Examples of one kind."""
 
     kind: str
     meaning: str
     total: int
-    """How many there are, shown or not."""
+    """Number of examples of this kind, shown or not."""
     examples: list[Example] = field(default_factory=list)
 
 
 def draw(found: Mapping[str, Any], kinds: Sequence[Shown], title: str, out: Path) -> list[Picture]:
-    """Every picture that there is something for, as ``diagnosis*.png`` files in ``out``."""
+    """Draw every picture that there are numbers for, as ``diagnosis*.png`` files in ``out``."""
     import matplotlib
 
     drawn: dict[str, Callable[[], Drawing | None]] = {
@@ -107,7 +107,7 @@ figure; and what is left free between cells, so that a square picture is as wide
 
 
 def examples(kinds: Sequence[Shown], title: str) -> Drawing:
-    """Examples of every kind, those first that a network is most sure of: pictures, or the rows of a table."""
+    """Draw examples of every kind, the most confident errors first: pictures, or the rows of a table."""
     none = [TITLES[one.kind].lower() for one in kinds if not one.examples]
     kinds = [one for one in kinds if one.examples]
     width = _CELL * COLUMNS + 0.2
@@ -139,7 +139,7 @@ def _height(one: Shown, pictures: bool) -> float:
 
 
 def _cell(example: Example) -> float:
-    """Height of a picture, the lines below it, and the gap to the next."""
+    """Return the height of a picture, the lines below it, and the gap to the next, in inches."""
     return _image_height(example) + _LINE * (2 + len(example.said)) + 0.16
 
 
@@ -205,7 +205,7 @@ def _fitted(figure: Figure, name: str, room: float) -> tuple[str, float]:
 
 
 def _long(figure: Figure, text: str, size: float, weight: str) -> float:
-    """How many inches a line of text takes."""
+    """Return the width of a line of text in inches."""
     from matplotlib.font_manager import FontProperties
 
     canvas: Any = figure.canvas
@@ -214,7 +214,7 @@ def _long(figure: Figure, text: str, size: float, weight: str) -> float:
 
 
 def _lines(figure: Figure, one: Shown, top: float) -> None:
-    """Rows of a table, a line each."""
+    """Draw the rows of a table, a line each."""
     roles = list(one.examples[0].said)
     places = [0.15, 0.75, *(1.9 + 1.4 * n for n in range(len(roles)))]
     last = 1.9 + 1.4 * len(roles)
@@ -232,7 +232,7 @@ def _lines(figure: Figure, one: Shown, top: float) -> None:
 
 
 def unusual(example: Example, room: int) -> str:
-    """The values of a table's row that are furthest from the mean, as many as ``room`` characters take."""
+    """Return the values of a table's row that are furthest from the mean, as many as fit ``room`` characters."""
     text = ""
     for name, value, away in example.values:
         longer = f"{text}{', ' if text else ''}{cut(name, 14)} {value:.4g} ({away:+.1f})"
@@ -249,7 +249,7 @@ def _blank(width: float, height: float) -> Figure:
 
 
 def _write(figure: Figure, x: float, y: float, text: str, size: float, **style: Any) -> None:
-    """Text at inches from the left and the top."""
+    """Write text at inches from the left and the top."""
     wide, high = figure.get_size_inches()
     figure.text(x / wide, 1 - y / high, text, va="top", fontsize=size, **style)
 
@@ -275,7 +275,7 @@ def _box(figure: Figure, x: float, y: float, wide: float, high: float, colour: s
 
 
 def chosen_classes(rows: Sequence[Mapping[str, Any]], most: int = MOST_CLASSES) -> list[Mapping[str, Any]]:
-    """All classes in order; of many, those where the student differs most from its reference, what it lost first."""
+    """Return all classes in order; of many, those where the student differs most from its reference, losses first."""
     rows = [row for row in rows if row["examples"]]
     if len(rows) <= most:
         return list(rows)
@@ -284,13 +284,13 @@ def chosen_classes(rows: Sequence[Mapping[str, Any]], most: int = MOST_CLASSES) 
 
 
 def difference(row: Mapping[str, Any]) -> float:
-    """The student's accuracy less its teacher's, or else its baseline's; without either, that of a perfect network."""
+    """Return the student's accuracy less the teacher's, or the baseline's, or that of a perfect network."""
     accuracy = row["accuracy"]
     return float(accuracy["student"] - accuracy.get("teacher", accuracy.get("baseline", 1.0)))
 
 
 def classes(found: Mapping[str, Any], title: str) -> Drawing:
-    """Accuracy of every network on each class, and the student's errors by their kind."""
+    """Draw the accuracy of every network on each class, and the student's errors by their kind."""
     rows = chosen_classes(found["per_class"])
     taught = "teacher" in found["networks"]
     figure = canvas(9.9, 1.75 + 0.27 * len(rows))
@@ -362,7 +362,7 @@ def _errors(ax: Axes, rows: Sequence[Mapping[str, Any]], taught: bool) -> None:
 
 
 def calibration(found: Mapping[str, Any], title: str) -> Drawing:
-    """How often a network is right against how sure it is: on the diagonal, it can be believed."""
+    """Draw the accuracy of each network against its confidence: on the diagonal, it is well calibrated."""
     networks = found["networks"]
     width = 3.3 * len(networks)
     figure = canvas(max(width, 6.6), 4.6)
@@ -392,5 +392,5 @@ def _reliability(ax: Axes, role: str, one: Mapping[str, Any]) -> None:
     ax.set_box_aspect(1)
     ax.set_title(role, fontsize=10, pad=20)
     over = 100 * one["overconfidence"]
-    said = f"ECE {100 * one['ece']:.1f} %, {abs(over):.1f} points too {'sure' if over > 0 else 'unsure'}"
-    ax.annotate(said, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8.5, color=QUIET)
+    label = f"ECE {100 * one['ece']:.1f} %, {abs(over):.1f} points too {'sure' if over > 0 else 'unsure'}"
+    ax.annotate(label, (0, 1), (0, 6), xycoords="axes fraction", textcoords="offset points", fontsize=8.5, color=QUIET)

@@ -1,4 +1,4 @@
-"""A diagnosis in words: tables for the terminal, and one HTML page that needs nothing else."""
+"""Reports of a diagnosis: tables for the terminal, and one HTML page that needs nothing else."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from kdlab.report.table import Column, render
 from kdlab.runs.formatting import percent, plural
 
 _MOST_ROWS = 20
-"""Classes of the table on a terminal."""
+"""Largest number of classes in the table on a terminal."""
 _MOST_PAIRS = 6
 
 Table = tuple[list[dict[str, object]], list[Column]]
 
 
 def text(found: Mapping[str, Any], width: int | None = None) -> str:
-    """The tables for a terminal.
+    """Return the tables for a terminal.
 
     Args:
-        found: what :func:`~kdlab.report.diagnosis.diagnosis.diagnose` counted.
-        width: characters a line may take.
+        found: result of :func:`~kdlab.report.diagnosis.diagnosis.diagnose`.
+        width: largest number of characters of a line.
     """
 
     def shown(table: Table) -> str:
@@ -46,7 +46,7 @@ def text(found: Mapping[str, Any], width: int | None = None) -> str:
 
 
 def remarks(found: Mapping[str, Any]) -> list[str]:
-    """What the numbers come to, a line each."""
+    """Return the findings of a diagnosis in words, a line each."""
     lines = []
     beside = found.get("against_teacher", {})
     if beside:
@@ -70,7 +70,7 @@ def remarks(found: Mapping[str, Any]) -> list[str]:
 
 
 def networks(found: Mapping[str, Any]) -> Table:
-    """A row for each network."""
+    """Return a table with a row for each network."""
     rows: list[dict[str, object]] = []
     for role, one in found["networks"].items():
         beside = found.get("against_teacher", {}).get(role, {})
@@ -98,7 +98,7 @@ def networks(found: Mapping[str, Any]) -> Table:
 
 
 def parts(rows: Sequence[Mapping[str, Any]], key: str, title: str) -> Table:
-    """A row for each class, or each group of a slice."""
+    """Return a table with a row for each class, or each group of a slice."""
     shown: list[dict[str, object]] = []
     roles = list(rows[0]["accuracy"]) if rows else []
     for row in rows:
@@ -118,17 +118,17 @@ def _kinds(rows: Sequence[Mapping[str, object]]) -> list[Column]:
     return [Column(kind, titles[kind]) for kind in KINDS if any(row.get(kind) is not None for row in rows)]
 
 
-def _confusions(found: Mapping[str, Any], most: int = _MOST_PAIRS) -> tuple[Table, int]:
-    """How often each network takes one class for another, the student's most frequent first; and how many are left."""
-    rows = found["confusions"]
+def _confusions(counted: Mapping[str, Any], most: int = _MOST_PAIRS) -> tuple[Table, int]:
+    """Return the table of classes that networks confuse, the student's most frequent first, and how many are left."""
+    rows = counted["confusions"]
     columns = [Column("true", "true", right=False), Column("said", "taken for", right=False)]
-    columns += [Column(role, role) for role in found["networks"]]
+    columns += [Column(role, role) for role in counted["networks"]]
     return (rows[:most], columns), max(len(rows) - most, 0)
 
 
-def _disagreements(found: Mapping[str, Any], most: int = _MOST_PAIRS) -> tuple[Table, int]:
-    """Where student and teacher differ, by what they say."""
-    rows = found["disagreements"]
+def _disagreements(counted: Mapping[str, Any], most: int = _MOST_PAIRS) -> tuple[Table, int]:
+    """Return the table of classes in which student and teacher differ, and how many rows are left out."""
+    rows = counted["disagreements"]
     columns = [
         Column("teacher", "teacher says", right=False),
         Column("student", "student says", right=False),
@@ -147,7 +147,7 @@ def write_page(
     title: str,
     command: str,
 ) -> None:
-    """Write ``diagnosis.html``: what the numbers come to, pictures, and every table whole."""
+    """Write ``diagnosis.html``: findings, pictures, and every table whole."""
     examples = f"{found['examples']} of the {found.get('split', 'test')} split"
     confusions, disagreements = _confusions(found, 100), _disagreements(found, 100)
     html.write_page(
@@ -169,14 +169,14 @@ def write_page(
 
 
 def _rows(kinds: Sequence[Shown], roles: Sequence[str]) -> Table:
-    """The examples shown of a table's rows, with their values; no rows for pictures."""
+    """Return the examples shown of a table's rows, with their values; no rows for pictures."""
     rows: list[dict[str, object]] = []
     for one in kinds:
         for example in one.examples:
             if example.picture is None:
-                said = {role: f"{name} {100 * sure:.0f} %" for role, (name, sure) in example.said.items()}
+                answers = {role: f"{name} {100 * sure:.0f} %" for role, (name, sure) in example.said.items()}
                 known = {"kind": TITLES[one.kind], "number": example.number, "true": example.true}
-                rows.append({**known, **said, "values": unusual(example, 240)})
+                rows.append({**known, **answers, "values": unusual(example, 240)})
     columns = [Column("kind", "kind", right=False), Column("number", "number"), Column("true", "true", right=False)]
     columns += [Column(role, role, right=False) for role in roles]
     columns.append(Column("values", "values, least usual first (standard deviations from the mean)", right=False))

@@ -18,21 +18,22 @@ from kdlab.data.table_file import read_table
 from kdlab.errors import UserError
 
 MOST_GROUPS = 50
-"""Different values that a column of words may have."""
+"""Largest number of different values in a column of words."""
 
 _FEW = 12
-"""Different numbers up to which each is a group of its own; of more, groups are quarters of the examples."""
+"""Largest number of different numbers that are groups of their own; of more, groups are quarters of the examples."""
 
 
 def groups(text: str, config: Mapping[str, Any], data: DataModule, split: str, targets: torch.Tensor) -> list[str]:
-    """The group of each example of a split.
+    """Return the group of each example of a split.
 
     Args:
-        text: ``FILE.csv:COLUMN`` with a row for each example, in order; or ``COLUMN`` of the table that ``data`` read.
-        config: of the data.
+        text: column, as ``FILE.csv:COLUMN`` with a row for each example, in order; or ``COLUMN`` of the table that
+            ``data`` read.
+        config: configuration of the data.
         data: the data module.
-        split: of which the examples are.
-        targets: (N,) their class ids, in order.
+        split: split of the examples.
+        targets: (N,) class ids of the examples, in order.
 
     Raises:
         UserError: for a file or column that is not there, or rows that are not as many.
@@ -57,7 +58,7 @@ def groups(text: str, config: Mapping[str, Any], data: DataModule, split: str, t
 
 
 def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: str, targets: torch.Tensor) -> list[str]:
-    """A column of the rows of a split, which is divided again as ``kdlab.data.csv`` divided the table."""
+    """Return a column of the rows of a split, which is divided again as ``kdlab.data.csv`` divided the table."""
     names = ("path", "target", "label", "columns", "test_path", "test", "delimiter", "classes")
     changed = f"diagnose: --slice {column}: {config['path']} is no longer what the run read"
     try:
@@ -66,7 +67,7 @@ def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: s
         raise UserError(f"{changed} ({error}); accepted: the same file") from None
 
     def placed(rows: Any, file: int) -> Any:
-        """Where each row stands, (file, row), in the place of what it holds."""
+        """Replace the content of each row by its place, (file, row)."""
         if not isinstance(rows, Rows):
             return rows
         return Rows(torch.stack([torch.full((len(rows),), file), torch.arange(len(rows))], 1), rows.targets)
@@ -84,7 +85,7 @@ def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: s
 
 
 def _grouped(values: list[str], text: str) -> list[str]:
-    """Words and few numbers as they are; of many numbers, the quarter that each is in."""
+    """Return words and few numbers unchanged; of many numbers, the quarter that each is in."""
     numbers = [_number(value) for value in values]
     if len(set(values)) > _FEW and None not in numbers:
         return _quarters([float(value) for value in numbers if value is not None])

@@ -1,4 +1,4 @@
-"""Leaderboards: many methods on one task and budget, each held against a tuned reference, seed by seed.
+"""Leaderboards: many methods on one task and budget, each compared with a tuned reference, seed by seed.
 
 A board is a YAML file that names its rows by their overrides. Settings of tuned rows are chosen on validation; the test
 split is shown and chooses nothing.
@@ -25,34 +25,34 @@ from kdlab.system.files import Unreadable, read_mapping
 from kdlab.system.names import check_name
 
 LEVEL = 0.95
-"""Of the confidence intervals, before they are corrected for the number of methods."""
+"""Level of the confidence intervals, before the correction for the number of methods."""
 
 KEYS = {"reference", "shared", "seeds", "rows", "each", "grids", "relative_to"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One setting of one method, to be run with every seed."""
+    """Setting of a method, to be run with every seed."""
 
     row: str
     overrides: tuple[str, ...]
     setting: str = ""
-    """What a grid chose, in words; empty where nothing is tuned."""
+    """Values that a grid chose, in words; empty where nothing is tuned."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """What is compared.
+    """Definition of a leaderboard: its rows, seeds, and reference.
 
     Args:
-        name: of the board, and of the folder of its runs.
-        rows: method → its overrides.
-        reference: the row that the others are held against.
-        relative_to: the row that times are relative to.
+        name: name of the board, and of the folder of its runs.
+        rows: map of method → its overrides.
+        reference: row that the others are compared with.
+        relative_to: row that times are relative to.
         shared: overrides of all rows.
-        seeds: with which each row is run.
+        seeds: seeds with which each row is run.
         each: overrides of one run, in which ``{seed}`` stands for the seed.
-        grids: row → key → the values that are tried; the best on validation, over all seeds, is the row's.
+        grids: map of row → key → the values that are tried; the best on validation, over all seeds, is the row's.
 
     Raises:
         UserError: for rows that are not there, or no seeds.
@@ -81,27 +81,27 @@ class Board:
 
     @classmethod
     def read(cls, path: Path) -> Board:
-        """A board from its file.
+        """Read a board from its file.
 
         Raises:
             UserError: if it is no mapping of the known keys.
         """
         try:
-            found = read_mapping(path)
+            content = read_mapping(path)
         except (OSError, Unreadable) as error:
             raise UserError(
                 "leaderboard", f"{path} cannot be read ({error})", f"a mapping of {', '.join(sorted(KEYS))}"
             ) from None
-        for key in found:
+        for key in content:
             if key not in KEYS:
                 raise unknown(f"leaderboard: {path.name}", key, KEYS, "key")
         for key in ("rows", "reference", "relative_to"):
-            if key not in found:
+            if key not in content:
                 raise UserError("leaderboard", f"{path.name} has no {key}", ", ".join(sorted(KEYS)))
-        return cls(path.stem, **found)
+        return cls(path.stem, **content)
 
     def only(self, rows: Sequence[str] | None, seeds: Sequence[int] | None) -> Board:
-        """The same board with some of its rows (and those the others need), or other seeds.
+        """Return the same board with some of its rows (and those the others need), or other seeds.
 
         Raises:
             UserError: for a row that is not there.
@@ -124,7 +124,7 @@ class Board:
         )
 
     def entries(self) -> Iterator[Entry]:
-        """Every setting of every row."""
+        """Yield every setting of every row."""
         for row, overrides in self.rows.items():
             grid = self.grids.get(row, {})
             for values in product(*grid.values()):
@@ -132,56 +132,56 @@ class Board:
                 yield Entry(row, (*overrides, *chosen), " ".join(chosen))
 
     def overrides(self, entry: Entry, seed: int) -> list[str]:
-        """All overrides of one run."""
+        """Return all overrides of one run."""
         return [*self.shared, *(text.replace("{seed}", str(seed)) for text in self.each), *entry.overrides]
 
 
 def _typed(value: Any) -> str:
-    """A value as an override has it."""
+    """Return a value as it is written in an override."""
     return setting(value) if not isinstance(value, Mapping) else json.dumps(dict(value)).replace('"', "")
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence interval."""
+    """Mean with its confidence interval."""
 
     mean: float
     half: float | None
-    """None for a single pair."""
+    """Half of the interval's width; None for a single pair."""
 
     @property
     def per_term(self) -> bool:
-        """Whether zero lies outside."""
+        """Whether zero lies outside of the interval."""
         return self.half is not None and abs(self.mean) > self.half
 
 
 @dataclass(frozen=True)
 class Standing:
-    """One row of a board, over its seeds."""
+    """Row of a board, with its runs over all seeds."""
 
     row: str
     setting: str
     runs: list[Run]
     failed: str = ""
-    """Why there are no runs, or fewer than seeds."""
+    """Reason why there are no runs, or fewer than seeds; else empty."""
 
     @cached_property
     def seeds(self) -> dict[Any, Run]:
-        """Seed → run."""
+        """Map of seed → run."""
         return {run.seed: run for run in self.runs}
 
     def stat(self, *path: str) -> Stat | None:
-        """A number of the student over the seeds."""
+        """Return mean and deviation of a number of the student over the seeds."""
         return over([value for run in self.runs if (value := run.number(run.subject, *path)) is not None])
 
 
 @dataclass(frozen=True)
 class Results:
-    """A board with what its runs came to, best first on validation."""
+    """Board with the results of its runs, best first on validation."""
 
     board: Board
     standings: list[Standing]
     times: Mapping[str, float] = field(default_factory=dict)
-    """Row → time of a training step, relative to ``board.relative_to``."""
+    """Map of row → time of a training step, relative to ``board.relative_to``."""
 
     @classmethod
     def of(cls, board: Board, runs: Mapping[tuple[Entry, int], Run], times: Mapping[str, float]) -> Results:
@@ -196,21 +196,21 @@ class Results:
 
     @cached_property
     def score(self) -> Score:
-        """What rows are judged by."""
+        """Score that rows are judged by."""
         return score_of([run for one in self.standings for run in one.runs])
 
     @cached_property
     def reference(self) -> Standing:
-        """The row that the others are held against."""
+        """Row that the others are compared with."""
         return next(one for one in self.standings if one.row == self.board.reference)
 
     @property
     def compared(self) -> int:
-        """How many rows are held against the reference: what the intervals are corrected for."""
+        """Number of rows compared with the reference, for which the intervals are corrected."""
         return max(1, sum(1 for one in self.standings if one.runs and one.row != self.board.reference))
 
     def difference(self, standing: Standing) -> Interval | None:
-        """The paired difference to the reference on the test split, over the seeds that both have.
+        """Return the paired difference to the reference on the test split, over the seeds that both have.
 
         The interval is Student's, at a level that Bonferroni's correction makes hold for all rows at once. None for
         the reference itself.
@@ -220,18 +220,18 @@ class Results:
         return paired(self.pairs(standing), 1 - (1 - LEVEL) / self.compared)
 
     def pairs(self, standing: Standing) -> list[float]:
-        """The differences to the reference on the test split, seed by seed."""
-        found = []
+        """Return the differences to the reference on the test split, seed by seed."""
+        differences = []
         for seed, run in standing.seeds.items():
             other = self.reference.seeds.get(seed)
             mine = run.number(run.subject, "test", self.score.key)
-            theirs = other.number(other.subject, "test", self.score.key) if other else None
-            if mine is not None and theirs is not None:
-                found.append(mine - theirs)
-        return found
+            reference = other.number(other.subject, "test", self.score.key) if other else None
+            if mine is not None and reference is not None:
+                differences.append(mine - reference)
+        return differences
 
     def rows(self) -> list[dict[str, str | None]]:
-        """The cells of the table."""
+        """Return the cells of the table."""
         return [self._cells(place, one) for place, one in enumerate(self.standings, 1)]
 
     def _cells(self, place: int, one: Standing) -> dict[str, str | None]:
@@ -252,12 +252,12 @@ class Results:
     def _scored(self, stat: Stat | None) -> str | None:
         if stat is None:
             return None
-        said = self.score.form(stat.mean)
-        return said if stat.std is None else f"{said} ± {self.score.deviation(stat.std, stat.mean)}"
+        mean = self.score.form(stat.mean)
+        return mean if stat.std is None else f"{mean} ± {self.score.deviation(stat.std, stat.mean)}"
 
     @property
     def columns(self) -> list[table.Column]:
-        """The headings."""
+        """Columns of the table, with their headings."""
         unit = self.score.unit
         return [
             table.Column("place", "#"),
@@ -273,7 +273,7 @@ class Results:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know to read the table rightly."""
+        """Notes that a reader needs to read the table rightly."""
         level = f"{100 * LEVEL:g} %"
         notes = [
             "Ranked on validation; the test split is shown, and chooses nothing.",
@@ -294,7 +294,7 @@ class Results:
         return notes
 
     def record(self) -> dict[str, Any]:
-        """Everything that the table is made of, in numbers, for ``leaderboard.json``."""
+        """Return all numbers of the table, for ``leaderboard.json``."""
         rows = []
         for one in self.standings:
             gap = self.difference(one)
@@ -324,7 +324,7 @@ class Results:
         }
 
     def markdown(self) -> str:
-        """The table for a README."""
+        """Return the table for a README."""
         lines = ["| " + " | ".join(column.title for column in self.columns) + " |"]
         lines.append("|" + "|".join("---:" if column.right else "---" for column in self.columns) + "|")
         for cells in self.rows():
@@ -333,15 +333,15 @@ class Results:
 
 
 def _standing(entry: Entry, board: Board, runs: Mapping[tuple[Entry, int], Run]) -> Standing:
-    found = [runs[entry, seed] for seed in board.seeds if (entry, seed) in runs]
-    failed = [run for run in found if run.failed]
-    good = [run for run in found if not run.failed]
-    said = f"{plural(len(failed), 'run')} failed: {failed[0].error}" if failed else ""
-    return Standing(entry.row, entry.setting, good, said)
+    tried = [runs[entry, seed] for seed in board.seeds if (entry, seed) in runs]
+    failed = [run for run in tried if run.failed]
+    good = [run for run in tried if not run.failed]
+    reason = f"{plural(len(failed), 'run')} failed: {failed[0].error}" if failed else ""
+    return Standing(entry.row, entry.setting, good, reason)
 
 
 def _merit(one: Standing, score: Score) -> float:
-    """What rows are ordered by: their mean on validation; those that were never validated last."""
+    """Return the number that rows are ordered by: their mean on validation; those never validated come last."""
     stat = one.stat("val", score.key)
     if stat is None:
         return -math.inf
@@ -349,8 +349,8 @@ def _merit(one: Standing, score: Score) -> float:
 
 
 def _interval(gap: Interval, score: Score) -> str:
-    said = score.difference(gap.mean) or ""
-    return said if gap.half is None else f"{said} ± {score.deviation(gap.half, gap.mean)}"
+    mean = score.difference(gap.mean) or ""
+    return mean if gap.half is None else f"{mean} ± {score.deviation(gap.half, gap.mean)}"
 
 
 def _mean(stat: Stat | None) -> float | None:
@@ -358,7 +358,7 @@ def _mean(stat: Stat | None) -> float | None:
 
 
 def paired(differences: Sequence[float], level: float) -> Interval | None:
-    r"""Mean of paired differences with Student's confidence interval; None of nothing.
+    r"""Return the mean of paired differences with Student's confidence interval; None if there are none.
 
     Half of the interval is :math:`t_{n-1,(1+level)/2}\, s / \sqrt n`.
 
@@ -375,7 +375,7 @@ def paired(differences: Sequence[float], level: float) -> Interval | None:
 
 @cache
 def t_quantile(p: float, freedom: int) -> float:
-    r"""The p-quantile of Student's t, for p in [1/2, 1), found by bisection.
+    r"""Return the p-quantile of Student's t, for p in [1/2, 1), found by bisection.
 
     ``scipy.stats.t.ppf`` would be the library's; nothing else of kdlab needs scipy, a package of 35 MB.
 

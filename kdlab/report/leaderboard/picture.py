@@ -1,4 +1,4 @@
-"""A board as a picture: every method's difference to the reference, with its confidence interval."""
+"""Picture of a board: every method's difference to the reference, with its confidence interval."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _range(gaps: list[Interval], scale: float) -> tuple[float, float]:
-    """What the axis spans: nine tenths of the intervals; one that failed would press all others together."""
+    """Return the limits of the axis: nine tenths of the intervals; one outlier would press all others together."""
     ends = [sorted(scale * (gap.mean + sign * (gap.half or 0)) for gap in gaps) for sign in (-1, 1)]
     if not gaps:
         return -1.0, 1.0
