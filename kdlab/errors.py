@@ -50,6 +50,14 @@ class UserError(ValueError):
             return type(self)(owner, self.key, self.accepted)
         return type(self)(f"{owner}.{self.key}", self.found, self.accepted)
 
+    def inside(self, place: object) -> Self:
+        """The same mistake found inside of a file, a row of a table or a part of a command."""
+        return type(self)(place, f"{self.key}: {self.found}" if self.found else self.key, self.accepted)
+
+    def with_hint(self, hint: str) -> Self:
+        """The same mistake with something to try, after what is accepted."""
+        return type(self)(self.key, self.found, f"{self.accepted}{hint}")
+
     def at(self, key: str) -> Self:
         """The same mistake under another key."""
         return type(self)(key, self.found or self.key, self.accepted)
@@ -119,7 +127,7 @@ def unknown(key: str, value: object, accepted: Iterable[object], what: str = "va
     """The error for a name that is not there, with the nearest ones first.
 
     >>> str(unknown("student", "resnt8", ["resnet8", "resnet20", "mlp"]))
-    "student: unknown value 'resnt8'; nearest: resnet8; accepted: mlp, resnet20, resnet8"
+    "student: unknown value 'resnt8'; nearest: resnet8, resnet20; accepted: mlp, resnet20, resnet8"
     """
     names = sorted(str(a) for a in accepted)
     close = nearest(value, names)

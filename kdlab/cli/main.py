@@ -237,9 +237,9 @@ def _check_together(flags: Flags) -> None:
     asked = {"--run": flags.run, "--cfg": flags.cfg is not None, "--info": flags.info is not None}
     given = [name for name, there in asked.items() if there]
     if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}; accepted: one of them")
+        raise UserError(" and ".join(given), accepted="one of them")
     if flags.run and flags.multirun:
-        raise UserError("--run and --multirun; accepted: one of them")
+        raise UserError("--run and --multirun", accepted="one of them")
     for name, there in (("--resolve", flags.resolve), ("--package", flags.package is not None)):
         if there and flags.cfg is None:
             raise UserError(name, "says how --cfg prints, and there is none", "with --cfg job")

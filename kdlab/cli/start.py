@@ -27,6 +27,7 @@ from kdlab.system.termination import exit_on_sigterm
 
 if TYPE_CHECKING:
     from kdlab.cli.hydra.workers import InProcess
+    from kdlab.experiment.reading import Unread
 
 PLAIN = ("temperature=constant",)
 """Defaults: typing them out asks for nothing."""
@@ -74,7 +75,7 @@ def _show(flags: Flags, composer: Composer) -> int:
     """Print the composed config, right or wrong, then say what is wrong with it."""
     parsed = composer.parse(flags.overrides)
     if flags.multirun and any(override.is_sweep_override() for override in parsed):
-        raise UserError("--cfg shows one point of a sweep; accepted: one value a key")
+        raise UserError("--cfg shows one point of a sweep", accepted="one value a key")
     refuse_sweeps(parsed)
     found = composer.compose([str(o.input_line) for o in parsed])
     shown = {"hydra": found.hydra} if flags.cfg == "hydra" else found.tree
@@ -117,11 +118,11 @@ def refuse_unread(made: Plan) -> None:
     """
     from kdlab import experiment
 
-    known: dict[str, dict[str, str]] = {}
-    unread: list[dict[str, str]] = []
+    known: dict[str, dict[str, Unread]] = {}
+    unread: list[dict[str, Unread]] = []
     values: dict[str, str] = {}
     for point in made.points:
-        of_point: list[dict[str, str]] = []
+        of_point: list[dict[str, Unread]] = []
         for one in [*point.stages.values()] or [point]:
             typed = dict(text.lstrip("+~").partition("=")[::2] for text in as_typed(one.overrides) if text not in PLAIN)
             values.update(typed)
@@ -134,10 +135,9 @@ def refuse_unread(made: Plan) -> None:
     for key in dict.fromkeys(key for found in unread for key in found):
         why = [found[key] for found in unread if key in found]
         if len(why) == len(unread) and not key.startswith(HARMLESS):
-            accepted = "" if "accepted:" in why[0] else "; accepted: leave it out"
-            raise UserError(key, f"{values[key]}, and {why[0]}{accepted}")
+            raise UserError(key, f"{values[key]}, and {why[0].why}", why[0].accepted)
         read = f" in {len(why)} of {len(unread)} jobs" if len(unread) > 1 else ""
-        said.append(f"kdlab: {key}={values[key]} is not read{read}: {why[0].partition('; accepted')[0]}")
+        said.append(f"kdlab: {key}={values[key]} is not read{read}: {why[0].why}")
     for line in said:
         say(line, file=sys.stderr)
 

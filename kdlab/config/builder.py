@@ -270,8 +270,8 @@ def _bind_fields(value: Any, path: str, parameter: Any) -> None:
 def _refused(path: str, value: Any, accepted: str) -> UserError:
     shown = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     close = nearest(value, accepted.split(", ")) if isinstance(value, str) else []
-    hint = f" nearest: {', '.join(close)};" if close else ""
-    return UserError(path, f"{shown};{hint} accepted: {accepted}")
+    hint = f"; nearest: {', '.join(close)}" if close else ""
+    return UserError(path, f"{shown}{hint}", accepted)
 
 
 # ---- what may be built
@@ -282,14 +282,12 @@ def _found(target: str, path: str) -> Signature:
         return signature(target)
     except NotFound as error:
         close = nearest(target, error.near)
-        hint = f"nearest: {', '.join(close)}; " if close else ""
+        hint = f"; nearest: {', '.join(close)}" if close else ""
         raise UserError(
             _join(path, TARGET),
-            (
-                f"no class or function {target!r}; {hint}accepted: the dotted name of one that "
-                "exists (a module of yours is looked for in the working folder and on "
-                "PYTHONPATH)"
-            ),
+            f"no class or function {target!r}{hint}",
+            "the dotted name of one that exists"
+            " (a module of yours is looked for in the working folder and on PYTHONPATH)",
         ) from None
 
 
@@ -321,11 +319,9 @@ def _permitted(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -
 
 
 def _forbidden(target: str, path: str, slots: tuple[Slot, ...]) -> UserError:
-    said = f"{_join(path, TARGET)}: {target!r} may not be built here; accepted: "
-    if not slots:
-        return UserError(f"{said}a plain value")
     hint = "" if allowed().user_modules else " (--trust builds those of a folder made elsewhere)"
-    return UserError(f"{said}{described(slots)}, or of a module of your own{hint}")
+    accepted = f"{described(slots)}, or of a module of your own{hint}" if slots else "a plain value"
+    return UserError(_join(path, TARGET), f"{target!r} may not be built here", accepted)
 
 
 def _resolve(target: str, path: str, slots: tuple[Slot, ...]) -> Any:

@@ -233,17 +233,19 @@ class RawDataset:
             rows = getattr(self, split)
             if not isinstance(rows, Rows):
                 continue
-            where = f"{self.key}: {self.name} ({split})"
+            where = f"{self.name} ({split})"
             if not len(rows):
-                raise UserError(f"{where} has no rows")
+                raise UserError(self.key, f"{where} has no rows")
             if len(rows.inputs) != len(rows.targets):
-                raise UserError(f"{where} has {len(rows.inputs)} inputs and {len(rows.targets)} targets")
+                raise UserError(self.key, f"{where} has {len(rows.inputs)} inputs and {len(rows.targets)} targets")
             if tuple(rows.inputs.shape[1:]) != shape:
-                raise UserError(f"{where} has inputs of shape {tuple(rows.inputs.shape[1:])}, train has {shape}")
+                raise UserError(
+                    self.key, f"{where} has inputs of shape {tuple(rows.inputs.shape[1:])}, train has {shape}"
+                )
             low, high = int(rows.targets.min()), int(rows.targets.max())
             if low < 0 or high >= len(self.class_names):
                 bad = low if low < 0 else high
-                raise UserError(f"{where} has class id {bad}; accepted: 0..{len(self.class_names) - 1}")
+                raise UserError(self.key, f"{where} has class id {bad}", f"0..{len(self.class_names) - 1}")
             if isinstance(rows.inputs, Tensor) and rows.inputs.is_floating_point():
                 bad_rows = (~rows.inputs.isfinite().flatten(1).all(1)).nonzero()[:, 0]
                 if len(bad_rows):

@@ -25,17 +25,17 @@ def rows_of(amount: int | float, total: int, key: str) -> int:
     Raises:
         UserError: if it is no number, negative, or more than there is.
     """
-    accepted = f"accepted: 0..{total} rows, or a fraction of them below 1"
+    accepted = f"0..{total} rows, or a fraction of them below 1"
     if isinstance(amount, bool) or not isinstance(amount, numbers.Real):
-        raise UserError(key, f"{amount!r} is no number; {accepted}")
+        raise UserError(key, f"{amount!r} is no number", accepted)
     if not 0 <= amount <= total:  # also false for nan
-        raise UserError(key, f"{amount}; there are {total} rows; {accepted}")
+        raise UserError(key, f"{amount}; there are {total} rows", accepted)
     if isinstance(amount, float) and amount == 1:
         raise UserError(key, f"{amount}, which is a share of all {total} rows", "1 (one row), or less of them")
     if amount < 1:
         return round(float(amount) * total)
     if amount != int(amount):
-        raise UserError(key, f"{amount} is neither a whole number nor a fraction; {accepted}")
+        raise UserError(key, f"{amount} is neither a whole number nor a fraction", accepted)
     return int(amount)
 
 
@@ -92,13 +92,13 @@ def check_labels(labels: int, total: int, classes: int) -> int:
     Fewer labels than classes would leave a class that no student can learn and that stratifying cannot pick
     fairly, so they are refused.
     """
-    accepted = f"accepted: 0 (no labels), {classes}..{total} (at least one for each of the {classes} classes), or null"
+    accepted = f"0 (no labels), {classes}..{total} (at least one for each of the {classes} classes), or null"
     if isinstance(labels, bool) or not isinstance(labels, int):
-        raise UserError("data.labels", f"{labels!r} is no whole number; {accepted}")
+        raise UserError("data.labels", f"{labels!r} is no whole number", accepted)
     if labels > total:
-        raise UserError("data.labels", f"{labels}; there are {total} training rows; {accepted}")
+        raise UserError("data.labels", f"{labels}; there are {total} training rows", accepted)
     if labels < 0 or 0 < labels < classes:
-        raise UserError("data.labels", f"{labels}; {accepted}")
+        raise UserError("data.labels", f"{labels}", accepted)
     return labels
 
 

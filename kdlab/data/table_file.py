@@ -77,7 +77,7 @@ class Table:
         """
         if name in self.header:
             return self.header.index(name)
-        raise UserError(f"{unknown(key or f'{self.key}: {self.path}', name, self.header, 'column')}{self.hint}")
+        raise unknown(key or f"{self.key}: {self.path}", name, self.header, "column").with_hint(self.hint)
 
     def cells(self, name: str, key: str | None = None) -> list[str]:
         """The cells of a column.
@@ -179,7 +179,7 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
 def separator(text: str, key: str = "data.delimiter") -> str:
     r"""The character that a delimiter, its name, or its escape stands for.
 
-    >>> separator("\\\\t") == separator("tab") == "\\t"
+    >>> separator("\\t") == separator("tab") == "\t"
     True
 
     Raises:

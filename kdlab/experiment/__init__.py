@@ -1,4 +1,4 @@
-"""One experiment, from its configuration to its run folder. Importing this imports no torch."""
+"""Run of one experiment, from its configuration to its run folder. Importing this imports no torch."""
 
 from __future__ import annotations
 

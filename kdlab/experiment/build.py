@@ -40,7 +40,10 @@ STARTS: Mapping[str, type[NetworkStep]] = {"layer_subset": LayerSubset, "teacher
 """Map of ``init`` → the step that it stands for, beside those that load all weights."""
 
 RESET_FOR_TEACHER = {"labels": None, "fraction": None, "unlabelled_ratio": None, "pairing": None, "views": None}
-"""Settings that a teacher's data do not take from the student's by default: it sees every label, in new views."""
+"""Settings that a teacher's data do not take from the student's by default.
+
+A teacher sees every label, in new views, and rows as they come.
+"""
 
 
 def data(config: Mapping[str, Any], seed: int) -> DataModule:
@@ -114,14 +117,14 @@ def task(config: Mapping[str, Any], data: DataModule) -> Task:
         UserError: if the task reads another kind of data.
     """
     takes, offers = builder.parameters(config, "task", slot="task"), data.network_kwargs
-    accepted = f"and data ({data.name}) gives {data.target}; accepted: task={data.default_task}, or other data"
+    gives, accepted = f"and data ({data.name}) gives {data.target}", f"task={data.default_task}, or other data"
     for needed in ("num_classes", "vocab_size"):
         if needed in takes and needed not in offers and config.get(needed) is None:
             name = str(config["_target_"]).rpartition(".")[2]
-            raise UserError("task", f"{name} wants to know {needed}, {accepted}")
+            raise UserError("task", f"{name} wants to know {needed}, {gives}", accepted)
     made: Task = builder.build(config, "task", slot="task", offer=offers)
     if made.target != data.target:
-        raise UserError("task", f"{type(made).__name__} reads {made.target}, {accepted}")
+        raise UserError("task", f"{type(made).__name__} reads {made.target}, {gives}", accepted)
     return made
 
 
@@ -197,7 +200,7 @@ def configured_steps(steps: Sequence[Mapping[str, Any]], adapter: Mapping[str, A
 
 
 def auxiliary(experiment: Experiment, student: nn.Module, data: DataModule) -> Auxiliary | None:
-    """Build what trains beside the student; its first weights are a function of the experiment's seed.
+    """Build the network that trains beside the student; its first weights are a function of the experiment's seed.
 
     Raises:
         UserError: if the data are no rows, or what its constructor refuses.

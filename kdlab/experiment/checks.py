@@ -93,7 +93,7 @@ def assemble_checked(experiment: Experiment) -> Assembly:
 
 
 def check_values(experiment: Experiment) -> None:
-    """Check values that need no data, as constructors do.
+    """Check the values that need no data to be checked, as constructors do.
 
     Raises:
         UserError: the first of them.
@@ -108,7 +108,7 @@ def check(parts: Assembly, deep: bool = False) -> Iterator[tuple[str, str]]:
 
     Args:
         parts: assembly to check.
-        deep: see :func:`preflight`.
+        deep: whether to look further, see :func:`preflight`.
 
     Yields:
         The name of each check, and its result in words.
@@ -326,7 +326,7 @@ def _probe(method: Method, teacher: Teacher | None, net: nn.Module | None, data:
 
 
 def _named(key: str, objective: Objective, action: Callable[[], Any]) -> Any:
-    """Do what may miss a layer, and put the key of the term that names it before the error."""
+    """Call an action that may miss a layer, and prefix its error with the key of the term that names the layer."""
     try:
         return action()
     except UserError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from kdlab.data import DataModule
 from kdlab.errors import UserError
@@ -39,7 +39,14 @@ def _counts_nothing(experiment: Experiment, objective: Objective, term: Any, dat
     return ""
 
 
-def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, str]:
+class Unread(NamedTuple):
+    """Reason why nothing reads a setting, and what is accepted instead."""
+
+    why: str
+    accepted: str = "leave it out"
+
+
+def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, Unread]:
     """Return the settings that the user typed and that nothing reads, with the reason.
 
     Args:
@@ -57,24 +64,24 @@ def unread(config: Mapping[str, Any], typed: Collection[str]) -> dict[str, str]:
         (
             not uses_temperature,
             ("loss.temperature", "temperature"),
-            "no term of the loss softens; accepted: leave it out, or loss=hinton",
+            Unread("no term of the loss softens", "leave it out, or loss=hinton"),
         ),
-        (objective.alpha is not None and not soft, ("loss.alpha",), "no term of the loss has soft targets"),
+        (objective.alpha is not None and not soft, ("loss.alpha",), Unread("no term of the loss has soft targets")),
         (
             experiment.pretrained is not None and experiment.init != "pretrained",
             ("pretrained",),
-            f"init is {experiment.init}, and nothing starts from it; accepted: with init=pretrained",
+            Unread(f"init is {experiment.init}, and nothing starts from it", "with init=pretrained"),
         ),
-        (alike, ("data.views",), "nothing in data.augment draws, and all views of an example are alike"),
+        (alike, ("data.views",), Unread("nothing in data.augment draws, and all views of an example are alike")),
         (
             teacher is not None and not given,
             ("teacher.mapping", "teacher.weights"),
-            "the teacher is trained here; accepted: with teacher.checkpoint=FILE",
+            Unread("the teacher is trained here", "with teacher.checkpoint=FILE"),
         ),
         (
             given,
             ("teacher.epochs", "teacher.optimizer", "teacher.scheduler"),
-            "the teacher comes from teacher.checkpoint, and is not trained",
+            Unread("the teacher comes from teacher.checkpoint, and is not trained"),
         ),
     )
     return {key: why for unused, keys, why in reasons if unused for key in _among(typed, *keys)}

@@ -112,7 +112,7 @@ def rebuild(
             data = build.data(experiment.data, experiment.seed)
             task = build.task(experiment.task, data)
         except UserError as error:
-            raise UserError(f"{run}/config.yaml: {error}") from None
+            raise error.inside(f"{run}/config.yaml") from None
         experiment, _ = normalised_as_started(experiment, data)
         fits[-1] = (fits[-1][0], experiment)
     if data.tasks:

@@ -322,9 +322,9 @@ def resolve_teacher(
         return ResolvedTeacher(kept, source)
     live = FrozenTeacher(source.net, task, objective.teacher_layers)
     if objective.vocabulary_agnostic and source.tokenizer is not None:
-        unlike = CrossTokenizerTeacher(source.net, task, source.tokenizer, data.tokenizer)
-        log.info(unlike.describe())
-        return ResolvedTeacher(unlike, source)
+        translated = CrossTokenizerTeacher(source.net, task, source.tokenizer, data.tokenizer)
+        log.info(translated.describe())
+        return ResolvedTeacher(translated, source)
     why_not = cache_obstacle(experiment, data, objective)
     if why_not:
         log.info("%s; no cache, %s", live.describe(), why_not)

@@ -65,8 +65,9 @@ def cache_obstacle(experiment: Experiment, data: DataModule, objective: Objectiv
     if objective.vocabulary_agnostic:
         reasons.append("it reads the text in tokens of its own")
     if reasons and (asked != "auto" or sparse):
-        asks = f"cache: {asked}" if asked != "auto" else f"{sparse}: {getattr(spec, sparse)}"
-        raise UserError(f"teacher.{asks}, and {' and '.join(reasons)}; accepted: teacher.cache=auto or off, without it")
+        key, value = ("cache", asked) if asked != "auto" else (sparse, getattr(spec, sparse))
+        why = f"{value}, and {' and '.join(reasons)}"
+        raise UserError(f"teacher.{key}", why, "teacher.cache=auto or off, without it")
     if asked == "auto" and not data.classified and not sparse and data.vocab_size > WHOLE_ROWS:
         reasons.append(
             f"it would hold {data.vocab_size} numbers a token (teacher.top_k=32 keeps the most probable ones)"

@@ -60,7 +60,7 @@ def complete(
         temperature: sampling temperature; 0 writes the most probable token each time.
         samples: number of continuations of each text, which differ where the temperature is above 0.
         seed: seed of the sampling; each drawn number is a function of (seed, text's number, sample, position).
-        trust: see :func:`~kdlab.inference.predict.load_model`.
+        trust: whether to trust the run folder, see :func:`~kdlab.inference.predict.load_model`.
 
     Raises:
         UserError: for settings out of range, a file that cannot be read, or characters that the model does not know.

@@ -76,7 +76,7 @@ def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any
         with builder.trust(user_modules=trusted, read_only=not trusted), bounded:
             net = _build(described)
     except UserError as error:
-        raise UserError(f"{run}/model.json: {error}") from None
+        raise error.inside(f"{run}/model.json") from None
     load_weights(net, weights, key=str(run))
     return net.eval(), described
 
@@ -97,7 +97,7 @@ def predict(run: Path, inputs: Sequence[Path], trust: bool = False) -> list[Pred
         inputs: image files; or ``.npy`` arrays of one row or many, uint8 or floats in [0, 1], with channels first
             (C, H, W) or last (H, W, C), or (H, W) for one channel, or (F,) for vectors; or tables (.csv, .tsv) for the
             run of a table.
-        trust: see :func:`load_model`.
+        trust: whether to trust the run folder, see :func:`load_model`.
 
     Raises:
         UserError: for an input that is missing, unreadable or of another shape.
@@ -191,7 +191,7 @@ def _from_array(path: Path, shape: tuple[int, ...]) -> Tensor:
             raise Unreadable(f"has shape {tuple(array.shape)}; accepted: {shape}, or (N, {str(shape)[1:]}")
         rows = array_inputs.as_pictures(rows) if len(shape) == 3 else array_inputs.as_table(rows)
     except Unreadable as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(path, str(error)) from None
     if turned:
         log.warning("%s: shape %s is read with the channels last", one_line(path), tuple(array.shape))
     return rows / 255 if rows.dtype == torch.uint8 else rows

@@ -82,8 +82,9 @@ def _columns(described: Mapping[str, Any], run: Path) -> Columns:
     shape = list(described["input_shape"])
     if "table" not in described:
         raise UserError(
-            f"{run}/model.json names no columns (it learned from no table, or is of an earlier version); accepted: a "
-            f".npy array of shape (N, {str(shape)[1:-1]}), or the run made again"
+            f"{run}/model.json",
+            "names no columns (it learned from no table, or is of an earlier version)",
+            f"a .npy array of shape (N, {str(shape)[1:-1]}), or the run made again",
         )
     try:
         columns = Columns.of(described["table"])

@@ -197,10 +197,11 @@ class Objective(nn.Module):
         each = zip(self.names, self._each(), strict=True)
         strict = next((n for n, term in each if term.needs_teacher and not term.vocabulary_agnostic), None)
         raise UserError(
-            f"student, teacher: logits of shape {tuple(student)} and {tuple(teacher)}"
-            + (f", and loss.terms.{strict} compares class by class" if strict else "")
-            + "; accepted: the same number of classes; for unlike vocabularies the teacher's text instead of its "
-            "probabilities (kdlab generate, then data=traces) or optimal transport (loss=uld)"
+            "student, teacher",
+            f"logits of shape {tuple(student)} and {tuple(teacher)}"
+            + (f", and loss.terms.{strict} compares class by class" if strict else ""),
+            "the same number of classes; for unlike vocabularies the teacher's text instead of its "
+            "probabilities (kdlab generate, then data=traces) or optimal transport (loss=uld)",
         )
 
     @staticmethod

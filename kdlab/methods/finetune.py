@@ -14,10 +14,10 @@ class FineTune(Method):
     """Method that learns from the labels alone, without a teacher.
 
     Args:
-        freeze: nothing (None), ``backbone`` (all but the head), or module paths whose parameters stay as they are;
-            their BatchNorm keeps its statistics.
+        freeze: layers to freeze: none (None), ``backbone`` (all but the head), or module paths whose parameters stay as
+            they are; their BatchNorm keeps its statistics.
         patience: number of epochs without a better validation score after which training stops; None trains all epochs.
-        **shared: see :class:`~kdlab.methods.Method`.
+        **shared: arguments of :class:`~kdlab.methods.Method`.
     """
 
     weights_file = "model_finetuned.pt"

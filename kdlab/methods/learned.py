@@ -35,7 +35,7 @@ def nothing_learned(unchanged: bool, gradient: float | None, curves: Mapping[str
 
     Args:
         unchanged: whether every trained weight is what it was before.
-        gradient: the greatest absolute value seen in a gradient; None where nobody looked.
+        gradient: largest absolute value seen in a gradient; None where none was looked at.
         curves: the last means of the loss and its terms.
         steps: number of optimizer steps.
     """

@@ -1,4 +1,4 @@
-"""The one training step, and what every method shares around it."""
+"""Base class of all methods: the training step, and what every method shares around it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Method(QuickModule):
         objective: named terms and their weights.
         task: task that says how a network reads a batch, and what is measured.
         optimizer: function that makes an optimizer of parameters.
-        scheduler: the learning rate's course; None keeps it constant.
+        scheduler: course of the learning rate; None keeps it constant.
         teacher: teacher to learn from; None for none.
         seed: seed of dropout and other randomness inside networks, which is a function of (seed, epoch, batch).
         batches: batch transform that replaces the data's sequences, such as by the student's own text; None for the

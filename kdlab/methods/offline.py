@@ -15,7 +15,7 @@ class OfflineKD(Method):
     Vinyals & Dean, *Distilling the Knowledge in a Neural Network*, NIPS 2014 workshop.
 
     Args:
-        **shared: see :class:`~kdlab.methods.Method`; ``teacher`` is required.
+        **shared: arguments of :class:`~kdlab.methods.Method`; ``teacher`` is required.
 
     Raises:
         UserError: without a teacher.

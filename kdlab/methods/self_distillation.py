@@ -26,7 +26,7 @@ class SelfDistillation(Method):
         decay: decay of the running average (``ema`` only), see :class:`~kdlab.teachers.EMATeacher`.
         begin: share of the epochs without a teacher (``snapshot`` only), see :class:`~kdlab.teachers.SnapshotTeacher`.
         every: number of epochs between snapshots (``snapshot`` only); None keeps the first.
-        **shared: see :class:`~kdlab.methods.Method`.
+        **shared: arguments of :class:`~kdlab.methods.Method`.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class SemiSupervisedKD(OfflineKD):
     Args:
         labels: kind of the teacher's labels: ``soft`` or ``hard``.
         threshold: least probability of the teacher's first choice, in [0, 1); 0 uses every row.
-        **shared: see :class:`~kdlab.methods.Method`.
+        **shared: arguments of :class:`~kdlab.methods.Method`.
     """
 
     def __init__(self, *, labels: PseudoLabels = "soft", threshold: float = 0.0, **shared: Any) -> None:

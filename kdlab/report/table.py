@@ -130,7 +130,9 @@ def run_table(result: Mapping[str, Any], folder: str | os.PathLike[str] | None =
 
 def _model_row(run: Run, role: str, split: str, score: Score, more: Sequence[Score]) -> dict[str, object]:
     own, teacher = run.number(role, split, score.key), run.number("teacher", split, score.key)
-    align_logits = score.fraction and score.higher and own is not None and teacher
+    share = (
+        None if own is None or not teacher or not (score.fraction and score.higher) else f"{100 * own / teacher:.1f}"
+    )
     return {
         "model": role.replace("_", " "),
         "parameters": count(run.number(role, "parameters")),
@@ -138,7 +140,7 @@ def _model_row(run: Run, role: str, split: str, score: Score, more: Sequence[Sco
         "score": score.form(own),
         **{one.key: one.form(run.number(role, split, one.key)) for one in more},
         "ood": score.form(run.number(role, "ood", score.key)),
-        "share": f"{100 * own / teacher:.1f}" if align_logits and own is not None and teacher else None,
+        "share": share,
         "agreement": None if role == "teacher" else percent(run.number(role, split, "agreement")),
         "kl": None if role == "teacher" or score.key == "acc" else number(run.number(role, split, "kl")),
         "tokens": count(run.number(role, "tokens_per_s")),

@@ -30,18 +30,18 @@ def refuse_others(key: str, folder: Path, ignored: Collection[str] = ()) -> None
     Raises:
         UserError: names what is there.
     """
-    accepted = "accepted: a new folder, or an empty one"
+    accepted = "a new folder, or an empty one"
     try:
         if not folder.exists():
             return
         if not folder.is_dir():
-            raise UserError(key, f"{folder} is a file; {accepted}")
+            raise UserError(key, f"{folder} is a file", accepted)
         others = sorted({path.name for path in folder.iterdir()} - set(ignored))
     except OSError as error:
-        raise UserError(key, f"{folder}: {error.strerror}; {accepted}") from None
+        raise UserError(key, f"{folder}: {error.strerror}", accepted) from None
     if others:
         shown = ", ".join(others[:3]) + ", ..." * (len(others) > 3)
-        raise UserError(key, f"{folder} holds other files ({shown}); {accepted}")
+        raise UserError(key, f"{folder} holds other files ({shown})", accepted)
 
 
 def check(folder: Path, config: Mapping[str, Any]) -> str:

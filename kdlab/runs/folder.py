@@ -159,17 +159,17 @@ def check_links(folder: Path) -> None:
             raise UserError("resume", f"{folder / name} is a file", "a folder (remove it)")
 
 
-def differing_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def differing_keys(recorded: Mapping[str, Any], configured: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys in which two configurations differ, of those that can change a result."""
-    a, b = flatten(theirs), flatten(ours)
+    a, b = flatten(recorded), flatten(configured)
     keys = sorted({*a, *b})
     relevant = [key for key in keys if not any(key == k or key.startswith(f"{k}.") for k in IRRELEVANT)]
     return [key for key in relevant if a.get(key) != b.get(key)]
 
 
-def difference(key: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+def difference(key: str, recorded: Mapping[str, Any], configured: Mapping[str, Any]) -> str:
     """Return the values of a dotted key in two configurations, in words."""
-    return f"{key} is {flatten(theirs).get(key)!r} there and {flatten(ours).get(key)!r} here"
+    return f"{key} is {flatten(recorded).get(key)!r} there and {flatten(configured).get(key)!r} here"
 
 
 @contextmanager

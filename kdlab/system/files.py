@@ -36,7 +36,7 @@ DOCUMENT_DEPTH = 64
 """Deepest nesting of a YAML or JSON document that is read."""
 
 DOCUMENT_VALUES = 200_000
-"""Most values of a YAML document that is read: every alias counts as what it stands for, 100 characters as a value."""
+"""Largest number of values of a YAML document: an alias counts as its target, and 100 characters as one value."""
 
 NUMBER_SIGNS = 400
 """Longest number of a YAML document that is read, in characters."""

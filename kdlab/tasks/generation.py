@@ -291,7 +291,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     >>> print(table(("a", "b"), [("1|2", "x")]))
     | a | b |
     | --- | --- |
-    | 1\\|2 | x |
+    | 1\|2 | x |
     """
     lines = [list(head), ["---"] * len(head), *([_cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -72,18 +72,18 @@ class Address:
         Raises:
             UserError: for anything else than an http(s) URL without user, query and fragment.
         """
-        accepted = "accepted: a URL such as https://api.example.com/v1 or http://localhost:8000/v1"
+        accepted = "a URL such as https://api.example.com/v1 or http://localhost:8000/v1"
         try:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise UserError("--endpoint", f"not a URL ({error}); {accepted}") from None
+            raise UserError("--endpoint", f"not a URL ({error})", accepted) from None
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             # not shown: what stands there may be a secret
-            raise UserError("--endpoint", f"has a user, query or fragment; {accepted}, the key in the environment")
+            raise UserError("--endpoint", "has a user, query or fragment", f"{accepted}, the key in the environment")
         host = parts.hostname or ""
         if parts.scheme not in ("http", "https") or not re.fullmatch(r"[\w.:-]+", host) or re.search(r"[\s\0]", url):
-            raise UserError("--endpoint", f"{url!r}; {accepted}")
+            raise UserError("--endpoint", f"{url!r}", accepted)
         if parts.scheme == "http" and not is_local(host) and not insecure:
             raise UserError(
                 "--endpoint",

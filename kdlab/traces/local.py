@@ -48,7 +48,7 @@ def load(model: str, device: str = "auto", trust: bool = False) -> Writer:
     Args:
         model: path of a run folder or of a folder that transformers reads, or a name on the hub.
         device: name of the device: ``auto``, ``cpu``, ``cuda``, ...
-        trust: see :func:`kdlab.inference.predict.load_model`.
+        trust: whether to trust a run folder, see :func:`kdlab.inference.predict.load_model`.
 
     Raises:
         UserError: if there is none, or it writes no text.
@@ -70,7 +70,7 @@ def load(model: str, device: str = "auto", trust: bool = False) -> Writer:
     try:
         net = CausalLM(name=model, vocab_size=tokenizer.size, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
     except UserError as error:
-        raise UserError(f"--model: {error}") from None
+        raise error.inside("--model") from None
     return Writer(net.eval().to(place), tokenizer, net.context, _chat(model))
 
 

@@ -87,7 +87,7 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         if self.template is not None and "{question}" not in self.template:
-            raise UserError(f"--template: {self.template[:60]!r} has no {{question}}; accepted: a text that has it")
+            raise UserError("--template", f"{self.template[:60]!r} has no {{question}}", "a text that has it")
         if not self.marker.strip():
             raise UserError("--marker", "empty", "a text such as ####")
 
@@ -191,7 +191,7 @@ def _ask(text: str, where: str, answer_key: str | None, named: set[str]) -> Prom
         _check_messages(messages, where)
     elif not isinstance(question, str) or not question.strip():
         near = unknown("", "question", row, "field") if row and "question" not in row else None
-        raise UserError(f"{where}: no text under 'question'; accepted: {_EXAMPLE}" + (f", not{near}" if near else ""))
+        raise UserError(where, "no text under 'question'", f"{_EXAMPLE}, not{near}" if near else _EXAMPLE)
     if name is not None and (isinstance(name, bool) or not isinstance(name, str | int)):
         raise UserError(where, f"id {name!r}", "a text or an integer")
     if answer_key is not None and answer_key not in row:

@@ -52,20 +52,20 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, truncated, damaged, or of another program.
     """
-    accepted = "accepted: a whole file (without it, training begins anew)"
+    accepted = "a whole file (without it, training begins anew)"
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             check_archive(archive, os.fstat(file.fileno()).st_size)
             damaged = archive.testzip()
         if damaged:
-            raise UserError("resume", f"{path} is damaged at {damaged}; {accepted}")
+            raise UserError("resume", f"{path} is damaged at {damaged}", accepted)
         checkpoint = torch.load(path, map_location=map_location, weights_only=True)
     except UserError:
         raise
     except FileNotFoundError:
         raise UserError("resume", f"{path} does not exist") from None
     except Exception:  # whatever damaged bytes make the readers do
-        raise UserError("resume", f"{path} is truncated, or not a checkpoint; {accepted}") from None
+        raise UserError("resume", f"{path} is truncated, or not a checkpoint", accepted) from None
     if not isinstance(checkpoint, dict) or not {"callbacks", "loops", "global_step"} <= set(checkpoint):
         raise UserError("resume", f"{path} was not written by kdlab", "checkpoints/last.ckpt of a run")
     try:

@@ -503,7 +503,7 @@ TEXT_MISTAKES = [
     ((*PROSE, "data.path=nowhere.txt"), "data.path: "),
     ((*PROSE, "data.path=empty.txt"), "data.path: "),
     ((*PROSE, "data.ood={_target_: kdlab.data.digits}"), "data.ood: "),
-    ((*TRACES, "data=traces", "data.path=broken.jsonl"), "data.path: broken.jsonl, line 2 is no JSON"),
+    ((*TRACES, "data=traces", "data.path=broken.jsonl"), "data.path: broken.jsonl, line 2: no JSON"),
     ((*TRACES, "data=traces", "data.path=empty.txt"), "data.path: empty.txt is empty; accepted: "),
     ((*TRACES, "data=traces"), "data.path: null"),
     ((*TRACES, "data=traces", "data.path=traces.jsonl", "data.keep=right"), "data.keep: right; "),

@@ -265,7 +265,7 @@ class Composer:
         for value in _choices(override):
             if value is None:
                 hint = " (no teacher: teacher=none)" if group in ("student", "teacher") else ""
-                raise UserError(f"{unknown(group, 'null', self.options.of(group), 'option')}{hint}")
+                raise unknown(group, "null", self.options.of(group), "option").with_hint(hint)
             if isinstance(value, dict):
                 continue
             name = value.text if isinstance(value, QuotedString) else str(value)
@@ -273,7 +273,7 @@ class Composer:
                 continue
             error = unknown(group, name, self.options.of(group), "option")
             if re.fullmatch(r"[-+.\de]+", name):
-                raise UserError(f"{error} (a number is a value: try loss.{group}={name})")
+                raise error.with_hint(f" (a number is a value: try loss.{group}={name})")
             raise error
 
     def compose(self, texts: Sequence[str]) -> Composition:
@@ -296,7 +296,7 @@ class Composer:
                 texts = [str(override.input_line) for override in parsed]
                 found.stages[name] = self._compose([*found.overrides, *texts])
             except UserError as error:
-                raise UserError(f"stages.{name}", str(error)) from None
+                raise error.inside(f"stages.{name}") from None
         return found
 
     def _compose(self, texts: Sequence[str]) -> Composition:
@@ -333,7 +333,7 @@ class Composer:
                 return unknown(at, name, self.options.of(at), "option")
             missing = unknown(at, name, offered, f"{at.removeprefix('hydra/')} option")
             package = PACKAGES.get(f"{at}={name}")
-            return UserError(f"{missing}; it comes with: pip install {package}") if package else missing
+            return missing.with_hint(f"; it comes with: pip install {package}") if package else missing
         if refusal.unknown_key is not None:
             return self._unknown_key(refusal.unknown_key, tree)
         if (key := refusal.existing_key) is not None:
@@ -359,13 +359,13 @@ class Composer:
             held = "null" if node is None else repr(node)
             return UserError(key, f"{where} is {held} here and has no keys", f"{where}=VALUE")
         if key == "loss.alpha":
+            others = ", ".join(sorted(str(k) for k in node if k != "_target_"))
             return UserError(
-                "loss.alpha: the recipes chosen by loss= have no alpha; accepted: a recipe with one, or "
-                + ", ".join(sorted(str(k) for k in node if k != "_target_"))
+                "loss.alpha", "the recipes chosen by loss= have no alpha", f"a recipe with one, or {others}"
             )
         keys = [k for k in node if k != "_target_"]
         error = unknown(key, name, keys, "key")
-        return UserError(f"{error}{self._takes(node, name, key)}")
+        return error.with_hint(self._takes(node, name, key))
 
     @staticmethod
     def _takes(node: DictConfig, name: str, key: str) -> str:

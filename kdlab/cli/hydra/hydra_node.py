@@ -145,8 +145,9 @@ def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
         _is_set(found, key, typed) and re.search(r"\$\{hydra[.:]job\.name", _raw(found, key)) for key in UNSET
     ):
         raise UserError(
-            f"hydra.job.name: {found.hydra.job.name}, and no folder of Hydra's says ${{hydra.job.name}}; accepted: "
-            "name=NAME, the name of the experiment and of its folder"
+            "hydra.job.name",
+            f"{found.hydra.job.name}, and no folder of Hydra's says ${{hydra.job.name}}",
+            "name=NAME, the name of the experiment and of its folder",
         )
 
 

@@ -21,7 +21,7 @@ from kdlab.system.files import Unreadable, read_mapping, write_text
 LONGEST = 90
 """Characters of a job folder's name before its hash."""
 
-WRITABLE = "accepted: a folder that can be written to"
+WRITABLE = "a folder that can be written to"
 
 
 def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool = False) -> Path:
@@ -81,9 +81,9 @@ def check_writable(folder: Path) -> None:
     """
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise UserError("output", f"{folder}: {there} is no folder; {WRITABLE}")
+        raise UserError("output", f"{folder}: {there} is no folder", WRITABLE)
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError("output", f"{folder}: {there} cannot be written to; {WRITABLE}")
+        raise UserError("output", f"{folder}: {there} cannot be written to", WRITABLE)
 
 
 def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None:
@@ -97,7 +97,7 @@ def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None
         sweep.mkdir(parents=True, exist_ok=True)
         write_text(sweep / "sweep.yaml", text)
     except OSError as error:
-        raise UserError("output", f"{sweep}: {error.strerror}; {WRITABLE}") from None
+        raise UserError("output", f"{sweep}: {error.strerror}", WRITABLE) from None
 
 
 def jobs_in(sweep: Path) -> list[Path]:

@@ -52,7 +52,7 @@ def check_settings(hydra: DictConfig) -> None:
             raise UserError(f"hydra.sweeper.{key}", f"{value!r}", f"an integer of at least {least}")
     params = hydra.sweeper.get("params")
     if params is not None and not isinstance(params, DictConfig):
-        raise UserError(f"hydra.sweeper.params: {params!r}; accepted: a mapping such as {{loss.alpha: '0.1,0.9'}}")
+        raise UserError("hydra.sweeper.params", f"{params!r}", "a mapping such as {loss.alpha: '0.1,0.9'}")
     option = str(hydra.runtime.choices.get("hydra/launcher"))
     if option in _READ:
         _check_launcher(hydra.launcher, option)

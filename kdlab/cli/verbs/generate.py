@@ -302,7 +302,7 @@ def _extra(value: str | None) -> dict[str, Any]:
     try:
         found = json.loads(value)
     except ValueError as error:
-        raise UserError(f"--extra: no JSON ({error}); accepted: an object such as '{{\"max_tokens\": null}}'") from None
+        raise UserError("--extra", f"no JSON ({error})", "an object such as '{\"max_tokens\": null}'") from None
     taken = {"messages", "prompt", "model", "n", "stream"}
     if not isinstance(found, dict) or taken & set(found):
         raise UserError("--extra", f"{value[:80]}", f"a JSON object without {', '.join(sorted(taken))}")

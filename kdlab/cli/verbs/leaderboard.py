@@ -97,7 +97,7 @@ def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Compos
                     points[entry, seed] = made.compose([*quiet, *(str(one.input_line) for one in parsed)])
                     validate(points[entry, seed], made)
                 except UserError as error:
-                    raise UserError(f"{board.name}, {entry.row}: {error}") from None
+                    raise error.inside(f"{board.name}, {entry.row}") from None
                 if len(points) == 1:  # composing the others takes a while
                     check_writable(Path(str(points[entry, seed].config["output"])))
         yield points, made
@@ -162,7 +162,7 @@ def _check_all(board: Board, points: Points) -> None:
         try:
             preflight([points[entry, board.seeds[0]]])
         except UserError as error:
-            raise UserError(f"{board.name}, {entry.row}: {error}") from None
+            raise error.inside(f"{board.name}, {entry.row}") from None
 
 
 def _times(board: Board, points: Points, composer: Composer, folder: Path, rounds: int) -> dict[str, float]:

@@ -212,8 +212,10 @@ def read_recordings(root: Path) -> Recordings:
         arrays = sorted(root.glob("*.npz")) if root.is_dir() else [root] if root.suffix == ".npz" else []
         if not arrays or not arrays[0].is_file():
             raise UserError(
-                f"data.root: no recordings in {root}; accepted: a folder with the publisher's"
-                " {digit}_{speaker}_{take}.wav (github.com/Jakobovski/free-spoken-digit-dataset), or one .npz of them"
+                "data.root",
+                f"no recordings in {root}",
+                "a folder with the publisher's {digit}_{speaker}_{take}.wav"
+                " (github.com/Jakobovski/free-spoken-digit-dataset), or one .npz of them",
             )
         found = _read_arrays(arrays[0])
     order = np.lexsort((found.takes, found.speakers, found.digits))
@@ -231,7 +233,7 @@ def _read_folder(paths: list[Path]) -> Recordings:
     for path in paths:
         match = _NAME.fullmatch(path.name)
         if match is None:
-            raise UserError(f"data.root: {path} has another name; accepted: {{digit}}_{{speaker}}_{{take}}.wav")
+            raise UserError("data.root", f"{path} has another name", "{digit}_{speaker}_{take}.wav")
         parts.append(match.groups())
     people = sorted({speaker for _, speaker, _ in parts})
     return Recordings(

@@ -116,11 +116,12 @@ class RawText:
         with_source = self.splits["train"][0].source is not None
         for split, sequences in self.splits.items():
             for number, one in enumerate(sequences):
-                where = f"{self.key}: {self.name} ({split}), sequence {number}"
+                where = f"{self.name} ({split}), sequence {number}"
                 if len(one.ids) != len(one.segments):
-                    raise UserError(f"{where} has {len(one.ids)} tokens and {len(one.segments)} segments")
+                    raise UserError(self.key, f"{where} has {len(one.ids)} tokens and {len(one.segments)} segments")
                 if (one.source is not None) != with_source:
-                    raise UserError(f"{where} has {'no' if with_source else 'an'} encoder input, unlike the first one")
+                    has = "no" if with_source else "an"
+                    raise UserError(self.key, f"{where} has {has} encoder input, unlike the first one")
             ids = torch.cat([one.ids for one in sequences]) if sequences else torch.zeros(0)
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.tokenizer.size:
                 raise UserError(

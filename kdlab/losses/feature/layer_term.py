@@ -123,4 +123,4 @@ def maps_only(pairs: Iterable[tuple[Tensor, Tensor]], who: str) -> None:
         UserError: if one is no (B, C, H, W).
     """
     if any(s.ndim != 4 or t.ndim != 4 for s, t in pairs):
-        raise UserError(f"student_layer, teacher_layer: {who} takes feature maps (B, C, H, W)")
+        raise UserError("student_layer, teacher_layer", f"{who} takes feature maps (B, C, H, W)")

@@ -98,5 +98,5 @@ def _as_map(feature: Tensor) -> Tensor:
     if feature.ndim == 2:
         return feature[:, :, None, None]
     if feature.ndim != 4:
-        raise UserError("student_layer, teacher_layer: ReviewKD takes feature maps (B, C, H, W) and vectors (B, C)")
+        raise UserError("student_layer, teacher_layer", "ReviewKD takes feature maps (B, C, H, W) and vectors (B, C)")
     return feature

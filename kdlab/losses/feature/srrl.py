@@ -67,7 +67,7 @@ class SRRL(LayerTerm):
         head = self._head()
         [(s, t)] = self.pairs(student, teacher)
         if s.ndim != 2:
-            raise UserError("student_layer, teacher_layer: SRRL takes the vectors (B, d) that the classifiers read")
+            raise UserError("student_layer, teacher_layer", "SRRL takes the vectors (B, d) that the classifiers read")
         if t.shape[1] != head.in_features:
             raise UserError(
                 "teacher_layer",

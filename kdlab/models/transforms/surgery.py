@@ -29,7 +29,7 @@ def head_of(net: nn.Module) -> tuple[str, Head]:
     """
     found = [(name, module) for name, module in net.named_modules() if isinstance(module, Head)]
     if not found:
-        raise UserError(f"{type(net).__name__} has no linear or convolutional layer that could be its head")
+        raise UserError(type(net).__name__, "has no linear or convolutional layer that could be its head")
     return found[-1]
 
 
@@ -55,7 +55,7 @@ def replace_head(net: nn.Module, num_classes: int) -> Head:
         raise UserError("num_classes", f"{num_classes} must be at least 1")
     name, old = head_of(net)
     if not name:
-        raise UserError(f"{type(net).__name__} is a single layer: nothing would be left of it")
+        raise UserError(type(net).__name__, "is a single layer: nothing would be left of it")
     like: Any = {"bias": old.bias is not None, "device": old.weight.device, "dtype": old.weight.dtype}
     new: Head
     if isinstance(old, nn.Linear):

@@ -242,7 +242,7 @@ def _shape(tensor: Tensor) -> str:
 def _not_there(path: Path, key: str) -> UserError:
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = nearest(path.name, siblings)
-    return UserError(f"{key}: no file {path}" + (f"; nearest: {', '.join(close)}" if close else ""))
+    return UserError(key, f"no file {path}" + (f"; nearest: {', '.join(close)}" if close else ""))
 
 
 def _check_zip(path: Path, key: str, size: int) -> None:

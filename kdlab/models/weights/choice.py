@@ -203,13 +203,14 @@ def _several(best: Sequence[Candidate], where: Where) -> UserError:
     if len({id(one.entry) for one in best}) > 1:
         names = [one.entry.name for one in best]
         typed = " or ".join(argument(where.other("weights"), name) for name in names)
-        return UserError(f"{where.file} holds several networks that fit ({some(names, 6)}); accepted: {typed}")
+        return UserError(where.file, f"holds several networks that fit ({some(names, 6)})", typed)
     prefixes = [one.fitted.prefix for one in best]
     each = []
     for own in prefixes:
         rules = {pattern(own): ""} | {pattern(other): None for other in prefixes if other != own}
         each.append(argument(where.other("mapping"), rules))
     return UserError(
-        f"{where.file} holds {len(prefixes)} networks that fit, with names that begin with {', '.join(prefixes)}; "
-        f"accepted: {' or '.join(each)}"
+        where.file,
+        f"holds {len(prefixes)} networks that fit, with names that begin with {', '.join(prefixes)}",
+        " or ".join(each),
     )

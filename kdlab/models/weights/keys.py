@@ -75,8 +75,9 @@ def fit(net: nn.Module, state: State, rules: Rules | None, where: str) -> list[F
     wanted = net.state_dict()
     if any(key.rpartition(".")[2].lstrip("_").startswith("flat_param") for key in state):
         raise UserError(
-            f"{where} holds FSDP's flattened parameters, of which nobody knows the parts; accepted: a full state dict "
-            "(FSDP.state_dict_type(net, StateDictType.FULL_STATE_DICT))"
+            where,
+            "holds FSDP's flattened parameters, of which nobody knows the parts",
+            "a full state dict (FSDP.state_dict_type(net, StateDictType.FULL_STATE_DICT))",
         )
     state, notes = _strip(*_without_segments(state, wanted), wanted)
     if rules is not None:
@@ -142,10 +143,10 @@ def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) 
         except (OSError, Unreadable) as error:
             raise UserError(key, f"cannot read {mapping}: {error}") from None
     if not isinstance(source, Mapping):
-        raise UserError(f"{key}: expected {{pattern: replacement}}, got {type(source).__name__}")
+        raise UserError(key, f"expected {{pattern: replacement}}, got {type(source).__name__}")
     for old, replacement in source.items():
         if not isinstance(old, str) or not isinstance(replacement, str | None):
-            raise UserError(f"{key}: {old!r}: {replacement!r} is not {{pattern: replacement}} of two texts")
+            raise UserError(key, f"{old!r}: {replacement!r} is not {{pattern: replacement}} of two texts")
         try:
             re.compile(old).sub(replacement or "", "")
         except (re.error, IndexError) as error:

@@ -60,11 +60,11 @@ def groups(text: str, config: Mapping[str, Any], data: DataModule, split: str, t
 def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: str, targets: torch.Tensor) -> list[str]:
     """Return a column of the rows of a split, which is divided again as ``kdlab.data.csv`` divided the table."""
     names = ("path", "target", "label", "columns", "test_path", "test", "delimiter", "classes")
-    changed = f"diagnose: --slice {column}: {config['path']} is no longer what the run read"
+    changed = f"{config['path']} is no longer what the run read"
     try:
         source, files = table_source(**{name: config[name] for name in names if config.get(name) is not None})
     except UserError as error:
-        raise UserError(f"{changed} ({error}); accepted: the same file") from None
+        raise UserError(f"diagnose: --slice {column}", f"{changed} ({error})", "the same file") from None
 
     def placed(rows: Any, file: int) -> Any:
         """Replace the content of each row by its place, (file, row)."""
@@ -78,7 +78,7 @@ def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: s
     there = divide(source, config.get("val"), config.get("fraction"), config.get("split_seed") or 0)[split]
     label = next(iter(source.asked.values()), None)  # None where classes were chosen: they are told apart already
     if there is None or not torch.equal((there if label is None else label.rows(there)).targets, targets):
-        raise UserError(f"{changed}; accepted: the same file")
+        raise UserError(f"diagnose: --slice {column}", changed, "the same file")
     assert isinstance(there.inputs, torch.Tensor)
     cells = [one.cells(column, f"diagnose: --slice: {one.path}") for one in files]
     return [cells[file][row] for file, row in there.inputs.tolist()]

@@ -149,7 +149,7 @@ class Interval(NamedTuple):
     """Half of the interval's width; None for a single pair."""
 
     @property
-    def per_term(self) -> bool:
+    def excludes_zero(self) -> bool:
         """Whether zero lies outside of the interval."""
         return self.half is not None and abs(self.mean) > self.half
 
@@ -236,7 +236,7 @@ class Results:
 
     def _cells(self, place: int, one: Standing) -> dict[str, str | None]:
         test, gap = one.stat("test", self.score.key), self.difference(one)
-        mark = "" if gap is None or not gap.per_term else f" {self.score.verdict(gap.mean)}"
+        mark = "" if gap is None or not gap.excludes_zero else f" {self.score.verdict(gap.mean)}"
         return {
             "place": str(place) if one.runs else None,
             "row": one.row + (f" ({one.setting})" if one.setting else ""),

@@ -65,7 +65,7 @@ def _line(ax: Axes, place: int, one: Standing, gap: Interval | None, scale: floa
         ax.plot([0], [place], "D", color=INK, markersize=5)
         return
     good = results.score.verdict(gap.mean) == "better"
-    colour = QUIET if not gap.per_term else GREEN if good else VERMILION
+    colour = QUIET if not gap.excludes_zero else GREEN if good else VERMILION
     if gap.half is not None:
         ends = [(gap.mean - gap.half) * scale, (gap.mean + gap.half) * scale]
         ax.plot(ends, [place, place], color=colour, linewidth=2, solid_capstyle="butt", alpha=0.8)

@@ -82,7 +82,7 @@ def test_characters_that_look_like_line_ends_stay_inside(tmp_path):
     ("content", "said"),
     [
         ("", "is empty"),
-        ('{"source": "a", "target": "b"}\n{"source": "a"', "line 2 is no JSON"),
+        ('{"source": "a", "target": "b"}\n{"source": "a"', "line 2: no JSON"),
         ('{"source": "a", "target": "b"}\n\n{"source": "a", "answer": "b"}', "line 3: source, answer; accepted"),
         ("[1, 2]", "line 1: a list; accepted"),
         ('{"source": "a", "target": 4}', "line 1: source and target must be texts"),

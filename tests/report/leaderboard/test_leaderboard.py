@@ -34,17 +34,18 @@ def test_quantiles_are_those_of_the_tables(p, freedom, known):
 def test_the_interval_of_pairs_is_students():
     pairs = [0.02, 0.01, 0.03, 0.00, 0.04]
     found = paired(pairs, 0.95)
-    assert found.mean == pytest.approx(0.02) and found.per_term
+    assert found.mean == pytest.approx(0.02) and found.excludes_zero
     assert found.half == pytest.approx(2.7764 * statistics.stdev(pairs) / math.sqrt(5), rel=1e-4)
-    assert not paired([-0.01, 0.02, 0.01], 0.95).per_term
-    assert paired([0.5], 0.95).half is None and not paired([0.5], 0.95).per_term and paired([], 0.95) is None
+    assert not paired([-0.01, 0.02, 0.01], 0.95).excludes_zero
+    assert paired([0.5], 0.95).half is None and not paired([0.5], 0.95).excludes_zero and paired([], 0.95) is None
 
 
 def test_the_corrected_interval_covers_all_rows_at_once():
     """Twenty methods that are no better than the reference: one false alarm in twenty boards, not one a board."""
     draw = random.Random(0)
     alarms = [
-        any(paired([draw.gauss(0, 1) for _ in range(5)], 1 - 0.05 / 20).per_term for _ in range(20)) for _ in range(400)
+        any(paired([draw.gauss(0, 1) for _ in range(5)], 1 - 0.05 / 20).excludes_zero for _ in range(20))
+        for _ in range(400)
     ]
     assert 0.01 < statistics.fmean(alarms) < 0.10
 

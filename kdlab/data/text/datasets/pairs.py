@@ -202,7 +202,7 @@ def _objects(
         try:
             held = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}, line {number} is no JSON ({error}); accepted: one object a line") from None
+            raise UserError(f"{where}, line {number}", f"no JSON ({error})", "one object a line") from None
         if not isinstance(held, dict):
             raise UserError(f"{where}, line {number}", f"a {type(held).__name__}", f"{source!r} and {target!r}")
         for key, name in (("source", source), ("target", target)):

@@ -197,9 +197,7 @@ def _trace(row: dict[str, Any], where: str) -> Trace:
 def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:
     fine = isinstance(value, list) and value and all(isinstance(one, dict) for one in value)
     if not fine or not all(isinstance(one.get(part), str) for one in value for part in ("role", "content")):
-        raise UserError(
-            f"{where}: key 'messages' is no conversation; accepted: a list of {{role: text, content: text}}"
-        )
+        raise UserError(where, "key 'messages' is no conversation", "a list of {role: text, content: text}")
     return tuple({"role": one["role"], "content": one["content"]} for one in value)
 
 
