@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kdlab.errors import NOT_WRITABLE, CannotWrite, RunFailed, UserError, told, unknown
-from kdlab.system.terminal import clean_terminal, one_line, say
+from kdlab.plain_text import one_line
+from kdlab.system.terminal import clean_terminal, say
 from kdlab.system.termination import TERMINATED, Terminated, exit_as_failure
 
 if TYPE_CHECKING:

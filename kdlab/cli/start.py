@@ -22,7 +22,8 @@ from kdlab.cli.hydra.plan import OURS, QUIET, Flags, Plan, distinct, make_plan, 
 from kdlab.cli.validate import validate
 from kdlab.config import builder
 from kdlab.errors import RunFailed, UserError
-from kdlab.system.terminal import one_line, say
+from kdlab.plain_text import one_line
+from kdlab.system.terminal import say
 from kdlab.system.termination import exit_on_sigterm
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from kdlab.config.trust import read_only
 from kdlab.errors import UserError
+from kdlab.plain_text import one_line
 from kdlab.system.files import lock_file, open_regular
-from kdlab.system.terminal import one_line
 
 _BLOCK = 1 << 20
 _TIMEOUT = 30.0

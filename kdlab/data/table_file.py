@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from kdlab.errors import UserError, unknown
+from kdlab.plain_text import printable
 from kdlab.system.files import Unreadable, open_regular
-from kdlab.system.terminal import printable
 
 SUFFIXES = (".csv", ".tsv", ".tab")
 """Endings of file names that mean a table."""

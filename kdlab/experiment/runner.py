@@ -30,6 +30,7 @@ from kdlab.experiment.schema import Experiment
 from kdlab.experiment.stage import Stage, check_stages, fit_stage
 from kdlab.experiment.teacher import TrainedModel
 from kdlab.experiment.teacher_cache import MEASURED
+from kdlab.plain_text import one_line
 from kdlab.report import table
 from kdlab.runs import chosen_folder
 from kdlab.runs import folder as folders
@@ -37,7 +38,7 @@ from kdlab.runs.read import DIAGNOSIS, RESULT, Run, mapping
 from kdlab.system import integrity
 from kdlab.system.files import atomic_write, make_folder, open_to_append
 from kdlab.system.names import check_name
-from kdlab.system.terminal import LineFormatter, one_line, say
+from kdlab.system.terminal import LineFormatter, say
 from kdlab.system.termination import Terminated, exit_on_sigterm
 
 log = logging.getLogger("kdlab")

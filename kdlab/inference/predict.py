@@ -22,12 +22,12 @@ from kdlab.inference.predict_table import read_rows
 from kdlab.models import load_weights
 from kdlab.models.transforms.steps import replay_steps
 from kdlab.models.weights.size_limit import no_larger_than
+from kdlab.plain_text import one_line
 from kdlab.runs.folder import is_mine, read_model
 from kdlab.system import integrity
 from kdlab.system.arrays import read_array
 from kdlab.system.files import Unreadable
 from kdlab.system.names import check_name
-from kdlab.system.terminal import one_line
 
 log = logging.getLogger("kdlab")
 

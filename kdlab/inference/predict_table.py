@@ -16,8 +16,8 @@ from torch import Tensor
 from kdlab.data.raw import Columns
 from kdlab.data.table_file import SUFFIXES, Table, is_missing, read_table
 from kdlab.errors import UserError
+from kdlab.plain_text import one_line
 from kdlab.runs.spreadsheet import write_csv
-from kdlab.system.terminal import one_line
 
 if TYPE_CHECKING:
     from kdlab.inference.predict import Prediction

@@ -20,9 +20,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from kdlab.plain_text import one_line
 from kdlab.report.table import ABSENT, Column
 from kdlab.system.files import write_text
-from kdlab.system.terminal import one_line
 
 
 @dataclass(frozen=True)

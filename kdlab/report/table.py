@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from kdlab.plain_text import one_line
 from kdlab.runs.formatting import count, number, percent, seconds, size
 from kdlab.runs.measures import Score, beside, gap_closed, headline, score_of
 from kdlab.runs.read import DIAGNOSIS, Run, mapping
-from kdlab.system.terminal import one_line, say
+from kdlab.system.terminal import say
 
 ABSENT = "–"
 _GAP = "  "

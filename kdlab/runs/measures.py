@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kdlab.plain_text import one_line
 from kdlab.runs.formatting import count, decimal, number, percent, seconds, size
 from kdlab.runs.read import Run, Stat, finite, mapping
-from kdlab.system.terminal import one_line
 
 SPLITS = ("val", "test", "ood")
 """Splits that a model is measured on; ``ood`` is text from outside the domain that the student was taught."""

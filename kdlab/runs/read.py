@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kdlab.errors import UserError, nearest
+from kdlab.plain_text import one_line
 from kdlab.runs.result import RESULT, load_result
 from kdlab.system.files import Unreadable, read_json_lines, read_mapping
-from kdlab.system.terminal import one_line
 
 CONFIG, CURVES, SWEEP = "config.yaml", "curves.jsonl", "sweep.yaml"
 

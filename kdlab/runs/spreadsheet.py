@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kdlab.plain_text import printable
 from kdlab.system.files import atomic_write
-from kdlab.system.terminal import printable
 
 _FORMULA = re.compile(r"""[\s"'`]*[=+\-@＝＋－＠]|[\t\r\n]""")
 """Pattern of a text's beginning that some spreadsheets compute, also after white space and quotes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdlab.errors import UserError
-from kdlab.system.terminal import printable
+from kdlab.plain_text import printable
 
 __all__ = ["check_name", "check_names", "check_output"]
 

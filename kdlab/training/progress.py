@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from tqdm import tqdm
 from typing_extensions import override
 
-from kdlab.system.terminal import one_line
+from kdlab.plain_text import one_line
 
 log = logging.getLogger("kdlab")
 

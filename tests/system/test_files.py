@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from kdlab.plain_text import one_line, printable
 from kdlab.system import files
 from kdlab.system.files import Unreadable, file_hash, make_folder, open_to_append, read_bytes, read_json, read_yaml
-from kdlab.system.terminal import one_line, printable
 
 
 def write(path: Path, text: str) -> Path:

@@ -14,8 +14,9 @@ from kdlab.cli.hydra.compose import Composer, Composition, as_typed, composition
 from kdlab.cli.hydra.sweep import job_folder, objective, read_any, remaining
 from kdlab.config import builder
 from kdlab.errors import Busy
+from kdlab.plain_text import one_line
 from kdlab.runs.folder import record_failure, tidy
-from kdlab.system.terminal import one_line, say
+from kdlab.system.terminal import say
 from kdlab.system.termination import Terminated, exit_as_failure
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from kdlab.cli.main import Parser
-from kdlab.system.terminal import one_line, say
+from kdlab.plain_text import one_line
+from kdlab.system.terminal import say
 
 NEEDED = (
     "torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "tensorboard", "numpy", "PyYAML",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kdlab.cli.main import Parser
-from kdlab.system.terminal import one_line, say
+from kdlab.plain_text import one_line
+from kdlab.system.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from kdlab.cli.main import Parser
 from kdlab.errors import RunFailed, UserError
+from kdlab.plain_text import one_line
 from kdlab.system.files import Unreadable, read_text
-from kdlab.system.terminal import one_line, say, warn
+from kdlab.system.terminal import say, warn
 
 if TYPE_CHECKING:
     from kdlab.traces.pipeline import AnswerSource, Soft, Summary

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from kdlab.cli.main import Parser
 from kdlab.config import options
 from kdlab.errors import UserError, unknown
+from kdlab.plain_text import one_line
 from kdlab.system.files import read_json
 from kdlab.system.integrity import RESULT
-from kdlab.system.terminal import one_line, say, warn
+from kdlab.system.terminal import say, warn
 
 if TYPE_CHECKING:
     from kdlab.cli.hydra.compose import Composer, Composition

@@ -10,7 +10,8 @@ from kdlab.cli import layers
 from kdlab.cli.main import Parser
 from kdlab.config import options
 from kdlab.errors import UserError, unknown
-from kdlab.system.terminal import one_line, say
+from kdlab.plain_text import one_line
+from kdlab.system.terminal import say
 
 if TYPE_CHECKING:
     from kdlab.data import DataModule

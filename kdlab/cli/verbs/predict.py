@@ -8,8 +8,9 @@ from pathlib import Path
 
 from kdlab.cli.main import Parser
 from kdlab.errors import UserError
+from kdlab.plain_text import one_line
 from kdlab.runs.folder import read_model
-from kdlab.system.terminal import one_line, say
+from kdlab.system.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:

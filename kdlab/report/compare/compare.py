@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kdlab.errors import UserError
+from kdlab.plain_text import one_line
 from kdlab.report import table
 from kdlab.report.compare import page, pictures
 from kdlab.report.compare.comparison import Comparison, columns_of, footer, head, ordered, row
@@ -22,7 +23,7 @@ from kdlab.runs.measures import WIDE
 from kdlab.runs.read import Found, Group, Run, scan
 from kdlab.system import integrity
 from kdlab.system.files import make_folder
-from kdlab.system.terminal import one_line, warn
+from kdlab.system.terminal import warn
 
 EPILOG = """\
 columns: any setting by its dotted name (loss.temperature, optimizer.lr, ...), and

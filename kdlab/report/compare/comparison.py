@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from kdlab.errors import unknown
+from kdlab.plain_text import one_line
 from kdlab.report import table
 from kdlab.runs.measures import SCORES, Measure, Score, measures, score_of, shown
 from kdlab.runs.read import ALPHA, TEMPERATURE, Found, Group, Run, differing, finite, group, same, setting, short
-from kdlab.system.terminal import one_line
 
 _MOST_SETTINGS = 6
 """Largest number of differing settings that a table shows by default; the rest are in the CSV."""
