@@ -17,7 +17,8 @@ FLOORS = {
         (
             ("plain_text",),
             ("errors",),
-            ("ranges", "system", "config", "functional"),
+            ("ranges",),
+            ("system", "config", "functional"),
             ("models", "runs"),
             ("data", "losses"),
             ("tasks", "report", "inference"),

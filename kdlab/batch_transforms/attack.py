@@ -15,12 +15,13 @@ from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, SequenceBatch, cross_entropy, dense, kl
 from kdlab.functional.attack import pgd
 from kdlab.functional.modes import input_gradients
+from kdlab.ranges import share, whole_number
 
 Against = Literal["labels", "teacher"]
 
 
 class AttackedRows(BatchTransform):
-    r"""Shows the student attacked inputs, and the teacher the clean ones.
+    r"""Batch transform that shows the student attacked inputs, and the teacher the clean ones.
 
     The attack is projected gradient ascent in the maximum norm, from a random start inside the ball (Madry et al.,
     *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018), on the student as it is now, in eval
@@ -39,8 +40,8 @@ class AttackedRows(BatchTransform):
     Args:
         against: ``labels`` or ``teacher``.
         eps: radius of the ball, on inputs in [0, 1].
-        steps: of the ascent.
-        step_size: of each step; None is a quarter of ``eps``, as 2/255 of 8/255.
+        steps: number of ascent steps.
+        step_size: size of each ascent step; None is a quarter of ``eps``, as 2/255 of 8/255.
         clean: share of the clean rows, in [0, 1).
 
     Raises:
@@ -57,14 +58,11 @@ class AttackedRows(BatchTransform):
     ) -> None:
         if against not in get_args(Against):
             raise unknown("batch_transform.against", against, get_args(Against))
-        if not 0 < eps <= 1:
-            raise UserError("batch_transform.eps", eps, "above 0, up to 1 (inputs are in [0, 1])")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError("batch_transform.steps", f"{steps!r}", "a whole number, at least 1")
+        share("batch_transform.eps", eps, zero=False)
+        whole_number("batch_transform.steps", steps)
         if step_size is not None and not 0 < step_size < math.inf:
             raise UserError("batch_transform.step_size", step_size, "above 0, or null")
-        if not 0 <= clean < 1:
-            raise UserError("batch_transform.clean", clean, "a share, at least 0 and below 1")
+        share("batch_transform.clean", clean, one=False)
         self.against, self.eps, self.steps = against, float(eps), steps
         self.step_size = self.eps / 4 if step_size is None else float(step_size)
         self.clean = float(clean)
@@ -74,32 +72,32 @@ class AttackedRows(BatchTransform):
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch with attacked inputs, and the clean ones in ``Batch.teacher_inputs``.
+        """Return the batch with attacked inputs, and the clean ones in ``Batch.teacher_inputs``.
 
         Args:
-            batch: of rows, with inputs (B, ...) in [0, 1].
-            student: who is attacked.
-            teacher: who reads the clean rows; needed against the teacher alone.
+            batch: batch of rows, with inputs (B, ...) in [0, 1].
+            student: network that is attacked.
+            teacher: teacher that reads the clean rows; needed with ``against="teacher"`` alone.
             task: reads the batch.
-            seed: of the run.
+            seed: seed of the run.
             step: the optimizer step, counted from 0.
-            part: which micro-batch of the step; for batches without keys.
+            part: index of the micro-batch within the step; used for batches without keys.
 
         Raises:
             UserError: for inputs that are no numbers in [0, 1].
         """
         inputs = self._checked(batch)
-        theirs = teacher(batch.clean_view()) if self.needs_teacher and teacher is not None else None
+        teacher_outputs = teacher(batch.clean_view()) if self.needs_teacher and teacher is not None else None
 
         def answer(x: Tensor) -> Tensor:
             return dense(task.outputs(student, replace(batch, inputs=x.to(inputs.dtype))).logits)
 
         with input_gradients(student, device=inputs.device):
-            if theirs is None:
+            if teacher_outputs is None:
                 targets = _targets(batch, answer, inputs)
                 harm = lambda x: cross_entropy(answer(x), targets)  # noqa: E731
             else:
-                shown = dense(theirs.logits).detach()
+                shown = dense(teacher_outputs.logits).detach()
                 harm = lambda x: kl(answer(x), shown)  # noqa: E731
             start = _noise(batch, seed, step, part)
             attacked = pgd(harm, inputs.float(), self.eps, self.steps, self.step_size, start).to(inputs.dtype)
@@ -126,7 +124,7 @@ class AttackedRows(BatchTransform):
         return inputs
 
     def _both(self, batch: Batch, attacked: Tensor, read: Any) -> Batch:
-        """Clean rows and then attacked ones, each pair with the weight of one row: so the window stays as it is."""
+        """Join clean and attacked rows, each pair with the weight of one row, so that the window stays as it is."""
         rows = len(batch)
         weight = torch.ones(rows, device=attacked.device) if batch.weight is None else batch.weight
         partner = batch.partner
@@ -151,7 +149,7 @@ def _twice(value: Any) -> Any:
 
 @torch.no_grad()
 def _targets(batch: Batch, answer: Any, inputs: Tensor) -> Tensor:
-    """Labels; where there is none, the student's own clean answer."""
+    """Return the labels; where there is none, the student's own prediction for the clean input."""
     labelled = batch.labelled
     if bool(labelled.all()):
         return batch.targets
@@ -164,7 +162,7 @@ def _targets(batch: Batch, answer: Any, inputs: Tensor) -> Tensor:
 
 
 def _noise(batch: Batch, seed: int, step: int, part: int) -> Tensor:
-    """Offsets in [-1, 1), a function of (seed, step, example); of (seed, step, part, row) where nobody says which."""
+    """Draw offsets in [-1, 1) from (seed, step, example), or from (seed, step, part, row) for rows without keys."""
     inputs = batch.inputs
     assert isinstance(inputs, Tensor)
     if batch.example_id is not None:

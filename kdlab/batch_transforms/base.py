@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class BatchTransform(ABC):
-    """Puts other rows or sequences in the place of the data's: attacked, generated, written by a network.
+    """Base of the transforms that replace the rows or sequences of a batch by attacked, generated or written ones.
 
     Attributes:
-        target: what its rows are for: ``class``, of data that is classified, or ``next_token``, of sequences.
+        target: target that its rows have: ``class``, for data that is classified, or ``next_token``, for sequences.
         needs_teacher: whether it asks a teacher for its answers.
         needs_net: whether it looks into the teacher's network itself, which must then be one.
         makes_partners: whether it shows two views of a row, each the other's partner.
@@ -39,21 +39,21 @@ class BatchTransform(ABC):
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Teacher | None, task: Task, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch to learn from, and curves about it; a function of the arguments and of its own state.
+        """Return the batch to learn from, and curves about it; a function of the arguments and of its own state.
 
         Args:
-            batch: of the data.
+            batch: batch of the data.
             student: the network that is trained; nothing in it changes.
             teacher: the teacher, or None.
             task: reads the batch.
-            seed: of the run.
+            seed: seed of the run.
             step: the optimizer step, counted from 0.
-            part: which micro-batch of the step.
+            part: index of the micro-batch within the step.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs; nothing where all depends on the arguments alone."""
+        """Return the state that a resumed run needs; empty where all depends on the arguments alone."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most have no state
-        """Take back what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""

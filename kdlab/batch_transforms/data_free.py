@@ -17,15 +17,16 @@ from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, dense, hash_seed, kl, log_probabilities
 from kdlab.functional.modes import input_gradients
 from kdlab.models.transforms.surgery import head_of
+from kdlab.ranges import at_least_zero, positive, whole_number
 
 Goal = Literal["dafl", "zskt"]
 
 _WEIGHTS, _LEARN, _SHOW, _INVERT = 0x67656E, 0x6C6561726E, 0x73686F77, 0x696E76
-"""What random numbers are for."""
+"""Constants that keep the random numbers of different purposes apart."""
 
 
 class Asked(NamedTuple):
-    """What rows are made for; both networks are in eval mode."""
+    """Request for made rows: how many, for which networks (both in eval mode), and at which step."""
 
     rows: int
     student: nn.Module
@@ -38,7 +39,7 @@ class Asked(NamedTuple):
 
 
 class MadeRows(BatchTransform):
-    """What sources without data share: every row of the batch is replaced, and only their number is taken over.
+    """Base of the data-free transforms: every row of the batch is replaced, and only their number is taken over.
 
     A made row has no label, no key and no example that it is: only terms that need none of them count.
     """
@@ -53,16 +54,16 @@ class MadeRows(BatchTransform):
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """As many made rows as the batch has, and curves about how they are made.
+        """Return as many made rows as the batch has, and curves about how they are made.
 
         Args:
-            batch: of which nothing is used but how many rows it has.
+            batch: batch of the data; only its number of rows is used.
             student: the network that is trained; nothing in it changes.
             teacher: a live :class:`~kdlab.teachers.Teacher` with one network (``net``); nothing in it changes.
             task: reads the rows.
-            seed: of the run.
+            seed: seed of the run.
             step: the optimizer step, counted from 0.
-            part: which micro-batch of the step.
+            part: index of the micro-batch within the step.
 
         Raises:
             UserError: if no live network teaches.
@@ -76,16 +77,16 @@ class MadeRows(BatchTransform):
         like = batch.inputs if isinstance(batch.inputs, Tensor) else made
         window = batch.window if batch.window is not None else batch.count()
         rows = torch.full((len(batch),), NO_LABEL, dtype=torch.int64, device=device)
-        found = Batch(
+        made_batch = Batch(
             made.detach().to(like.dtype),
             rows,
             weight=batch.weight,
             window=window._replace(labelled=0.0, partnered=0.0),
         )
-        return found, curves
+        return made_batch, curves
 
     def make(self, asked: Asked) -> tuple[Tensor, dict[str, Tensor]]:
-        """Pictures (rows, C, H, W) in [0, 1], and curves."""
+        """Return pictures (rows, C, H, W) in [0, 1], and curves."""
         raise TypeError(f"{type(self).__name__} does not say what it makes: define make")
 
 
@@ -107,8 +108,8 @@ class GeneratedRows(MadeRows):
     numbers are a function of (seed, step, part). It reads both networks in eval mode and changes nothing in them.
 
     Args:
-        in_channels: of the pictures.
-        image_size: see ``in_channels``.
+        in_channels: number of channels of the pictures.
+        image_size: height and width of the pictures.
         goal: ``dafl`` or ``zskt``.
         latent: random numbers that a picture is made of.
         width: channels inside the generator.
@@ -185,7 +186,7 @@ class GeneratedRows(MadeRows):
         return torch.randn(rows, self.latent, generator=draws).to(device)
 
     def _ready(self, seed: int, device: torch.device) -> PictureGenerator:
-        """The generator; made at the first step, with weights that are a function of the seed."""
+        """Return the generator; it is made at the first step, with weights that are a function of the seed."""
         if self.net is None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(hash_seed(seed, _WEIGHTS))
@@ -199,13 +200,13 @@ class GeneratedRows(MadeRows):
         return self.net
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator, its optimizer, and its last loss."""
+        """Return the state of the generator and of its optimizer, and its last loss."""
         if self.net is None or self._optimizer is None or self._last is None:
             return dict(self._kept)
         return {"net": self.net.state_dict(), "optimizer": self._optimizer.state_dict(), "last": self._last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore the state that :meth:`state_dict` returned."""
         self._kept, self.net, self._optimizer, self._last = state, None, None, None
 
 
@@ -221,12 +222,12 @@ class InvertedRows(MadeRows):
     The pool is made at the first step, by Adam, and travels in the checkpoint; a step draws from it at random.
 
     Args:
-        in_channels: of the pictures.
-        image_size: see ``in_channels``.
-        num_classes: see ``in_channels``.
-        pool: how many are made.
-        rows: how many at a time; their statistics are those of a batch.
-        steps: of Adam, for each of them.
+        in_channels: number of channels of the pictures.
+        image_size: height and width of the pictures.
+        num_classes: number of classes of the teacher.
+        pool: number of pictures that are made.
+        rows: number of pictures that are made at a time; their statistics are those of a batch.
+        steps: number of Adam steps for each of them.
         lr: its learning rate.
         bn: the weights :math:`\alpha`; TV and the norm are means over rows.
         tv: see ``bn``.
@@ -294,16 +295,16 @@ class InvertedRows(MadeRows):
         return x.detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """The pool."""
+        """Return the pool, if it was made already."""
         return {} if self.pool is None else {"pool": self.pool}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore the state that :meth:`state_dict` returned."""
         self.pool = state.get("pool")
 
 
 class PictureGenerator(nn.Module):
-    """Random numbers (B, latent) to pictures (B, C, H, W) in [0, 1], by two doublings of a quarter of the size.
+    """Generator of pictures (B, C, H, W) in [0, 1] from random numbers (B, latent), by two doublings of the size.
 
     Its BatchNorms use the batch's own statistics, and remember none.
 
@@ -349,7 +350,7 @@ def _answer(net: nn.Module, task: Any, x: Tensor) -> Tensor:
 
 
 def _unlike(given: Tensor, norm: Any) -> Tensor:
-    """How far the batch statistics of a BatchNorm's input are from those that it remembers."""
+    """Return the distance of the batch statistics of a BatchNorm's input from its running statistics."""
     over = [d for d in range(given.ndim) if d != 1]
     mean, var = given.mean(over), given.var(over, unbiased=False)
     return torch.linalg.vector_norm(mean - norm.running_mean) + torch.linalg.vector_norm(var - norm.running_var)
@@ -357,7 +358,7 @@ def _unlike(given: Tensor, norm: Any) -> Tensor:
 
 @contextmanager
 def _inputs_of(modules: Sequence[nn.Module]) -> Any:
-    """What each module is given, in their order, once the context has seen a forward pass."""
+    """Record the first input of each module, in their order, during a forward pass within the context."""
     seen: list[Any] = [None] * len(modules)
 
     def keep(number: int) -> Callable:
@@ -376,14 +377,11 @@ def _inputs_of(modules: Sequence[nn.Module]) -> Any:
 
 def _whole(**values: tuple[Any, int]) -> None:
     for name, (value, least) in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"batch_transform.{name}", f"{value!r}", f"a whole number, at least {least}")
+        whole_number(f"batch_transform.{name}", value, least)
 
 
 def _number(above_0: Mapping[str, float], least_0: Mapping[str, float]) -> None:
     for name, value in above_0.items():
-        if not 0 < value < math.inf:
-            raise UserError(f"batch_transform.{name}", value, "a number above 0")
+        positive(f"batch_transform.{name}", value)
     for name, value in least_0.items():
-        if not 0 <= value < math.inf:
-            raise UserError(f"batch_transform.{name}", value, "a number, at least 0")
+        at_least_zero(f"batch_transform.{name}", value)

@@ -16,6 +16,7 @@ from kdlab.data.text.sequence import ANSWER, TEXT
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, Schedule, SequenceBatch, StepTotals, schedule
 from kdlab.models.transformers.generation import encoder_rows, generate
+from kdlab.ranges import share, whole_number
 from kdlab.teachers import Teacher
 
 Writer = Literal["student", "teacher"]
@@ -24,7 +25,7 @@ _CURVES = ("own", "own_length", "own_ended", "own_truncated")
 
 
 class GeneratedText(BatchTransform):
-    r"""Replaces what follows the prompts of a batch by what the student, or the teacher, writes there.
+    r"""Batch transform that replaces the continuations of a batch's prompts by text of the student or the teacher.
 
     With ``writer="student"`` the loss is taken where the student itself arrives, under the teacher's judgement; with
     probability :math:`\lambda` (``fraction``) a step is such a one, else it sees the data:
@@ -46,16 +47,16 @@ class GeneratedText(BatchTransform):
     processes, micro-batches nor a resumed run change what is written.
 
     Args:
-        eos_id: of the tokenizer.
-        pad_id: see ``eos_id``.
+        eos_id: end-of-text id of the tokenizer.
+        pad_id: padding id of the tokenizer.
         vocab_size: ids of the tokenizer; others, of a padded output layer, are never written.
         context: tokens that the networks read at most.
-        writer: who writes.
+        writer: network that writes, ``student`` or ``teacher``.
         fraction: :math:`\lambda`, a number in [0, 1] or a schedule over training.
         new_tokens: the longest continuation; the context may end it earlier.
         prompt: tokens of running text that are given. The prompt of a question is the question, whatever its tokens
             weigh (``SequenceBatch.prompts``).
-        temperature: of the drawing; 0 takes the most probable token.
+        temperature: sampling temperature; 0 takes the most probable token.
         top_p: draw among the most probable tokens that make up this mass; 1 among all.
         buffer: continuations that are kept, the newest ones; 0 keeps none.
         replay: the probability that a step with own text takes what the buffer has for its examples.
@@ -87,14 +88,11 @@ class GeneratedText(BatchTransform):
         if writer not in get_args(Writer):
             raise unknown("batch_transform.writer", writer, get_args(Writer), "writer")
         for name, value, least in (("new_tokens", new_tokens, 1), ("prompt", prompt, 1), ("buffer", buffer, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(f"batch_transform.{name}", f"{value!r}", f"a whole number, at least {least}")
+            whole_number(f"batch_transform.{name}", value, least)
         if not temperature >= 0:
             raise UserError("batch_transform.temperature", temperature, "0 (the most probable token) or more")
-        if not 0 < top_p <= 1:
-            raise UserError("batch_transform.top_p", top_p, "above 0, and at most 1")
-        if not 0 <= replay <= 1:
-            raise UserError("batch_transform.replay", replay, "a probability, in [0, 1]")
+        share("batch_transform.top_p", top_p, zero=False)
+        share("batch_transform.replay", replay)
         self.eos_id, self.pad_id, self.vocab_size, self.context = eos_id, pad_id, vocab_size, context
         self.writer, self.teacher_writes = writer, writer == "teacher"
         self.fraction = schedule(fraction, "batch_transform.fraction", 0.0, 1.0)
@@ -107,16 +105,16 @@ class GeneratedText(BatchTransform):
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """A micro-batch as it is, or with its continuations replaced.
+        """Return a micro-batch as it is, or with its continuations replaced.
 
         Args:
-            batch: of sequences, not packed.
+            batch: batch of sequences, not packed.
             student: the network that is trained.
             teacher: a network, or a :class:`~kdlab.teachers.Teacher` with one (``net``); None where the student writes.
-            task: what reads the batch; not needed here.
-            seed: of the run.
+            task: task that reads the batch; not needed here.
+            seed: seed of the run.
             step: the optimizer step, counted from 0.
-            part: which micro-batch of the step; nothing depends on it.
+            part: index of the micro-batch within the step; nothing depends on it.
 
         Returns:
             the batch, on the device of the one given, and the curves ``own`` (1 where the text is own), ``own_length``
@@ -151,15 +149,15 @@ class GeneratedText(BatchTransform):
         return self._rebuilt(batch, starts, texts), curves
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs: the buffer, as tensors."""
+        """Return the state that a resumed run needs: the buffer, as tensors."""
         return self._kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from :meth:`state_dict`."""
+        """Restore the state that :meth:`state_dict` returned."""
         self._kept.load_state_dict(state)
 
     def _starts(self, batch: Batch) -> list[_Start]:
-        """The sequences that have rows, and their prompts."""
+        """Return the sequences that have rows, with their prompts."""
         if not isinstance(batch, SequenceBatch) or not isinstance(batch.inputs, dict) or batch.example_id is None:
             raise UserError(
                 "batch_transform", "own text in place of inputs that are no sequences", "batch_transform=none"
@@ -170,16 +168,16 @@ class GeneratedText(BatchTransform):
         positions = batch.inputs.get("position_ids", places)
         if bool(((positions != places) & (places < read[:, None])).any()):
             raise UserError("data.pack", "true; accepted with own text (source): false")
-        found = []
+        starts = []
         about = torch.stack([read, _prompts(batch), batch.example_id[:, 0]], 1)
         for row, (length, prompt, example) in enumerate(about.tolist()):
             if length:
                 given, kind = (prompt, ANSWER) if prompt else (min(self.prompt, length), TEXT)
-                found.append(_Start(row, example, ids[row, :given], kind))
-        return found
+                starts.append(_Start(row, example, ids[row, :given], kind))
+        return starts
 
     def _texts(self, net: nn.Module, batch: Batch, starts: list[_Start], seed: int, step: int) -> list[Tensor]:
-        """What is written after each prompt: now, or earlier."""
+        """Return the continuation of each prompt: written now, or taken from the buffer."""
         device = batch.targets.device
         self._kept.begin(step)
         shown = self._shown(batch, starts)
@@ -211,14 +209,14 @@ class GeneratedText(BatchTransform):
         return [next(fresh) if text is None else next(old) for text in kept]
 
     def _shown(self, batch: Batch, starts: list[_Start]) -> list[Tensor]:
-        """The prompts as the buffer keeps them; nothing where it keeps none."""
+        """Return the prompts as the buffer keeps them; empty tensors where it keeps none."""
         if not self._kept.room:
             return [torch.empty(0)] * len(starts)
         ids = batch.inputs[_name(batch)].cpu().int()  # type: ignore[index]
         return [ids[start.row, : len(start.prompt)] for start in starts]
 
     def _rebuilt(self, batch: Batch, starts: list[_Start], texts: list[Tensor]) -> Batch:
-        """The batch with other continuations."""
+        """Return the batch with other continuations."""
         assert isinstance(batch, SequenceBatch) and isinstance(batch.inputs, dict) and batch.example_id is not None
         device, total = batch.targets.device, sum(len(text) for text in texts)
         about = [
@@ -250,7 +248,7 @@ class GeneratedText(BatchTransform):
 
 @dataclass
 class _Start:
-    """What is continued."""
+    """Prompt that is continued, and the row and example that it is from."""
 
     row: int
     example: int
@@ -282,7 +280,7 @@ class _Buffer:
                 del self._entries[example]
 
     def find(self, example: int, prompt: Tensor) -> Tensor | None:
-        """(n,) int32 on the CPU, what was written after this prompt (m,) int32 of this example in an earlier step."""
+        """Return the text (n,), int32 on the CPU, that an earlier step wrote after this prompt (m,) of this example."""
         step, before, text = self._entries.get(example, (self._step, prompt, prompt))
         return text if step < self._step and before.equal(prompt) else None
 
@@ -321,7 +319,7 @@ class _Buffer:
 
 
 def _chance(seed: int, name: str, step: int) -> float:
-    """A number in [0, 1) that belongs to (seed, name, step)."""
+    """Return a random number in [0, 1) that is a function of (seed, name, step)."""
     return float(Draws(fold(seed_of(seed, name), torch.tensor([step]))).uniform(0))
 
 
@@ -330,7 +328,7 @@ def _name(batch: Batch) -> str:
 
 
 def _prompts(batch: SequenceBatch) -> Tensor:
-    """(B,) how many tokens of each sequence are its prompt, 0 for running text."""
+    """Return the prompt length of each sequence in tokens, (B,); 0 for running text."""
     if batch.prompts is not None:
         return batch.prompts
     if batch.segment is not None and bool((batch.segment != TEXT).any()):
@@ -343,12 +341,12 @@ def _prompts(batch: SequenceBatch) -> Tensor:
 
 
 def _moved(texts: list[Tensor], device: Any, dtype: torch.dtype) -> list[Tensor]:
-    """On ``device``, in one go."""
+    """Move texts to ``device`` in one copy."""
     return list(torch.cat(texts).to(device, dtype).split([len(text) for text in texts])) if texts else []
 
 
 def _window(window: StepTotals | None, share: Tensor, labelled: bool) -> StepTotals:
-    """Rows that add up to their sequence's weight, so the counts are the summed weights of the step's sequences."""
+    """Count the step's rows by the summed weights of its sequences, which is what their rows' weights add up to."""
     whole = window is None or window.parts == 1
     total = float(share.double().sum()) if whole else window.examples  # type: ignore[union-attr]
     if not total:
@@ -357,7 +355,7 @@ def _window(window: StepTotals | None, share: Tensor, labelled: bool) -> StepTot
 
 
 def _everywhere(new: list[Any]) -> list[Any]:
-    """What all processes have; each calls this at the same micro-batches."""
+    """Gather the entries of all processes; each calls this at the same micro-batches."""
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return new

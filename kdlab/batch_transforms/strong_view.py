@@ -17,7 +17,7 @@ Of = Literal["unlabelled", "all"]
 
 
 class StrongViews(BatchTransform):
-    """Adds a strong view of rows to the batch, beside the (weak) view that the data show.
+    """Batch transform that adds a strong view of rows to the batch, beside the (weak) view that the data show.
 
     A strong row has no label, and its ``partner`` is the weak row that it shows again; a term such as
     :class:`~kdlab.losses.Consistency` lets the student agree with itself. Sohn et al., *FixMatch: Simplifying
@@ -58,16 +58,16 @@ class StrongViews(BatchTransform):
     def __call__(
         self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """The batch with strong views.
+        """Return the batch with strong views.
 
         Args:
-            batch: of pictures, with keys.
-            student: not needed.
-            teacher: see ``student``.
-            task: see ``student``.
-            seed: of the run.
+            batch: batch of pictures, with keys.
+            student: network that is trained; not needed here.
+            teacher: teacher; not needed here.
+            task: task that reads the batch; not needed here.
+            seed: seed of the run.
             step: the optimizer step, counted from 0.
-            part: which micro-batch of the step; nothing depends on it.
+            part: index of the micro-batch within the step; nothing depends on it.
 
         Raises:
             UserError: for rows that are no examples of the data.
@@ -98,7 +98,7 @@ class StrongViews(BatchTransform):
         return self._added(batch, strong, chosen, read), {}
 
     def _added(self, batch: Batch, strong: Tensor, chosen: Tensor, read: Any) -> Batch:
-        """The rows and then their strong views; the window counts both, over the whole step."""
+        """Return the rows and then their strong views; the window counts both, over the whole step."""
         window = batch.window if batch.window is not None else batch.count()
         more = window.rows if self.of == "all" else window.rows - window.labelled
         before = torch.full((len(batch),), -1, dtype=torch.int64, device=strong.device)

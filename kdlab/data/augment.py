@@ -25,6 +25,7 @@ from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.ops import OPS, affine, apply_ops, sample
 from kdlab.data.rng import Draws
 from kdlab.errors import UserError, unknown
+from kdlab.ranges import share
 
 
 class Transform:
@@ -174,8 +175,7 @@ class TrivialAugment(Transform):
     """
 
     def __init__(self, strength: float = 1.0) -> None:
-        if not 0 < strength <= 1:
-            raise UserError("data.augment.trivial.strength", strength, "above 0, up to 1")
+        share("data.augment.trivial.strength", strength, zero=False)
         self.strength = float(strength)
 
     @override

@@ -12,6 +12,7 @@ from typing_extensions import override
 from kdlab.data.rng import permutation, seed_of
 from kdlab.errors import UserError
 from kdlab.functional.types import NO_LABEL, as_probabilities
+from kdlab.ranges import share
 
 
 class Mixing:
@@ -30,8 +31,7 @@ class Mixing:
     def __init__(self, alpha: float = 1.0, prob: float = 1.0) -> None:
         if not (isinstance(alpha, (int, float)) and 0 < alpha < math.inf):
             raise UserError(f"data.augment.{self.name}.alpha", alpha, "above 0")
-        if not 0 <= prob <= 1:
-            raise UserError(f"data.augment.{self.name}.prob", prob, "0..1")
+        share(f"data.augment.{self.name}.prob", prob)
         self.alpha, self.prob = float(alpha), float(prob)
 
     def combine(self, own: Tensor, partner: Tensor, share: float, place: tuple[float, float]) -> tuple[Tensor, float]:

@@ -23,6 +23,7 @@ from kdlab.data.raw import Files, Labels, RawDataset, Rows, fingerprint, statist
 from kdlab.data.splits import check_classes, choose_classes, divide, keep_labels
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import NO_LABEL
+from kdlab.ranges import whole_number
 
 CLEAN = -1
 """The view number of a training example that is shown without the augmentation that training gives it."""
@@ -108,8 +109,8 @@ class ImageData(DataModule):
         self.name = source.name
         self.notes = tuple(source.notes)
         self.seed, self.split_seed = seed or 0, split_seed
-        self.batch_size = whole("data.batch_size", batch_size, 2)
-        self.eval_batch_size = whole(
+        self.batch_size = whole_number("data.batch_size", batch_size, 2)
+        self.eval_batch_size = whole_number(
             "data.eval_batch_size", max(batch_size, 256) if eval_batch_size is None else eval_batch_size, 1
         )
         if unlabelled_ratio is not None and not (
@@ -389,14 +390,3 @@ def published(*, source: RawDataset, **common: Unpack[Common]) -> ImageData:
     common.setdefault("batch_size", 128)
     common.setdefault("val", 5000)
     return ImageData(source, **common)
-
-
-def whole(key: str, value: Any, least: int) -> int:
-    """``value``, if it is a whole number from ``least`` on.
-
-    Raises:
-        UserError: naming ``key``, if it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UserError(key, f"{value!r}", f"a whole number from {least} on")
-    return value

@@ -21,6 +21,7 @@ from kdlab.functional import Batch, SequenceBatch, seed_all
 from kdlab.losses import CrossEntropy, Objective, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD
 from kdlab.models.transforms.auxiliary import Auxiliary
+from kdlab.ranges import whole_number
 from kdlab.system.files import read_yaml
 from kdlab.tasks import Classification, LanguageModeling, Task
 from kdlab.teachers import FrozenTeacher, Teacher
@@ -91,8 +92,7 @@ def distill(
     Example:
         >>> kdlab.distill(student, teacher, train_loader, val_loader, loss="dkd", epochs=30)  # doctest: +SKIP
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise UserError("epochs", f"{epochs!r}", "a whole number, at least 1")
+    whole_number("epochs", epochs)
     if teacher is student:
         raise UserError("teacher", "is the student itself", "another network, such as a copy of it")
     if teacher is None and alpha is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from kdlab.errors import UserError, unknown
+from kdlab.ranges import share
 
 Shape = Literal["linear", "cosine", "step"]
 
@@ -39,8 +40,7 @@ class Schedule:
             raise unknown("shape", self.shape, get_args(Shape), "schedule")
         if not 0 <= self.begin < self.until <= 1:
             raise UserError("begin, until", f"{self.begin}, {self.until}", "0 <= begin < until <= 1")
-        if not 0 <= self.at <= 1:
-            raise UserError("at", self.at, "a share of training in [0, 1]")
+        share("at", self.at)
 
     def __call__(self, progress: float) -> float:
         """Return the value at a share of training, in [0, 1]."""

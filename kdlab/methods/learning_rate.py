@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, get_args
 
 from kdlab.errors import UserError, unknown
+from kdlab.ranges import share
 
 Course = Literal["constant", "linear", "cosine", "multistep"]
 
@@ -33,10 +34,8 @@ class LearningRate:
     ) -> None:
         if shape not in get_args(Course):
             raise unknown("scheduler.shape", shape, get_args(Course))
-        if not 0 <= warmup < 1:
-            raise UserError("scheduler.warmup", warmup, "a share of training, at least 0 and below 1")
-        if not 0 <= final <= 1:
-            raise UserError("scheduler.final", final, "a factor in [0, 1]")
+        share("scheduler.warmup", warmup, one=False)
+        share("scheduler.final", final)
         if shape == "multistep" and (not milestones or list(milestones) != sorted(milestones)):
             raise UserError("scheduler.milestones", f"{list(milestones)}", "one or more epochs, ascending")
         self.shape, self.warmup, self.final = shape, warmup, final

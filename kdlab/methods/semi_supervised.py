@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from kdlab.errors import UserError, unknown
+from kdlab.errors import unknown
 from kdlab.functional import Batch, Outputs, as_probabilities
 from kdlab.methods.offline import OfflineKD
+from kdlab.ranges import share
 
 PseudoLabels = Literal["soft", "hard"]
 
@@ -39,8 +40,7 @@ class SemiSupervisedKD(OfflineKD):
         super().__init__(**shared)
         if labels not in get_args(PseudoLabels):
             raise unknown("method.labels", labels, get_args(PseudoLabels))
-        if not 0 <= threshold < 1:
-            raise UserError("method.threshold", threshold, "a probability, at least 0 and below 1")
+        share("method.threshold", threshold, one=False)
         self.labels, self.threshold = labels, threshold
 
     def relabel(self, batch: Batch, teacher: Outputs | None) -> tuple[Batch, dict[str, Tensor]]:

@@ -16,6 +16,7 @@ from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, cross_entropy, dense, hash_seed
 from kdlab.functional.attack import pgd
 from kdlab.functional.modes import input_gradients
+from kdlab.ranges import whole_number
 from kdlab.tasks.class_measures import ClassMeasures, TaskMeasures, class_ids
 from kdlab.tasks.task import Measures, Task
 
@@ -53,8 +54,7 @@ class Attack:
         eps, steps, size = values["eps"], values["steps"], values["step_size"]
         if not _is_number(eps) or not 0 < eps <= 1:
             raise UserError("task.attack.eps", f"{eps!r}", "above 0, up to 1 (inputs are in [0, 1])")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise UserError("task.attack.steps", f"{steps!r}", "a whole number, at least 1")
+        whole_number("task.attack.steps", steps)
         if size is not None and not (_is_number(size) and 0 < size < math.inf):
             raise UserError("task.attack.step_size", f"{size!r}", "above 0, or null")
         return cls(**given)

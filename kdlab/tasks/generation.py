@@ -18,6 +18,7 @@ from kdlab.data.rng import Draws, fold, permutation, seed_of
 from kdlab.errors import UserError
 from kdlab.functional import SequenceBatch
 from kdlab.models.transformers.generation import encoder_rows, generate
+from kdlab.ranges import positive, share, whole_number
 
 _RUNNING = 64
 """Tokens by which running text goes on, unless told."""
@@ -44,18 +45,15 @@ class Generation:
             value = getattr(self, name)
             if value is None and name in ("new_tokens", "max_questions", "samples"):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"task.{name}", f"{value!r}", "a whole number, at least 1")
+            whole_number(f"task.{name}", value)
         if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in self.passes):
             raise UserError("task.passes", f"{list(self.passes)}", "whole numbers, at least 1, such as [1, 4]")
         if self.passes and self.samples is not None and self.samples < max(self.passes):
             raise UserError(
                 "task.samples", f"{self.samples} for pass@{max(self.passes)}", f"at least {max(self.passes)}"
             )
-        if not self.temperature > 0:
-            raise UserError("task.temperature", self.temperature, "a number above 0")
-        if not 0 < self.top_p <= 1:
-            raise UserError("task.top_p", self.top_p, "above 0, and at most 1")
+        positive("task.temperature", self.temperature)
+        share("task.top_p", self.top_p, zero=False)
 
     def answers(
         self, net: nn.Module, data: TextData, split: str, device: Any, width: int, count: int | None = None

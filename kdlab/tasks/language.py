@@ -28,6 +28,7 @@ from kdlab.functional import (
     kl,
 )
 from kdlab.functional.types import Target
+from kdlab.ranges import whole_number
 from kdlab.tasks.generation import Answers, Generation, open_ended, table
 from kdlab.tasks.task import Task
 
@@ -76,8 +77,7 @@ class LanguageModeling(Task):
         prompt: int = 16,
         seed: int = 0,
     ) -> None:
-        if isinstance(vocab_size, bool) or not isinstance(vocab_size, int) or vocab_size < 2:
-            raise UserError("task.vocab_size", f"{vocab_size!r}", "a whole number, at least 2")
+        whole_number("task.vocab_size", vocab_size, 2)
         super().__init__(vocab_size)
         if score not in SCORES:
             raise unknown("task.score", score, SCORES, "measure")

@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs
+from kdlab.ranges import share
 from kdlab.tasks import Task
 from kdlab.teachers.teacher import Teacher
 
@@ -68,8 +69,7 @@ class EMATeacher(MovingTeacher):
 
     def __init__(self, task: Task, decay: float = 0.99) -> None:
         super().__init__(task)
-        if not 0 <= decay < 1:
-            raise UserError("method.decay", decay, "at least 0 and below 1")
+        share("method.decay", decay, one=False)
         self.decay = decay
         self.steps = 0
 
@@ -116,8 +116,7 @@ class SnapshotTeacher(MovingTeacher):
 
     def __init__(self, task: Task, begin: float = 0.5, every: int | None = None) -> None:
         super().__init__(task)
-        if not 0 < begin < 1:
-            raise UserError("method.begin", begin, "a share of the epochs between 0 and 1")
+        share("method.begin", begin, zero=False, one=False)
         if every is not None and every < 1:
             raise UserError("method.every", every, "a whole number of epochs, at least 1")
         self.begin, self.every = begin, every

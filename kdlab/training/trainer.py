@@ -16,6 +16,7 @@ from torch import nn
 from kdlab.errors import UserError, unknown
 from kdlab.methods.lightning_internals import NoProfiler
 from kdlab.models.cost import Example, flops
+from kdlab.ranges import positive, whole_number
 from kdlab.training.checkpoints import AtomicCheckpoints
 
 log = logging.getLogger("kdlab")
@@ -91,8 +92,7 @@ class TrainerConfig:
         if progress not in ("auto", "bar", "lines", "none"):
             raise unknown("trainer.progress", progress, ("auto", "bar", "lines", "none"))
         for name, value in (("accumulate", accumulate), ("log_every", log_every), ("validate_every", validate_every)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"trainer.{name}", f"{value!r}", "a whole number, at least 1")
+            whole_number(f"trainer.{name}", value)
         if gradients is not None and (isinstance(gradients, bool) or not isinstance(gradients, int) or gradients < 1):
             raise UserError("trainer.gradients", f"{gradients!r}", "a whole number of steps, at least 1, or null")
         if isinstance(threads, int) and threads < 1:
@@ -101,8 +101,7 @@ class TrainerConfig:
             raise UserError("trainer.threads", threads, f"up to {MOST_THREADS}, or auto")
         if clip is not None and not clip > 0:
             raise UserError("trainer.clip", clip, "a number above 0, or null")
-        if not save_minutes > 0:
-            raise UserError("trainer.save_minutes", save_minutes, "a number above 0")
+        positive("trainer.save_minutes", save_minutes)
         self.accelerator, self.precision = accelerator, precision
         self.channels_last, self.threads = channels_last, threads
         self.accumulate, self.clip, self.log_every = accumulate, clip, log_every

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.data.module import whole
 from kdlab.data.rng import seed_of
 from kdlab.data.splits import rows_of, stratified, without
 from kdlab.data.text.build import TextCommon, text_data
@@ -30,6 +29,7 @@ from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.ranges import whole_number
 from kdlab.system.arrays import read_arrays
 from kdlab.system.files import Unreadable, open_regular
 
@@ -92,10 +92,10 @@ def spoken_digits(
     Raises:
         UserError: if the files are missing, damaged or others, or for an argument out of range.
     """
-    whole("data.join", join, 1)
-    whole("data.mels", mels, 1)
+    whole_number("data.join", join, 1)
+    whole_number("data.mels", mels, 1)
     if utterances is not None:
-        whole("data.utterances", utterances, 1)
+        whole_number("data.utterances", utterances, 1)
     if rate not in (8000, 16000):
         raise UserError("data.rate", rate, "8000, 16000")
     length = (1.0 if join == 1 else 0.7 * join) if seconds is None else seconds

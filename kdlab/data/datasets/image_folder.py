@@ -12,10 +12,11 @@ import torch
 
 from kdlab.data import pictures
 from kdlab.data.datasets.folder_layout import Leftovers, alike, class_pictures, folders, pictures_beside, split_folders
-from kdlab.data.module import Common, ImageData, whole
+from kdlab.data.module import Common, ImageData
 from kdlab.data.pictures import Look
 from kdlab.data.raw import Files, RawDataset, Rows, sample_of
 from kdlab.errors import UserError, unknown
+from kdlab.ranges import whole_number
 
 
 def image_folder(
@@ -57,7 +58,7 @@ def image_folder(
             bounds = "1 or 3" if name == "channels" else "1..4096"
             raise UserError(f"data.{name}", f"{value!r}", bounds)
     if workers is not None:
-        whole("data.workers", workers, 0)
+        whole_number("data.workers", workers, 0)
     folder = Path(root).expanduser()
     if not folder.is_dir():
         raise UserError("data.root", f"there is no folder {folder}", "a folder with a sub-folder for each class")

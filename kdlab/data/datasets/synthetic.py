@@ -7,9 +7,10 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from kdlab.data.module import Common, ImageData, whole
+from kdlab.data.module import Common, ImageData
 from kdlab.data.raw import RawDataset, Rows
 from kdlab.errors import UserError
+from kdlab.ranges import whole_number
 from kdlab.system import memory
 
 _STEPS = 4
@@ -39,7 +40,7 @@ def synthetic(
     The other arguments are :class:`ImageData`'s, with ``val`` 0.15 unless given.
     """
     for name, value, least in (("n", n, 20), ("features", features, 1), ("num_classes", num_classes, 2)):
-        whole(f"data.{name}", value, least)
+        whole_number(f"data.{name}", value, least)
     if not 0 <= noise < float("inf"):
         raise UserError("data.noise", noise, "0 or more")
     memory.refuse_larger("data.n", n * 16 * (features + num_classes), f"{n:,} rows of {features:,} features")

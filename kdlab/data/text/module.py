@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from kdlab.data.contract import DataModule, Modality
-from kdlab.data.module import whole
 from kdlab.data.order import Order
 from kdlab.data.rng import permutation
 from kdlab.data.text.loader import Reading, TextLoader
@@ -24,6 +23,7 @@ from kdlab.data.text.token_store import Flat, flatten
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
 from kdlab.functional.types import SEGMENTS
+from kdlab.ranges import whole_number
 
 SEGMENT_WEIGHTS = {"prompt": 0.0, "reasoning": 1.0, "answer": 1.0, "text": 1.0}
 """How much a predicted token counts, by what it is part of."""
@@ -91,12 +91,12 @@ class TextData(DataModule):
         source = source.check()
         self.name, self.tokenizer, self.vocab_size = source.name, source.tokenizer, source.tokenizer.size
         self.seed, self.pack, self._source = seed or 0, pack, source
-        self.context = whole("data.context", context, 1)
-        self.batch_size = whole("data.batch_size", batch_size, 1)
-        self.eval_batch_size = whole(
+        self.context = whole_number("data.context", context, 1)
+        self.batch_size = whole_number("data.batch_size", batch_size, 1)
+        self.eval_batch_size = whole_number(
             "data.eval_batch_size", batch_size if eval_batch_size is None else eval_batch_size, 1
         )
-        stride = whole("data.eval_stride", self.context if eval_stride is None else eval_stride, 1)
+        stride = whole_number("data.eval_stride", self.context if eval_stride is None else eval_stride, 1)
         if stride > self.context:
             raise UserError("data.eval_stride", stride, f"1..{self.context} (data.context), or null")
         if fraction is not None and (isinstance(fraction, bool) or not 0 < fraction <= 1):

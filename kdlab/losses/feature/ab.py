@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
 from typing_extensions import override
 
-from kdlab.errors import UserError
 from kdlab.functional import Schedule, boundary_distance
 from kdlab.losses.feature.layer_term import Layers
 from kdlab.losses.feature.ofd import ConnectedTerm
+from kdlab.ranges import positive
 
 
 class ActivationBoundary(ConnectedTerm):
@@ -39,8 +38,7 @@ class ActivationBoundary(ConnectedTerm):
         weight: float | Mapping | Schedule = 1.0,
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
-        if not 0 < margin < math.inf:
-            raise UserError("margin", margin, "a finite number above 0")
+        positive("margin", margin)
         self.margin = margin
 
     @override

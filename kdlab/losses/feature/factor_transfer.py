@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, factor_distance, squared_error
 from kdlab.losses.feature.layer_term import Layers, LayerTerm, maps_only, project
 from kdlab.models.vision.blocks import BatchNorm
+from kdlab.ranges import positive, share
 
 
 class FactorTransfer(LayerTerm):
@@ -53,12 +53,9 @@ class FactorTransfer(LayerTerm):
         weight: float | Mapping | Schedule = 1.0,
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
-        if not 0 < rate < math.inf:
-            raise UserError("rate", rate, "a finite number above 0")
-        if not 0 <= begin < 1:
-            raise UserError("begin", begin, "a share of training, at least 0 and below 1")
-        if not 0 < reconstruction < math.inf:
-            raise UserError("reconstruction", reconstruction, "a finite number above 0")
+        positive("rate", rate)
+        share("begin", begin, one=False)
+        positive("reconstruction", reconstruction)
         self.rate, self.begin, self.reconstruction = rate, begin, reconstruction
         self.progress = 1.0  # without an Objective nobody says how far training is: both parts count
         self.encoders, self.decoders, self.translators = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

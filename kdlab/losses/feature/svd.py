@@ -20,6 +20,7 @@ from kdlab.functional import (
     turned_positive,
 )
 from kdlab.losses.feature.layer_term import Layers, LayerTerm, maps_only, project, projector
+from kdlab.ranges import whole_number
 
 SPARE = 3
 """How many more of the student's vectors than the teacher's one may be chosen from."""
@@ -62,8 +63,7 @@ class KDSVD(LayerTerm):
         super().__init__(student_layer, teacher_layer, weight)
         if len(self.student_layers) < 2:
             raise UserError("student_layer", "one layer", "two or more, whose relation is compared")
-        if isinstance(components, bool) or not isinstance(components, int) or components < 1:
-            raise UserError("components", components, "a whole number, at least 1")
+        whole_number("components", components)
         self.components = components
         self.projectors = nn.ModuleList()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from kdlab.functional import (
 )
 from kdlab.losses.feature.layer_term import Layers
 from kdlab.losses.relation.relation import Relation
+from kdlab.ranges import positive
 
 
 class CorrelationCongruence(Relation):
@@ -47,8 +47,7 @@ class CorrelationCongruence(Relation):
         weight: float | Mapping | Schedule = 1.0,
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
-        if not 0 < gamma < math.inf:
-            raise UserError("gamma", gamma, "a number above 0")
+        positive("gamma", gamma)
         if not (isinstance(order, int) and 1 <= order <= 64):
             raise UserError("order", order, "a whole number from 1 to 64")
         self.gamma, self.order = gamma, order

@@ -14,6 +14,7 @@ from kdlab.functional import Batch, Outputs, Schedule, hash_seed, noise_contrast
 from kdlab.functional.relation.relation import unit
 from kdlab.losses.feature.layer_term import LayerTerm, project
 from kdlab.losses.temperature import check_temperature
+from kdlab.ranges import share
 
 UNKNOWN = -1
 """The class of an example that has no label, or was not seen yet."""
@@ -73,8 +74,7 @@ class CRD(LayerTerm):
             if not isinstance(value, int) or value < 1:
                 raise UserError(key, value, "a whole number, at least 1")
         check_temperature("temperature", temperature)
-        if not 0 <= momentum < 1:
-            raise UserError("momentum", momentum, "at least 0 and below 1")
+        share("momentum", momentum, one=False)
         self.negatives, self.dim, self.temperature = negatives, dim, temperature
         self.momentum, self.seed = momentum, seed
         self.maps = nn.ModuleDict()

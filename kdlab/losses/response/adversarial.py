@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -14,6 +13,7 @@ from typing_extensions import override
 from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, dense, masked_classes, reverse_gradient
 from kdlab.losses.term import Term
+from kdlab.ranges import at_least_zero
 
 
 class Discriminator(Term):
@@ -51,8 +51,7 @@ class Discriminator(Term):
         super().__init__(weight)
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in hidden):
             raise UserError("hidden", f"{list(hidden)}", "whole numbers, at least 1")
-        if not 0 <= strength < math.inf:
-            raise UserError("strength", strength, "a number, at least 0")
+        at_least_zero("strength", strength)
         if (student_layer is None) != (teacher_layer is None):
             raise UserError("student_layer, teacher_layer", f"{student_layer} and {teacher_layer}", "both, or neither")
         self.hidden, self.strength = tuple(hidden), strength

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal, get_args
 
@@ -13,6 +12,7 @@ from typing_extensions import override
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense, kl
 from kdlab.losses.term import Rows, Term
+from kdlab.ranges import positive, share
 
 Kind = Literal["hard", "soft"]
 
@@ -55,10 +55,8 @@ class Consistency(Term):
         super().__init__(weight)
         if target not in get_args(Kind):
             raise unknown("target", target, get_args(Kind))
-        if not 0 <= threshold < 1:
-            raise UserError("threshold", threshold, "a probability, at least 0 and below 1")
-        if not 0 < sharpen < math.inf:
-            raise UserError("sharpen", sharpen, "a temperature above 0")
+        share("threshold", threshold, one=False)
+        positive("sharpen", sharpen)
         self.target, self.threshold, self.sharpen = target, threshold, sharpen
 
     @override

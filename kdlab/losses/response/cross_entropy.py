@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from torch import Tensor
 from typing_extensions import override
 
-from kdlab.errors import UserError
 from kdlab.functional import Batch, Outputs, Schedule, cross_entropy, dense
 from kdlab.losses.term import LabelTerm
+from kdlab.ranges import share
 
 
 class CrossEntropy(LabelTerm):
@@ -24,8 +24,7 @@ class CrossEntropy(LabelTerm):
 
     def __init__(self, label_smoothing: float = 0.0, weight: float | Mapping | Schedule = 1.0) -> None:
         super().__init__(weight)
-        if not 0 <= label_smoothing < 1:
-            raise UserError("label_smoothing", label_smoothing, "at least 0 and below 1")
+        share("label_smoothing", label_smoothing, one=False)
         self.label_smoothing = label_smoothing
 
     @override

@@ -26,6 +26,7 @@ from kdlab.functional import (
 )
 from kdlab.losses.response.soft_term import SoftTerm
 from kdlab.losses.temperature import Temperature
+from kdlab.ranges import share
 
 
 class Divergence(SoftTerm):
@@ -141,8 +142,7 @@ class _Skewed(Divergence):
         temperature: float | Mapping | Schedule | Temperature | None = None,
     ) -> None:
         super().__init__(weight, temperature)
-        if not 0 <= skew < 1:
-            raise UserError("skew", skew, "at least 0 and below 1")
+        share("skew", skew, one=False)
         self.skew = skew
 
 
@@ -195,8 +195,7 @@ class JSD(Divergence):
         temperature: float | Mapping | Schedule | Temperature | None = None,
     ) -> None:
         super().__init__(weight, temperature)
-        if not 0 <= beta <= 1:
-            raise UserError("beta", beta, "a share in [0, 1]")
+        share("beta", beta)
         self.beta = beta
 
     @override

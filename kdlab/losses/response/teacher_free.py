@@ -23,6 +23,7 @@ from kdlab.functional import (
 from kdlab.losses.response.dkd import named_classes
 from kdlab.losses.temperature import check_temperature
 from kdlab.losses.term import Term
+from kdlab.ranges import share
 
 
 class ConfidencePenalty(Term):
@@ -83,8 +84,7 @@ class TfKD(Term):
         self, correct: float = 0.99, temperature: float = 20.0, weight: float | Mapping | Schedule = 1.0
     ) -> None:
         super().__init__(weight)
-        if not 0 < correct < 1:
-            raise UserError("correct", correct, "a probability above 0 and below 1")
+        share("correct", correct, zero=False, one=False)
         check_temperature("temperature", temperature)
         self.correct, self.temperature = correct, temperature
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kdlab.errors import UserError
 from kdlab.functional import Outputs, Projected
 from kdlab.functional.modes import eval_mode
+from kdlab.ranges import share
 
 Uniform = Callable[[int], Tensor]
 """i to (B,) numbers in [0, 1), by which the i-th new token of each prompt is drawn."""
@@ -160,8 +161,7 @@ def _check(
         raise UserError("new_tokens", f"{most} for {len(prompts)} prompts", "at least 1, one for all or one each")
     if not temperature >= 0:
         raise UserError("temperature", temperature, "0 (the most probable token) or more")
-    if not 0 < top_p <= 1:
-        raise UserError("top_p", top_p, "above 0, up to 1")
+    share("top_p", top_p, zero=False)
     if temperature > 0 and uniform is None:
         raise UserError("uniform", "missing", f"numbers to draw by, at temperature {temperature}")
     if source is not None and len(source) != len(prompts):

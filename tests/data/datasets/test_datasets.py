@@ -152,7 +152,7 @@ def test_common_arguments_are_those_of_image_data():
         ({"classes": ["3", "eight"]}, r"data\.classes: unknown class 'eight'"),
         ({"classes": [3, 3]}, r"data\.classes: .*two or more different"),
         ({"classes": [3]}, r"data\.classes: .*two or more different"),
-        ({"batch_size": 1}, r"data\.batch_size: 1; accepted: a whole number from 2 on"),
+        ({"batch_size": 1}, r"data\.batch_size: 1; accepted: a whole number, at least 2"),
         ({"batch_size": 32.0}, r"data\.batch_size: 32\.0"),
         ({"eval_batch_size": -3}, r"data\.eval_batch_size: -3"),
     ],

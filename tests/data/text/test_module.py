@@ -267,7 +267,7 @@ def test_sequences_where_nothing_counts_are_left_out():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"context": 0}, r"data\.context: 0; accepted: a whole number from 1 on"),
+        ({"context": 0}, r"data\.context: 0; accepted: a whole number, at least 1"),
         ({"batch_size": 1.5}, r"data\.batch_size: 1\.5"),
         ({"eval_stride": 129}, r"data\.eval_stride: 129; accepted: 1\.\.128"),
         ({"fraction": 0}, r"data\.fraction: 0; accepted: above 0, up to 1"),

@@ -191,7 +191,7 @@ def test_what_the_config_says():
     assert Tokenizer.of(made, texts) is made
     for spec, vocab, said in [
         ("bytes", 300, r"data\.vocab: 300; bytes says itself"),
-        ("bpe", 256, r"data\.vocab: 256; accepted: a whole number from 257 on"),
+        ("bpe", 256, r"data\.vocab: 256; accepted: a whole number, at least 257"),
         (None, None, r"data\.tokenizer: None; accepted: characters, bytes, bpe"),
     ]:
         with pytest.raises(UserError, match=said):

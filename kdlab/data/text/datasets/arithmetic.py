@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence as Some
 from typing import Unpack
 
-from kdlab.data.module import whole
 from kdlab.data.rng import mix, seed_of
 from kdlab.data.text.answers import same_number
 from kdlab.data.text.build import TextCommon
 from kdlab.data.text.module import TextData
 from kdlab.data.text.templates import TERSE, Example, Right, check_form, examples_data
 from kdlab.errors import UserError, unknown
+from kdlab.ranges import whole_number
 
 SIGNS = {"add": "+", "sub": "-", "mul": "*"}
 _ATTEMPTS = 200
@@ -126,12 +126,12 @@ def arithmetic(
     for name in operations:
         if name not in SIGNS:
             raise unknown("data.operations", name, SIGNS, "operation")
-    whole("data.min_steps", min_steps, 1)
-    whole("data.max_steps", max_steps, min_steps)
-    whole("data.largest", largest, 1)
-    whole("data.limit", limit, 2)
-    sizes = {"test": whole("data.test", test, 0), "val": whole("data.val", val, 0)}
-    sizes["train"] = whole("data.train", train, 1)
+    whole_number("data.min_steps", min_steps, 1)
+    whole_number("data.max_steps", max_steps, min_steps)
+    whole_number("data.largest", largest, 1)
+    whole_number("data.limit", limit, 2)
+    sizes = {"test": whole_number("data.test", test, 0), "val": whole_number("data.val", val, 0)}
+    sizes["train"] = whole_number("data.train", train, 1)
 
     seen: set[str] = set()
     examples: dict[str, list[Example]] = {}
