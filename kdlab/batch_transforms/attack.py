@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.batch_transforms.base import BatchTransform
-from kdlab.data.rng import fold, seed_of
 from kdlab.errors import UserError, unknown
 from kdlab.functional import Batch, SequenceBatch, cross_entropy, dense, kl
 from kdlab.functional.attack import pgd
 from kdlab.functional.modes import input_gradients
+from kdlab.functional.rng import fold, seed_of
 from kdlab.ranges import share, whole_number
 
 Against = Literal["labels", "teacher"]

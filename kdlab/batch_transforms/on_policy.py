@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.batch_transforms.base import BatchTransform
-from kdlab.data.rng import Draws, fold, seed_of
 from kdlab.data.text.sequence import ANSWER, TEXT
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch, Schedule, SequenceBatch, StepTotals, schedule
+from kdlab.functional.rng import Draws, fold, seed_of
 from kdlab.models.transformers.generation import encoder_rows, generate
 from kdlab.ranges import share, whole_number
 from kdlab.teachers import Teacher

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.batch_transforms.base import BatchTransform
-from kdlab.data.rng import seed_of
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch
+from kdlab.functional.rng import seed_of
 
 Of = Literal["unlabelled", "all"]
 

@@ -49,7 +49,7 @@ _MOST = 2**63
 
 
 class Mismatch(ValueError):
-    """The value does not fit; the message says what is accepted."""
+    """Error for a value that does not fit an annotation; the message says what is accepted."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Kind:
 
 
 def kinds(annotation: ast.expr | None, scope: SourceModule) -> list[Kind]:
-    """The alternatives of an annotation, aliases followed."""
+    """Return the alternatives of an annotation, with aliases followed."""
     return [Kind("any", scope)] if annotation is None else list(_kinds(annotation, scope))
 
 
@@ -111,8 +111,8 @@ def _named(full: str, scope: SourceModule) -> Iterator[Kind]:
         yield Kind("mapping", scope)
     elif name in ("Path", "PathLike"):
         yield Kind("path", scope)
-    elif "." not in full and (found := _ours(full, scope)):
-        where, node = found
+    elif "." not in full and (hit := _ours(full, scope)):
+        where, node = hit
         if isinstance(node, ast.ClassDef):
             yield Kind("fields" if has_fields(node) else "other", where, label=name, definition=node)
         elif isinstance(node, ast.expr):
@@ -122,19 +122,19 @@ def _named(full: str, scope: SourceModule) -> Iterator[Kind]:
 
 
 def _original(full: str, scope: SourceModule) -> str:
-    """The last part of a dotted name; of one that was imported under another name (``Sequence as Some``), its own."""
+    """Return the last part of a dotted name; for an alias (``Sequence as Some``), the name that it was imported by."""
     module, own = scope.imports.get(full, ("", None))
     return own if own and module in _TYPING else full.rpartition(".")[2]
 
 
 def _ours(name: str, scope: SourceModule) -> tuple[SourceModule, Definition | ast.expr] | None:
-    """A name of the same top package; reading others (torch, typing) would be slow and say nothing."""
+    """Look up a name of the same top package; reading others (torch, typing) would be slow and say nothing."""
     module = scope.imports[name][0] if name in scope.imports else scope.name
     return lookup(scope, name) if module.split(".")[0] == scope.name.split(".")[0] else None
 
 
 def fit(value: Any, annotation: ast.expr | None, scope: SourceModule) -> Any:
-    """``value`` as the argument wants it: ``"1e-3"`` as a number, 8.0 as an integer, where one is asked for.
+    """Convert ``value`` to what the argument wants: ``"1e-3"`` to a number, 8.0 to an integer, where one is asked for.
 
     Raises:
         Mismatch: what is accepted instead.
@@ -226,26 +226,26 @@ def _finite(value: float) -> bool:
 
 
 def literals(kind: Kind) -> list[Any]:
-    """The values of a ``Literal``."""
+    """Return the values of a ``Literal``."""
     return [ast.literal_eval(node) for node in kind.inner]
 
 
 def describe(alternatives: list[Kind]) -> str:
-    """What is accepted, in words: ``a number, null, constant, cosine``."""
-    said: list[str] = []
+    """Describe the accepted values in words: ``a number, null, constant, cosine``."""
+    words: list[str] = []
     for kind in alternatives:
         if kind.name == "literal":
-            said += [str(v) for v in literals(kind)]
+            words += [str(v) for v in literals(kind)]
         elif kind.name == "list" and kind.inner:
             of = [k for k in kinds(kind.inner[0], kind.scope) if k.name in ("int", "float", "str", "bool")]
             plural = {"int": "integers", "float": "numbers", "str": "strings", "bool": "true or false"}
-            said.append(f"a list of {' or '.join(plural[k.name] for k in of)}" if of else "a list")
+            words.append(f"a list of {' or '.join(plural[k.name] for k in of)}" if of else "a list")
         elif kind.name == "fields":
-            said.append(f"a mapping ({kind.label})")
+            words.append(f"a mapping ({kind.label})")
         elif kind.name == "other":
-            said.append(f"a {kind.label}")
+            words.append(f"a {kind.label}")
         elif kind.name == "mapping" and any(k.name == "fields" for k in alternatives):
             continue  # said better by the dataclass beside it
         else:
-            said.append(_SAID.get(kind.name, "anything"))
-    return ", ".join(dict.fromkeys(said))
+            words.append(_SAID.get(kind.name, "anything"))
+    return ", ".join(dict.fromkeys(words))

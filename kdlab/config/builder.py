@@ -26,10 +26,10 @@ __all__ = ["bind", "build", "check", "config_hash", "flatten", "parameters", "si
 TARGET = "_target_"
 
 TEXT = ("vocab_size", "context", "eos_id", "pad_id", "mels", "frames")
-"""What the tokenizer, the length of sequences and the size of sound features say to a network."""
+"""Arguments of a network that the tokenizer, the sequence length and the size of sound features determine."""
 
 OUT_OF_RANGE = (ValueError, TypeError, ArithmeticError, MemoryError, RuntimeError)
-"""What constructors raise at values that their annotations allow."""
+"""Errors that constructors raise at values that their annotations allow."""
 
 LIBRARIES = ("kdlab.", "torch.")
 """Packages whose constructors' refusals are about the values that they are given, and no defect of the user's code."""
@@ -67,7 +67,7 @@ def check(
 
     Args:
         mapping: has a ``_target_``, unless ``target`` names its owner.
-        path: where it stands in the config, for messages.
+        path: place in the config, for messages.
         slot: the part of :data:`kdlab.config.slots.SLOTS` that it must be, or ``own`` for any.
         target: dotted name of the owner of a plain mapping (a dataclass or function).
         supplied: arguments that may be null because code gives them.
@@ -116,7 +116,7 @@ def build(
 
     Args:
         mapping: ``{_target_: dotted.name, argument: value, ...}``.
-        path: where it stands in the config, for messages.
+        path: place in the config, for messages.
         slot: the part of :data:`kdlab.config.slots.SLOTS` that it must be, or ``own`` for any.
         offer: arguments that it gets if its signature wants them and the config leaves them out or null; a network
             inside it, for an argument that is an ``nn.Module``, likewise. They are given as they are, nothing is built.
@@ -187,24 +187,24 @@ def _made(owner: Signature, path: str, slots: tuple[Slot, ...], arguments: Mappi
 
 
 def _not_made(owner: Signature, path: str, error: Exception) -> UserError:
-    """A library's refusal, such as "Invalid learning rate: -1", or what no arithmetic or memory is made for."""
-    said = (str(error).split("Exception raised from")[0].splitlines() or [type(error).__name__])[0]
+    """Turn an error of a library ("Invalid learning rate: -1"), of arithmetic or of memory into a message."""
+    reason = (str(error).split("Exception raised from")[0].splitlines() or [type(error).__name__])[0]
     return UserError(
         path or "config",
-        f"{owner.target} cannot be built with these values ({said})",
+        f"{owner.target} cannot be built with these values ({reason})",
         "values that it takes, and a size that fits into memory",
     )
 
 
 def _placed(error: UserError, path: str, owner: Signature) -> UserError:
-    """The constructor's message, led by where in the config it happened."""
+    """Return the constructor's error with the place in the config where it happened."""
     if not path or error.key.startswith(path.split(".")[0]):
         return error
     return error.under(path) if error.key.split(".")[0] in owner.parameters else UserError(path, str(error))
 
 
 def parameters(mapping: Mapping[str, Any], path: str, *, slot: str) -> set[str]:
-    """The arguments that a part takes, and those of the same kind inside of it.
+    """Return the names of the arguments that a part takes, and of those that the parts inside of it take.
 
     Raises:
         UserError: as :func:`check`, of its target.
@@ -214,15 +214,15 @@ def parameters(mapping: Mapping[str, Any], path: str, *, slot: str) -> set[str]:
 
 def _parameters(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -> set[str]:
     owner = _permitted(mapping, path, slots)
-    found = set(owner.parameters)
+    names = set(owner.parameters)
     for name, value in mapping.items():
         if isinstance(value, Mapping) and TARGET in value:
-            found |= _parameters(value, _join(path, name), _place(owner, name).slots)
-    return found
+            names |= _parameters(value, _join(path, name), _place(owner, name).slots)
+    return names
 
 
 def bind(mapping: Mapping[str, Any], path: str = "", *, target: str) -> dict[str, Any]:
-    """The values of a plain mapping as the fields of ``target`` want them, such as ``3`` as a string.
+    """Convert the values of a plain mapping to what the fields of ``target`` want, such as ``3`` to a string.
 
     What is inside of them is not looked at.
 
@@ -233,7 +233,7 @@ def bind(mapping: Mapping[str, Any], path: str = "", *, target: str) -> dict[str
 
 
 def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Collection[str]) -> dict[str, Any]:
-    """Values as the owner's annotations want them."""
+    """Convert values to what the owner's annotations want."""
     bound = {}
     for name, value in given.items():
         where = _join(path, name)
@@ -258,7 +258,7 @@ def _bind(owner: Signature, given: Mapping[str, Any], path: str, supplied: Colle
 
 
 def _bind_fields(value: Any, path: str, parameter: Any) -> None:
-    """A plain mapping for an argument annotated with a dataclass is bound to that dataclass."""
+    """Bind a plain mapping to the dataclass that its argument is annotated with, if it is."""
     if not isinstance(value, Mapping) or TARGET in value:
         return
     for kind in kinds(parameter.annotation, parameter.scope):
@@ -296,14 +296,14 @@ def _slots(name: str) -> tuple[Slot, ...]:
 
 
 def _place(owner: Signature, name: str) -> Place:
-    """Where an argument of an owner stands."""
+    """Return the place of an owner's argument."""
     if name in owner.parameters:
         return Place.of(owner.parameters[name], is_own)
     return Place(own=owner.scope is not None and is_own(owner.scope.name))
 
 
 def _permitted(mapping: Mapping[str, Any], path: str, slots: tuple[Slot, ...]) -> Signature:
-    """The signature of a mapping's target, if it may be built here."""
+    """Return the signature of a mapping's target, if it may be built here."""
     target = mapping.get(TARGET) if isinstance(mapping, Mapping) else None
     if not isinstance(target, str):
         raise UserError(path or "config", f"{mapping!r}", f"a mapping with {TARGET}: dotted.name")
@@ -328,23 +328,23 @@ def _resolve(target: str, path: str, slots: tuple[Slot, ...]) -> Any:
     """Import the target, and make sure that it is what the source said."""
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        target_object = getattr(importlib.import_module(module), name)
     except UserError:
         raise
     except Exception as error:
         raise UserError(_join(path, TARGET), f"importing {target!r} failed: {type(error).__name__}: {error}") from error
-    if not (inspect.isclass(found) or inspect.isfunction(found)):
+    if not (inspect.isclass(target_object) or inspect.isfunction(target_object)):
         raise _forbidden(target, path, slots)
-    if not any(accepts_object(slot, found, is_own) for slot in slots):
+    if not any(accepts_object(slot, target_object, is_own) for slot in slots):
         raise _forbidden(target, path, slots)
-    return found
+    return target_object
 
 
 # ---- a config as data
 
 
 def flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with dotted keys; lists stay values.
+    """Flatten nested mappings into one with dotted keys; lists stay values.
 
     >>> flatten({"loss": {"alpha": 0.9}, "seed": 0})
     {'loss.alpha': 0.9, 'seed': 0}
@@ -360,7 +360,7 @@ def flatten(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a resolved config, less the keys that change no result (``IRRELEVANT``); 4 is 4.0."""
+    """Return the SHA-256 of a resolved config, less the keys that change no result (``IRRELEVANT``); 4 is 4.0."""
     kept = {
         key: _canonical(value)
         for key, value in flatten(config).items()

@@ -12,13 +12,13 @@ from pathlib import Path
 import kdlab
 
 NETWORKS = "model"
-"""The group of networks: each is an option of ``student`` and of ``teacher`` as well."""
+"""Group of networks: each is an option of ``student`` and of ``teacher`` as well."""
 
 _COMMENT = 2_000
-"""Most characters of a comment that are read."""
+"""Maximum number of characters of a comment that are read."""
 
 BOARDS = "leaderboard"
-"""The folder of boards: what the verb of that name takes, and no group of an experiment."""
+"""Folder of boards, which the verb of that name takes; no group of an experiment."""
 
 EXTRA = {
     "teacher": {
@@ -32,18 +32,18 @@ EXTRA = {
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen: group → option → what it is."""
+    """Options that can be chosen: group → option → its description."""
 
     folders: tuple[Path, ...]
     groups: dict[str, dict[str, str]]
     boards: dict[str, str] = field(default_factory=dict)
 
     def of(self, group: str) -> list[str]:
-        """Names of a group's options; none for an unknown group."""
+        """Return the names of a group's options; none for an unknown group."""
         return sorted(self.groups.get(group, ()))
 
     def file(self, group: str, option: str) -> Path | None:
-        """The first file that defines an option."""
+        """Return the first file that defines an option."""
         for folder in self.folders:
             path = folder / group / f"{option}.yaml"
             if path.is_file():
@@ -52,13 +52,13 @@ class Options:
 
 
 def shipped() -> Path:
-    """The config folder that comes with kdlab: inside the installed package, or beside it in a clone."""
+    """Return the config folder that comes with kdlab: inside the installed package, or beside it in a clone."""
     package = Path(kdlab.__file__).resolve().parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 def folders(extra: Path | None = None) -> tuple[Path, ...]:
-    """Where options are looked for, first match wins: an extra folder, the user's ``./conf``, the shipped."""
+    """Return the folders that hold options, first match wins: an extra one, the user's ``./conf``, the shipped one."""
     own = Path.cwd() / "conf"
     wanted = [*([extra.resolve()] if extra else []), *([own.resolve()] if own.is_dir() else []), shipped()]
     return tuple(dict.fromkeys(wanted))
@@ -79,7 +79,7 @@ def read(where: Iterable[Path]) -> Options:
 
 
 def _first_comment(path: Path) -> str:
-    """What the option is: the first comment line that is not Hydra's ``@package``."""
+    """Return an option's description: the first comment line that is not Hydra's ``@package``."""
     with path.open(encoding="utf-8", errors="replace") as lines:
         while line := lines.readline(_COMMENT):
             text = line.strip()

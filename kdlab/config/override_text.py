@@ -20,7 +20,7 @@ _SHELL_SAFE = re.compile(r"[\w./:=,+@%-]+", re.ASCII)
 
 
 def quoted(text: str) -> str:
-    """``text`` as a quoted value of an override.
+    """Quote ``text`` as a value of an override.
 
     >>> quoted("epoch=3-step=10.ckpt")
     "'epoch=3-step=10.ckpt'"
@@ -33,7 +33,7 @@ def quoted(text: str) -> str:
 
 
 def value_text(value: Any) -> str:
-    """``value`` as it stands behind the ``=`` of an override.
+    """Format ``value`` as it stands behind the ``=`` of an override.
 
     >>> value_text({"student.": "", "teacher.": None})
     "{student.: '', teacher.: null}"
@@ -51,7 +51,7 @@ def value_text(value: Any) -> str:
 
 
 def as_one_text(text: str) -> str:
-    """The override ``key=value`` with its value, or what holds a ``=`` inside of a list or mapping, as quoted text.
+    """Quote the value of an override ``key=value``, or the items with a ``=`` inside of its list or mapping.
 
     >>> as_one_text("teacher.checkpoint=epoch=3.ckpt")
     "teacher.checkpoint='epoch=3.ckpt'"
@@ -65,14 +65,14 @@ def as_one_text(text: str) -> str:
 
 
 def for_shell(text: str) -> str:
-    """One argument of a command line, quoted where a shell would take it otherwise."""
+    """Quote one argument of a command line where a shell would take it otherwise."""
     if _SHELL_SAFE.fullmatch(text):
         return text
     return shlex.quote(text) if re.search(r'[$`"\\!]', text) else f'"{text}"'
 
 
 def argument(key: str, value: Any) -> str:
-    """The argument of a command line that sets ``key`` to ``value``, quoted for the shell where it has to be.
+    """Return the argument of a command line that sets ``key`` to ``value``, quoted for the shell where needed.
 
     >>> print(argument("teacher.checkpoint", "epoch=3-step=10.ckpt"))
     "teacher.checkpoint='epoch=3-step=10.ckpt'"

@@ -43,7 +43,7 @@ TARGETS = {
 
 
 def current(key: str, value: object = None) -> str | None:
-    """What is typed now for a key (and value) of before; None where nothing changed.
+    """Return the current name of a former key (and value); None where nothing changed.
 
     >>> current("data.ratio", 7), current("source.eps", 0.1), current("init", "cut"), current("init", "fresh")
     ('data.unlabelled_ratio', 'batch_transform.eps', 'init=layer_subset', None)
@@ -61,5 +61,5 @@ def current(key: str, value: object = None) -> str | None:
 
 
 def with_current_names(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings of a run, by the names of now."""
+    """Return the flat settings of a run under the current names."""
     return {current(key) or key: value for key, value in settings.items()}

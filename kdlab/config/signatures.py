@@ -34,7 +34,7 @@ _NOT_READ = {"torch", "lightning", "transformers", "torchmetrics", "typing", "ab
 
 
 class NotFound(LookupError):
-    """No such module, or nothing of that name in it; ``near`` are the dotted names that do exist there."""
+    """Error for a missing module, or a name missing in it; ``near`` are the dotted names that do exist there."""
 
     def __init__(self, target: str, near: list[str]) -> None:
         super().__init__(target)
@@ -96,7 +96,7 @@ class SourceModule:
 
 
 def find(module: str) -> Path | None:
-    """The source file of a module, without importing it or its packages; None if there is none."""
+    """Return the source file of a module, without importing it or its packages; None if there is none."""
     top, *rest = module.split(".")
     try:
         spec = importlib.util.find_spec(top)  # a top-level name: nothing is imported
@@ -125,21 +125,21 @@ def source(module: str) -> SourceModule | None:
     path = find(module)
     if path is None:
         return None
-    found = SourceModule(module, path)
+    parsed = SourceModule(module, path)
     for node in _statements(ast.parse(path.read_bytes(), filename=str(path)).body):
         if isinstance(node, Definition):
-            found.definitions[node.name] = node
+            parsed.definitions[node.name] = node
         elif isinstance(node, ast.Assign):
-            found.values.update({t.id: node.value for t in node.targets if isinstance(t, ast.Name)})
+            parsed.values.update({t.id: node.value for t in node.targets if isinstance(t, ast.Name)})
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            found.values[node.target.id] = node.value
+            parsed.values[node.target.id] = node.value
         elif isinstance(node, ast.Import):
             for alias in node.names:
                 name = alias.name if alias.asname else alias.name.split(".")[0]
-                found.imports[alias.asname or name] = (name, None)
+                parsed.imports[alias.asname or name] = (name, None)
         elif isinstance(node, ast.ImportFrom):
-            _read_import(found, node)
-    return found
+            _read_import(parsed, node)
+    return parsed
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -153,24 +153,24 @@ def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield node
 
 
-def _read_import(found: SourceModule, node: ast.ImportFrom) -> None:
+def _read_import(importer: SourceModule, node: ast.ImportFrom) -> None:
     base = node.module or ""
     if node.level:
-        parts = found.name.split(".")
+        parts = importer.name.split(".")
         # "." is the package itself: a package's __init__ is one step nearer to it than its modules are
-        steps = node.level - (found.path.name == "__init__.py")
+        steps = node.level - (importer.path.name == "__init__.py")
         base = ".".join([*parts[: len(parts) - steps], *([base] if base else [])])
     for alias in node.names:
         if alias.name == "*":
-            found.stars.append(base)
+            importer.stars.append(base)
         else:
-            found.imports[alias.asname or alias.name] = (base, alias.name)
+            importer.imports[alias.asname or alias.name] = (base, alias.name)
 
 
 def lookup(
     scope: SourceModule, name: str, _seen: frozenset = frozenset()
 ) -> tuple[SourceModule, Definition | ast.expr] | None:
-    """Where ``name`` is defined as seen from a module, through imports and plain aliases."""
+    """Find the definition of ``name`` as seen from a module, through imports and plain aliases."""
     if (scope.name, name) in _seen:
         return None
     seen = _seen | {(scope.name, name)}
@@ -187,16 +187,16 @@ def lookup(
         return lookup(there, inner, seen) if there and inner else None
     for module in scope.stars:
         there = source(module)
-        found = lookup(there, name, seen) if there else None
-        if found:
-            return found
+        definition = lookup(there, name, seen) if there else None
+        if definition:
+            return definition
     return None
 
 
 def _lookup_expression(
     scope: SourceModule, node: ast.expr, seen: frozenset = frozenset()
 ) -> tuple[SourceModule, Definition | ast.expr] | None:
-    """The definition that a ``Name`` or a dotted ``a.b.Name`` points at."""
+    """Find the definition that a ``Name`` or a dotted ``a.b.Name`` points at."""
     if isinstance(node, ast.Name):
         return lookup(scope, node.id, seen)
     parts = dotted(node).split(".")
@@ -209,7 +209,7 @@ def _lookup_expression(
 
 
 def dotted(node: ast.expr) -> str:
-    """``a.b.c`` of a Name or Attribute, "" of anything else."""
+    """Return the dotted text ``a.b.c`` of a Name or Attribute, "" for anything else."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
@@ -221,7 +221,7 @@ def dotted(node: ast.expr) -> str:
 def derives(
     scope: SourceModule, node: ast.ClassDef, names: tuple[str, ...], _seen: frozenset[tuple[str, int]] = frozenset()
 ) -> bool | None:
-    """Whether a class derives from (or is) one of ``names``, the dotted names of a class.
+    """Return whether a class derives from (or is) one of ``names``, the dotted names of a class.
 
     None means that it may: torch and lightning are slow to read, and their classes are asked once they are imported.
     """
@@ -241,8 +241,8 @@ def derives(
         if full.split(".")[0] in _NOT_READ:
             unknown |= names[0].startswith("torch.")  # none of these derives from a class of kdlab's
             continue
-        found = _lookup_expression(scope, plain)
-        inner = derives(*found, names, seen) if found and isinstance(found[1], ast.ClassDef) else None  # type: ignore[arg-type]
+        definition = _lookup_expression(scope, plain)
+        inner = derives(*definition, names, seen) if definition and isinstance(definition[1], ast.ClassDef) else None  # type: ignore[arg-type]
         if inner:
             return True
         unknown |= inner is None
@@ -250,7 +250,7 @@ def derives(
 
 
 def _full_name(scope: SourceModule, node: ast.expr) -> str:
-    """The dotted name of a base class, its imports followed one step: ``nn.Module`` as ``torch.nn.Module``."""
+    """Return the dotted name of a base class, its imports followed one step: ``nn.Module`` as ``torch.nn.Module``."""
     first, _, rest = dotted(node).partition(".")
     if first in scope.definitions or first in scope.values or first not in scope.imports:
         return f"{scope.name}.{dotted(node)}"
@@ -260,7 +260,7 @@ def _full_name(scope: SourceModule, node: ast.expr) -> str:
 
 @cache
 def signature(target: str) -> Signature:
-    """The signature of a dotted name such as ``kdlab.losses.KL``.
+    """Return the signature of a dotted name such as ``kdlab.losses.KL``.
 
     Raises:
         NotFound: no such module, or no class or function of that name in it.
@@ -270,10 +270,10 @@ def signature(target: str) -> Signature:
     if scope is None:
         top = source(module.split(".")[0]) if module else None
         raise NotFound(target, [f"{top.name}.{n}" for n in top.names] if top else [])
-    found = lookup(scope, name)
-    if found is None:
+    definition = lookup(scope, name)
+    if definition is None:
         raise NotFound(target, [f"{module}.{n}" for n in scope.names])
-    where, node = found
+    where, node = definition
     parameters, is_open = _parameters(where, node)
     return Signature(target, parameters, is_open, where, node)
 
@@ -300,13 +300,13 @@ def _of_base(scope: SourceModule, node: ast.ClassDef) -> tuple[dict[str, Paramet
         plain = base.value if isinstance(base, ast.Subscript) else base
         if dotted(plain).rpartition(".")[2] in _TAKES_NOTHING:
             continue
-        found = _lookup_expression(scope, plain)
-        return _parameters(*found) if found else ({}, True)
+        definition = _lookup_expression(scope, plain)
+        return _parameters(*definition) if definition else ({}, True)
     return {}, False
 
 
 def has_fields(node: ast.ClassDef) -> bool:
-    """Whether its annotated fields are its arguments: a dataclass, NamedTuple or TypedDict."""
+    """Return whether a class takes its annotated fields as arguments: a dataclass, NamedTuple or TypedDict."""
     decorators = [d.func if isinstance(d, ast.Call) else d for d in node.decorator_list]
     return any(dotted(d).rpartition(".")[2] == "dataclass" for d in decorators) or any(
         dotted(b).rpartition(".")[2] in ("NamedTuple", "TypedDict") for b in node.bases
@@ -316,9 +316,9 @@ def has_fields(node: ast.ClassDef) -> bool:
 def _of_fields(scope: SourceModule, node: ast.ClassDef) -> tuple[dict[str, Parameter], bool]:
     parameters: dict[str, Parameter] = {}
     for base in reversed(node.bases):
-        found = _lookup_expression(scope, base)
-        if found and isinstance(found[1], ast.ClassDef) and has_fields(found[1]):
-            parameters.update(_of_fields(found[0], found[1])[0])
+        definition = _lookup_expression(scope, base)
+        if definition and isinstance(definition[1], ast.ClassDef) and has_fields(definition[1]):
+            parameters.update(_of_fields(definition[0], definition[1])[0])
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
@@ -353,17 +353,17 @@ def _of_function(
 def _passed_on(
     scope: SourceModule, node: ast.FunctionDef | ast.AsyncFunctionDef, owner: ast.ClassDef | None, rest: str
 ) -> tuple[dict[str, Parameter], bool]:
-    """What ``**rest`` may hold: the arguments of the call that it is passed to."""
+    """Return the parameters that ``**rest`` may hold: those of the call that it is passed to."""
     for call in ast.walk(node):
         if not isinstance(call, ast.Call):
             continue
         if not any(k.arg is None and isinstance(k.value, ast.Name) and k.value.id == rest for k in call.keywords):
             continue
         if owner is not None and ast.unparse(call.func) == "super().__init__":
-            found = _of_base(scope, owner)
+            accepted = _of_base(scope, owner)
         else:
             there = _lookup_expression(scope, call.func)
-            found = _parameters(*there) if there else ({}, True)
-        fixed = {k.arg for k in call.keywords} | set(list(found[0])[: len(call.args)])
-        return {name: p for name, p in found[0].items() if name not in fixed}, found[1]
+            accepted = _parameters(*there) if there else ({}, True)
+        fixed = {k.arg for k in call.keywords} | set(list(accepted[0])[: len(call.args)])
+        return {name: p for name, p in accepted[0].items() if name not in fixed}, accepted[1]
     return {}, True

@@ -113,7 +113,7 @@ SLOTS: Mapping[str, Slot] = {
 """Part of a config → what builds it. A test holds every name against the real classes and functions."""
 
 TORCH_LAYERS = "torch.nn.modules."
-"""Where torch defines its layers; what else is in ``torch.nn`` (parallel, quantised, utilities) is no part."""
+"""Prefix of torch's layers; what else is in ``torch.nn`` (parallel, quantised, utilities) is no part."""
 
 OWN = Slot("an object of your own")
 """An argument of the user's own class or function: what any part may be, and whatever the user's modules hold."""
@@ -123,7 +123,7 @@ OWN = Slot("an object of your own")
 
 
 def accepts(slot: Slot, owner: Signature, own: Own) -> bool:
-    """Whether the class or function of a signature may build the part, as far as its source says."""
+    """Return whether the class or function of a signature may build the part, as far as its source says."""
     if slot is OWN:
         return _is_own(owner, own) or any(accepts(one, owner, own) for one in SLOTS.values())
     defined, node = owner.defined, owner.definition
@@ -138,7 +138,7 @@ def accepts(slot: Slot, owner: Signature, own: Own) -> bool:
 
 
 def accepts_object(slot: Slot, found: Any, own: Own) -> bool:
-    """Whether a class or function may build the part: the same question, asked of the imported object."""
+    """Return whether an imported class or function may build the part, as :func:`accepts` does for its source."""
     if slot is OWN:
         return own(found.__module__) or any(accepts_object(one, found, own) for one in SLOTS.values())
     defined = f"{found.__module__}.{found.__qualname__}"
@@ -152,13 +152,13 @@ def accepts_object(slot: Slot, found: Any, own: Own) -> bool:
 
 
 def base_class(slot: Slot) -> type:
-    """The class that ``slot.base`` names, imported."""
+    """Import the class that ``slot.base`` names."""
     module, _, name = slot.base.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def named(slots: Iterable[Slot], target: str) -> bool:
-    """Whether a dotted name stands where one of these parts is looked for in kdlab or torch."""
+    """Return whether a dotted name lies in a package of kdlab or torch where one of these parts is looked for."""
     for slot in slots:
         if slot is OWN and named(SLOTS.values(), target):
             return True
@@ -168,12 +168,12 @@ def named(slots: Iterable[Slot], target: str) -> bool:
 
 
 def described(slots: Iterable[Slot]) -> str:
-    """What these parts are and where they are looked for: ``a network of kdlab.models or torch.nn``."""
-    said = []
+    """Describe these parts and the packages that hold them: ``a network of kdlab.models or torch.nn``."""
+    parts = []
     for slot in slots:
         where = [prefix.removesuffix(".") for prefix in slot.public or ((slot.package,) if slot.package else ())]
-        said.append(f"{slot.what} of {' or '.join(where)}" if where else slot.what)
-    return ", ".join(said)
+        parts.append(f"{slot.what} of {' or '.join(where)}" if where else slot.what)
+    return ", ".join(parts)
 
 
 def _is_own(owner: Signature, own: Own) -> bool:
@@ -181,7 +181,7 @@ def _is_own(owner: Signature, own: Own) -> bool:
 
 
 def _in_package(slot: Slot, defined: str) -> bool:
-    """Whether kdlab or torch define such parts in the module of a dotted name."""
+    """Return whether kdlab or torch define such parts in the module of a dotted name."""
     if not slot.package:
         return False
     return defined.startswith(slot.package) or (slot is SLOTS["network"] and defined.startswith(TORCH_LAYERS))
@@ -192,14 +192,14 @@ def _in_package(slot: Slot, defined: str) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value stands: the alternatives that its annotation gives, and whether the user's own code takes it."""
+    """Place of a value: the alternatives that its annotation gives, and whether the user's own code takes it."""
 
     kinds: tuple[Kind, ...] = ()
     own: bool = False
 
     @classmethod
     def of(cls, parameter: Parameter | None, own: Own) -> Place:
-        """The place of an argument; None is one that is passed on to something unknown."""
+        """Return the place of an argument; None is one that is passed on to something unknown."""
         if parameter is None:
             return cls()
         return cls(tuple(kinds(parameter.annotation, parameter.scope)), own(parameter.scope.name))
@@ -209,20 +209,20 @@ class Place:
         """The parts that may be built here."""
         if self.own:
             return (OWN,)
-        found: dict[str, Slot] = {}
+        slots: dict[str, Slot] = {}
         for kind in self.kinds:
-            found |= {one.what: one for one in _slots_of(kind)}
-        return tuple(found.values())
+            slots |= {one.what: one for one in _slots_of(kind)}
+        return tuple(slots.values())
 
     def inside(self, name: str | None = None) -> Place:
-        """The place of an element: of a list (without a name), or of a plain mapping by its key."""
+        """Return the place of an element: of a list (without a name), or of a plain mapping by its key."""
         if self.own:
             return self
         return replace(self, kinds=tuple(one for kind in self.kinds for one in _inside(kind, name)))
 
     @property
     def wants_network(self) -> bool:
-        """Whether its annotation is an ``nn.Module``."""
+        """Whether the annotation is an ``nn.Module``."""
         return any(kind.label == "Module" for kind in self.kinds)
 
 

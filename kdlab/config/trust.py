@@ -16,7 +16,7 @@ __all__ = ["allowed", "is_own", "read_only", "trust"]
 
 @dataclass(frozen=True)
 class Trust:
-    """What may be built now."""
+    """Limits of what may be built: whether the user's own modules, and whether only parts that write no file."""
 
     user_modules: bool = False
     read_only: bool = False
@@ -34,8 +34,8 @@ def trust(*, user_modules: bool = False, read_only: bool = False) -> Iterator[No
 
     Args:
         user_modules: accept the user's own modules; the working folder is looked in.
-        read_only: what is built may write no file and ask no network, and whatever a constructor raises is a mistake
-            of the description: for folders that somebody else may have made.
+        read_only: forbid what is built to write files or use the network, and take whatever a constructor raises for a
+            mistake of the description: for folders that somebody else may have made.
     """
     global _trust
     if user_modules and str(Path.cwd()) not in sys.path:
@@ -48,22 +48,22 @@ def trust(*, user_modules: bool = False, read_only: bool = False) -> Iterator[No
 
 
 def allowed() -> Trust:
-    """What may be built now."""
+    """Return the limits of what may be built now."""
     return _trust
 
 
 def read_only() -> bool:
-    """Whether what is built now may write no file and ask no network."""
+    """Return whether what is built now may neither write files nor use the network."""
     return _trust.read_only
 
 
 def is_own(module: str) -> bool:
-    """Whether a module is the user's own, and trusted."""
+    """Return whether a module is the user's own, and trusted."""
     return _trust.user_modules and _is_users(module)
 
 
 def _is_users(module: str) -> bool:
-    """Whether a module is the user's own: neither kdlab's, nor Python's, nor installed."""
+    """Return whether a module is the user's own: neither kdlab's, nor Python's, nor installed."""
     if not module or module.split(".")[0] == "kdlab":
         return False
     path = find(module)

@@ -11,20 +11,20 @@ from torch import Tensor
 from kdlab.system.files import Unreadable
 
 _FEW_CHANNELS = 4
-"""Most channels of a picture whose channels may stand last: grey, grey and alpha, RGB, RGB and alpha."""
+"""Maximum number of channels of a picture whose channels may stand last: grey, grey and alpha, RGB, RGB and alpha."""
 _LEAST_SIDE = 8
 """Least height and width of a picture whose channels are taken to stand last for having few at the end."""
 
 
 def to_tensor(value: Any) -> Tensor:
-    """Numbers or truth values in any byte order, memory order and nesting as a tensor on the CPU.
+    """Convert numbers or truth values in any byte order, memory order and nesting to a tensor on the CPU.
 
     Raises:
         Unreadable: if it holds something else, or is complex.
     """
     if isinstance(value, Tensor):
-        found = value.detach().cpu()
-        if found.is_sparse or found.is_quantized:
+        tensor = value.detach().cpu()
+        if tensor.is_sparse or tensor.is_quantized:
             raise Unreadable("a sparse or quantized tensor; accepted: a plain one")
     else:
         try:
@@ -35,14 +35,14 @@ def to_tensor(value: Any) -> Tensor:
             raise Unreadable(f"{array.dtype} values; accepted: numbers")
         if array.dtype.itemsize > 8 and array.dtype.kind == "f":  # long double, which torch does not know
             array = array.astype(np.float64)
-        found = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
-    if found.is_complex():
+        tensor = torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    if tensor.is_complex():
         raise Unreadable("complex numbers; accepted: real ones")
-    return found
+    return tensor
 
 
 def as_pictures(inputs: Tensor) -> Tensor:
-    """Pictures (N, C, H, W) as they are shown: uint8, or float32 in [0, 1].
+    """Convert pictures (N, C, H, W) to what is shown: uint8, or float32 in [0, 1].
 
     Raises:
         Unreadable: for whole numbers of another kind, and floats that are not finite or outside [0, 1].
@@ -66,7 +66,7 @@ def as_pictures(inputs: Tensor) -> Tensor:
 
 
 def as_table(inputs: Tensor) -> Tensor:
-    """Rows (N, F) of numbers as float32, unscaled.
+    """Convert rows (N, F) of numbers to float32, unscaled.
 
     Raises:
         Unreadable: for numbers that are not finite.
@@ -94,7 +94,7 @@ def _range(inputs: Tensor) -> tuple[float, float]:
 
 
 def _scaling(low: float, high: float) -> str:
-    """What to do about floats that are no shares of white, where it can be told."""
+    """Return advice on scaling floats that are not in [0, 1], where their range tells the scale; else an empty text."""
     if low >= 0:
         full = next((full for full in (255, 65535) if high <= full), None)
         return f"; if {full} is white: divide by {full}" if full else ""
@@ -106,7 +106,7 @@ def _scaling(low: float, high: float) -> str:
 
 
 def channels_first(inputs: Tensor) -> tuple[Tensor, str]:
-    """Pictures (N, C, H, W), given so or as (N, H, W, C), and a line to say of how their shape is read.
+    """Return pictures given as (N, C, H, W) or (N, H, W, C) as the former, and a line on how their shape is read.
 
     Channels stand last where there are 1 to 4 numbers at the end and no side is shorter than 8 pixels otherwise.
     Shapes that can be read in both ways count as (N, C, H, W), and the line says so.
@@ -128,7 +128,7 @@ def channels_first(inputs: Tensor) -> tuple[Tensor, str]:
 
 
 def fit_channels(inputs: Tensor, wanted: tuple[int, ...]) -> tuple[Tensor, bool]:
-    r"""Pictures brought to the shape (N, \\*wanted) that a network reads, and whether their channels stood last.
+    r"""Return pictures in the shape (N, \\*wanted) that a network reads, and whether their channels stood last.
 
     Args:
         inputs: one picture or many; (H, W, C) or (C, H, W), and (H, W) where there is one channel.
@@ -148,10 +148,10 @@ def shape(inputs: Tensor) -> str:
 
 
 def as_class_ids(value: Any) -> tuple[Tensor, int, str]:
-    """Class ids (N,) int64, given so, as a column (N, 1), or one-hot (N, C).
+    """Convert class ids given as (N,), as a column (N, 1), or one-hot as (N, C), to (N,) int64.
 
     Returns:
-        The ids, how many classes there are where the shape tells it (else 0), and a line to say of how they are read.
+        The ids, the number of classes where the shape tells it (else 0), and a line on how the ids are read.
 
     Raises:
         Unreadable: for anything else, such as floats and soft targets.
@@ -161,19 +161,19 @@ def as_class_ids(value: Any) -> tuple[Tensor, int, str]:
             "of text or objects; accepted: whole class ids (N,), such as names, ids = np.unique(targets, "
             "return_inverse=True), and the names in class_names"
         )
-    ids, said = to_tensor(value), ""
+    ids, note = to_tensor(value), ""
     size = shape(ids)
     if ids.ndim == 2 and ids.shape[1] == 1:
-        ids, said = ids[:, 0], f"targets of shape {size} are read as a column of class ids"
+        ids, note = ids[:, 0], f"targets of shape {size} are read as a column of class ids"
     elif ids.ndim == 2 and len(ids) and _is_one_hot(ids):
-        said = f"targets of shape {size} are read as one-hot: the class id is the column of the 1"
-        return ids.double().argmax(1), ids.shape[1], said
+        note = f"targets of shape {size} are read as one-hot: the class id is the column of the 1"
+        return ids.double().argmax(1), ids.shape[1], note
     if ids.ndim != 1 or ids.is_floating_point() or ids.dtype == torch.bool:
         advice = "; soft targets and several labels of a row are not read" if ids.ndim == 2 else ""
         if ids.ndim == 1 and _whole(ids):
             advice = "; convert them: targets.astype(np.int64)"
         raise Unreadable(f"of {ids.dtype} and shape {size}; accepted: whole class ids (N,), or one-hot (N, C){advice}")
-    return ids.long(), 0, said
+    return ids.long(), 0, note
 
 
 def _is_one_hot(rows: Tensor) -> bool:

@@ -23,8 +23,8 @@ from typing_extensions import override
 
 from kdlab.data.mixing import CutMix, Mixing, MixUp
 from kdlab.data.ops import OPS, affine, apply_ops, sample
-from kdlab.data.rng import Draws
 from kdlab.errors import UserError, unknown
+from kdlab.functional.rng import Draws
 from kdlab.ranges import share
 
 
@@ -37,7 +37,7 @@ class Transform:
 
     finite: int | None = None
     takes_bytes = False
-    """Whether uint8 images are welcome; others are converted to float in [0, 1] first."""
+    """Whether the transform accepts uint8 images; else they are converted to float in [0, 1] first."""
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
         """Return the transformed images, (B, C, H, W)."""
@@ -55,12 +55,12 @@ class Finite(Transform):
         return self.apply(images, draws.integers(0, self.finite))
 
     def apply(self, images: Tensor, outcome: Tensor) -> Tensor:
-        """Images (B, C, H, W) under outcome (B,) int64."""
+        """Transform images (B, C, H, W) by outcome (B,) int64."""
         raise TypeError(f"{type(self).__name__} does not say what it does: define apply")
 
 
 class Crop(Finite):
-    """Pad, then cut the picture's size out again at one of (2·padding + 1)² places.
+    """Random crop: pad, then cut the picture's size out again at one of (2·padding + 1)² places.
 
     Args:
         padding: pixels on each side; None is an eighth of the height (4 for 32 x 32).
@@ -96,7 +96,7 @@ class Crop(Finite):
 
 
 class Flip(Finite):
-    """Mirror left and right, every second time."""
+    """Random mirroring of left and right, every second time."""
 
     finite = 2
 
@@ -108,7 +108,7 @@ class Flip(Finite):
 
 
 class Cutout(Finite):
-    """Black out a square around a random pixel; at the border part of the square falls outside.
+    """Black square around a random pixel; at the border part of the square falls outside.
 
     DeVries and Taylor, "Improved regularization of convolutional neural networks with Cutout", 2017.
 
@@ -134,7 +134,7 @@ class Cutout(Finite):
 
 
 class RandomResizedCrop(Transform):
-    """Cut out a random box and enlarge it to the picture's size, bilinearly (Szegedy et al., CVPR 2015).
+    """Random box that is enlarged to the picture's size, bilinearly (Szegedy et al., CVPR 2015).
 
     Args:
         scale: smallest and largest share of the area.
@@ -171,7 +171,7 @@ class TrivialAugment(Transform):
     """One operation a picture, of random kind and strength (Müller and Hutter, "TrivialAugment", ICCV 2021).
 
     Args:
-        strength: how much of the strongest setting is reached at most, in (0, 1].
+        strength: greatest strength, as a share of the strongest setting, in (0, 1].
     """
 
     def __init__(self, strength: float = 1.0) -> None:
@@ -188,7 +188,7 @@ class RandAugment(Transform):
     """``ops`` operations a picture, one after the other, of one strength (Cubuk et al., "RandAugment", NeurIPS 2020).
 
     Args:
-        ops: how many.
+        ops: number of operations.
         magnitude: strength, 0..10.
     """
 
@@ -218,7 +218,7 @@ TRANSFORMS: dict[str, type] = {
     "mixup": MixUp,
     "cutmix": CutMix,
 }
-"""What ``data.augment`` may name."""
+"""Transforms that ``data.augment`` may name."""
 
 
 class Augmentation:
@@ -226,8 +226,8 @@ class Augmentation:
 
     Args:
         spec: names (``[crop, flip]``), names with options (``[{crop: {padding: 4}}, flip]``, or one mapping), or None.
-        shape: of one input: (C, H, W), or (F,) for tables, which can only be mixed.
-        seed: of the random numbers.
+        shape: shape of one input: (C, H, W), or (F,) for tables, which can only be mixed.
+        seed: seed of the random numbers.
         enumerate_views: count through the outcomes (``views="all"``) instead of hashing.
         white: the uint8 level that means 1.
 
@@ -256,7 +256,7 @@ class Augmentation:
         self.finite = self._outcomes(names)
 
     def _outcomes(self, names: list[str]) -> int | None:
-        """How many distinct views there are: 1 without random transforms, None without end."""
+        """Count the distinct views: 1 without random transforms, None where there is no end of them."""
         counts = [t.finite for t in self.transforms]
         if self.enumerate_views:
             endless = [t for t in self.transforms if t.finite is None]
@@ -298,12 +298,12 @@ class Augmentation:
         return self.to_float(images)
 
     def to_float(self, images: Tensor) -> Tensor:
-        """uint8 levels as float in [0, 1]; other tensors as they are."""
+        """Convert uint8 levels to float in [0, 1]; other tensors stay as they are."""
         return images.float().div_(self.white) if images.dtype == torch.uint8 else images
 
 
 def _entries(spec: Any) -> list[tuple[str, dict[str, Any]]]:
-    """(name, options) of every transform that ``data.augment`` asks for."""
+    """Return (name, options) of every transform that ``data.augment`` asks for."""
     if spec is None:
         return []
     if isinstance(spec, str):

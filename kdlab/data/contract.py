@@ -52,9 +52,9 @@ class DataModule(LightningDataModule):
     name: str
     """Name of the data set."""
     modality: Modality
-    """What an example is."""
+    """Kind of an example."""
     target: Target
-    """What is predicted of an example."""
+    """Target that is predicted for an example."""
     counts: dict[str, int]
     """Examples of each split (``train``, ``val``, ``test``, of text ``ood``), and of ``train`` those ``labelled``."""
     num_classes: int = 0
@@ -66,9 +66,9 @@ class DataModule(LightningDataModule):
     views: int | None = 1
     """Ways in which a training example is shown; None where there is no end of them."""
     uncacheable_reason: str | None = None
-    """Why a teacher's answers about training rows cannot be kept; None where they can."""
+    """Reason why a teacher's answers about training rows cannot be cached; None where they can."""
     transform: str = "none"
-    """How training rows are shown, as a stable text."""
+    """Description of how training rows are shown, as a stable text."""
 
     class_names: Sequence[str] = ()
     """Names of the classes, in the order of their ids."""
@@ -99,7 +99,7 @@ class DataModule(LightningDataModule):
         "next_token": "language_modeling",
         "text": "text_to_text",
     }
-    """What is predicted → the option of ``task`` for it."""
+    """Target that is predicted → the option of ``task`` for it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class DataModule(LightningDataModule):
     @property
     @abstractmethod
     def kind(self) -> str:
-        """What the data are, for messages, such as ``a table``."""
+        """Description of the data for messages, such as ``a table``."""
 
     @property
     @abstractmethod
@@ -131,7 +131,7 @@ class DataModule(LightningDataModule):
     @property
     @abstractmethod
     def network_kwargs(self) -> dict[str, Any]:
-        """What a network's constructor may want to know."""
+        """Arguments that a network's constructor may take from the data."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -182,10 +182,10 @@ class DataModule(LightningDataModule):
         """Say where batches are wanted and how a step is split; before fitting, and before any loader is asked for.
 
         Args:
-            device: where tensors lie and batches are made.
+            device: device of the tensors and batches.
             accumulate: micro-batches of one optimizer step.
-            rank: which process this is, of how many.
-            world: see ``rank``.
+            rank: index of this process.
+            world: number of processes.
         """
         device = torch.device(device)
         if device != self._place.get("device"):
@@ -218,7 +218,7 @@ class DataModule(LightningDataModule):
 
         Args:
             split: name of the split.
-            view: which view of training examples; None shows them as they are.
+            view: number of the view of training examples; None shows them as they are.
             batch_size: examples of a batch; None is that of evaluation.
 
         Raises:
@@ -233,7 +233,7 @@ class DataModule(LightningDataModule):
         return self._loaders[split]
 
     def _where(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of a loader: those given, on top of where batches are wanted."""
+        """Return the arguments of a loader: those given, on top of its device, rank and number of processes."""
         return {**{key: self._place[key] for key in ("device", "rank", "world")}, **options}
 
     @abstractmethod

@@ -32,7 +32,7 @@ class Remote:
 
     url: str
     checksum: str
-    """``md5:...`` or ``sha256:...``, as published."""
+    """Checksum ``md5:...`` or ``sha256:...``, as published."""
 
     @property
     def filename(self) -> str:
@@ -41,14 +41,14 @@ class Remote:
 
 
 def digest(path: Path, checksum: str) -> str:
-    """The checksum of a file, in the form and by the algorithm of ``checksum``."""
+    """Compute the checksum of a file, in the form and by the algorithm of ``checksum``."""
     algorithm = checksum.partition(":")[0]
     with open_regular(path) as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
 def fetch(remote: Remote, folder: Path, key: str = "data.download") -> Path:
-    """The publisher's file in ``folder``, downloaded unless it is there already.
+    """Return the path of the publisher's file in ``folder``, downloaded unless it is there already.
 
     The file appears under its name only when it is complete and its checksum is right. Several processes may ask at
     once: one downloads, the others wait.
@@ -62,13 +62,13 @@ def fetch(remote: Remote, folder: Path, key: str = "data.download") -> Path:
     path = folder / remote.filename
     with lock_file(f"{path}.lock"):
         if path.exists():
-            found = digest(path, remote.checksum)
-            if found == remote.checksum:
+            checksum = digest(path, remote.checksum)
+            if checksum == remote.checksum:
                 return path
             raise UserError(
                 key,
                 (
-                    f"{path} is there with checksum {found}, the publisher's is {remote.checksum}; "
+                    f"{path} is there with checksum {checksum}, the publisher's is {remote.checksum}; "
                     "remove the file to have it fetched again"
                 ),
             )
@@ -84,10 +84,10 @@ def _download(remote: Remote, path: Path, key: str) -> None:
             expected, received = _stream(remote, file, path.parent, key)
         if expected is not None and received != expected:
             raise UserError(key, f"{remote.url} broke off after {received} of {expected} bytes; try again")
-        found = digest(part, remote.checksum)
-        if found != remote.checksum:
+        checksum = digest(part, remote.checksum)
+        if checksum != remote.checksum:
             raise UserError(
-                key, (f"{remote.url} has checksum {found}, the publisher's is {remote.checksum}; nothing was kept")
+                key, (f"{remote.url} has checksum {checksum}, the publisher's is {remote.checksum}; nothing was kept")
             )
         os.replace(part, path)
     finally:
@@ -125,7 +125,7 @@ def _stream(remote: Remote, file: IO[bytes], folder: Path, key: str) -> tuple[in
 
 
 def unpack(archive: Path, folder: str, key: str) -> Path:
-    """The sub-folder ``folder`` of a tar archive, unpacked beside the archive; it appears whole or not at all.
+    """Unpack the sub-folder ``folder`` of a tar archive beside the archive; it appears whole or not at all.
 
     Raises:
         UserError: if the archive is damaged, holds no such folder, or has members that point outside of it.

@@ -12,11 +12,11 @@ from kdlab.data.raw import Labels, RawDataset
 from kdlab.errors import UserError, unknown
 
 Label = str | list | dict
-"""The name of a label; several, each a task; or several with how much each counts."""
+"""Name of a label; a list of several, each a task; or a mapping of several to their weights."""
 
 
 def names_of(label: Label | None, known: Iterable[str]) -> list[str]:
-    """The labels that are asked for, by name; None is the first.
+    """Return the names of the labels that are asked for; None is the first.
 
     Raises:
         UserError: for a label that is not there, or one named twice.
@@ -32,11 +32,11 @@ def names_of(label: Label | None, known: Iterable[str]) -> list[str]:
 
 
 def requested(source: RawDataset, known: Mapping[str, Labels], label: Label | None) -> RawDataset:
-    """A source that is asked for one of its labels, or for several at once.
+    """Return a source that is asked for one of its labels, or for several at once.
 
     Args:
         source: its classes are kinds of rows, which decide its splits, whatever is asked.
-        known: what each label says of a kind, by name; the first is what is asked for by default.
+        known: labels by name, with the class that each gives to a kind; the first is asked for by default.
         label: a name, several, or several with their weights; None is the first.
 
     Raises:
@@ -53,7 +53,7 @@ def requested(source: RawDataset, known: Mapping[str, Labels], label: Label | No
 
 
 def select_label(source: RawDataset) -> RawDataset:
-    """A source of one label, whose classes are those of the label; its splits are then by them.
+    """Return a source of one label, whose classes are those of the label; its splits are then by them.
 
     Raises:
         UserError: if several are asked for.
@@ -61,22 +61,22 @@ def select_label(source: RawDataset) -> RawDataset:
     if len(source.asked) > 1:
         raise UserError("data.label", f"{', '.join(source.asked)}, and data.classes chooses some", "one label")
     for one in source.asked.values():
-        found = {split: one.rows(getattr(source, split)) for split in ("train", "val", "test")}
-        return replace(source, **found, class_names=list(one.class_names), asked={})
+        splits = {split: one.rows(getattr(source, split)) for split in ("train", "val", "test")}
+        return replace(source, **splits, class_names=list(one.class_names), asked={})
     return source
 
 
 def combine_labels(
     columns: Mapping[str, tuple[Sequence[Tensor], list[str]]], key: str = "data"
 ) -> tuple[list[Tensor], list[str], dict[str, Labels]]:
-    """Several labels of the same rows as one: each combination that occurs is a kind of row.
+    """Combine several labels of the same rows into one: each combination that occurs is a kind of row.
 
     Args:
         columns: name → class ids (N,) of each split, and the names of the classes.
         key: the config key to name when the content is wrong.
 
     Returns:
-        The kinds (N,) of each split, the name of each kind, and what each label says of them.
+        The kinds (N,) of each split, the name of each kind, and the labels, which map kinds to classes.
 
     Raises:
         UserError: for a class id out of range.
@@ -94,6 +94,6 @@ def combine_labels(
     kinds, number = stacked.unique(dim=0, return_inverse=True)
     named = [names for _, names in columns.values()]
     names = [", ".join(of[i] for of, i in zip(named, kind, strict=True)) for kind in kinds.tolist()]
-    found = {name: Labels(named[k], kinds[:, k].contiguous()) for k, name in enumerate(columns)}
+    labels = {name: Labels(named[k], kinds[:, k].contiguous()) for k, name in enumerate(columns)}
     lengths = [len(split) for split in next(iter(columns.values()))[0]]
-    return list(number.split(lengths)), names, found
+    return list(number.split(lengths)), names, labels

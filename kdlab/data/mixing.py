@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from kdlab.data.rng import permutation, seed_of
 from kdlab.errors import UserError
+from kdlab.functional.rng import permutation, seed_of
 from kdlab.functional.types import NO_LABEL, as_probabilities
 from kdlab.ranges import share
 

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from kdlab.data.rng import fold, permutation, seed_of
 from kdlab.errors import UserError, unknown
+from kdlab.functional.rng import fold, permutation, seed_of
 from kdlab.functional.types import NO_LABEL
 
 Pairing = Literal["same_class", "repeat_half"]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kdlab.data import pictures
 from kdlab.data.pictures import Look
-from kdlab.data.rng import permutation
 from kdlab.errors import UserError
+from kdlab.functional.rng import permutation
 from kdlab.functional.types import NO_LABEL
 from kdlab.system.files import Unreadable
 

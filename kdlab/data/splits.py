@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from kdlab.data.raw import Labels, RawDataset, Rows
-from kdlab.data.rng import permutation
 from kdlab.errors import UserError, unknown
+from kdlab.functional.rng import permutation
 from kdlab.functional.types import NO_LABEL
 
 

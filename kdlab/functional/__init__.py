@@ -57,8 +57,8 @@ from kdlab.functional.response.soft_labels import (
     without_target,
     zipf_kl,
 )
+from kdlab.functional.rng import hash_seed, seed_all, seed_torch
 from kdlab.functional.schedule import Schedule, schedule
-from kdlab.functional.seeds import hash_seed, seed_all, seed_torch
 from kdlab.functional.taps import Taps
 from kdlab.functional.types import NO_LABEL, SEGMENTS, Batch, Outputs, SequenceBatch, StepTotals, as_probabilities
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab.data.rng import uniform
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.functional.rng import uniform
 from kdlab.inference.predict import load_model
 from kdlab.models.transformers.generation import continuations
 from kdlab.system import files

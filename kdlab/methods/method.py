@@ -14,9 +14,9 @@ from kdlab.batch_transforms import BatchTransform
 from kdlab.errors import RunFailed
 from kdlab.functional import Batch, Outputs, Taps, seed_torch
 from kdlab.losses import Objective
-from kdlab.methods.learned import greatest
 from kdlab.methods.learning_rate import LearningRate
 from kdlab.methods.lightning_internals import QuickModule, set_measures, with_signature
+from kdlab.methods.training_warnings import greatest
 from kdlab.models import frozen_modules
 from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.tasks import Task

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from kdlab.data import DataModule, TextData
-from kdlab.data.rng import Draws, fold, permutation, seed_of
 from kdlab.errors import UserError
 from kdlab.functional import SequenceBatch
+from kdlab.functional.rng import Draws, fold, permutation, seed_of
 from kdlab.models.transformers.generation import encoder_rows, generate
 from kdlab.ranges import positive, share, whole_number
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdlab.data.rng import Draws, mix_tensor
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
 from kdlab.functional import Projected
+from kdlab.functional.rng import Draws, mix_tensor
 from kdlab.traces.pool import Answer, Failure
 from kdlab.traces.prompts import Job, PromptTemplate
 from kdlab.traces.reply import Reply, Scored

@@ -19,9 +19,9 @@ from torch import Tensor
 from kdlab.data import DataModule, TrainingData
 from kdlab.errors import RunFailed, UserError
 from kdlab.functional import Batch, finite, hash_seed, seed_all
-from kdlab.methods.learned import no_use, nothing_learned, trace
 from kdlab.methods.lightning_internals import batches_done, epochs_done
 from kdlab.methods.method import Method
+from kdlab.methods.training_warnings import no_use, nothing_learned, trace
 from kdlab.models import read_state, save_weights
 from kdlab.models.cost import first_row
 from kdlab.system.files import make_folder

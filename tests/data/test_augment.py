@@ -11,8 +11,8 @@ from kdlab.data import CLEAN, digits, synthetic, tensors
 from kdlab.data.augment import TRANSFORMS, Augmentation, Crop, Cutout, Flip
 from kdlab.data.mixing import CutMix, MixUp, Recipe
 from kdlab.data.ops import OPS, apply_ops, equalize, posterize, rotate, sharpness, translate_x
-from kdlab.data.rng import Draws
 from kdlab.errors import UserError
+from kdlab.functional.rng import Draws
 from kdlab.functional.types import NO_LABEL
 
 PER_IMAGE = [name for name in TRANSFORMS if name not in ("mixup", "cutmix")]

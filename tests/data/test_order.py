@@ -12,9 +12,9 @@ import torch
 
 from kdlab.data import digits
 from kdlab.data.order import Order, Views, parts_of
-from kdlab.data.rng import Draws, mix, mix_tensor, permutation, seed_of, uniform
 from kdlab.data.splits import quotas, stratified
 from kdlab.errors import UserError
+from kdlab.functional.rng import Draws, mix, mix_tensor, permutation, seed_of, uniform
 from kdlab.functional.types import NO_LABEL
 
 

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdlab.data.rng import seed_of
 from kdlab.data.splits import rows_of, stratified, without
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError
+from kdlab.functional.rng import seed_of
 from kdlab.ranges import whole_number
 from kdlab.system.arrays import read_arrays
 from kdlab.system.files import Unreadable, open_regular
@@ -38,7 +38,7 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 _RECORDED = 8_000
 _TEST_TAKES = 5
 _GAP = 0.05
-"""Seconds of silence between joined digits, which are published without any around them."""
+"""Duration of the silence between joined digits in seconds; they are published without any around them."""
 
 _NAME = re.compile(r"(\d)_([^_]+)_(\d+)\.wav")
 _ARRAYS = ("audio", "offsets", "digit", "speaker", "take", "speaker_names")
@@ -46,7 +46,7 @@ _ARRAYS = ("audio", "offsets", "digit", "speaker", "take", "speaker_names")
 
 @dataclass
 class Recordings:
-    """All recordings: sound as int16 at 8 kHz, and what, who and which take each of them is."""
+    """All recordings: sound as int16 at 8 kHz, with the digit, speaker and take of each."""
 
     sound: list[np.ndarray]
     digits: np.ndarray
@@ -68,7 +68,7 @@ def spoken_digits(
     mels: int = 40,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """Transcription of the Free Spoken Digit Dataset (Jackson et al., 2016-2020): 3,000 recordings, 6 speakers.
+    """Load the Free Spoken Digit Dataset (Jackson et al., 2016-2020) to transcribe: 3,000 recordings, 6 speakers.
 
     Takes 0 to 4 of each speaker and digit are the test part, as published. A sequence is ``start, "seven", end`` and
     has features (mels, frames) for the encoder. Without further arguments it is made of characters, and validation
@@ -81,7 +81,7 @@ def spoken_digits(
         val: validation recordings (a number, or a share of those that are not test), stratified by digit and speaker.
         join: up to so many digits of one speaker make one utterance ("three seven one"); which ones is a function of
             ``split_seed`` and the utterance's number, and a digit that no longer fits into ``seconds`` is left out.
-        utterances: how many to train on, each beginning with another recording in turn; None is one each.
+        utterances: number of training utterances, each beginning with another recording in turn; None is one each.
         seconds: length of every input: shorter ones end in silence, a longer recording is cut. None is 1 s for single
             digits, else 0.7 s a digit.
         rate: samples a second, 8000 as recorded, or 16000 for networks that were trained on that.
@@ -128,7 +128,7 @@ def spoken_digits(
 
 
 def _sequence(tokenizer: Tokenizer, recordings: Recordings, parts: list[int], source: Tensor) -> Sequence:
-    """The transcript of joined recordings, which starts with the token that ends it, as decoders like it."""
+    """Build the transcript of joined recordings, which starts with the end token, as decoders expect."""
     words = " ".join(WORDS[recordings.digits[part]] for part in parts)
     start = [tokenizer.eos_id]
     question = Question(
@@ -146,7 +146,7 @@ def _sequence(tokenizer: Tokenizer, recordings: Recordings, parts: list[int], so
 
 
 def _divide(recordings: Recordings, val: int | float, seed: int) -> dict[str, Tensor]:
-    """The numbers of the recordings of each split."""
+    """Return the numbers of the recordings of each split."""
     test = torch.from_numpy(recordings.takes < _TEST_TAKES)
     rest = (~test).nonzero()[:, 0]
     cells = torch.from_numpy(recordings.speakers * len(WORDS) + recordings.digits)[rest]
@@ -162,7 +162,7 @@ def _divide(recordings: Recordings, val: int | float, seed: int) -> dict[str, Te
 def _utterances(
     recordings: Recordings, rows: Tensor, join: int, count: int | None, limit: int, seed: int, split: str
 ) -> list[list[int]]:
-    """Recordings that are said one after the other, for each utterance."""
+    """Choose the recordings that are joined, for each utterance."""
     chosen = rows.tolist()
     by_speaker: dict[int, list[int]] = {}
     for row in chosen:
@@ -185,13 +185,13 @@ def _utterances(
 
 
 def _sound(recordings: Recordings, spoken: list[list[int]], limit: int) -> Tensor:
-    """(utterances, limit) float32 in -1 .. 1: recordings with gaps between them, and silence after the last."""
+    """Join recordings, with gaps between them and silence after the last: (utterances, limit) float32 in -1 .. 1."""
     gap = np.zeros(round(_GAP * _RECORDED), dtype=np.int16)
     sound = np.zeros((len(spoken), limit), dtype=np.int16)
     for row, parts in zip(sound, spoken, strict=True):
         pieces = [piece for part in parts for piece in (gap, recordings.sound[part])][1:]
-        said = np.concatenate(pieces)[:limit]
-        row[: len(said)] = said
+        joined = np.concatenate(pieces)[:limit]
+        row[: len(joined)] = joined
     return torch.from_numpy(sound).float() / 32768
 
 
@@ -199,14 +199,14 @@ def _sound(recordings: Recordings, spoken: list[list[int]], limit: int) -> Tenso
 
 
 def read_recordings(root: Path) -> Recordings:
-    """Everything the publisher's folder holds, in the order of digit, speaker and take.
+    """Read all recordings of the publisher's folder, in the order of digit, speaker and take.
 
     Raises:
         UserError: naming the file that is missing, damaged or something else.
     """
     for folder in (root, root / "recordings"):
         if paths := sorted(folder.glob("*.wav")):
-            found = _read_folder(paths)
+            recordings = _read_folder(paths)
             break
     else:
         arrays = sorted(root.glob("*.npz")) if root.is_dir() else [root] if root.suffix == ".npz" else []
@@ -217,14 +217,14 @@ def read_recordings(root: Path) -> Recordings:
                 "a folder with the publisher's {digit}_{speaker}_{take}.wav"
                 " (github.com/Jakobovski/free-spoken-digit-dataset), or one .npz of them",
             )
-        found = _read_arrays(arrays[0])
-    order = np.lexsort((found.takes, found.speakers, found.digits))
+        recordings = _read_arrays(arrays[0])
+    order = np.lexsort((recordings.takes, recordings.speakers, recordings.digits))
     return Recordings(
-        [found.sound[i] for i in order],
-        found.digits[order],
-        found.speakers[order],
-        found.takes[order],
-        [found.names[i] for i in order],
+        [recordings.sound[i] for i in order],
+        recordings.digits[order],
+        recordings.speakers[order],
+        recordings.takes[order],
+        [recordings.names[i] for i in order],
     )
 
 
@@ -246,7 +246,7 @@ def _read_folder(paths: list[Path]) -> Recordings:
 
 
 def read_wav(path: Path) -> np.ndarray:
-    """(samples,) int16 of a recording at 8 kHz with one channel of 16 bits.
+    """Read a recording at 8 kHz with one channel of 16 bits: (samples,) int16.
 
     Raises:
         UserError: if it is anything else, or shorter than it says.
@@ -310,7 +310,7 @@ def _read_arrays(path: Path) -> Recordings:
 
 
 def log_mel(sound: Tensor, mels: int, rate: int) -> Tensor:
-    """Whisper's features of sound that was recorded at 8 kHz.
+    """Compute Whisper's features of sound that was recorded at 8 kHz.
 
     Args:
         sound: (N, samples) float in -1 .. 1.
@@ -339,15 +339,15 @@ def log_mel(sound: Tensor, mels: int, rate: int) -> Tensor:
 
 
 def doubled(sound: Tensor) -> Tensor:
-    """(N, samples) to (N, 2 · samples) at twice the rate, with nothing at the frequencies that were not recorded."""
+    """Resample (N, samples) to twice the rate, (N, 2 · samples), with nothing at frequencies that were not recorded."""
     return torch.fft.irfft(torch.fft.rfft(sound), sound.shape[1] * 2) * 2
 
 
 def mel_filters(mels: int, window: int, rate: int) -> Tensor:
-    """(mels, window // 2 + 1) float32: triangles of equal area, evenly spaced on Slaney's mel scale up to rate / 2.
+    """Return the filters (mels, window // 2 + 1): triangles of equal area, evenly spaced on Slaney's mel scale.
 
-    The scale is linear below 1000 Hz (3 mel for 200 Hz) and logarithmic above (27 mel for a factor of 6.4); M. Slaney,
-    *Auditory Toolbox*, Interval Research Technical Report 1998-010.
+    They are float32 and end at rate / 2. The scale is linear below 1000 Hz (3 mel for 200 Hz) and logarithmic above (27
+    mel for a factor of 6.4); M. Slaney, *Auditory Toolbox*, Interval Research Technical Report 1998-010.
     """
     step = math.log(6.4) / 27
     top = 15 + math.log(rate / 2 / 1000) / step

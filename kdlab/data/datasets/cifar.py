@@ -21,7 +21,7 @@ from kdlab.errors import UserError
 
 @dataclass(frozen=True)
 class Layout:
-    """What the publisher's folder holds."""
+    """Files and sizes of the publisher's folder."""
 
     name: str
     folder: str
@@ -56,7 +56,7 @@ CIFAR100 = Layout(
 
 
 def cifar10(root: str = "data/cifar10", download: bool = False, **common: Unpack[Common]) -> ImageData:
-    """CIFAR-10: 50,000 training and 10,000 test pictures, 3 x 32 x 32, 10 classes (Krizhevsky, 2009).
+    """Load CIFAR-10: 50,000 training and 10,000 test pictures, 3 x 32 x 32, 10 classes (Krizhevsky, 2009).
 
     Args:
         root: the folder that holds ``cifar-10-batches-py`` or ``cifar-10-python.tar.gz``, or is the former.
@@ -71,7 +71,7 @@ def cifar10(root: str = "data/cifar10", download: bool = False, **common: Unpack
 def cifar100(
     root: str = "data/cifar100", label: Label = "fine", download: bool = False, **common: Unpack[Common]
 ) -> ImageData:
-    """CIFAR-100: 50,000 training and 10,000 test pictures, 3 x 32 x 32 (Krizhevsky, 2009).
+    """Load CIFAR-100: 50,000 training and 10,000 test pictures, 3 x 32 x 32 (Krizhevsky, 2009).
 
     Args:
         root: the folder that holds ``cifar-100-python`` or ``cifar-100-python.tar.gz``, or is the former.
@@ -89,7 +89,7 @@ def cifar100(
 def _read(
     layout: Layout, root: str, download: bool, labels: Mapping[str, tuple[str, str]], label: Label | None = None
 ) -> RawDataset:
-    """A source of the publisher's labels: what to call each → its key, and that of its classes' names."""
+    """Read a source with the publisher's labels: name of each → its key, and the key of its classes' names."""
     folder = _locate(layout, Path(root).expanduser(), download)
     meta = _content(folder / layout.meta, tuple(names for _, names in labels.values()))
     keys = [key for key, _ in labels.values()]
@@ -107,7 +107,7 @@ def _read(
 
 
 def _locate(layout: Layout, root: Path, download: bool) -> Path:
-    """The publisher's folder, unpacked or fetched if need be."""
+    """Return the publisher's folder, unpacked or fetched if need be."""
     for folder in (root / layout.folder, root):
         if (folder / layout.meta).is_file():
             return folder
@@ -123,7 +123,7 @@ def _locate(layout: Layout, root: Path, download: bool) -> Path:
 
 
 def _content(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
-    """The mapping in one of the publisher's pickles, which must have the ``wanted`` keys."""
+    """Read the mapping in one of the publisher's pickles, which must have the ``wanted`` keys."""
     if not path.is_file():
         raise UserError("data.root", f"{path} is missing; fetch the set again with data.download=true")
     content = safe_pickle.load(path, "data.root")
@@ -137,7 +137,7 @@ def _content(path: Path, wanted: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _rows(path: Path, keys: Sequence[str], expected: int) -> tuple[Tensor, ...]:
-    """Pictures, and the ids of each label."""
+    """Read the pictures, and the ids of each label."""
     content = _content(path, ("data", *keys))
     data, labels = np.asarray(content["data"]), [np.asarray(content[key]) for key in keys]
     whole = all(ids.dtype.kind in "iu" for ids in labels)

@@ -21,7 +21,7 @@ _LABELS = {
 
 
 def digits(label: Label | None = None, **common: Unpack[Common]) -> ImageData:
-    """1,797 handwritten digits, grey, 8 x 8 (Alpaydin and Kaynak, UCI Machine Learning Repository, 1998; CC BY 4.0).
+    """Load 1,797 handwritten digits, grey, 8 x 8 (Alpaydin and Kaynak, UCI ML Repository, 1998; CC BY 4.0).
 
     A fixed stratified split ships along: 1,200 training, 237 validation and 360 test rows. Another ``val`` divides the
     same 1,437 rows anew; the test rows stay. See :class:`ImageData` for the arguments.

@@ -17,7 +17,7 @@ SPLITS = {
     "val": ("val", "valid", "validation", "dev", "eval"),
     "test": ("test", "testing"),
 }
-"""The names of a split's folder, in any case, with or without an ending such as ``_set``."""
+"""Names of a split's folder, in any case, with or without an ending such as ``_set``."""
 
 _SPLIT_NAME = re.compile(
     rf"({'|'.join(name for names in SPLITS.values() for name in names)})"
@@ -29,10 +29,10 @@ _SYSTEM_FILES = ("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store")
 
 @dataclass
 class Leftovers:
-    """What lies in class folders, or beside them, and is not read.
+    """Counts of the files and folders in or beside class folders that are not read.
 
     Args:
-        endings: ending of a file name → how many files, for those that are not read as pictures.
+        endings: ending of a file name → number of files, for those that are not read as pictures.
         hidden: files and folders whose names begin with a dot.
         links: links to folders inside a class.
         outside: pictures in no class folder.
@@ -44,7 +44,7 @@ class Leftovers:
     outside: int = 0
 
     def lines(self) -> list[str]:
-        """A line on what is left out, or none."""
+        """Return a line on what is left out, or none."""
         parts = []
         if self.endings:
             each = ", ".join(f"{ending} {n}" for ending, n in self.endings.most_common(8))
@@ -64,19 +64,19 @@ def _files(number: int) -> str:
 
 
 def is_system(name: str) -> bool:
-    """Whether an operating system leaves files or folders of this name, which are nobody's data."""
+    """Return whether an operating system leaves files or folders of this name, which are nobody's data."""
     return name.startswith("._") or name.casefold() in (*_SYSTEM_FOLDERS, *_SYSTEM_FILES)
 
 
 def folders(place: Path) -> list[Path]:
-    """The folders in ``place`` that are neither hidden nor the system's, by name.
+    """Return the folders in ``place`` that are neither hidden nor the system's, by name.
 
     Raises:
         UserError: if it cannot be listed, or a name is no text.
     """
     entries = (e for e in _scan(place) if not e.name.startswith(".") and not is_system(e.name))
-    found = sorted(place / entry.name for entry in entries if entry.is_dir())
-    for path in found:
+    paths = sorted(place / entry.name for entry in entries if entry.is_dir())
+    for path in paths:
         try:
             path.name.encode()
         except UnicodeEncodeError:
@@ -84,7 +84,7 @@ def folders(place: Path) -> list[Path]:
             raise UserError(
                 "data.root", f"{place} has a folder whose name is not in UTF-8 ({shown}); rename it"
             ) from None
-    return found
+    return paths
 
 
 def _scan(place: Path) -> list[os.DirEntry[str]]:
@@ -96,7 +96,7 @@ def _scan(place: Path) -> list[os.DirEntry[str]]:
 
 
 def split_of(name: str) -> str | None:
-    """The split that a folder of this name holds, if it is a usual one.
+    """Return the split that a folder of this name holds, if it is a usual one.
 
     >>> split_of("Training_Set"), split_of("Dev"), split_of("trains")
     ('train', 'val', None)
@@ -106,29 +106,29 @@ def split_of(name: str) -> str | None:
 
 
 def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folder of each split there is, empty if ``root`` holds class folders; and lines to say of it.
+    """Return the folder of each split there is, empty if ``root`` holds class folders; and lines for the log on it.
 
     Raises:
         UserError: for splits without train, two folders of one split, or splits beside other folders with pictures.
     """
     there = folders(root)
-    found: dict[str, Path] = {}
+    split_paths: dict[str, Path] = {}
     for path in there:
         split = split_of(path.name)
-        if split in found:
+        if split in split_paths:
             raise UserError(
                 "data.root",
-                f"{root} has {found[split].name} and {path.name}, which both are the {split} split",
+                f"{root} has {split_paths[split].name} and {path.name}, which both are the {split} split",
                 "one folder for each split",
             )
         if split is not None:
-            found[split] = path
-    if not found:
+            split_paths[split] = path
+    if not split_paths:
         _check_no_splits_inside(root, there)
         return {}, []
-    found = {split: found[split] for split in SPLITS if split in found}
-    names = ", ".join(path.name for path in found.values())
-    others = [path.name for path in there if path not in found.values() and has_pictures(path)]
+    split_paths = {split: split_paths[split] for split in SPLITS if split in split_paths}
+    names = ", ".join(path.name for path in split_paths.values())
+    others = [path.name for path in there if path not in split_paths.values() and has_pictures(path)]
     advice = f"where a class has the name of a split, put all class folders into {root / 'train'}"
     if others:
         raise UserError(
@@ -136,10 +136,10 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
             f"{root} has split folders ({names}) and others with pictures ({_few(others)})",
             f"either splits ({_few([n for each in SPLITS.values() for n in each], 12)}) or classes; {advice}",
         )
-    if "train" not in found:
+    if "train" not in split_paths:
         raise UserError("data.root", f"{root} has split folders ({names}) and none is train", f"one more; {advice}")
-    told = [f"{path.name} is the {split} split" for split, path in found.items() if path.name not in SPLITS[split][:3]]
-    return found, [", ".join(told)] if told else []
+    renamed = [f"{path.name} is the {split} split" for split, path in split_paths.items() if path.name not in SPLITS[split][:3]]
+    return split_paths, [", ".join(renamed)] if renamed else []
 
 
 def _check_no_splits_inside(root: Path, classes: Sequence[Path]) -> None:
@@ -157,25 +157,25 @@ def _few(names: Sequence[str], most: int = 4) -> str:
 
 
 def class_pictures(folder: Path, left: Leftovers) -> list[Path]:
-    """The picture files of one class, also in folders inside it, in order; ``left`` counts the others.
+    """Return the picture files of one class, also in folders inside it, in order; ``left`` counts the others.
 
     Raises:
         UserError: for no pictures, a link to nothing, and a folder that cannot be listed.
     """
     before = left.endings.copy()
-    found = sorted(_walk(folder, left))
-    if not found:
+    paths = sorted(_walk(folder, left))
+    if not paths:
         others = ", ".join(f"{n} {ending}" for ending, n in (left.endings - before).most_common(4))
         raise UserError(
             "data.root",
             f"{folder} has no pictures{others and f' (it has {others})'}",
             f"files that end in {pictures.listed()}",
         )
-    return found
+    return paths
 
 
 def _walk(folder: Path, left: Leftovers) -> Iterator[Path]:
-    """Every picture in a folder and the folders inside; hidden ones are not looked at."""
+    """Yield every picture in a folder and the folders inside; hidden ones are not looked at."""
     waiting = [folder]
     while waiting:
         place = waiting.pop()
@@ -199,12 +199,12 @@ def _walk(folder: Path, left: Leftovers) -> Iterator[Path]:
 
 
 def has_pictures(folder: Path) -> bool:
-    """Whether a folder or one inside it holds a picture."""
+    """Return whether a folder or one inside it holds a picture."""
     return next(_walk(folder, Leftovers()), None) is not None
 
 
 def pictures_beside(place: Path) -> int:
-    """How many pictures lie directly in a folder that should hold folders only."""
+    """Count the pictures that lie directly in a folder that should hold folders only."""
     return sum(
         not entry.name.startswith(".")
         and os.path.splitext(entry.name)[1].lower() in pictures.endings()
@@ -214,7 +214,7 @@ def pictures_beside(place: Path) -> int:
 
 
 def alike(names: Sequence[str]) -> list[str]:
-    """A line on class names that differ in capitals only, or none."""
+    """Return a line on class names that differ in capitals only, or none."""
     counts = Counter(name.casefold() for name in names)
     same = [name for name in names if counts[name.casefold()] > 1]
     return [f"classes that differ in capitals only: {_few(same, 8)}; they count as different"] if same else []

@@ -28,7 +28,7 @@ def image_folder(
     workers: int | None = None,
     **common: Unpack[Common],
 ) -> ImageData:
-    """Pictures in class folders.
+    """Load pictures in class folders.
 
     Either ``root/train/<class>/*``, with ``val`` and ``test`` beside ``train`` or not; or all in ``root/<class>/*``,
     divided here.
@@ -92,7 +92,7 @@ def image_folder(
 
 
 def _files(empty: Files, split: str, place: Path, class_names: list[str], left: Leftovers) -> Rows:
-    """The pictures of one split, in the order of their names; ``empty`` says how they are read."""
+    """List the pictures of one split, in the order of their names; ``empty`` says how they are read."""
     names, targets = [], []
     class_folders = folders(place)
     if not class_folders:
@@ -102,23 +102,23 @@ def _files(empty: Files, split: str, place: Path, class_names: list[str], left: 
     for folder in class_folders:
         if folder.name not in class_names:
             raise unknown(f"data.root: {place}", folder.name, class_names, "class folder")
-        found = class_pictures(folder, left)
-        names += [str(p.relative_to(empty.root)) for p in found]
-        targets += [class_names.index(folder.name)] * len(found)
+        paths = class_pictures(folder, left)
+        names += [str(p.relative_to(empty.root)) for p in paths]
+        targets += [class_names.index(folder.name)] * len(paths)
     return Rows(replace(empty, names=names), torch.tensor(targets, dtype=torch.long))
 
 
 def _decode(rows: Rows) -> tuple[Rows, list[Look]]:
-    """The same rows with their pictures in memory, and what is worth saying of each picture."""
+    """Return the same rows with their pictures in memory, and remarks on how each picture is read."""
     files = rows.inputs
     assert isinstance(files, Files)
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside the interpreter lock
-        found = list(pool.map(files.picture, range(len(files))))
-    return Rows(torch.stack([pixels for pixels, _ in found]), rows.targets), [look for _, look in found]
+        pictures_read = list(pool.map(files.picture, range(len(files))))
+    return Rows(torch.stack([pixels for pixels, _ in pictures_read]), rows.targets), [look for _, look in pictures_read]
 
 
 def _sample(rows: dict[str, Rows]) -> list[str]:
-    """Lines on how pictures that stay on disk are read, from a sample's headers; marks what was read otherwise once."""
+    """Return lines on how pictures that stay on disk are read, from a sample's headers, and set ``Files.deep``."""
     seen = []
     for part in rows.values():
         files = part.inputs

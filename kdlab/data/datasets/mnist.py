@@ -20,7 +20,7 @@ from kdlab.errors import UserError
 from kdlab.system.files import Unreadable, open_regular
 
 _MOST_BYTES = 256 * 2**20
-"""More than the largest of the publishers' files, unpacked."""
+"""Limit of bytes that are read, more than the largest of the publishers' files, unpacked."""
 
 _FILES = (
     "train-images-idx3-ubyte",
@@ -32,7 +32,7 @@ _FILES = (
 
 @dataclass(frozen=True)
 class Layout:
-    """What the publisher offers."""
+    """Files and sizes that the publisher offers."""
 
     name: str
     class_names: tuple[str, ...]
@@ -84,7 +84,7 @@ FASHION_MNIST = Layout(
 
 
 def mnist(root: str = "data/mnist", download: bool = False, **common: Unpack[Common]) -> ImageData:
-    """MNIST: 60,000 training and 10,000 test digits, grey, 28 x 28 (LeCun, Bottou, Bengio and Haffner, 1998).
+    """Load MNIST: 60,000 training and 10,000 test digits, grey, 28 x 28 (LeCun, Bottou, Bengio and Haffner, 1998).
 
     Args:
         root: the folder of the four idx files (``train-images-idx3-ubyte`` ..., with or without ``.gz``).
@@ -96,7 +96,7 @@ def mnist(root: str = "data/mnist", download: bool = False, **common: Unpack[Com
 
 
 def fashion_mnist(root: str = "data/fashion_mnist", download: bool = False, **common: Unpack[Common]) -> ImageData:
-    """Fashion-MNIST: 60,000 training and 10,000 test pictures of clothes, grey, 28 x 28 (Xiao, Rasul, Vollgraf, 2017).
+    """Load Fashion-MNIST: 60,000 training and 10,000 test pictures of clothes, grey, 28 x 28 (Xiao et al., 2017).
 
     Args:
         root: the folder of the four idx files (``train-images-idx3-ubyte`` ..., with or without ``.gz``).
@@ -147,7 +147,7 @@ def _locate(layout: Layout, root: Path, file: str, download: bool) -> Path:
 
 
 def read_idx(path: Path) -> Tensor:
-    """The uint8 tensor in an idx file: two zero bytes, the type 8, the number of axes, their sizes, the values.
+    """Read the uint8 tensor in an idx file: two zero bytes, the type 8, the number of axes, their sizes, the values.
 
     Raises:
         UserError: if the file is cut short, too long, damaged, or something else.

@@ -24,7 +24,7 @@ def synthetic(
     data_seed: int = 0,
     **common: Unpack[Common],
 ) -> ImageData:
-    """A generated, nonlinear and noisy problem: which class scores highest over normally distributed features?
+    """Generate a nonlinear and noisy problem: which class scores highest over normally distributed features?
 
     The score of a class is a random sum of four steep steps, each in a random direction of feature space; the class is
     the one with the highest score plus noise. A fifth of the rows is for testing. With the defaults a linear model
@@ -34,8 +34,8 @@ def synthetic(
         n: rows in all.
         features: numbers a row.
         noise: deviation of what is added to the scores; 0 makes the classes separable.
-        num_classes: how many.
-        data_seed: of the generator.
+        num_classes: number of classes.
+        data_seed: seed of the generator.
 
     The other arguments are :class:`ImageData`'s, with ``val`` 0.15 unless given.
     """

@@ -17,7 +17,7 @@ from kdlab.data.table_file import Table, read_table
 from kdlab.errors import UserError, unknown
 
 _LOST = 1e-3
-"""Rounding to float32, in standard deviations of a column, from which on a column is read as its deviations."""
+"""Rounding error of float32, in standard deviations, from which on a column is read as deviations from its mean."""
 
 _SMALL = 1e-6
 """Standard deviation below which a column would count as constant."""
@@ -33,7 +33,7 @@ def csv(
     delimiter: str = ",",
     **common: Unpack[Common],
 ) -> ImageData:
-    """A table with a header line: numbers, and one column that names the class.
+    """Load a table with a header line: numbers, and one column that names the class.
 
     Inputs are the numbers as they are; ``mean`` and ``std`` of the training rows, one for each column, are what a
     network standardises them with. A column whose differences float32 would lose (times in seconds, say) is read as
@@ -44,11 +44,11 @@ def csv(
     Args:
         path: the file: UTF-8, a point in numbers and no commas, quotes around cells of several lines.
         target: the column of the class; a list of columns for several tasks at once.
-        label: which of several targets are asked for; a name, a list, or a mapping name → weight. None is all.
+        label: targets that are asked for, out of several: a name, a list, or a mapping name → weight. None is all.
         columns: the columns to read; None is all others.
         test_path: another file with the same columns in any order, for the test split.
         test: rows (a number, or a fraction) taken for the test split where there is no such file; None is a tenth.
-        delimiter: what separates columns: a character, or ``comma``, ``tab``, ``semicolon``, ``pipe``, ``space``.
+        delimiter: separator of columns: a character, or ``comma``, ``tab``, ``semicolon``, ``pipe``, ``space``.
 
     The other arguments are :class:`ImageData`'s.
 
@@ -71,7 +71,7 @@ def table_source(
     delimiter: str = ",",
     classes: Sequence[int | str] | None = None,
 ) -> tuple[RawDataset, list[Table]]:
-    """The rows of :func:`csv` before they are divided, and the one or two files that they are in, in order.
+    """Read the rows of :func:`csv` before they are divided, and the one or two files that they are in, in order.
 
     The arguments are those of :func:`csv`.
     """
@@ -92,14 +92,14 @@ def table_source(
     numbers = [one.numbers(wanted) for one in files]
     offset, scale = _representation(numbers[0])
     ids = {name: _ids(name, files, [part[name] for part in written]) for name in targets}
-    kinds, names, found = combine_labels(ids)
+    kinds, names, known_labels = combine_labels(ids)
     parts = [
         Rows(torch.from_numpy(((one - offset) / scale).astype(np.float32)), own)
         for one, own in zip(numbers, kinds, strict=True)
     ]
     held_out: Rows | int | float = parts[1] if len(parts) > 1 else 0.1 if test is None else test
     source = RawDataset(Path(path).stem, parts[0], names, test=held_out, key="data.path")
-    source = requested(source, found, targets if label is None else label)
+    source = requested(source, known_labels, targets if label is None else label)
     source.columns = Columns(
         names=tuple(wanted),
         offset=tuple(offset.tolist()),
@@ -113,7 +113,7 @@ def table_source(
 
 
 def _wanted(table: Table, targets: Sequence[str], columns: Sequence[str] | None) -> list[str]:
-    """The names of the columns to read."""
+    """Return the names of the columns to read."""
     for target in targets:
         table.column(target, "data.target")
     rest = [name for name in table.header if name not in targets]
@@ -156,7 +156,7 @@ def _check_header(table: Table, labels: Mapping[str, Sequence[str]]) -> None:
 
 
 def _ids(name: str, files: Sequence[Table], labels: Sequence[Sequence[str]]) -> tuple[list[Tensor], list[str]]:
-    """The class ids of a target in each file, and the names of its classes."""
+    """Return the class ids of a target in each file, and the names of its classes."""
     path = files[0].path
     class_names = _sorted_names(labels[0])
     if len(class_names) < 2 or len(class_names) > max(20, len(labels[0]) // 2):
@@ -200,7 +200,7 @@ def _amount(text: str) -> float | None:
 
 
 def _representation(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and scale (F,) of each column, so that float32 tells its values apart; 0 and 1 wherever it does anyway."""
+    """Return each column's offset and scale (F,) that let float32 tell its values apart; 0 and 1 if it does anyway."""
     largest = np.abs(numbers).max(0)
     unit = np.where(largest > 0, largest, 1.0)
     mean, deviation = (numbers / unit).mean(0), (numbers / unit).std(0)  # of numbers up to 1: no sum overflows
@@ -213,7 +213,7 @@ def _representation(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _notes(
     columns: Columns, files: Sequence[Table], numbers: Sequence[np.ndarray], kinds: Sequence[Tensor]
 ) -> list[str]:
-    """What the log should say of a table's columns, and of what two files have in common."""
+    """Return lines for the log on a table's columns, and on what two files have in common."""
     path, moves = files[0].path, numbers[0].max(0) > numbers[0].min(0)
     notes = [
         f"column {name!r} of {path} is read as (cell - {offset:g}) / {scale:g}: float32 would lose its differences"

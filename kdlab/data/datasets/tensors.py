@@ -18,7 +18,7 @@ from kdlab.system.files import Unreadable
 
 _KEYS = ("inputs", "targets", "val_inputs", "val_targets", "test_inputs", "test_targets", "class_names")
 _MOST_CLASSES = 1_000_000
-"""Most classes that ids may number; more of them are ids of something else."""
+"""Maximum number of classes that ids may number; more of them are ids of something else."""
 
 
 def tensors(
@@ -28,7 +28,7 @@ def tensors(
     class_names: Sequence[str] | None = None,
     **common: Unpack[Common],
 ) -> ImageData:
-    """Inputs and class ids from files or from Python.
+    """Load inputs and class ids from files or from Python.
 
     Args:
         inputs: a tensor or array, a ``.npy`` file, or a ``.pt`` or ``.npz`` file that holds ``inputs`` and ``targets``
@@ -38,7 +38,7 @@ def tensors(
         targets: class ids (N,) from 0 on without gaps, a column (N, 1) of them, or one-hot (N, C); as a tensor, array
             or ``.npy`` file, where ``inputs`` does not hold them. Other ids are chosen and renumbered by ``classes``.
         test: rows (a number, or a fraction) taken from train where no test rows are given; None is a tenth.
-        class_names: in the order of the ids; None numbers them.
+        class_names: names of the classes, in the order of the ids; None numbers them.
 
     The other arguments are :class:`ImageData`'s.
 
@@ -63,8 +63,8 @@ def tensors(
                 f"there are no {missing[0]}; the data hold {', '.join(held) or 'nothing'}",
             )
         if not missing:
-            splits[split], columns, said = _rows(held, *names)
-            notes += said
+            splits[split], columns, lines = _rows(held, *names)
+            notes += lines
             classes = max(classes, columns)
     class_names = _names(class_names if class_names is not None else held.get("class_names"), splits, classes)
     if common.get("classes") is None:
@@ -82,7 +82,7 @@ def tensors(
 
 
 def _targets_alone(value: Any) -> Any:
-    """What ``data.targets`` names: an array, or a file with one."""
+    """Return the targets that ``data.targets`` names: an array, or a file with one."""
     held = _load(value, "data.targets")
     if isinstance(value, (str, Path)) and "inputs" not in held and "targets" in held:
         return held["targets"]
@@ -92,7 +92,7 @@ def _targets_alone(value: Any) -> Any:
 
 
 def _load(value: Any, key: str) -> dict[str, Any]:
-    """What a file holds, by name; a bare tensor is called ``inputs``."""
+    """Read the arrays of a file, by name; a bare tensor is called ``inputs``."""
     if not isinstance(value, (str, Path)):
         return _known(dict(value), key) if isinstance(value, dict) else {"inputs": value}
     path = Path(value).expanduser()
@@ -120,9 +120,9 @@ def _known(content: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _rows(held: dict[str, Any], inputs: str, targets: str) -> tuple[Rows, int, list[str]]:
-    """Inputs and class ids of one split, how many classes its targets tell of, and lines on how they are read."""
+    """Return inputs and class ids of one split, the classes that its targets tell of, and lines on how they are read."""
     try:
-        values, said = _inputs(array_inputs.to_tensor(held[inputs]))
+        values, of_shape = _inputs(array_inputs.to_tensor(held[inputs]))
     except Unreadable as error:
         which = "" if inputs == "inputs" else f"{inputs}: "
         raise UserError("data.inputs", f"{which}{error}") from None
@@ -130,11 +130,11 @@ def _rows(held: dict[str, Any], inputs: str, targets: str) -> tuple[Rows, int, l
         ids, classes, of_ids = array_inputs.as_class_ids(held[targets])
     except (Unreadable, ValueError) as error:
         raise UserError("data.targets", f"{targets} {error}") from None
-    return Rows(values, ids), classes, [line for line in (said, of_ids) if line]
+    return Rows(values, ids), classes, [line for line in (of_shape, of_ids) if line]
 
 
 def _inputs(inputs: Tensor) -> tuple[Tensor, str]:
-    """Inputs as uint8 pictures (N, C, H, W), or float ones, or a float table, and a line to say of their shape.
+    """Convert inputs to uint8 or float pictures (N, C, H, W) or a float table, with a line on how their shape is read.
 
     Raises:
         Unreadable: for another shape, and values that are not accepted.
@@ -146,12 +146,12 @@ def _inputs(inputs: Tensor) -> tuple[Tensor, str]:
         )
     if inputs.ndim == 2:
         return array_inputs.as_table(inputs), ""
-    inputs, said = (inputs[:, None], "") if inputs.ndim == 3 else array_inputs.channels_first(inputs)
-    return array_inputs.as_pictures(inputs), said
+    inputs, note = (inputs[:, None], "") if inputs.ndim == 3 else array_inputs.channels_first(inputs)
+    return array_inputs.as_pictures(inputs), note
 
 
 def _names(given: Any, splits: dict[str, Rows], least: int) -> list[str]:
-    """Names of the classes, or the numbers of ``least`` or more where there are no names."""
+    """Return the names of the classes, or the numbers of ``least`` or more where there are no names."""
     if given is None:
         highest = max((int(rows.targets.max()) for rows in splits.values() if len(rows)), default=1)
         if highest >= _MOST_CLASSES:
@@ -175,33 +175,33 @@ def _check_ids(splits: dict[str, Rows], class_names: Sequence[str]) -> None:
     Raises:
         UserError: naming the ids found, and what to type.
     """
-    found = splits[""].targets.unique().tolist()
-    if not found or found[0] < 0:
+    ids = splits[""].targets.unique().tolist()
+    if not ids or ids[0] < 0:
         return
-    if found[-1] >= len(class_names):
+    if ids[-1] >= len(class_names):
         raise UserError(
             "data.targets",
-            f"a row has class id {found[-1]}",
-            f"0..{len(class_names) - 1}, which data.class_names names; ids found: {_ranges(found)}",
+            f"a row has class id {ids[-1]}",
+            f"0..{len(class_names) - 1}, which data.class_names names; ids found: {_ranges(ids)}",
         )
-    known = set(found)
+    known = set(ids)
     missing = next((number for number in range(len(class_names)) if number not in known), None)
     if missing is None:
         return
     named = "" if class_names[missing] == str(missing) else f" ({class_names[missing]})"
-    if len(found) == 1:
+    if len(ids) == 1:
         advice = "at least two different ids"
-    elif len(found) > 20:
+    elif len(ids) > 20:
         advice = "ids from 0 on without gaps: np.unique(targets, return_inverse=True)[1]"
     else:
-        advice = f"ids from 0 on without gaps, or data.classes=[{','.join(map(str, found))}], which renumbers them"
+        advice = f"ids from 0 on without gaps, or data.classes=[{','.join(map(str, ids))}], which renumbers them"
     raise UserError(
-        "data.targets", f"no training row has class id {missing}{named}; ids found: {_ranges(found)}", advice
+        "data.targets", f"no training row has class id {missing}{named}; ids found: {_ranges(ids)}", advice
     )
 
 
 def _ranges(ids: Sequence[int]) -> str:
-    """Ascending ids, runs of three or more as ``first..last``.
+    """Format ascending ids, runs of three or more as ``first..last``.
 
     >>> _ranges([1, 2, 4, 5, 6])
     '1, 2, 4..6'

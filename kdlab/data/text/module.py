@@ -16,12 +16,12 @@ from typing_extensions import override
 
 from kdlab.data.contract import DataModule, Modality
 from kdlab.data.order import Order
-from kdlab.data.rng import permutation
 from kdlab.data.text.loader import Reading, TextLoader
 from kdlab.data.text.sequence import Question, RawText, Sequence
 from kdlab.data.text.token_store import Flat, flatten
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
+from kdlab.functional.rng import permutation
 from kdlab.functional.types import SEGMENTS
 from kdlab.ranges import whole_number
 

@@ -15,7 +15,6 @@ from typing import Any, Unpack
 
 import torch
 
-from kdlab.data.rng import permutation
 from kdlab.data.splits import rows_of
 from kdlab.data.text.answers import MARKER, Choices, Same, extract
 from kdlab.data.text.build import TextCommon, text_data
@@ -23,6 +22,7 @@ from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, REASONING, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, unknown
+from kdlab.functional.rng import permutation
 
 log = logging.getLogger("kdlab")
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kdlab.data import pairs
-from kdlab.data.rng import permutation
 from kdlab.errors import UserError
+from kdlab.functional.rng import permutation
 
 WORDS = [f"{'abcde'[i % 5] * (i % 3 + 1)} {i}" for i in range(40)]
 

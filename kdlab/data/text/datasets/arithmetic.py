@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence as Some
 from typing import Unpack
 
-from kdlab.data.rng import mix, seed_of
 from kdlab.data.text.answers import same_number
 from kdlab.data.text.build import TextCommon
 from kdlab.data.text.module import TextData
 from kdlab.data.text.templates import TERSE, Example, Right, check_form, examples_data
 from kdlab.errors import UserError, unknown
+from kdlab.functional.rng import mix, seed_of
 from kdlab.ranges import whole_number
 
 SIGNS = {"add": "+", "sub": "-", "mul": "*"}

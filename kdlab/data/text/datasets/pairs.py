@@ -9,13 +9,13 @@ from typing import NamedTuple, Unpack
 
 import torch
 
-from kdlab.data.rng import permutation
 from kdlab.data.splits import rows_of
 from kdlab.data.text.build import TextCommon, text_data
 from kdlab.data.text.module import TextData
 from kdlab.data.text.sequence import ANSWER, PROMPT, Question, RawText, Sequence
 from kdlab.data.text.tokenizer import Tokenizer
 from kdlab.errors import UserError, misspelt, nearest, unknown
+from kdlab.functional.rng import permutation
 from kdlab.system.files import Unreadable, open_text
 
 

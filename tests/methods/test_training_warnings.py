@@ -9,7 +9,7 @@ from torch import nn
 from helpers.tiny import MLP, curve, result, train
 from kdlab.functional import Batch, Outputs
 from kdlab.losses import KL, CrossEntropy, Objective, Term
-from kdlab.methods import learned
+from kdlab.methods import training_warnings
 from kdlab.tasks import Classification
 
 TASK = Classification(10)
@@ -37,23 +37,25 @@ def test_an_ordinary_run_warns_of_nothing(place, capsys):
 
 
 def test_what_counts_as_no_use():
-    assert learned.no_use({"acc": 0.11, "ce": 2.3}, TASK) is None
-    assert learned.no_use({}, TASK) is None  # no validation data
-    assert "no better than chance: val acc 0.1, chance 0.1" in str(learned.no_use({"acc": 0.1, "ce": 2.3}, TASK))
-    assert "diverged: val ce 2e+09" in str(learned.no_use({"acc": 0.5, "ce": 2e9}, TASK))
+    assert training_warnings.no_use({"acc": 0.11, "ce": 2.3}, TASK) is None
+    assert training_warnings.no_use({}, TASK) is None  # no validation data
+    assert "no better than chance: val acc 0.1, chance 0.1" in str(
+        training_warnings.no_use({"acc": 0.1, "ce": 2.3}, TASK)
+    )
+    assert "diverged: val ce 2e+09" in str(training_warnings.no_use({"acc": 0.5, "ce": 2e9}, TASK))
 
 
 def test_traces_are_equal_only_if_no_weight_changed():
     net = nn.Linear(300, 300)
     net.bias.requires_grad = False
-    before = learned.trace(net)
+    before = training_warnings.trace(net)
     with torch.no_grad():
         net.bias += 1  # which does not train
-        assert torch.equal(before, learned.trace(net))
+        assert torch.equal(before, training_warnings.trace(net))
         net.weight[7, 9] = torch.nextafter(net.weight[7, 9], torch.tensor(9.0))
-    assert not torch.equal(before, learned.trace(net))
-    found = learned.greatest([torch.tensor([1.0, -3.0]), torch.zeros(0), torch.ones(2, 2)])
-    assert found is not None and float(found) == 3 and learned.greatest([torch.zeros(0)]) is None
+    assert not torch.equal(before, training_warnings.trace(net))
+    found = training_warnings.greatest([torch.tensor([1.0, -3.0]), torch.zeros(0), torch.ones(2, 2)])
+    assert found is not None and float(found) == 3 and training_warnings.greatest([torch.zeros(0)]) is None
 
 
 def test_log_every_may_be_larger_than_memory(place):

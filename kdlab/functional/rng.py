@@ -9,6 +9,8 @@ GPU.
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -56,6 +58,30 @@ def seed_of(*parts: int | str) -> int:
             if number in (0, -1):
                 break
     return state
+
+
+def hash_seed(*parts: int) -> int:
+    """Return a 63-bit hash of whole numbers, for the generators of libraries."""
+    state = _GOLDEN
+    for part in parts:
+        state = mix((state ^ (part & _MASK)) + _GOLDEN)
+    return state >> 1
+
+
+def seed_torch(*parts: int) -> None:
+    """Seed torch's generators (dropout and the like) from ``parts``; a few microseconds on CPU.
+
+    A resumed run, and a run with other workers, must draw what the uninterrupted one drew; so generators are seeded
+    anew at every step, from (seed, step), instead of being carried along.
+    """
+    torch.manual_seed(hash_seed(*parts))
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python, NumPy and torch, before a network draws its first weights."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
 
 
 def fold(state: Tensor | int, value: Tensor | int) -> Tensor:
