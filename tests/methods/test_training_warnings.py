@@ -41,8 +41,6 @@ def test_what_counts_as_no_use():
     assert training_warnings.no_use({}, TASK) is None  # no validation data
     none = str(training_warnings.no_use({"acc": 0.1, "ce": 2.3}, TASK))
     assert "no better than chance: val acc 0.1, chance 0.1" in none
-        training_warnings.no_use({"acc": 0.1, "ce": 2.3}, TASK)
-    )
     assert "diverged: val ce 2e+09" in str(training_warnings.no_use({"acc": 0.5, "ce": 2e9}, TASK))
 
 
