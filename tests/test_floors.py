@@ -93,6 +93,14 @@ def test_imports_go_down(path):
         assert top not in COMMAND_LINE or own == "cli", f"{path.relative_to(ROOT)} imports {name}"
 
 
+def test_no_modules_import_each_other_in_a_circle():
+    names = {".".join(["kdlab", *path.relative_to(ROOT).with_suffix("").parts]): path for path in modules()}
+    graph = {name: {other for other in imports(path) if other in names} - {name} for name, path in names.items()}
+    while leaves := {name for name, others in graph.items() if not others}:
+        graph = {name: others - leaves for name, others in graph.items() if name not in leaves}
+    assert not graph, {name: others for name, others in graph.items() if others & graph.keys()}
+
+
 @pytest.mark.parametrize(
     "path",
     [p for p in modules() if part(p) in LIGHT and str(p.relative_to(ROOT)) not in HEAVY_FILES],

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from kdlab.data.text.tokenizer import Tokenizer
 
 Modality = Literal["image", "table", "text", "audio"]
-"""What an example is."""
+"""Kind of an example."""
 
 
 class TrainingData(Protocol):
-    """What a fit asks of its data: a :class:`DataModule`, or two loaders of anybody's."""
+    """Data that a fit needs: a :class:`DataModule`, or any two loaders."""
 
     counts: dict[str, int]
     """Examples, or batches, of the splits."""

@@ -20,7 +20,7 @@ from kdlab.functional.types import Batch, StepTotals
 
 @dataclass
 class Split:
-    """The rows that a loader shows.
+    """Rows that a loader shows.
 
     ``inputs`` is (N, ...) on the compute device, or pictures on disk; ``targets`` (N,) on the CPU, -100 without
     label; ``truth`` all labels, where some are withheld; ``tasks`` the targets of each task, where there are several.
@@ -36,7 +36,7 @@ class Split:
 
 
 class EpochSampler:
-    """Knows the epoch. Lightning finds it as ``loader.sampler`` and tells it each epoch before the first batch."""
+    """Holder of the epoch; Lightning finds it as ``loader.sampler`` and sets the epoch before its first batch."""
 
     epoch = 0
 
@@ -46,7 +46,7 @@ class EpochSampler:
 
 
 class EpochLoader:
-    """What loaders of rows and of sequences share: which examples a micro-batch of this process holds.
+    """Base of the loaders of rows and of sequences, which chooses the examples of this process's micro-batches.
 
     ``len()`` counts the micro-batches of an epoch in this process. Set before iterating, and all optional:
 
@@ -56,13 +56,13 @@ class EpochLoader:
     The epoch is looked at when the first batch is asked for, not by ``iter()``: Lightning calls that first.
 
     Args:
-        examples: how many the split has.
+        examples: number of examples of the split.
         batch_size: examples of one optimizer step, over all micro-batches and processes.
         order: the training order; None goes through the split once, in its order, with nothing left out.
-        device: where batches are wanted.
+        device: device of the batches.
         accumulate: micro-batches of one optimizer step.
-        rank: which process this is, of how many.
-        world: see ``rank``.
+        rank: index of this process.
+        world: number of processes.
         least: examples that a micro-batch must have.
 
     Raises:
@@ -108,14 +108,14 @@ class EpochLoader:
         return len(self._once()[1])
 
     def _once(self) -> tuple[Tensor, list[int]]:
-        """This process's examples when going through the split once, and how many each of its batches holds."""
+        """Return this process's examples when going through the split once, and how many each of its batches holds."""
         batches = torch.arange(self.examples).split(self.batch_size)
         mine = [batch.tensor_split(self.world)[self.rank] for batch in batches if len(batch)]
         lengths = [len(batch) for batch in mine if len(batch)]
         return torch.cat(mine) if mine else torch.arange(0), lengths
 
     def _parts(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
-        """This process's micro-batches of steps of so many examples: (number of the step, first, last) in each.
+        """Yield this process's micro-batches of steps of the given sizes: (number of the step, first, last) of each.
 
         Part m·world + rank of a step is micro-batch m of process ``rank``.
         """
@@ -128,7 +128,7 @@ class EpochLoader:
 
 @dataclass
 class _Plan:
-    """The micro-batches of one epoch and process. With mixing, each holds its own rows and then their partners."""
+    """Micro-batches of one epoch and process; with mixing, each holds its own rows and then their partners."""
 
     rows: Tensor
     views: Tensor
@@ -136,20 +136,20 @@ class _Plan:
     windows: list[StepTotals | None]
     recipes: list[Recipe] | None = None
     partner: Tensor | None = None
-    """Where in its own micro-batch the partner of each row is; -1 for none."""
+    """Position of each row's partner in its own micro-batch; -1 for none."""
 
 
 class Loader(EpochLoader):
-    """One epoch after the other of a split, as Batches.
+    """Loader of one epoch after the other of a split, as Batches.
 
     Args:
-        split: what to show.
-        augmentation: how.
+        split: rows to show.
+        augmentation: transforms under which they are shown.
         batch_size: rows of one optimizer step, over all micro-batches and processes.
-        views: which view a showing is; None shows every example as it is, under view ``view``.
+        views: choice of the view for each showing; None shows every example as it is, under view ``view``.
         view: the number of the one view that is shown, where ``views`` is None.
         clean: leave the augmentation out.
-        classes: how many there are.
+        classes: number of classes.
         **place: order, device, accumulate, rank and world, as :class:`EpochLoader` takes them.
     """
 
@@ -201,7 +201,7 @@ class Loader(EpochLoader):
             yield Batch(mixed, soft, window=plan.windows[part])
 
     def _inputs(self, plan: _Plan, skip: int) -> Iterator[Tensor]:
-        """Float inputs of each micro-batch from number ``skip`` on."""
+        """Yield the float inputs of each micro-batch from number ``skip`` on."""
         raise TypeError(f"{type(self).__name__} does not say what it does: define _inputs")
 
     def _show(self, raw: Tensor, rows: Tensor, views: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ class Loader(EpochLoader):
         return replace(plan, rows=plan.rows.to(self.device), views=plan.views.to(self.device), partner=partner)
 
     def _training_plan(self, order: Order, steps: Steps, views: Tensor, epoch: int) -> _Plan:
-        """Each step cut into the parts that this process sees."""
+        """Plan an epoch: cut each step into the parts that this process sees."""
         parts = self.accumulate * self.world
         mixings = self.augmentation.mixings
         if parts == 1 and not mixings:
@@ -257,7 +257,7 @@ class Loader(EpochLoader):
 
 
 def _partners(steps: Steps, parts: int) -> tuple[Tensor | None, list[float]]:
-    """Where in its own micro-batch the partner of each row is, and how many rows of each step have one.
+    """Return the position of each row's partner in its own micro-batch, and the number of rows with one by step.
 
     -1 stands for none there.
     """
@@ -270,7 +270,7 @@ def _partners(steps: Steps, parts: int) -> tuple[Tensor | None, list[float]]:
 
 
 class TensorLoader(Loader):
-    """A split that lies on the compute device as one tensor.
+    """Loader of a split that lies on the compute device as one tensor.
 
     Inputs are picked, augmented and converted for several steps at a time where they are small, since then a
     call costs more than its work; that changes no bit, because augmentation does not look at the rest of a batch.
@@ -294,7 +294,7 @@ class TensorLoader(Loader):
 
 
 class StreamLoader(Loader):
-    """A split of pictures on disk, decoded by worker processes and augmented on the compute device.
+    """Loader of a split of pictures on disk, decoded by worker processes and augmented on the compute device.
 
     Args:
         workers: decoding processes, kept alive between epochs; 0 decodes in this process.
@@ -324,7 +324,7 @@ class StreamLoader(Loader):
 
 
 class _Lists:
-    """The batch sampler of a StreamLoader: the rows of the micro-batches to come.
+    """Batch sampler of a StreamLoader: the rows of the micro-batches to come.
 
     It knows nothing of its loader: in a circle of references, the loader's workers would outlive it until some later
     garbage collection, which may happen in a forked child.

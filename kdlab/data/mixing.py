@@ -16,14 +16,14 @@ from kdlab.ranges import share
 
 
 class Mixing:
-    """Mixes every row with a partner, in shares that one step has in common.
+    """Base of the transforms that mix every row with a partner, in shares that one step has in common.
 
     Partners and shares are functions of (seed, step), the partner is any row of the whole step, and so neither
     depends on how the step is split into micro-batches.
 
     Args:
-        alpha: of the Beta(alpha, alpha) that the share of the row itself is drawn from.
-        prob: how often a step is mixed at all.
+        alpha: parameter of the Beta(alpha, alpha) that the share of the row itself is drawn from.
+        prob: probability that a step is mixed at all.
     """
 
     name = "mixing"
@@ -35,12 +35,12 @@ class Mixing:
         self.alpha, self.prob = float(alpha), float(prob)
 
     def combine(self, own: Tensor, partner: Tensor, share: float, place: tuple[float, float]) -> tuple[Tensor, float]:
-        """The mixed inputs, and the share of ``own`` that is really in them."""
+        """Return the mixed inputs, and the share of ``own`` that is really in them."""
         raise TypeError(f"{type(self).__name__} does not say what it does: define combine")
 
 
 class MixUp(Mixing):
-    """λ·x + (1 - λ)·x' (Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018)."""
+    """Weighted mean λ·x + (1 - λ)·x' (Zhang et al., "mixup: Beyond empirical risk minimization", ICLR 2018)."""
 
     name = "mixup"
 
@@ -72,14 +72,14 @@ class CutMix(Mixing):
 
 
 class Recipe:
-    """How one optimizer step is mixed.
+    """Random choices by which one optimizer step is mixed: the mixing, its share and place, and the partners.
 
     Args:
-        mixings: what is configured; a step takes one of them.
-        seed: of the run.
-        epoch: which epoch.
-        step: which optimizer step of the epoch.
-        rows: how many rows the step has.
+        mixings: configured mixings; a step takes one of them.
+        seed: seed of the run.
+        epoch: number of the epoch.
+        step: number of the optimizer step in the epoch.
+        rows: number of rows of the step.
     """
 
     def __init__(self, mixings: list[Mixing], seed: int, epoch: int, step: int, rows: int) -> None:

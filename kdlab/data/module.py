@@ -26,11 +26,11 @@ from kdlab.functional.types import NO_LABEL
 from kdlab.ranges import whole_number
 
 CLEAN = -1
-"""The view number of a training example that is shown without the augmentation that training gives it."""
+"""View number of a training example that is shown without the augmentation that training gives it."""
 
 
 class Common(TypedDict, total=False):
-    """The arguments that every data set takes beside its own; :class:`ImageData` says what they mean."""
+    """Arguments that every data set takes beside its own; :class:`ImageData` says what they mean."""
 
     batch_size: int
     eval_batch_size: int | None
@@ -54,7 +54,7 @@ class ImageData(DataModule):
     :mod:`kdlab.data.augment`. Batches carry (example, view) as ``key``.
 
     Args:
-        source: what the data set holds.
+        source: content of the data set.
         batch_size: rows of ONE optimizer step, over all its micro-batches and processes.
         eval_batch_size: rows of a batch in evaluation; None is ``batch_size``, but at least 256.
         val: validation rows (a number, or a fraction), stratified from train; 0 for none. None takes the data set's
@@ -65,14 +65,14 @@ class ImageData(DataModule):
         unlabelled_ratio: unlabelled rows for each labelled row of a batch; 0 shows labelled rows only, None takes them
             as they come. An epoch has ceil(training rows / batch_size) steps all the same; the pools go round. Without
             effect unless there are labelled rows and unlabelled ones.
-        pairing: how rows are put together in training, other than as they come: ``same_class`` in pairs of one class,
+        pairing: arrangement of rows in training, other than as they come: ``same_class`` in pairs of one class,
             ``repeat_half`` with half of each step from the one before; see :class:`~kdlab.data.order.Order`.
         augment: random transforms of training rows, by name: ``[crop, flip]``, ``[{crop: {padding: 4}}, flip]``.
-        views: how many views of an example there are: None for a new one each time, a number K, or ``all`` outcomes
-            of transforms that can be counted.
+        views: number of views of an example: None for a new one each time, a number K, or ``all`` outcomes of
+            transforms that can be counted.
         classes: keep these classes only (ids or names), renumbered in this order.
-        seed: of the order of examples and of augmentation.
-        split_seed: of the splits, and of the choice of labels.
+        seed: seed of the order of examples and of augmentation.
+        split_seed: seed of the splits, and of the choice of labels.
 
     Attributes:
         tasks (name → its labels, where there are several; class_names are then the first's),
@@ -165,12 +165,12 @@ class ImageData(DataModule):
 
     @property
     def kind(self) -> str:
-        """What an example is, for messages."""
+        """Description of an example for messages."""
         return "a set of pictures" if len(self.input_shape) == 3 else "a table"
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
-        """What a network's constructor may want to know."""
+        """Arguments that a network's constructor may take from the data."""
         known: dict[str, Any] = {"num_classes": self.num_classes, "mean": self.mean, "std": self.std}
         if self.tasks:
             known["tasks"] = {name: len(one.class_names) for name, one in self.tasks.items()}
@@ -205,7 +205,7 @@ class ImageData(DataModule):
             self.columns.check_same(other.columns, "teacher.data")
 
     def inference_metadata(self, folder: Path) -> dict[str, Any]:
-        """What a run folder must know to read inputs and outputs again."""
+        """Return the metadata that a run folder needs to read inputs and outputs again."""
         known: dict[str, Any] = {"classes": list(self.class_names), "input_shape": list(self.input_shape)}
         if self.tasks:
             known["tasks"] = {name: list(one.class_names) for name, one in self.tasks.items()}
@@ -234,14 +234,14 @@ class ImageData(DataModule):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content of all splits and of the classes; the same in every process."""
-        found = fingerprint(self._rows, self.class_names, self._white)
+        digest = fingerprint(self._rows, self.class_names, self._white)
         if self.tasks:  # rows alike may be of other classes in another task
-            said = [(name, one.class_names, one.of.tolist()) for name, one in self.tasks.items()]
-            found = hashlib.sha256(f"{found} {said}".encode()).hexdigest()
-        return found
+            task_classes = [(name, one.class_names, one.of.tolist()) for name, one in self.tasks.items()]
+            digest = hashlib.sha256(f"{digest} {task_classes}".encode()).hexdigest()
+        return digest
 
     def describe(self) -> str:
-        """One line: how many rows of what training sees.
+        """Return one line on the number and kind of rows that training sees.
 
         >>> digits(labels=100).describe()  # doctest: +SKIP
         '100 labelled and 1100 unlabelled rows of digits'
@@ -334,7 +334,7 @@ class ImageData(DataModule):
         return self._loader(split, self.eval_batch_size, clean=True)
 
     def ordered_loader(self, split: str = "train", view: int | None = None, batch_size: int | None = None) -> Loader:
-        """All examples of a split, in order, in this process, none left out: to fill a cache, or to predict.
+        """Return all examples of a split, in order, in this process, none left out: to fill a cache, or to predict.
 
         Args:
             split: ``train``, ``val`` or ``test``.
@@ -368,7 +368,7 @@ class ImageData(DataModule):
         return TensorLoader(there, self._augmentation, batch_size, **options)
 
     def _there(self, split: str) -> Split:
-        """The split with its tensor on the device; moved once."""
+        """Return the split with its tensor on the device; it is moved once."""
         if split not in self._splits_there:
             rows = self._rows[split]
             assert rows is not None
@@ -386,7 +386,7 @@ def _few(names: Sequence[str]) -> str:
 
 
 def published(*, source: RawDataset, **common: Unpack[Common]) -> ImageData:
-    """A data set shown by the protocol of published results: steps of 128 rows, 5,000 rows held out to validate."""
+    """Build data shown by the protocol of published results: steps of 128 rows, 5,000 rows held out to validate."""
     common.setdefault("batch_size", 128)
     common.setdefault("val", 5000)
     return ImageData(source, **common)

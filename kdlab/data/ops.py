@@ -24,7 +24,7 @@ def affine(
     yy: Tensor | float = 1.0,
     y: Tensor | float = 0.0,
 ) -> tuple[Tensor, ...]:
-    """Coefficients of x' = xx·x + xy·y + x0 and y' = yx·x + yy·y + y0 over [-1, 1]², each shaped (B, 1, 1).
+    """Return the coefficients of x' = xx·x + xy·y + x0, y' = yx·x + yy·y + y0 over [-1, 1]², each (B, 1, 1).
 
     ``like`` is any (B,) tensor, wanted only if all coefficients are plain numbers.
     """
@@ -50,12 +50,12 @@ def _blend(base: Tensor, images: Tensor, factor: Tensor) -> Tensor:
 
 
 def _factor(strength: Tensor, down: Tensor) -> Tensor:
-    """1 ± 0.9·strength."""
+    """Return the factor 1 ± 0.9·strength."""
     return 1 + torch.where(down, -0.9, 0.9) * strength
 
 
 def _grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W): luma for three channels, else the mean."""
+    """Convert images to grey (B, 1, H, W): luma for three channels, else the mean."""
     if images.shape[1] == 3:
         red, green, blue = images.unbind(1)
         return (red * 0.299 + green * 0.587 + blue * 0.114)[:, None]
@@ -112,7 +112,7 @@ def solarize(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
 
 
 def autocontrast(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """SequenceSpan every channel to the full range; a flat one stays."""
+    """Stretch every channel to the full range; a flat one stays."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     span = high - low
     return torch.where(span > 0, (images - low) / span.clamp(min=1e-6), images).clamp(0, 1)
@@ -136,7 +136,7 @@ def _signed(value: Tensor, down: Tensor) -> Tensor:
 
 
 def rotate(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """Up to 30 degrees."""
+    """Rotate by up to 30 degrees."""
     angle = _signed(strength * math.radians(30), down)
     height, width = images.shape[-2:]
     cos, sin = angle.cos(), angle.sin()
@@ -144,22 +144,22 @@ def rotate(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
 
 
 def shear_x(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """Up to 0.3."""
+    """Shear along x by up to 0.3."""
     return sample(images, affine(xy=_signed(strength * 0.3, down)))
 
 
 def shear_y(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """Up to 0.3."""
+    """Shear along y by up to 0.3."""
     return sample(images, affine(yx=_signed(strength * 0.3, down)))
 
 
 def translate_x(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """Up to 0.3 of the width."""
+    """Shift along x by up to 0.3 of the width."""
     return sample(images, affine(x=_signed(strength * 0.6, down)))
 
 
 def translate_y(images: Tensor, strength: Tensor, down: Tensor) -> Tensor:
-    """Up to 0.3 of the height."""
+    """Shift along y by up to 0.3 of the height."""
     return sample(images, affine(y=_signed(strength * 0.6, down)))
 
 

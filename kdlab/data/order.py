@@ -14,27 +14,27 @@ from kdlab.functional.rng import fold, permutation, seed_of
 from kdlab.functional.types import NO_LABEL
 
 Pairing = Literal["same_class", "repeat_half"]
-"""How rows are put together, other than as they come."""
+"""Arrangement of rows, other than as they come."""
 
 
 @dataclass
 class Steps:
-    """The optimizer steps of one epoch, end to end."""
+    """Optimizer steps of one epoch, end to end."""
 
     rows: Tensor
-    """(sum of sizes,) int64: which examples, step after step."""
+    """Examples, step after step: (sum of sizes,) int64."""
     showing: Tensor
-    """(sum of sizes,) int64: how many times each has been shown before, counting epochs from 0."""
+    """Number of times each has been shown before, counting epochs from 0: (sum of sizes,) int64."""
     sizes: list[int]
     """Rows of each step."""
     labelled: list[float]
     """Rows with a label of each step."""
     partner: Tensor | None = None
-    """(sum of sizes,) int64: where in ``rows`` the one is that each is to agree with; -1 for none."""
+    """Position in ``rows`` of the row that each is to agree with, (sum of sizes,) int64; -1 for none."""
 
 
 class Order:
-    """The order of a training split.
+    """Order of a training split.
 
     Args:
         targets: (N,) class ids on the CPU, -100 where there is no label.
@@ -42,8 +42,8 @@ class Order:
         unlabelled_ratio: unlabelled rows for each labelled row of a step. The two pools then go round by themselves,
             each reshuffled when it is through, and every step is full. None takes rows as they come; so does a split
             where all rows have a label, or none has.
-        seed: of the run.
-        parts: into how many micro-batches (over all processes) a step is split.
+        seed: seed of the run.
+        parts: number of micro-batches (over all processes) that a step is split into.
         least: rows that each of them must have. Two by default: BatchNorm has no variance of one row.
         pairing: ``same_class`` shows the rows of an epoch in pairs of one class, drawn anew each epoch, each row the
             other's partner; an odd one of a class, and rows without a label, have none. ``repeat_half`` makes the first
@@ -96,7 +96,7 @@ class Order:
             self.takes = [self.steps * take for take in (share, size - share)[: len(self.pools)]]
 
     def epoch(self, epoch: int) -> Steps:
-        """The steps of an epoch."""
+        """Return the steps of an epoch."""
         if self.pairing == "repeat_half":
             return self._counted(*self._repeated(epoch))
         pools = enumerate(zip(self.pools, self.takes, strict=True))
@@ -117,7 +117,7 @@ class Order:
         return Steps(rows, showing, self.sizes, counts, partner)
 
     def _paired(self, rows: Tensor, showing: Tensor, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The rows of an epoch, two by two of one class where that can be, and the place of each one's partner."""
+        """Arrange an epoch's rows in pairs of one class where possible, with the position of each row's partner."""
         classes, known = self._targets[rows], self.known[rows]
         by_class = classes.argsort(stable=True)  # within a class, in the order of the epoch
         sizes = classes.unique(return_counts=True)[1]
@@ -134,7 +134,7 @@ class Order:
         return rows[place], showing[place], partner
 
     def _repeated(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """The rows of an epoch where half of each step is what was new in the one before, and how often each was shown.
+        """Return the rows of an epoch that repeats the new half of each step in the next, and how often each was shown.
 
         New rows are an endless stream, one shuffled round of the pool after the other; an epoch is a piece of it.
         """
@@ -155,7 +155,7 @@ class Order:
         return steps[0], steps[1]
 
     def _cycle(self, pool: Tensor, take: int, number: int, epoch: int) -> tuple[Tensor, Tensor]:
-        """``take`` rows of a pool, gone through as often as it needs, and how often each was shown before."""
+        """Take ``take`` rows of a pool, gone through as often as needed, and count how often each was shown before."""
         rounds = math.ceil(take / len(pool))
         rows = torch.cat(
             [pool[permutation(len(pool), self.seed, "order", epoch, number, turn)] for turn in range(rounds)]
@@ -164,14 +164,14 @@ class Order:
         return rows, epoch * rounds + turns
 
     def _interleave(self, streams: list[Tensor], epoch: int) -> Tensor:
-        """Steps made of a share of every stream, shuffled so that each micro-batch gets of all."""
+        """Build steps of a share of every stream, shuffled so that each micro-batch gets rows of all."""
         steps = torch.cat([stream.view(self.steps, -1) for stream in streams], dim=1)
         mixed = fold(seed_of(self.seed, "interleave", epoch), torch.arange(steps.numel())).view_as(steps)
         return steps.gather(1, mixed.argsort(dim=1, stable=True)).flatten()
 
 
 def _check(pairing: str, batch_size: int, unlabelled_ratio: float | None, mixed: bool, parts: int) -> None:
-    """Whether rows can be arranged so."""
+    """Check that rows can be arranged so."""
     if pairing not in get_args(Pairing):
         raise unknown("data.pairing", pairing, get_args(Pairing), "pairing")
     if batch_size % (2 * parts):
@@ -183,20 +183,20 @@ def _check(pairing: str, batch_size: int, unlabelled_ratio: float | None, mixed:
 
 
 class Views:
-    """Which view of an example a showing is.
+    """Choice of the view of an example for each showing.
 
     Args:
         count: None shows a new view each time; K shows views 0 .. K-1 in turn, so that each is shown equally often.
         hashed: choose among the ``count`` by the hash of (seed, example, showing) instead. For enumerated views,
             where taking turns would give a whole batch the same crop.
-        seed: of the run.
+        seed: seed of the run.
     """
 
     def __init__(self, count: int | None = None, hashed: bool = False, seed: int = 0) -> None:
         self.count, self.hashed, self.seed = count, hashed, seed
 
     def __call__(self, example: Tensor, showing: Tensor) -> Tensor:
-        """(B,) int64 views, of (B,) examples and how often each was shown before."""
+        """Return the views (B,) int64 of examples (B,), given how often each was shown before."""
         if self.count is None:
             return showing
         if self.count == 1:
@@ -208,7 +208,7 @@ class Views:
 
 
 def parts_of(size: int, parts: int) -> list[int]:
-    """How many of ``size`` rows each of ``parts`` micro-batches gets: as equal as can be, the larger ones first.
+    """Divide ``size`` rows among ``parts`` micro-batches as evenly as possible, the larger ones first.
 
     >>> parts_of(10, 4)
     [3, 3, 2, 2]

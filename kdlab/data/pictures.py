@@ -61,10 +61,10 @@ _REMARKS = {
 
 @dataclass(frozen=True)
 class Look:
-    """What is worth saying of how a picture is read.
+    """Remarks on how a picture is read.
 
     Args:
-        remarks: what holds of it: ``deep`` (16 bits a channel), ``float``, ``alpha``, ``frames``.
+        remarks: properties of the picture: ``deep`` (16 bits a channel), ``float``, ``alpha``, ``frames``.
         highest: the highest value of a ``deep`` picture, on the scale to 65535.
     """
 
@@ -84,18 +84,18 @@ def _pillow() -> Any:
 
 @functools.cache
 def endings() -> frozenset[str]:
-    """Endings of files that are read as pictures, in small letters, of what this Pillow can decode."""
+    """Return the endings of files that are read as pictures, in small letters, of what this Pillow can decode."""
     return frozenset(ending for ending, name in _pillow().registered_extensions().items() if name in (*FORMATS, "MPO"))
 
 
 def listed() -> str:
-    """The endings that are read, as a text for messages: the usual ones by name, the others by their formats."""
+    """List the endings that are read, as a text for messages: the usual ones by name, the others by their formats."""
     formats = [name for name in FORMATS if name not in ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")]
     return f"{', '.join(_USUAL)}, or of {', '.join(formats[:-1])} or {formats[-1]} files"
 
 
 def decode(path: Path, height: int, width: int, channels: int = 3) -> tuple[np.ndarray, Look]:
-    """Pixels (C, height, width) uint8 of a picture file, and what is worth saying of it.
+    """Decode a picture file to pixels (C, height, width) uint8, with remarks on how it is read.
 
     The picture is scaled (bilinear) until it covers ``height`` and ``width``, and the middle is cut out.
 
@@ -129,7 +129,7 @@ def decode(path: Path, height: int, width: int, channels: int = 3) -> tuple[np.n
 
 
 def look(path: Path) -> Look:
-    """What the header alone says of a picture; nothing of one that cannot be opened, which reading it will name."""
+    """Return remarks from a picture's header alone; none if it cannot be opened, an error that decoding will raise."""
     try:
         with open_picture(path) as image:
             return Look(frozenset(_header_remarks(image)))
@@ -138,7 +138,7 @@ def look(path: Path) -> Look:
 
 
 def summary(looks: Iterable[Look], which: str = "") -> list[str]:
-    """Lines on how pictures were read: how many of them have what.
+    """Return lines on how pictures were read: the number of pictures with each remark.
 
     Args:
         looks: one for each picture.
@@ -157,7 +157,7 @@ def summary(looks: Iterable[Look], which: str = "") -> list[str]:
 
 @contextmanager
 def open_picture(path: str | Path) -> Iterator[Any]:
-    """A picture file, opened with Pillow and not yet decoded.
+    """Open a picture file with Pillow, without decoding it yet.
 
     Whatever decoding it inside of the context raises is raised as ``Unreadable``.
 
@@ -195,26 +195,26 @@ def _too_large(what: str) -> Unreadable:
 
 
 def _header_remarks(image: Any) -> set[str]:
-    found = set()
+    remarks = set()
     if image.mode.startswith("I"):
-        found.add("deep")
+        remarks.add("deep")
     elif image.mode == "F":
-        found.add("float")
+        remarks.add("float")
     elif image.has_transparency_data:
-        found.add("alpha")
+        remarks.add("alpha")
     # the further pictures of an MPO file are previews of the same
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        found.add("frames")
-    return found
+        remarks.add("frames")
+    return remarks
 
 
 def _transparent(image: Any) -> bool:
-    """Whether some pixel is not opaque."""
+    """Return whether some pixel is not opaque."""
     return bool(image.convert("RGBA").getchannel("A").getextrema()[0] < 255)
 
 
 def _full_scale(image: Any) -> float | None:
-    """The value that means white, of a picture of more than 8 bits a channel; None for 8 bits or fewer.
+    """Return the value that means white in a picture of more than 8 bits a channel; None for 8 bits or fewer.
 
     Raises:
         Unreadable: if it cannot be known.
@@ -236,12 +236,12 @@ def _full_scale(image: Any) -> float | None:
 
 
 def _white_is_zero(image: Any) -> bool:
-    """Whether a deep picture has black as its highest value, which Pillow turns round in 8-bit ones only."""
+    """Return whether a deep picture has black as its highest value, which Pillow turns round in 8-bit ones only."""
     return image.format == "TIFF" and image.tag_v2.get(262) == 0
 
 
 def _scaled(image: Any, full: float, inverted: bool) -> tuple[Any, float]:
-    """A picture of more than 8 bits a channel as 8-bit grey, and its highest value as a share of full scale."""
+    """Convert a picture of more than 8 bits a channel to 8-bit grey, with its highest value as a share of white."""
     values = np.asarray(image).astype(np.float64) / full
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also of NaN

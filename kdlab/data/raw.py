@@ -20,11 +20,11 @@ from kdlab.functional.types import NO_LABEL
 from kdlab.system.files import Unreadable
 
 _SAMPLE = 512
-"""How many pictures on disk are looked at to estimate what they are like."""
+"""Number of pictures on disk that are looked at to estimate statistics."""
 
 
 def sample_of(total: int) -> list[int]:
-    """Rows of a fixed sample of pictures on disk, for their mean and deviation."""
+    """Return the rows of a fixed sample of pictures on disk, for their mean and deviation."""
     return permutation(total, 0, "statistics")[:_SAMPLE].tolist()
 
 
@@ -61,7 +61,7 @@ class Files:
         return replace(self, names=[self.names[i] for i in rows.tolist()])
 
     def picture(self, row: int) -> tuple[Tensor, Look]:
-        """(C, H, W) uint8, and what is worth saying of how the file is read.
+        """Decode a picture (C, H, W) uint8, with remarks on how the file is read.
 
         Raises:
             UserError: naming the file that is no picture.
@@ -74,7 +74,7 @@ class Files:
         return torch.from_numpy(pixels), look
 
     def read(self, rows: list[int]) -> Tensor:
-        """(len(rows), C, H, W) uint8.
+        """Decode the pictures of some rows: (len(rows), C, H, W) uint8.
 
         Raises:
             UserError: naming the file that is no picture.
@@ -100,12 +100,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Labels:
-    """One of several ways to say what the rows of a source are.
+    """One of several labels of the rows of a source.
 
     Args:
         class_names: name of class 0, 1, ...
         of: (kinds,) int64: the class of each of ``RawDataset.class_names``, which are then kinds of rows.
-        weight: how much it counts, where it is one of several tasks.
+        weight: weight of the label, where it is one of several tasks.
     """
 
     class_names: list[str]
@@ -113,30 +113,30 @@ class Labels:
     weight: float = 1.0
 
     def __call__(self, kinds: Tensor) -> Tensor:
-        """(N,) class ids of rows of these kinds; -100 stays."""
+        """Return the class ids (N,) of rows of these kinds; -100 stays."""
         return torch.where(kinds == NO_LABEL, NO_LABEL, self.of[kinds.clamp(min=0)])
 
     def missing(self, kinds: Tensor) -> str | None:
-        """A class without any row of these kinds; None if there is none."""
+        """Return a class without any row of these kinds; None if there is none."""
         present = self(kinds).bincount(minlength=len(self.class_names))
         empty = (present == 0).nonzero()[:, 0].tolist()
         return self.class_names[empty[0]] if empty else None
 
     def rows(self, rows: Any) -> Any:
-        """Rows with these labels; what is no rows stays as it is."""
+        """Return rows with these labels; anything but :class:`Rows` stays as it is."""
         return Rows(rows.inputs, self(rows.targets)) if isinstance(rows, Rows) else rows
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How the rows of a table become inputs: (cell - offset) / scale of each column.
+    """Columns of a table, and the way they become inputs: (cell - offset) / scale of each column.
 
     Args:
-        names: of the columns that are read, in the order of the inputs.
-        offset: of each; 0 and 1 but for columns that float32 would not tell apart otherwise.
-        scale: see ``offset``.
+        names: names of the columns that are read, in the order of the inputs.
+        offset: offset of each column; 0 but for columns whose values float32 would not tell apart otherwise.
+        scale: scale of each column; 1 but for these.
         targets: names of the columns of classes, whether they are asked for or not.
-        asked: which of these are asked for.
+        asked: names of those of them that are asked for.
         delimiter: the character between columns.
     """
 
@@ -149,23 +149,25 @@ class Columns:
 
     @classmethod
     def of(cls, described: Any) -> Columns:
-        """From the mapping that a run's ``model.json`` holds under ``table``.
+        """Build columns from the mapping that a run's ``model.json`` holds under ``table``.
 
         Raises:
             ValueError: if it is none, or damaged.
         """
         try:
             fields: Any = {key: tuple(one) if isinstance(one, list) else one for key, one in dict(described).items()}
-            found = cls(**fields)
-            texts = (*found.names, *found.targets, *found.asked, found.delimiter)
-            numbers = all(math.isfinite(one) for one in found.offset) and all(0 < one < math.inf for one in found.scale)
+            columns = cls(**fields)
+            texts = (*columns.names, *columns.targets, *columns.asked, columns.delimiter)
+            numbers = all(math.isfinite(one) for one in columns.offset) and all(
+                0 < one < math.inf for one in columns.scale
+            )
         except TypeError as error:
             raise ValueError(f"table: {error}") from None
         if not numbers or not all(isinstance(one, str) for one in texts):
             raise ValueError("table: names that are no text, or numbers that are not finite")
-        if not len(found.names) == len(found.offset) == len(found.scale):
+        if not len(columns.names) == len(columns.offset) == len(columns.scale):
             raise ValueError("table: not as many names as numbers")
-        return found
+        return columns
 
     def check_same(self, other: Columns, key: str) -> None:
         """Refuse other columns, another order, or other offsets: a network of these would misread the others' rows.
@@ -180,8 +182,8 @@ class Columns:
                 f"columns {', '.join(other.names)}, and data has {', '.join(self.names)}",
                 f"the same in the same order{turned}",
             )
-        mine, theirs = (list(zip(one.offset, one.scale, strict=True)) for one in (self, other))
-        for name, (offset, scale), (their_offset, their_scale) in zip(self.names, mine, theirs, strict=True):
+        mine, others = (list(zip(one.offset, one.scale, strict=True)) for one in (self, other))
+        for name, (offset, scale), (their_offset, their_scale) in zip(self.names, mine, others, strict=True):
             if (offset, scale) != (their_offset, their_scale):
                 raise UserError(
                     key,
@@ -195,10 +197,10 @@ class Columns:
 
 @dataclass
 class RawDataset:
-    """A data set as published.
+    """Data set as published.
 
     Args:
-        name: what to call it.
+        name: name of the data set.
         train: training rows.
         class_names: name of class 0, 1, ...
         val: the publisher's validation rows, if any.
@@ -206,9 +208,9 @@ class RawDataset:
         white: the uint8 level that means 1.
         key: the config key to name when the content is wrong.
         notes: lines that the log should have on how it was read.
-        asked: which labels of the rows are asked for, by name; several are as many tasks. None asks for the classes as
+        asked: labels of the rows that are asked for, by name; several are as many tasks. None asks for the classes as
             they are.
-        columns: of a table that was read from a file, how.
+        columns: columns of a table that was read from a file, and the way they become inputs.
     """
 
     name: str
@@ -223,7 +225,7 @@ class RawDataset:
     columns: Columns | None = None
 
     def check(self) -> RawDataset:
-        """This source, if its rows make sense.
+        """Return this source, if its rows make sense.
 
         Raises:
             UserError: for no rows, counts or shapes that differ, class ids out of range, inputs that are not finite.
@@ -254,7 +256,7 @@ class RawDataset:
 
 
 def statistics(inputs: Tensor | Files, white: float) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel (or feature) in [0, 1] units; a constant one deviates by 1.
+    """Compute mean and standard deviation of each channel (or feature) in [0, 1] units; 1 for a constant one.
 
     Exact for tensors; files are estimated from a fixed sample of 512 pictures.
     """
@@ -276,7 +278,7 @@ def statistics(inputs: Tensor | Files, white: float) -> tuple[list[float], list[
 
 
 def fingerprint(splits: dict[str, Rows | None], class_names: list[str], white: float) -> str:
-    """SHA-256 of what the splits hold, in order: inputs, labels and classes.
+    """Compute the SHA-256 of the content of the splits, in order: inputs, labels and classes.
 
     Files count by name and length, since reading them all would take as long as an epoch. Which labels are withheld
     does not enter: it changes neither which example a number means nor what a teacher says about it.

@@ -14,7 +14,7 @@ from kdlab.system.files import open_regular
 
 
 def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
-    """What a pickle may name. The value, not the name, is what gets called: nothing is imported for a file."""
+    """Return the callables by the names that a pickle may use; nothing is imported for a file."""
     reconstruct: Any = np.zeros(1).__reduce__()[0]
     scalar: Any = np.float32(0).__reduce__()[0]
     buffer: Any = np.zeros(1).__reduce_ex__(5)[0]
@@ -31,7 +31,7 @@ def _admitted() -> dict[tuple[str, str], Callable[..., Any]]:
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """How Python 3 writes bytes into pickles of protocol 2; other encodings have no business there."""
+    """Encode text as latin1, as Python 3 writes bytes into pickles of protocol 2; refuse other encodings."""
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
     return text.encode("latin1")
@@ -48,11 +48,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 class _Refused(Exception):
-    """The pickle names something that is neither an array nor a plain container."""
+    """Error for a pickle that names something that is neither an array nor a plain container."""
 
 
 def load(path: Path, key: str) -> Any:
-    """The content of a pickle of NumPy arrays, numbers, text, lists, tuples and dicts.
+    """Load a pickle of NumPy arrays, numbers, text, lists, tuples and dicts.
 
     Reads protocol 4 as well as Python 2's pickles, whose strings become ``str`` by latin1.
 

@@ -20,7 +20,7 @@ from kdlab.functional.types import NO_LABEL
 
 
 def rows_of(amount: int | float, total: int, key: str) -> int:
-    """How many of ``total`` rows a number of rows or a fraction (below 1) means.
+    """Convert a number of rows, or a fraction (below 1) of ``total`` rows, to a number of rows.
 
     Raises:
         UserError: if it is no number, negative, or more than there is.
@@ -65,12 +65,12 @@ def quotas(counts: Tensor, rows: int) -> Tensor:
 
 
 def stratified(targets: Tensor, rows: int, seed: int, purpose: str) -> Tensor:
-    """(rows,) int64, ascending: a stratified choice of ``rows`` rows.
+    """Choose ``rows`` rows, stratified by class: (rows,) int64, ascending.
 
     Args:
         targets: (N,) class ids.
-        rows: how many to take, at most N.
-        seed: of the split.
+        rows: number of rows to take, at most N.
+        seed: seed of the split.
         purpose: a name; different purposes choose independently.
     """
     counts = targets.bincount()
@@ -80,14 +80,14 @@ def stratified(targets: Tensor, rows: int, seed: int, purpose: str) -> Tensor:
 
 
 def without(total: int, rows: Tensor) -> Tensor:
-    """(total - len(rows),) int64, ascending: all rows but these."""
+    """Return all rows but these: (total - len(rows),) int64, ascending."""
     keep = torch.ones(total, dtype=torch.bool)
     keep[rows] = False
     return keep.nonzero()[:, 0]
 
 
 def check_labels(labels: int, total: int, classes: int) -> int:
-    """``labels`` if that many labels can be kept: none, or at least one a class.
+    """Return ``labels`` if that many labels can be kept: none, or at least one a class.
 
     Fewer labels than classes would leave a class that no student can learn and that stratifying cannot pick
     fairly, so they are refused.
@@ -120,7 +120,7 @@ def check_classes(kinds: Tensor, asked: Sequence[Labels], name: str) -> None:
 
 
 def keep_labels(kinds: Tensor, labels: int | None, asked: Sequence[Labels], seed: int) -> Tensor:
-    """(N,) kinds of the training rows, -100 for all but ``labels`` of them, stratified; None keeps all.
+    """Return the kinds (N,) of the training rows, -100 for all but ``labels`` of them, stratified; None keeps all.
 
     Raises:
         UserError: for a number that leaves a class of what is asked without a label.
@@ -136,7 +136,7 @@ def keep_labels(kinds: Tensor, labels: int | None, asked: Sequence[Labels], seed
 
 
 def choose_classes(source: RawDataset, classes: Sequence[int | str]) -> RawDataset:
-    """The rows of some classes, given by id or name, renumbered in the order given.
+    """Return the rows of some classes, given by id or name, renumbered in the order given.
 
     Raises:
         UserError: for a class that is not there or named twice, or fewer than two.
@@ -175,13 +175,13 @@ def choose_classes(source: RawDataset, classes: Sequence[int | str]) -> RawDatas
 def divide(
     source: RawDataset, val: int | float | None = None, fraction: float | None = None, seed: int = 0
 ) -> dict[str, Rows | None]:
-    """Rows of train, val and test; what the publisher did not split off is taken from train.
+    """Divide rows into train, val and test; what the publisher did not split off is taken from train.
 
     Args:
         source: the data set.
         val: validation rows to take from train, a number or a fraction; None is the publisher's, or else a tenth.
         fraction: the share of the remaining training rows to keep.
-        seed: of the split.
+        seed: seed of the split.
 
     Raises:
         UserError: for more rows than there are, or validation rows of one's own beside the publisher's.

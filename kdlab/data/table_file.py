@@ -23,19 +23,19 @@ SUFFIXES = (".csv", ".tsv", ".tab")
 """Endings of file names that mean a table."""
 
 SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "pipe": "|", "space": " "}
-"""Names of what separates columns."""
+"""Separators of columns by name."""
 
 _NO_SEPARATOR = set("\"'\r\n\0.+-_")
 _END = "\x03"
 _MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "#nan", "null", "none", "nil", "?"))
-"""How programs write that there is no value, in small letters."""
+"""Texts by which programs mark a missing value, in small letters."""
 _ADVICE = "leave the row out, or name others in data.columns"
 _ENTRY = re.compile(r"\s*[-+]?[\d.]")
 
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a file.
+    """Content of a table file.
 
     Args:
         path: the file, as it was named.
@@ -44,7 +44,7 @@ class Table:
         header: the names of the columns.
         rows: the cells of each row, without the space around them; as many as there are names.
         lines: the line of the file that each row ends on.
-        notes: what the log should say of how it was read.
+        notes: lines for the log on how it was read.
     """
 
     path: str
@@ -66,11 +66,11 @@ class Table:
         return ""
 
     def place(self, row: int) -> str:
-        """Where a row (from 0) stands, for messages."""
+        """Return the file and line of a row (from 0), for messages."""
         return f"{self.path}, {_row(row, self.lines[row])}"
 
     def column(self, name: str, key: str | None = None) -> int:
-        """The number of a column.
+        """Return the number of a column.
 
         Raises:
             UserError: naming ``key``, if there is none of this name.
@@ -80,7 +80,7 @@ class Table:
         raise unknown(key or f"{self.key}: {self.path}", name, self.header, "column").with_hint(self.hint)
 
     def cells(self, name: str, key: str | None = None) -> list[str]:
-        """The cells of a column.
+        """Return the cells of a column.
 
         Raises:
             UserError: naming ``key``, if there is none of this name.
@@ -89,39 +89,39 @@ class Table:
         return [row[place] for row in self.rows]
 
     def labels(self, name: str, key: str | None = None, classes: Collection[str] = ()) -> list[str]:
-        """The cells of a column of classes.
+        """Return the cells of a column of classes.
 
         Args:
-            name: of the column.
-            key: to name if there is no such column.
-            classes: known to be classes, though they look like a missing value.
+            name: name of the column.
+            key: config key to name if there is no such column.
+            classes: texts that are known to be classes, though they look like a missing value.
 
         Raises:
             UserError: for a missing column, or the first row without a label.
         """
-        found = self.cells(name, key)
-        for number, label in enumerate(found):
+        labels = self.cells(name, key)
+        for number, label in enumerate(labels):
             where = f"{self.key}: {self.place(number)}, column {name!r}"
             if is_missing(label) and label not in classes:
-                count = sum(is_missing(one) and one not in classes for one in found)
+                count = sum(is_missing(one) and one not in classes for one in labels)
                 named = f"; where {label!r} is a class, name it in data.classes" if label else ""
                 raise UserError(
                     where,
-                    f"{label!r} is no label ({count} of {len(found)} rows have none)",
+                    f"{label!r} is no label ({count} of {len(labels)} rows have none)",
                     f"a class in every row (data.labels=N withholds all but N labels){named}",
                 )
             if "\n" in label or "\r" in label:
                 raise UserError(where, "a label of several lines", "one line (is a quote not closed?)")
-        return found
+        return labels
 
     def numbers(self, names: Sequence[str], advice: str = _ADVICE) -> np.ndarray:
-        """(rows, len(names)) float64: the cells of some columns.
+        """Return the cells of some columns as numbers: (rows, len(names)) float64.
 
         Raises:
             UserError: for a missing column, or a cell that is no finite number; it names all such columns, and says
                 ``advice``.
         """
-        found = np.empty((len(self.rows), len(names)))
+        values = np.empty((len(self.rows), len(names)))
         bad: list[tuple[str, int]] = []
         for n, name in enumerate(names):
             place = self.column(name)
@@ -129,13 +129,13 @@ class Table:
             if None in numbers:
                 bad.append((name, numbers.index(None)))
             else:
-                found[:, n] = numbers
+                values[:, n] = numbers
         if bad:
             name, row = bad[0]
             cell, where = self.rows[row][self.column(name)], f"{self.key}: {self.place(row)}, column {name!r}"
             also = f" (likewise in {', '.join(repr(name) for name, _ in bad[1:])})" if bad[1:] else ""
             raise UserError(where, f"{cell!r} is no finite number{_why(cell)}{also}; {advice}")
-        return found
+        return values
 
 
 def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collection[str] = ()) -> Table:
@@ -144,7 +144,7 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
     Args:
         path: the file.
         key: the config key or command that named it.
-        delimiter: what separates columns; a ``.tsv`` file without a comma in its first line has tabs all the same.
+        delimiter: separator of columns; a ``.tsv`` file without a comma in its first line has tabs all the same.
         wanted: columns that must be there: where only another separator finds them, that is taken.
 
     Raises:
@@ -177,7 +177,7 @@ def read_table(path: str | Path, key: str, delimiter: str = ",", wanted: Collect
 
 
 def separator(text: str, key: str = "data.delimiter") -> str:
-    r"""The character that a delimiter, its name, or its escape stands for.
+    r"""Return the character that a delimiter, its name, or its escape stands for.
 
     >>> separator("\\t") == separator("tab") == "\t"
     True
@@ -192,7 +192,7 @@ def separator(text: str, key: str = "data.delimiter") -> str:
 
 
 def is_missing(label: str) -> bool:
-    """Whether a cell says that there is no value."""
+    """Return whether a cell marks a missing value."""
     return label.strip().casefold() in _MISSING
 
 
@@ -220,20 +220,20 @@ def _content(path: str | Path, key: str) -> bytes:
 
 
 def _lines(content: bytes, path: str | Path, key: str, mark: str) -> list[tuple[int, list[str]]]:
-    """(last line, cells) of every row, the header and blank ones too."""
+    """Read (last line, cells) of every row, the header and blank ones too."""
     text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig", newline="")
     # the reader takes a quote that is never closed for one of a single cell: what comes last is then no row of its own
     reader = csv.reader(itertools.chain(text, [_END]), delimiter=mark, skipinitialspace=mark != " ")
-    found = []
+    rows = []
     try:
         for cells in reader:
-            found.append((reader.line_num, [cell.strip() for cell in cells]))
+            rows.append((reader.line_num, [cell.strip() for cell in cells]))
     except csv.Error as error:
         raise UserError(key, f"{path}, line {reader.line_num}: {error}", "a table of shorter cells") from None
-    if found.pop()[1] != [_END]:
-        line = found[-1][0] + 1 if found else 1
+    if rows.pop()[1] != [_END]:
+        line = rows[-1][0] + 1 if rows else 1
         raise UserError(key, f"{path}, line {line}: a quote that is not closed", "quotes in pairs")
-    return found
+    return rows
 
 
 def _header(cells: Sequence[str], path: str | Path, key: str) -> list[str]:
@@ -249,7 +249,7 @@ def _header(cells: Sequence[str], path: str | Path, key: str) -> list[str]:
 
 
 def _suited(content: bytes, path: str | Path, mark: str, wanted: Collection[str]) -> str:
-    """The separator to read with: another one than asked for only where that finds one column."""
+    """Return the separator to read with: another one than asked for only where that finds one column."""
     first = next((line for line in io.BytesIO(content) if line.strip()), b"").decode("utf-8-sig")
     if mark in first:
         return mark
@@ -267,7 +267,7 @@ def _name(cell: str) -> str:
 
 
 def _row(number: int, line: int) -> str:
-    """A row by its number from 1, with its line where that is not the next number."""
+    """Name a row by its number from 1, with its line where that is not the next number."""
     return f"row {number + 1}" if line == number + 2 else f"row {number + 1} (line {line})"
 
 

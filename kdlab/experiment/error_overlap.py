@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kdlab.errors import RunFailed
+from kdlab.experiment.reload import rebuild
 from kdlab.experiment.stage import Stage
 from kdlab.functional import NO_LABEL
 from kdlab.report.diagnosis.diagnosis import kinds
@@ -133,7 +134,6 @@ def redraw(folder: Path, stages: Mapping[str, Mapping[str, Any]] | None, overrid
     """
     log.info("diagnosis: the run ended before it was drawn; drawing it")
     try:
-        from kdlab.experiment.reload import rebuild  # which knows how experiments run, and so builds on this module
         from kdlab.report.diagnosis.inputs import DiagnosisInputs
 
         rebuilt = rebuild(folder, stages=stages or None, trust=True)

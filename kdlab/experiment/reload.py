@@ -17,9 +17,8 @@ from kdlab.data import DataModule
 from kdlab.errors import UserError
 from kdlab.experiment import build
 from kdlab.experiment.from_run import FromRun, normalised_as_started
-from kdlab.experiment.runner import with_generations
 from kdlab.experiment.schema import ROOT, Experiment, TeacherSpec
-from kdlab.experiment.stage import is_taught
+from kdlab.experiment.stage import is_taught, with_generations
 from kdlab.experiment.teacher import external_teacher, has_weights
 from kdlab.functional import Outputs
 from kdlab.inference.predict import load_model

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from kdlab.experiment.error_overlap import PredictionRecorder, drawable, redraw,
 from kdlab.experiment.evaluation import measure_all
 from kdlab.experiment.model_store import write_model
 from kdlab.experiment.schema import Experiment
-from kdlab.experiment.stage import Stage, check_stages, fit_stage
+from kdlab.experiment.stage import Stage, check_stages, fit_stage, with_generations
 from kdlab.experiment.teacher import TrainedModel
 from kdlab.experiment.teacher_cache import MEASURED
 from kdlab.plain_text import one_line
@@ -227,17 +226,6 @@ def _fit_stages(plan: Mapping[str, Assembly], folder: Path, choices: Mapping[str
             file.write(last.fitted.weights.read_bytes())
         write_model(folder, last.experiment.student, last.data, "student.pt", last.steps)
     return done
-
-
-def with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Experiment]]:
-    """Yield every fit of a plan by its name: stages, and the generations of each."""
-    for name, experiment in plan.items():
-        generations = experiment.method.get("generations", 1)
-        if generations == 1:
-            yield name, experiment
-        for n in range(1, generations + 1) if generations > 1 else ():
-            # each with a seed of its own: networks of one start and order would make a poor ensemble
-            yield f"{name}_generation_{n}".lstrip("_"), replace(experiment, seed=experiment.seed + n - 1)
 
 
 def _result(

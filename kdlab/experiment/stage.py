@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,17 @@ def check_stages(plan: Mapping[str, Experiment]) -> None:
                 "the same classes",
             )
         before = names
+
+
+def with_generations(plan: Mapping[str, Experiment]) -> Iterator[tuple[str, Experiment]]:
+    """Yield every fit of a plan by its name: stages, and the generations of each."""
+    for name, experiment in plan.items():
+        generations = experiment.method.get("generations", 1)
+        if generations == 1:
+            yield name, experiment
+        for n in range(1, generations + 1) if generations > 1 else ():
+            # each with a seed of its own: networks of one start and order would make a poor ensemble
+            yield f"{name}_generation_{n}".lstrip("_"), replace(experiment, seed=experiment.seed + n - 1)
 
 
 def is_taught(experiment: Experiment, objective: Objective) -> bool:

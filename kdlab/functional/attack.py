@@ -16,7 +16,7 @@ def pgd(
     step_size: float,
     start: Tensor | None = None,
 ) -> Tensor:
-    r"""Inputs in [0, 1], nowhere farther than ``eps`` from the clean ones, that do more harm; by projected gradients.
+    r"""Search inputs in [0, 1], within ``eps`` of the clean ones, that do more harm, by projected gradient ascent.
 
     .. math:: x_{k+1} = \Pi_{\|x - x_0\|_\infty \le \epsilon,\; x \in [0, 1]}
         \big(x_k + \eta\,\mathrm{sign}\,\nabla_x h(x_k)\big)
@@ -27,7 +27,7 @@ def pgd(
         harm: inputs → one value per row, to be raised.
         clean: (B, ...) float in [0, 1].
         eps: radius of the ball, in the maximum norm.
-        steps: of the ascent.
+        steps: number of ascent steps.
         step_size: :math:`\eta`.
         start: (B, ...) offsets to begin at, in units of ``eps``, each in [-1, 1]; None begins at the clean inputs.
 

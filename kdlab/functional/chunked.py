@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from kdlab.functional.logits import Projected
 
 RowValues = Callable[[Tensor, Any, slice], Tensor]
-"""(student logits (n, C), teacher logits of the same rows in their own form or None, which rows) -> (terms, n)."""
+"""Function of student logits (n, C), teacher logits of these rows in any form or None, and the rows -> (terms, n)."""
 
 
 def chunked(
@@ -24,7 +24,7 @@ def chunked(
     chunk: int = 128,
     parameters: Iterable[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
-    r"""A weighted sum of losses that each look at one row's logits, a chunk of rows at a time.
+    r"""Compute a weighted sum of losses that each look at one row's logits, a chunk of rows at a time.
 
     .. math:: \sum_k \sum_i w_{ki}\, v_k(z^S_i, z^T_i)
 
@@ -86,12 +86,12 @@ class _Chunked(torch.autograd.Function):
                 values.append(value.detach())
                 totals.append(value_sum.detach())
                 if value_sum.requires_grad:
-                    found = torch.autograd.grad(value_sum, [logits, *parameters], allow_unused=True)
+                    gradients = torch.autograd.grad(value_sum, [logits, *parameters], allow_unused=True)
                     del value_sum, value  # the graph of a chunk must go before the gradient is projected
                     with torch.no_grad():
-                        if found[0] is not None:
-                            source.take(at, found[0])
-                        learned = [_plus(a, b) for a, b in zip(learned, found[1:], strict=True)]
+                        if gradients[0] is not None:
+                            source.take(at, gradients[0])
+                        learned = [_plus(a, b) for a, b in zip(learned, gradients[1:], strict=True)]
         stacked = torch.cat(values, 1)
         ctx.mark_non_differentiable(stacked)
         if learns:
@@ -102,9 +102,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        size, *found = ctx.saved_tensors
+        size, *gradients = ctx.saved_tensors
         factor = upstream * size
-        scaled = [None if g is None else (g * factor).to(d) for g, d in zip(found, ctx.dtypes, strict=True)]
+        scaled = [None if g is None else (g * factor).to(d) for g, d in zip(gradients, ctx.dtypes, strict=True)]
         return (None,) * 5 + tuple(scaled)
 
 
@@ -136,7 +136,7 @@ class _Dense:
 
 
 class _Projection:
-    """Makes logits of some rows, and turns their gradient into that of hidden states and output layer."""
+    """Projection of some rows to logits, which turns their gradient into that of hidden states and output layer."""
 
     def __init__(self, given: Projected) -> None:
         self.inputs = [x for x in (given.hidden, given.weight, given.bias) if x is not None]
@@ -166,7 +166,7 @@ class _Projection:
 
 
 def _compute_dtype(x: Tensor) -> torch.dtype:
-    """What autocast, if on, would multiply ``x`` in; it leaves float64 alone."""
+    """Return the dtype that autocast, if on, would multiply ``x`` in; it leaves float64 alone."""
     kind = x.device.type
     if x.dtype != torch.float64 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)

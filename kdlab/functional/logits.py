@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from kdlab.errors import UserError
 
 NOTHING = -1e4
-"""A logit so low that its probability is 0 in float64 at any temperature up to 10."""
+"""Logit so low that its probability is 0 in float64 at any temperature up to 10."""
 
 
 class _Form:
-    """What the forms share: they are dataclasses of tensors, whose first dimension is the row but for ``_shared``."""
+    """Base of the forms: dataclasses of tensors, whose first dimension is the row but for ``_shared``."""
 
     _shared: tuple[str, ...] = ()
 
@@ -31,15 +31,15 @@ class _Form:
         return replace(self, **changed)  # type: ignore[type-var]
 
     def detach(self) -> Any:
-        """The same, cut from the graph."""
+        """Return the same, cut from the graph."""
         return self._each(Tensor.detach)
 
     def to(self, device: Any, non_blocking: bool = False) -> Any:
-        """The same on another device."""
+        """Return the same on another device."""
         return self._each(lambda v: v.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, rows: slice | Tensor) -> Any:
-        """Some of the rows: a slice, a mask or indices."""
+        """Return some of the rows: a slice, a mask or indices."""
         return self._each(lambda v: v[rows], self._shared)
 
     def __len__(self) -> int:
@@ -88,13 +88,13 @@ class Projected(_Form):
         return self.hidden.device
 
     def dense(self) -> Tensor:
-        """(rows, C), all at once."""
+        """Return the logits (rows, C), all at once."""
         return F.linear(self.hidden, self.weight, self.bias)
 
 
 @dataclass(eq=False)
 class Sparse(_Form):
-    """The k most probable classes of each row, and one bucket with the mass of all others.
+    """Logits of the k most probable classes of each row, and one bucket with the mass of all others.
 
     A divergence then compares k + 1 probabilities: the k, and the bucket. With k = C it is the dense divergence. With
     fewer it is biased: it says nothing about how the student spreads the bucket's mass, and at temperature 1 never
@@ -133,14 +133,14 @@ class Sparse(_Form):
 
     @classmethod
     def of(cls, logits: Tensor, k: int) -> Sparse:
-        """The ``k`` most probable classes of dense logits (rows, C)."""
+        """Keep the ``k`` most probable classes of dense logits (rows, C)."""
         wide = _wide(logits)
         ids = wide.topk(k, -1).indices
         kept, tail = _split(wide.log_softmax(-1), ids)
         return cls(ids, kept, tail, logits.shape[-1])
 
     def buckets(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Dense logits (rows, C) and this, both as logits (rows, k + 1) of the k classes and the bucket."""
+        """Reduce dense logits (rows, C) and this to logits (rows, k + 1) of the k classes and the bucket."""
         kept, tail = _split(_wide(logits), self.ids.long())
         own = torch.cat([self.log_probs, self.tail[:, None]], -1)
         # not -inf where nothing remains: a temperature divides by it, and the gradient of that would be 0 times inf
@@ -195,7 +195,7 @@ class Sampled(_Form):
             logits: (rows, C).
             k: draws a row.
             flatten: 1 draws from p itself (all weights 1 / k); 0 draws every class alike.
-            generator: on the device of ``logits``.
+            generator: generator on the device of ``logits``.
         """
         log_p = _wide(logits).log_softmax(-1)
         floor = torch.finfo(log_p.dtype).min  # 0 times -inf is NaN
@@ -219,7 +219,7 @@ Logits = Tensor | Projected | Sparse | Sampled
 
 
 def dense(logits: Any) -> Tensor:
-    """Logits (rows, C) as one tensor.
+    """Return logits (rows, C) as one tensor.
 
     Raises:
         UserError: if they are sparse or sampled, which say nothing about most classes.
@@ -239,7 +239,7 @@ def dense(logits: Any) -> Tensor:
 
 
 def columns(logits: Any, count: int) -> Any:
-    """The first ``count`` classes of dense or projected logits, without a copy; their softmax is renormalised.
+    """Return the first ``count`` classes of dense or projected logits, without a copy; their softmax is renormalised.
 
     The output matrices of language models are often padded beyond the vocabulary.
     """
@@ -252,13 +252,13 @@ def columns(logits: Any, count: int) -> Any:
 
 
 def finite(logits: Any) -> bool:
-    """Whether dense or projected logits hold neither inf nor nan, up to what a product of finite numbers may give."""
+    """Return whether logits hold neither inf nor nan; of projected ones, only the hidden states are checked."""
     values = logits.hidden if isinstance(logits, Projected) else logits
     return bool(values.isfinite().all())
 
 
 def align_logits(student: Any, teacher: Any) -> tuple[Tensor, Tensor]:
-    """The logits of both as two dense tensors of one shape: (rows, C), or (rows, k + 1) with a sparse teacher."""
+    """Return both logits as dense tensors of one shape: (rows, C), or (rows, k + 1) with a sparse teacher."""
     if isinstance(student, Tensor) and isinstance(teacher, Tensor):
         return student, teacher
     student = dense(student)
@@ -270,7 +270,7 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _split(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows, k) logits at ``ids``, and (rows,) the logarithm of the summed exponentials of all others."""
+    """Return the logits (rows, k) at ``ids``, and the logarithm (rows,) of the summed exponentials of all others."""
     # summed over the others themselves: 1 - sum of the kept would lose a small tail. A finite floor, since the
     # gradient of a logsumexp of nothing but -inf is NaN
     least = torch.finfo(logits.dtype).min

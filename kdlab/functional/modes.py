@@ -24,7 +24,7 @@ def eval_mode(*nets: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def input_gradients(*nets: nn.Module, device: torch.device | str = "cpu") -> Iterator[None]:
-    """Evaluation mode with gradients on and autocast off, for gradients with regard to inputs.
+    """Set evaluation mode with gradients on and autocast off, for gradients with regard to inputs.
 
     Take them by ``torch.autograd.grad`` of the inputs alone: ``backward`` would add to those of the parameters.
     """

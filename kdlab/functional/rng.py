@@ -22,7 +22,7 @@ _MIX2 = 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
-    """The int64 with the same 64 bits as ``value``."""
+    """Return the int64 with the same 64 bits as ``value``."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
@@ -44,7 +44,7 @@ def mix_tensor(x: Tensor) -> Tensor:
 
 
 def seed_of(*parts: int | str) -> int:
-    """One 64-bit seed from several integers or names; their order matters.
+    """Combine several integers or names into one 64-bit seed; their order matters.
 
     >>> seed_of(0, "order", 3) == seed_of(0, "order", 3), seed_of(0, "order", 3) == seed_of(0, "order", 4)
     (True, False)
@@ -85,7 +85,7 @@ def seed_all(seed: int) -> None:
 
 
 def fold(state: Tensor | int, value: Tensor | int) -> Tensor:
-    """The state that follows from ``state`` and ``value`` (int64 tensors that broadcast; one may be a number)."""
+    """Return the state that follows from ``state`` and ``value``, int64 tensors that broadcast; one may be a number."""
     if isinstance(state, int):
         state = _signed(state)
     if isinstance(value, int):
@@ -96,7 +96,7 @@ def fold(state: Tensor | int, value: Tensor | int) -> Tensor:
 
 
 class Draws:
-    """The random numbers of a batch of (example, view) pairs: any number of independent draws for each row.
+    """Random numbers of a batch of (example, view) pairs: any number of independent draws for each row.
 
     A draw is asked for by its number, never "the next one", so that one transform cannot shift another's numbers.
 
@@ -109,45 +109,45 @@ class Draws:
 
     @classmethod
     def of(cls, seed: int, example: Tensor, view: Tensor | int) -> Draws:
-        """Draws for rows ``example`` (B,) int64 under ``view`` ((B,) int64 or one number)."""
+        """Return the draws for rows ``example`` (B,) int64 under ``view`` ((B,) int64 or one number)."""
         return cls(fold(fold(seed_of(seed, "augment"), example), view))
 
     def stream(self, number: int) -> Draws:
-        """An independent family of draws for the same rows (one for each transform of a pipeline)."""
+        """Return an independent family of draws for the same rows (one for each transform of a pipeline)."""
         return Draws(fold(self.state, number))
 
     def rows(self, index: Tensor | slice) -> Draws:
-        """The draws of some of the rows."""
+        """Return the draws of some of the rows."""
         return Draws(self.state[index])
 
     def uniform(self, draw: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """(B,) float32, uniform in [low, high): 24 random bits, which float32 holds exactly."""
+        """Draw (B,) float32, uniform in [low, high): 24 random bits, which float32 holds exactly."""
         unit = (self._bits(draw) >> 8).float() * 2.0**-24
         return unit if (low, high) == (0.0, 1.0) else unit * (high - low) + low
 
     def integers(self, draw: int, n: int) -> Tensor:
-        """(B,) int64, uniform in 0 .. n-1 (n below 2^31)."""
+        """Draw (B,) int64, uniform in 0 .. n-1 (n below 2^31)."""
         return (self._bits(draw) * n) >> 32
 
     def _bits(self, draw: int) -> Tensor:
-        """(B,) int64 in 0 .. 2^32 - 1."""
+        """Draw (B,) int64 in 0 .. 2^32 - 1."""
         return (fold(self.state, draw) >> 32) & 0xFFFFFFFF
 
 
 def uniform(seed: int, example: Tensor, view: Tensor | int, draw: int = 0) -> Tensor:
-    """(B,) float32 in [0, 1): the number that belongs to (seed, example, view, draw).
+    """Return the numbers (B,) float32 in [0, 1) that are a function of (seed, example, view, draw).
 
     Args:
         seed: any integer.
         example: (B,) int64.
         view: (B,) int64, or one number for all rows.
-        draw: which of the row's numbers.
+        draw: index among the row's numbers.
     """
     return Draws.of(seed, example, view).uniform(draw)
 
 
 def permutation(n: int, *key: int | str) -> Tensor:
-    """(n,) int64 on the CPU: the numbers 0 .. n-1 in the order that belongs to ``key``.
+    """Permute the numbers 0 .. n-1 as a function of ``key``: (n,) int64 on the CPU.
 
     Sorting by hash, unlike ``torch.randperm``, does not depend on the library's generator. The hash is one to one, so
     there are no ties. In NumPy, whose calls cost a third of torch's at a thousand rows.

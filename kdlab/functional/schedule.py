@@ -15,7 +15,7 @@ Shape = Literal["linear", "cosine", "step"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A number as a function of training progress in [0, 1].
+    """Number as a function of training progress in [0, 1].
 
     From ``start`` at progress ``begin`` to ``end`` at progress ``until``, along a line or half a cosine, constant
     before and after; ``step`` holds ``start`` and jumps to ``end`` at progress ``at``.
@@ -53,7 +53,7 @@ class Schedule:
         return float(min(max(self.start + (self.end - self.start) * share, low), high))  # rounding may step outside
 
     def times(self, factor: float) -> Schedule:
-        """The same course, every number times ``factor``."""
+        """Return the same schedule with every number times ``factor``."""
         return replace(self, start=self.start * factor, end=self.end * factor)
 
     @property
@@ -86,9 +86,9 @@ def schedule(value: float | Mapping | Schedule, key: str, least: float = -math.i
         or (isinstance(value, float) and not math.isfinite(value))
     ):
         raise UserError(key, f"{value!r}", "a finite number, or a schedule such as {start: 8, end: 1, shape: cosine}")
-    found = value if isinstance(value, Schedule) else Schedule(value, value)
-    low, high = found.range
+    parsed = value if isinstance(value, Schedule) else Schedule(value, value)
+    low, high = parsed.range
     if low < least or high > most:
         bounds = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
         raise UserError(key, f"{low if low < least else high:g}", bounds)
-    return found
+    return parsed

@@ -12,7 +12,7 @@ from kdlab.errors import unknown
 
 
 class Taps:
-    """Collects the outputs of ``layers`` of ``net`` while open; the hooks are gone afterwards.
+    """Collector of the outputs of ``layers`` of ``net`` while open; the hooks are gone afterwards.
 
     A network that is copied or exported between two calls therefore carries no hook of ours.
 

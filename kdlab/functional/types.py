@@ -13,17 +13,17 @@ from kdlab.errors import unknown
 from kdlab.functional.logits import Projected, Sampled, Sparse
 
 NO_LABEL = -100
-"""The class id of a row without a label."""
+"""Class id of a row without a label."""
 
 Target = Literal["class", "next_token", "text"]
-"""What is predicted of an example: its class, each next token of a sequence, or a text that answers to it."""
+"""Target that is predicted of an example: its class, each next token of a sequence, or a text that answers to it."""
 
 SEGMENTS = ("prompt", "reasoning", "answer", "text")
-"""What a token of a sequence can be part of; ``SequenceBatch.segment`` holds indices into it."""
+"""Segments that a token of a sequence can be part of; ``SequenceBatch.segment`` holds indices into it."""
 
 
 class StepTotals(NamedTuple):
-    """What one optimizer step counts, over all its micro-batches and processes.
+    """Counts of one optimizer step, over all its micro-batches and processes.
 
     An average over the step is exact, whatever the split, only if every part divides by the count of the whole;
     so the counts travel with each part.
@@ -53,16 +53,16 @@ class Batch:
     inputs: Tensor | dict[str, Tensor]
     targets: Tensor
     example_id: Tensor | None = None
-    """(B, 2) int64: which example of the split, and which view of it. The key of every cache."""
+    """Number of the example in the split, and of its view, (B, 2) int64: the key of every cache."""
     weight: Tensor | None = None
-    """(rows,) float: how much each row counts; None is 1 for all."""
+    """Weight of each row, (rows,) float; None is 1 for all."""
     partner: Tensor | None = None
-    """(rows,) int64: which row of the same batch each row is to agree with (another view of it, another of its class);
+    """Row of the same batch that each row is to agree with (another view of it, another of its class), (rows,) int64;
     -1 for none."""
     teacher_inputs: Tensor | dict[str, Tensor] | None = None
-    """What the teacher reads where that is not ``inputs``, such as pictures before an attack."""
+    """Inputs of the teacher where they are not ``inputs``, such as pictures before an attack."""
     hidden_targets: Tensor | None = None
-    """(B,) labels withheld from training, for curves about pseudo-labels alone."""
+    """Labels (B,) withheld from training, for curves about pseudo-labels alone."""
     tasks: dict[str, Tensor] | None = None
     """Name of each task → its class ids (B,), where there are several at once; ``targets`` are those of the first."""
     window: StepTotals | None = None
@@ -76,7 +76,7 @@ class Batch:
         return self.targets.shape[0]
 
     def count(self, weight: Tensor | None = None) -> StepTotals:
-        """The window of a batch that is a whole optimizer step by itself."""
+        """Return the window of a batch that is a whole optimizer step by itself."""
         weight = self.weight if weight is None else weight
         labelled, paired = self.labelled, None if self.partner is None else self.partner >= 0
         if weight is None:
@@ -86,13 +86,13 @@ class Batch:
         return StepTotals(*counts, partnered=0.0 if paired is None else float(weight[paired].sum()))
 
     def part(self, rows: slice) -> Batch:
-        """The targets and weights of some of the rows; what counts by example stays whole."""
+        """Return the targets and weights of some of the rows; what counts by example stays whole."""
         tasks = None if self.tasks is None else {name: each[rows] for name, each in self.tasks.items()}
         weight = None if self.weight is None else self.weight[rows]
         return replace(self, targets=self.targets[rows], weight=weight, tasks=tasks)
 
     def of_task(self, name: str) -> Batch:
-        """The batch as one of its tasks sees it.
+        """Return the batch as one of its tasks sees it.
 
         Raises:
             UserError: if it has no such task.
@@ -102,11 +102,11 @@ class Batch:
         return replace(self, targets=self.tasks[name], tasks=None)
 
     def clean_view(self) -> Batch:
-        """The batch as the teacher reads it."""
+        """Return the batch as the teacher reads it."""
         return self if self.teacher_inputs is None else replace(self, inputs=self.teacher_inputs, teacher_inputs=None)
 
     def to(self, device: Any, non_blocking: bool = False) -> Batch:
-        """This batch with every tensor on ``device``."""
+        """Return this batch with every tensor on ``device``."""
 
         def move(value: Any) -> Any:
             if isinstance(value, Tensor):
@@ -126,28 +126,28 @@ class SequenceBatch(Batch):
     """
 
     loss_mask: Tensor = field(kw_only=True)
-    """(B, T) bool: the positions of the sequences that are the rows, in row-major order."""
+    """Mask (B, T) of the positions of the sequences that are the rows, in row-major order."""
     segment: Tensor | None = None
-    """(rows,) int64: which part of a sequence the predicted token belongs to, an index into ``SEGMENTS``."""
+    """Segment of a sequence that the predicted token belongs to, (rows,) int64 indices into ``SEGMENTS``."""
     prompts: Tensor | None = None
-    """(B,) int64: how many of the tokens that are read of a sequence are its prompt, and given whoever writes the rest;
-    0 for running text. None where a line holds several sequences, or nobody said."""
+    """Number of the tokens that are read of a sequence which are its prompt, given whoever writes the rest, (B,) int64;
+    0 for running text. None where a line holds several sequences, or it is unknown."""
     sequence_weight: Tensor | None = None
-    """(B,) float: how much each sequence counts as a whole, beside how much its tokens do; None is 1 for all."""
+    """Weight of each sequence as a whole, beside those of its tokens, (B,) float; None is 1 for all."""
 
     def part(self, rows: slice) -> SequenceBatch:
-        """The targets, weights and segments of some of the rows; what counts by example stays whole."""
-        found: Any = super().part(rows)
-        found.segment = None if self.segment is None else self.segment[rows]
-        return found
+        """Return the targets, weights and segments of some of the rows; what counts by example stays whole."""
+        part: Any = super().part(rows)
+        part.segment = None if self.segment is None else self.segment[rows]
+        return part
 
 
 @dataclass
 class Outputs:
-    """What a network says about a batch: logits of the valid rows, tapped features, further heads by name."""
+    """Outputs of a network for a batch: logits of the valid rows, tapped features, further heads by name."""
 
     logits: Any
-    """(rows, C): a tensor, or :class:`~kdlab.functional.Projected`; a teacher's may also be
+    """Logits (rows, C): a tensor, or :class:`~kdlab.functional.Projected`; a teacher's may also be
     :class:`~kdlab.functional.Sparse` or :class:`~kdlab.functional.Sampled`."""
     features: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, Tensor] = field(default_factory=dict)
@@ -172,13 +172,13 @@ class Outputs:
         return cls(logits, dict(features or {}), heads)
 
     def detach(self) -> Outputs:
-        """The same outputs, cut from the graph."""
+        """Return the same outputs, cut from the graph."""
         cut = {k: v.detach() for k, v in self.features.items()}
         return Outputs(self.logits.detach(), cut, {k: v.detach() for k, v in self.heads.items()})
 
 
 def as_probabilities(targets: Tensor, classes: int) -> Tensor:
-    """Targets as probabilities (B, C); a row without a label is all zero."""
+    """Convert targets to probabilities (B, C); a row without a label is all zero."""
     if targets.ndim == 2:
         return targets.float()
     known = targets != NO_LABEL

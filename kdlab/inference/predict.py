@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from kdlab.data.table_file import SUFFIXES as TABLES
 from kdlab.errors import UserError
 from kdlab.functional import Outputs
 from kdlab.inference.predict_table import read_rows
+from kdlab.inference.prediction import Prediction
 from kdlab.models import load_weights
 from kdlab.models.transforms.steps import replay_steps
 from kdlab.models.weights.size_limit import no_larger_than
@@ -33,24 +33,6 @@ log = logging.getLogger("kdlab")
 
 BATCH = 4096
 """Number of rows in one forward pass of the network."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Class and probabilities that the model gives one input, for one task."""
-
-    source: str
-    label: str
-    probabilities: dict[str, float]
-    """Map of class → probability, most probable first."""
-    task: str = ""
-    """Name of the task, where the network has several; empty where it has one."""
-    file: str = ""
-    """File that the input is in."""
-    row: int = 1
-    """Row number of the input in the file, from 1."""
-    given: str | None = None
-    """Class that the file gives the input, "" where its row has none; None where the file does not say."""
 
 
 def load_model(run: Path, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:

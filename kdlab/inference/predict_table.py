@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from torch import Tensor
 from kdlab.data.raw import Columns
 from kdlab.data.table_file import SUFFIXES, Table, is_missing, read_table
 from kdlab.errors import UserError
+from kdlab.inference.prediction import Prediction
 from kdlab.plain_text import one_line
 from kdlab.runs.spreadsheet import write_csv
-
-if TYPE_CHECKING:
-    from kdlab.inference.predict import Prediction
 
 log = logging.getLogger("kdlab")
 

@@ -22,12 +22,12 @@ gradients would take several times the memory of the logits."""
 
 
 class Losses(NamedTuple):
-    """What an objective says about one micro-batch."""
+    """Result of an objective for one micro-batch."""
 
     total: Tensor
-    """The weighted sum, scaled so that the mean over all parts of an optimizer step is the whole step's objective."""
+    """Weighted sum, scaled so that the mean over all parts of an optimizer step is the whole step's objective."""
     values: Tensor
-    """(terms,) this micro-batch's share of each unweighted term, in the order of ``Objective.names``; shares add up
+    """Share of this micro-batch in each unweighted term, (terms,) in the order of ``Objective.names``; shares add up
     to the step's value."""
     counted: tuple[bool, ...]
     """Whether the whole optimizer step has anything that each term counts: labels, or a teacher. Without, its value is
@@ -54,7 +54,7 @@ class Objective(nn.Module):
             soft terms that bring none of their own.
         alpha: share of distillation in [0, 1], a number or a schedule; None where the recipe has no alpha.
         chunk_rows: rows of a chunk; None is 128, or more of few classes, up to two million numbers.
-        tasks: where there are several at once, name → how much each counts: each term on outputs is asked of every task
+        tasks: name → weight, where there are several tasks at once: each term on outputs is computed for every task
             (:func:`~kdlab.losses.per_task.for_each_task`). None for one task.
     """
 
@@ -90,7 +90,7 @@ class Objective(nn.Module):
             if getattr(module, "shares_temperature", False):
                 module.temperature = self.temperature
         self.per_term: dict[str, Tensor] | None = None
-        """Where somebody puts a dict, each call leaves what every term of weight above 0 adds to the total."""
+        """Contribution of each term of weight above 0 to the total, which a call records where this is a dict."""
         self._progress = 0.0
         self._temperatures = [module for module in self.modules() if isinstance(module, Temperature)]
         self._followers = [module for module in self.modules() if module is not self and hasattr(module, "progress")]
@@ -112,7 +112,7 @@ class Objective(nn.Module):
 
     @property
     def uses_temperature(self) -> bool:
-        """Whether some term that compares with a teacher does so at another temperature than 1, now."""
+        """Whether some term that compares with a teacher has another temperature than 1 now."""
         terms = [term for term in self._each() if term.needs_teacher]
         return any(t.now != 1 for t in self._temperatures if any(t in term.modules() for term in terms))
 
@@ -147,7 +147,7 @@ class Objective(nn.Module):
                     term.prepare(student, teacher)
 
     def weights(self, has_teacher: bool = True) -> list[float]:
-        """The weight of each term now, alpha included."""
+        """Return the weight of each term now, alpha included."""
         alpha = None if self.alpha is None else self.alpha(self._progress) if has_teacher else 0.0
         factor = {"label": 1.0, "soft": 1.0, "other": 1.0}
         if alpha is not None:
@@ -191,7 +191,7 @@ class Objective(nn.Module):
         return Losses(total, torch.stack(values), tuple(counted))
 
     def _refuse(self, student: torch.Size, teacher: torch.Size) -> None:
-        """Logits of two shapes, unless every term takes a teacher with other classes."""
+        """Refuse logits of two shapes, unless every term takes a teacher with other classes."""
         if self.vocabulary_agnostic and student[:-1] == teacher[:-1]:
             return
         each = zip(self.names, self._each(), strict=True)
@@ -206,7 +206,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def _share(term: Term, value: Tensor, batch: Batch, labelled: Tensor, window: StepTotals) -> tuple[Tensor, float]:
-        """A number and a factor, whose product is this micro-batch's part of the term's mean over the whole step."""
+        """Return a number and a factor whose product is this micro-batch's part of the term's mean over the step."""
         if value.ndim == 0:
             seen = batch.count()
             return value, _counted(term, seen) / max(_counted(term, window), 1e-12)
@@ -229,7 +229,7 @@ class Objective(nn.Module):
         window: StepTotals,
         weights: list[float],
     ) -> tuple[Tensor | None, dict[int, Tensor]]:
-        """The weighted sum of the terms that a chunk of rows is enough for, and each one's share by its number."""
+        """Compute the weighted sum of the terms that a chunk of rows is enough for, and each term's share by number."""
         logits, others = student.logits, None if teacher is None else teacher.logits
         rows_at_once = self._rows_at_once(logits, others)
         if not rows_at_once:
@@ -242,12 +242,12 @@ class Objective(nn.Module):
 
         def values_of(s: Tensor, t: Any, rows: slice) -> Tensor:
             part, mine = batch.part(rows), _part(student, s, rows)
-            theirs = None if teacher is None else _part(teacher, t, rows)
-            found = []
+            teacher_part = None if teacher is None else _part(teacher, t, rows)
+            values = []
             for n, term in chosen.items():
                 with nullcontext() if weights[n] else torch.no_grad():
-                    found.append(_ask(self.names[n], term, mine, theirs, part, s.shape[:1], rowwise=True))
-            return torch.stack(found)
+                    values.append(_ask(self.names[n], term, mine, teacher_part, part, s.shape[:1], rowwise=True))
+            return torch.stack(values)
 
         # what _share and forward multiply each row's value with
         wide = torch.promote_types(logits.dtype, torch.float32)
@@ -270,7 +270,7 @@ class Objective(nn.Module):
         return total, dict(zip(chosen, means, strict=True))
 
     def _rows_at_once(self, *logits: Any) -> int:
-        """Rows of a chunk; 0 where all of them may be compared at once."""
+        """Return the number of rows of a chunk; 0 where all of them may be compared at once."""
         many = [x.shape[1] for x in logits if isinstance(x, Projected) or _is_large(x)]
         if not many:
             return 0
@@ -282,7 +282,7 @@ class Objective(nn.Module):
 
 
 def _counted(term: Term, window: StepTotals) -> float:
-    """The summed weight of the rows that a term's values count over."""
+    """Return the summed weight of the rows that a term's values count over."""
     return {"labelled": window.labelled, "all": window.rows, "partnered": window.partnered}[term.rows]
 
 
@@ -291,7 +291,7 @@ def _is_large(logits: Any) -> bool:
 
 
 def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
-    """The logits of some rows, with what the heads that speak row by row say of them."""
+    """Return outputs with the logits of some rows, and those of the heads that have one entry per row."""
     heads = {name: v[rows] for name, v in outputs.heads.items() if v.shape[:1] == outputs.logits.shape[:1]}
     return Outputs(logits, heads=heads)
 
@@ -299,10 +299,10 @@ def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
 def _ask(
     name: str, term: Term, student: Outputs, teacher: Any, batch: Batch, rows: torch.Size, rowwise: bool = False
 ) -> Tensor:
-    """What a term says; what goes wrong in it carries its name.
+    """Compute a term's value; an error in it carries the term's name.
 
     Raises:
-        ValueError: if it says neither one value per row nor, unless it is asked ``rowwise``, a scalar.
+        ValueError: if it returns neither one value per row nor, unless it is asked ``rowwise``, a scalar.
     """
     try:
         value = term(student, teacher, batch)
@@ -312,12 +312,12 @@ def _ask(
         error.add_note(f"loss.terms.{name}")
         raise
     if not isinstance(value, Tensor):
-        said = type(value).__name__ if value is not None else "None"
+        returned = type(value).__name__ if value is not None else "None"
     elif value.shape == rows or (value.ndim == 0 and not rowwise):
         return value
     else:  # (rows, 1) would broadcast into (rows, rows) without a word
-        said = str(tuple(value.shape))
+        returned = str(tuple(value.shape))
     raise ValueError(
-        f"loss.terms.{name}: {type(term).__name__} returned {said}; accepted: one value per row, {tuple(rows)}, or a "
-        "scalar"
+        f"loss.terms.{name}: {type(term).__name__} returned {returned}; accepted: one value per row, {tuple(rows)}, "
+        "or a scalar"
     )

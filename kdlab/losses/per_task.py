@@ -14,15 +14,15 @@ from kdlab.losses.term import Term
 
 
 class TaskTerm(Term):
-    """A term on the outputs of one of several tasks, which a network gives as ``heads`` by name.
+    """Term on the outputs of one of several tasks, which a network gives as ``heads`` by name.
 
     It has the role, the rows and the state of the term inside it; it is never asked by chunks of rows, since heads are
     no :class:`~kdlab.functional.Projected` logits.
 
     Args:
-        term: what is compared.
-        task: whose outputs and labels.
-        share: how much the task counts beside the others.
+        term: term that is computed.
+        task: name of the task whose outputs and labels it gets.
+        share: weight of the task beside the others.
     """
 
     def __init__(self, term: Term, task: str, share: float = 1.0) -> None:
@@ -42,14 +42,14 @@ class TaskTerm(Term):
 
     @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
-        own, told = self._own(student), None if teacher is None else self._own(teacher)
-        if told is not None and self.needs_teacher and own.logits.shape != told.logits.shape:
+        own, teacher_outputs = self._own(student), None if teacher is None else self._own(teacher)
+        if teacher_outputs is not None and self.needs_teacher and own.logits.shape != teacher_outputs.logits.shape:
             raise UserError(
                 "student, teacher",
-                f"heads of {self.task} of shape {tuple(own.logits.shape)} and {tuple(told.logits.shape)}",
+                f"heads of {self.task} of shape {tuple(own.logits.shape)} and {tuple(teacher_outputs.logits.shape)}",
                 "the same classes",
             )
-        return self.term(own, told, batch.of_task(self.task))
+        return self.term(own, teacher_outputs, batch.of_task(self.task))
 
     def _own(self, outputs: Outputs) -> Outputs:
         if self.task not in outputs.heads:
@@ -58,19 +58,19 @@ class TaskTerm(Term):
 
 
 def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict[str, Term]:
-    """Terms on outputs once for each task, named ``kl_digit``, ``kl_parity``; terms on layers as they are.
+    """Copy terms on outputs for each task, named ``kl_digit``, ``kl_parity``; keep terms on layers as they are.
 
     All tasks share the layers.
 
     Args:
         terms: name → term.
-        tasks: name → how much it counts; they are brought to a mean of 1, so that a weight means what it means for one.
+        tasks: name → weight; they are brought to a mean of 1, so that a term's weight means the same as for one task.
 
     Raises:
         UserError: for a term that looks at layers and at an output.
     """
     mean = sum(tasks.values()) / len(tasks)
-    found: dict[str, Term] = {}
+    by_name: dict[str, Term] = {}
     for name, term in terms.items():
         if term.single_task_only and (term.student_layers or term.teacher_layers):
             raise UserError(
@@ -79,8 +79,8 @@ def for_each_task(terms: Mapping[str, Term], tasks: Mapping[str, float]) -> dict
                 "terms on outputs, or on layers alone",
             )
         if term.student_layers or term.teacher_layers:
-            found[name] = term
+            by_name[name] = term
             continue
         for task, weight in tasks.items():
-            found[f"{name}_{task}"] = TaskTerm(copy.deepcopy(term), task, weight / mean)
-    return found
+            by_name[f"{name}_{task}"] = TaskTerm(copy.deepcopy(term), task, weight / mean)
+    return by_name

@@ -28,7 +28,7 @@ def check_temperature(key: str, least: float, greatest: float | None = None) -> 
     """Refuse temperatures outside of what :data:`LEAST` and :data:`GREATEST` allow.
 
     Args:
-        key: of the setting, for messages.
+        key: key of the setting, for messages.
         least: a temperature, or the least of several.
         greatest: the greatest of several; None for one.
 
@@ -53,7 +53,7 @@ def _divide(logits: Tensor, by: float | Tensor, widen: bool) -> Tensor:
 
 
 class Temperature(nn.Module):
-    """A number, or a schedule over training.
+    """Temperature that is a number, or a schedule over training.
 
     ``soften`` divides both logits by T and says by what to multiply the divergence: T², which keeps its gradient from
     shrinking as T grows (Hinton et al., NIPS 2014 workshop).
@@ -77,7 +77,7 @@ class Temperature(nn.Module):
         return self.schedule(self.progress)
 
     def soften(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor, float | Tensor]:
-        """Both logits (rows, C) over T, and the factor T²."""
+        """Return both logits (rows, C) divided by T, and the factor T²."""
         t = self.now
         wide = t > _WIDE_ABOVE
         return _divide(student, t, wide), _divide(teacher, t, wide), t * t
@@ -104,7 +104,7 @@ class StandardizedTemperature(Temperature):
 
 
 class LearnedTemperature(Temperature):
-    r"""A temperature that is trained against the student, from easy to hard.
+    r"""Temperature that is trained against the student, from easy to hard.
 
     .. math:: T = T_{low} + (T_{high} - T_{low})\,\sigma(\theta)
 
@@ -160,5 +160,5 @@ class LearnedTemperature(Temperature):
 
 
 def temperature(value: float | Mapping | Schedule | Temperature) -> Temperature:
-    """A temperature from a number, a schedule, or a temperature itself."""
+    """Build a temperature from a number, a schedule, or a temperature itself."""
     return value if isinstance(value, Temperature) else Temperature(value)

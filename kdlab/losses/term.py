@@ -15,11 +15,11 @@ Role = Literal["label", "soft", "other"]
 Rows = Literal["labelled", "all", "partnered"]
 
 LEAST_WEIGHT, GREATEST_WEIGHT = 1e-12, 1e12
-"""Beyond, the squares of gradients that Adam keeps overflow float32, or its epsilon swallows the step."""
+"""Bounds of weights: beyond, the squared gradients that Adam keeps overflow, or its epsilon swallows the step."""
 
 
 class Term(nn.Module):
-    """What one term says about a batch.
+    """Base of the terms of a loss.
 
     ``term(student, teacher, batch)`` returns one value per row (rows,), or a scalar where rows interact. A term
     never averages, and never weighs itself: the :class:`~kdlab.losses.Objective` does both. It works in any training
@@ -30,9 +30,9 @@ class Term(nn.Module):
     """
 
     role: Role = "other"
-    """``label`` terms weigh (1 - alpha), ``soft`` ones alpha, ``other`` ones their own weight alone."""
+    """Role of the weight: ``label`` terms weigh (1 - alpha), ``soft`` ones alpha, ``other`` their own weight alone."""
     rows: Rows = "all"
-    """Over which rows the values count: those with a label, all valid ones, or those with a partner."""
+    """Rows that the values count over: those with a label, all valid ones, or those with a partner."""
     needs_teacher: bool = True
     rowwise: bool = False
     """Whether each value depends on nothing but that row's logits, heads, target, weight and segment. Such a term is
@@ -41,12 +41,12 @@ class Term(nn.Module):
     single_task_only: bool = False
     """Whether it looks at layers and at an output, of which several tasks have several."""
     vocabulary_agnostic: bool = False
-    """Whether it can be asked of a teacher with other classes than the student's."""
+    """Whether it can compare with a teacher that has other classes than the student."""
     auxiliary: str = ""
     """The :attr:`~kdlab.models.transforms.auxiliary.Auxiliary.kind` that must train beside the student for it;
     empty for none."""
     pairing: str = ""
-    """How rows must be put together for it, a :data:`~kdlab.data.order.Pairing`; empty for any way."""
+    """Arrangement of rows that it needs, a :data:`~kdlab.data.order.Pairing`; empty for any."""
     student_layers: tuple[str, ...] = ()
     """Module paths whose outputs the term wants in ``student.features``."""
     teacher_layers: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class Term(nn.Module):
 
 
 class LabelTerm(Term):
-    """A term against the labels: counts over labelled rows, and weighs (1 - alpha)."""
+    """Base of the terms against the labels, which count over labelled rows, and weigh (1 - alpha)."""
 
     role: Role = "label"
     rows: Rows = "labelled"

@@ -22,18 +22,18 @@ WARM_UP = 5
 
 
 def parameters(net: nn.Module) -> int:
-    """How many parameters ``net`` has, frozen ones too; a shared one counts once."""
+    """Count the parameters of ``net``, frozen ones too; a shared one counts once."""
     return sum(p.numel() for p in net.parameters())
 
 
 def size_bytes(state: nn.Module | Mapping[str, Tensor]) -> int:
-    """Bytes of all tensors of a state dict (or of a network's), without a file's framing."""
+    """Return the size in bytes of all tensors of a state dict (or of a network's), without a file's framing."""
     tensors = state.state_dict() if isinstance(state, nn.Module) else state
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
 def flops(net: nn.Module, example: Example) -> int:
-    """Floating-point operations of one forward pass for one example.
+    """Count the floating-point operations of one forward pass for one example.
 
     Counts matrix products, convolutions and attention, and two for each multiply-add; additions, activations
     and normalisation are left out. (Papers that count a multiply-add as one give half of this.)
@@ -48,7 +48,7 @@ def flops(net: nn.Module, example: Example) -> int:
 
 
 def latency_ms(net: nn.Module, example: Example, n: int = 30) -> float:
-    """Median time of a forward pass for one example, in milliseconds, on the CPU with one thread.
+    """Measure the median time of a forward pass for one example, in milliseconds, on the CPU with one thread.
 
     A network on another device is measured on a copy. Modes, and the number of threads, are afterwards as
     before.
@@ -56,7 +56,7 @@ def latency_ms(net: nn.Module, example: Example, n: int = 30) -> float:
     Args:
         net: the network.
         example: a batch of inputs; only its first row is used.
-        n: how many passes are timed, after a few that are not.
+        n: number of passes that are timed, after a few that are not.
     """
     row = first_row(example)
     row = row.cpu() if isinstance(row, Tensor) else {k: v.cpu() for k, v in row.items()}
@@ -85,5 +85,5 @@ def _call(net: nn.Module, row: Example) -> Any:
 
 
 def first_row(example: Example) -> Example:
-    """The first row of a batch of inputs, still a batch."""
+    """Return the first row of a batch of inputs, still a batch."""
     return example[:1] if isinstance(example, Tensor) else {k: v[:1] for k, v in example.items()}

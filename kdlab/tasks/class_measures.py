@@ -13,7 +13,7 @@ from kdlab.functional import NO_LABEL, Batch, Outputs, cross_entropy, kl
 
 
 class ClassMeasures:
-    """What one pass over a split says of a student, and of its agreement with a teacher.
+    """Measures of a student, and of its agreement with a teacher, in one pass over a split.
 
     ``acc`` and ``acc5`` (where there are more than five classes) against the labels, ``ce`` in nats, ``ece`` the
     expected calibration error over 15 bins (Guo et al., *On Calibration of Modern Neural Networks*, ICML 2017); with a
@@ -48,28 +48,28 @@ class ClassMeasures:
             self._against_teacher.append(torch.stack([same.float(), kl(logits, teacher.logits)], 1))
 
     def seen(self) -> tuple[Tensor, Tensor]:
-        """Everything counted, in order, on the CPU: (N, C) logits, and (N,) class ids, -100 without a label."""
+        """Return all logits (N, C) and class ids (N,) counted, in order, on the CPU; -100 without a label."""
         return torch.cat(self._logits).cpu(), torch.cat(self._targets).cpu()
 
     def compute(self) -> dict[str, float]:
-        """The measures over everything counted."""
+        """Compute the measures over everything counted."""
         targets = torch.cat(self._targets)
         labelled = targets != NO_LABEL
         targets, logits = targets[labelled], torch.cat(self._logits)[labelled]
-        found = {"ce": torch.cat(self._against_labels)[labelled].double().mean()}
+        measures = {"ce": torch.cat(self._against_labels)[labelled].double().mean()}
         options: dict[str, Any] = {"num_classes": self.num_classes, "validate_args": False}
         if len(targets):
-            found["acc"] = multiclass_accuracy(logits, targets, average="micro", **options)
-            found["ece"] = multiclass_calibration_error(logits.softmax(-1), targets, **options)
+            measures["acc"] = multiclass_accuracy(logits, targets, average="micro", **options)
+            measures["ece"] = multiclass_calibration_error(logits.softmax(-1), targets, **options)
             if self.num_classes > 5:
-                found["acc5"] = multiclass_accuracy(logits, targets, average="micro", top_k=5, **options)
+                measures["acc5"] = multiclass_accuracy(logits, targets, average="micro", top_k=5, **options)
         if self.compared:
-            found["agreement"], found["kl"] = torch.cat(self._against_teacher).double().mean(0)
-        return {name: float(value) for name, value in found.items()}
+            measures["agreement"], measures["kl"] = torch.cat(self._against_teacher).double().mean(0)
+        return {name: float(value) for name, value in measures.items()}
 
 
 class TaskMeasures:
-    """The measures of each task (``acc_digit``, ``acc_parity``), and their means (``acc``).
+    """Measures of each task (``acc_digit``, ``acc_parity``), and their means (``acc``).
 
     A network that answers for some of the tasks alone, as a teacher of one does, is measured on those.
 
@@ -87,12 +87,12 @@ class TaskMeasures:
         for name, measures in self._each.items():
             if name not in student.heads:
                 continue
-            told = teacher is not None and name in teacher.heads
-            against = Outputs(teacher.heads[name]) if teacher is not None and told else None
+            has_teacher = teacher is not None and name in teacher.heads
+            against = Outputs(teacher.heads[name]) if teacher is not None and has_teacher else None
             measures.update(Outputs(student.heads[name]), against, batch.of_task(name))
 
     def compute(self) -> dict[str, float]:
-        """The measures over everything counted."""
+        """Compute the measures over everything counted."""
         each = {name: one.compute() for name, one in self._each.items() if one.rows}
         shared = [key for key in next(iter(each.values()), {}) if all(key in one for one in each.values())]
         means = {key: sum(one[key] for one in each.values()) / len(each) for key in shared}
@@ -100,5 +100,5 @@ class TaskMeasures:
 
 
 def class_ids(targets: Tensor) -> Tensor:
-    """(rows,) of class ids, or of soft targets the most probable."""
+    """Return class ids (rows,), of soft targets the most probable ones."""
     return targets if targets.ndim == 1 else targets.argmax(-1)

@@ -23,15 +23,15 @@ from kdlab.tasks.task import Measures, Task
 
 @dataclass(frozen=True)
 class Attack:
-    """How the accuracy under attack is measured: by projected gradients on the cross-entropy, from a random start.
+    """Attack under which accuracy is measured: projected gradients on the cross-entropy, from a random start.
 
     Madry et al., *Towards Deep Learning Models Resistant to Adversarial Attacks*, ICLR 2018.
 
     Args:
-        eps: how far an input in [0, 1] may be changed, in the maximum norm.
-        steps: of the ascent.
-        step_size: of each; None is 2.5 eps / steps, which reaches every place of the ball.
-        seed: of the random start.
+        eps: greatest change of an input in [0, 1], in the maximum norm.
+        steps: number of ascent steps.
+        step_size: size of each step; None is 2.5 eps / steps, which reaches every place of the ball.
+        seed: seed of the random start.
     """
 
     eps: float
@@ -41,7 +41,7 @@ class Attack:
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Attack:
-        """From a mapping.
+        """Build an attack from a mapping.
 
         Raises:
             UserError: for a key that it has not, or a value out of its range.
@@ -61,7 +61,7 @@ class Attack:
 
 
 class Classification(Task):
-    """Images or vectors in, one class out.
+    """Classification of images or vectors: one class for each.
 
     Args:
         num_classes: number of classes, at least 2.
@@ -94,7 +94,7 @@ class Classification(Task):
         return TaskMeasures(self.tasks) if self.tasks else ClassMeasures(self.num_classes)
 
     def further(self, net: nn.Module, data: DataModule, split: str, device: torch.device) -> dict[str, float]:
-        """``robust_acc``: the share of rows that are right as they are, and still right under attack."""
+        """Compute ``robust_acc``: the share of rows that are right as they are, and still right under attack."""
         if self.attack is None:
             return {}
         right = rows = 0
@@ -104,7 +104,7 @@ class Classification(Task):
         return {"robust_acc": right / rows} if rows else {}
 
     def _stands(self, net: nn.Module, batch: Batch, attack: Attack, number: int) -> Tensor:
-        """(rows,) bool: whose class a network names before and after an attack; False for rows without a label."""
+        """Return which rows (rows,) a network classifies right before and after an attack; False without a label."""
         inputs = batch.inputs
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             raise UserError("task.attack", "the inputs are no tensor of numbers", "null")

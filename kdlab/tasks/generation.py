@@ -21,14 +21,14 @@ from kdlab.models.transformers.generation import encoder_rows, generate
 from kdlab.ranges import positive, share, whole_number
 
 _RUNNING = 64
-"""Tokens by which running text goes on, unless told."""
+"""Number of tokens by which running text is continued, unless configured."""
 _ROOM = 1.5
-"""How much longer than the longest reference an answer may get, unless told."""
+"""Factor by which an answer may be longer than the longest reference, unless configured."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """How questions are put to a network; :class:`~kdlab.tasks.LanguageModeling` says what the arguments mean."""
+    """Settings of generation; :class:`~kdlab.tasks.LanguageModeling` says what the arguments mean."""
 
     new_tokens: int | None = None
     max_questions: int | None = None
@@ -58,7 +58,7 @@ class Generation:
     def answers(
         self, net: nn.Module, data: TextData, split: str, device: Any, width: int, count: int | None = None
     ) -> Answers | None:
-        """Greedy answers to the questions of a split, or to ``count`` of them; None where it asks none."""
+        """Generate greedy answers to the questions of a split, or to ``count`` of them; None where it asks none."""
         asked = self._asked(data, split, count)
         if not asked:
             return None
@@ -66,7 +66,7 @@ class Generation:
         return Answers.of(questions, self._write(net, data, split, questions, device, width), data)
 
     def passed(self, net: nn.Module, data: TextData, split: str, device: Any, width: int) -> dict[str, float]:
-        """pass@k for each k of ``passes``, from answers drawn as a function of (seed, question, sample, position)."""
+        """Compute pass@k for each k of ``passes``, with answers that depend on (seed, question, sample, position)."""
         if not self.passes:
             return {}
         asked, total = self._asked(data, split), self.samples or max(self.passes)
@@ -81,7 +81,7 @@ class Generation:
         return {f"pass@{k}": fmean(pass_at_k(total, good, k) for good in right.values()) for k in self.passes}
 
     def _asked(self, data: TextData, split: str, count: int | None = None) -> list[tuple[int, Any]]:
-        """The questions, with their numbers in the split."""
+        """Return the questions that are asked, with their numbers in the split."""
         questions = list(data.questions(split)) if data.has_questions else []
         most = min(n for n in (len(questions), self.max_questions, count) if n is not None)
         # drawn, not the first ones: a split may be sorted, by its groups say
@@ -89,7 +89,7 @@ class Generation:
         return [(number, questions[number]) for number in chosen]
 
     def _longest(self, data: TextData, split: str) -> int:
-        """How many tokens an answer may have: as told, or by the references in training and in the split that asks."""
+        """Return the greatest length of an answer in tokens: as configured, or by the references in training and split."""
         if self.new_tokens is not None:
             return self.new_tokens
         known = [data.longest(name) for name in ("train", split)] if hasattr(data, "longest") else []
@@ -106,13 +106,13 @@ class Generation:
         width: int,
         draws: Draws | None = None,
     ) -> list[Tensor]:
-        found: list[Tensor] = []
+        texts: list[Tensor] = []
         new_tokens = self._longest(data, split)
         for start in range(0, len(questions), self.at_once):
             at = slice(start, start + self.at_once)
             some = questions[at]
             with_source = some[0].source is not None
-            found += generate(
+            texts += generate(
                 net,
                 [question.prompt.to(device, torch.int64) for question in some],
                 new_tokens=new_tokens,
@@ -125,12 +125,12 @@ class Generation:
                 uniform=None if draws is None else draws.rows(at).uniform,
                 source=[_padded(question.source, data).to(device) for question in some] if with_source else None,
             )
-        return found
+        return texts
 
 
 @dataclass
 class Answers:
-    """What was written to some questions; what came to no end is no answer, and so never right."""
+    """Generated answers to some questions; a text that came to no end is no answer, and so never right."""
 
     questions: list[Any]
     texts: list[str]
@@ -154,7 +154,7 @@ class Answers:
         return cls(questions, texts, right, ended, lengths)
 
     def measures(self) -> dict[str, float]:
-        """``em``, ``em/<group>``, ``ended``, ``new_tokens``: means over the questions."""
+        """Compute ``em``, ``em/<group>``, ``ended`` and ``new_tokens`` as means over the questions."""
         groups: dict[str, list[bool]] = defaultdict(list)
         for question, good in zip(self.questions, self.right, strict=True):
             if question.group:
@@ -167,7 +167,7 @@ class Answers:
         }
 
     def markdown(self) -> str:
-        """A table of question, right answer, what was written, and whether it is right."""
+        """Format a table of question, right answer, generated answer, and whether it is right."""
         rows = [
             (question.text, question.answer, text, "yes" if good else "no")
             for question, text, good in zip(self.questions, self.texts, self.right, strict=True)
@@ -176,7 +176,7 @@ class Answers:
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
-    r"""The chance that at least one of ``k`` samples is right, estimated without bias from ``samples`` >= k of them.
+    r"""Estimate without bias the chance that at least one of ``k`` samples is right, from ``samples`` >= k of them.
 
     .. math:: 1 - \binom{n-c}{k} \Big/ \binom{n}{k}
 
@@ -193,7 +193,7 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 def open_ended(
     net: nn.Module, data: TextData, split: str, device: Any, width: int, how: Generation, count: int
 ) -> list[tuple[str, ...]]:
-    """(beginning, how it goes on, what ``net`` writes greedily) of some sequences of a split's first batch."""
+    """Return (beginning, reference, greedy continuation by ``net``) of some sequences of a split's first batch."""
     batch = next(iter(data.ordered_loader(split)), None)
     if batch is None or "input_ids" not in batch.inputs or "decoder_input_ids" in batch.inputs:
         return []
@@ -204,7 +204,7 @@ def open_ended(
     if not chosen:
         return []
     tokenizer, new_tokens = data.tokenizer, how.new_tokens or _RUNNING
-    found = generate(
+    texts = generate(
         net,
         [ids[row, : how.prompt].to(device, torch.int64) for row in chosen],
         new_tokens=new_tokens,
@@ -220,7 +220,7 @@ def open_ended(
             tokenizer.decode(on.tolist()),
             tokenizer.decode(own.tolist()),
         )
-        for row, on, own in zip(chosen, rest, found, strict=True)
+        for row, on, own in zip(chosen, rest, texts, strict=True)
     ]
 
 
@@ -232,15 +232,15 @@ def tokens_per_second(
     repeats: int = 5,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """How many tokens a second ``net`` writes: greedily, one sequence, on one CPU thread; the median of ``repeats``.
+    """Measure the tokens a second that ``net`` generates: greedily, one sequence, on one CPU thread; the median.
 
     Args:
         net: a language model, on the device that is measured.
-        data: whose vocabulary and context it has, and whose first example an encoder reads.
+        data: data that set the vocabulary and context, and whose first example an encoder reads.
         prompt: tokens that are read first, half the context at most; their reading is part of the time.
         new_tokens: tokens that are written, as far as the context reaches; end-of-text does not end them.
-        repeats: after one that is not counted.
-        clock: seconds.
+        repeats: number of measurements, after one that is not counted.
+        clock: function that returns the time in seconds.
     """
     device = next(net.parameters()).device
     prompt = min(prompt, max(1, data.context // 2))
@@ -252,7 +252,7 @@ def tokens_per_second(
     try:
         for _ in range(repeats + 1):
             begin = clock()
-            found = generate(
+            texts = generate(
                 net,
                 [start],
                 new_tokens=new_tokens,
@@ -262,7 +262,7 @@ def tokens_per_second(
                 vocab_size=data.vocab_size,
                 source=source,
             )
-            found[0].tolist()  # waits for the device
+            texts[0].tolist()  # waits for the device
             seconds.append(clock() - begin)
     finally:
         torch.set_num_threads(threads)
@@ -270,21 +270,21 @@ def tokens_per_second(
 
 
 def _padded(source: Tensor, data: DataModule) -> Tensor:
-    """Features (F, m) of the length that batches have; ids as they are, since a mask tells where they end."""
+    """Pad features (F, m) to the length that batches have; ids stay as they are, since a mask tells where they end."""
     if not source.is_floating_point():
         return source
     return nn.functional.pad(source, (0, data.network_kwargs["frames"] - source.shape[1]))
 
 
 def _first_source(data: DataModule, device: Any) -> list[Tensor] | None:
-    """What an encoder reads of the first example of a split; None where there is no encoder."""
+    """Return the encoder's input of the first example of a split; None where there is no encoder."""
     split = "test" if data.counts["test"] else "train"
     batch = next(iter(data.ordered_loader(split, batch_size=1))).to(device)
     return encoder_rows(batch.inputs, [0])
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    r"""A table in Markdown; the cells' own bars, line ends and markup are shown as they are.
+    r"""Format a table in Markdown; the cells' own bars, line ends and markup are shown as they are.
 
     >>> print(table(("a", "b"), [("1|2", "x")]))
     | a | b |
@@ -302,7 +302,7 @@ def _cell(text: str) -> str:
 
 
 def _lengths(where: Tensor) -> list[int]:
-    """How far the rows of each sequence reach: one past the last."""
+    """Return the end of the rows of each sequence: one past the last position that counts."""
     return [int(row.nonzero()[-1]) + 1 if row.any() else 0 for row in where]
 
 

@@ -35,11 +35,11 @@ from kdlab.tasks.task import Task
 log = logging.getLogger("kdlab")
 
 SCORES = {"ppl": False, "ce": False, "acc": True}
-"""The measures that may decide, and whether a greater one is better."""
+"""Measures that may decide, and whether a greater one is better."""
 
 
 class LanguageModeling(Task):
-    """Tokens in, the next token out, at every position of ``SequenceBatch.loss_mask``.
+    """Language modeling: prediction of the next token at every position of ``SequenceBatch.loss_mask``.
 
     Args:
         vocab_size: ids of the tokenizer. A network whose output layer is padded beyond it is cut to it.
@@ -48,14 +48,14 @@ class LanguageModeling(Task):
         new_tokens: the longest continuation that is generated, in tokens; a network's context may end it earlier. None
             is half as many again as the longest reference has, in training or in the split that asks (where the data
             cannot tell: as many as the context leaves), and 64 for running text.
-        max_questions: of a split, evenly chosen; None asks all.
+        max_questions: greatest number of questions of a split, evenly chosen; None asks all.
         at_once: continuations that are generated together.
         passes: the k of pass@k; none draws no samples.
         samples: continuations drawn for each question; None is the greatest k.
-        temperature: of those draws.
-        top_p: of those draws; 1 draws from the whole distribution.
+        temperature: sampling temperature of those draws.
+        top_p: probability mass that they are drawn from; 1 draws from the whole distribution.
         prompt: tokens shown of a sequence that has no question, for a continuation to read.
-        seed: of the draws, as a function of (seed, question, sample, position).
+        seed: seed of the draws, which are a function of (seed, question, sample, position).
 
     Raises:
         UserError: for an argument out of its range.
@@ -93,15 +93,15 @@ class LanguageModeling(Task):
         Raises:
             UserError: if the network has fewer outputs than the vocabulary has ids, or answers other positions.
         """
-        found = super().outputs(net, batch, layers)
+        outputs = super().outputs(net, batch, layers)
         if not isinstance(batch, SequenceBatch):
-            return replace(found, logits=self._columns(net, found.logits))
+            return replace(outputs, logits=self._columns(net, outputs.logits))
         shape = batch.loss_mask.shape
-        if found.logits.shape[:-1] != shape:
+        if outputs.logits.shape[:-1] != shape:
             raise UserError(
                 "model",
                 (
-                    f"{type(net).__name__} answers with logits of shape {tuple(found.logits.shape)} for "
+                    f"{type(net).__name__} answers with logits of shape {tuple(outputs.logits.shape)} for "
                     f"sequences of shape {tuple(shape)}"
                 ),
                 "one answer a position",
@@ -109,9 +109,9 @@ class LanguageModeling(Task):
         rows = batch.loss_mask.nonzero(as_tuple=True)  # once, not for every tensor: it waits for the device
         features = {
             name: value[rows] if self._by_position(name) and value.shape[:2] == shape else value
-            for name, value in found.features.items()
+            for name, value in outputs.features.items()
         }
-        return replace(found, logits=self._columns(net, found.logits[rows]), features=features)
+        return replace(outputs, logits=self._columns(net, outputs.logits[rows]), features=features)
 
     @property
     def chance(self) -> float:
@@ -121,11 +121,11 @@ class LanguageModeling(Task):
         ]
 
     def measures(self, words: int | None = None) -> TokenMeasures:
-        """Fresh measures for one pass over a split of ``words`` words (None: not known, or no text of words)."""
+        """Build measures for one pass over a split of ``words`` words (None: not known, or no text of words)."""
         return TokenMeasures(words)
 
     def further(self, net: nn.Module, data: DataModule, split: str, device: torch.device) -> dict[str, float]:
-        """What greedy answers to the questions of a split are worth, and drawn ones where ``passes`` asks for it.
+        """Measure greedy answers to the questions of a split, and drawn ones where ``passes`` asks for it.
 
         ``em`` the share that ended and that the data call right (``em/<group>`` by group), ``ended`` the share that
         came to an end-of-text token, ``new_tokens`` the mean length, ``pass@k`` as in
@@ -140,7 +140,7 @@ class LanguageModeling(Task):
         return {**answers.measures(), **self._texts(answers), **drawn}
 
     def samples(self, net: nn.Module, data: DataModule, split: str, device: torch.device, count: int = 4) -> str | None:
-        """What ``net`` writes, as a table in Markdown: answers to questions, or text that goes on."""
+        """Generate samples by ``net`` as a table in Markdown: answers to questions, or continuations of text."""
         text = cast(TextData, data)
         answers = self.generation.answers(net, text, split, device, self.num_classes, count)
         if answers is not None:
@@ -149,11 +149,11 @@ class LanguageModeling(Task):
         return table(("text", "goes on", "written"), rows) if rows else None
 
     def _texts(self, answers: Answers) -> dict[str, float]:
-        """Further measures of the written answers."""
+        """Compute further measures of the generated answers."""
         return {}
 
     def _by_position(self, layer: str) -> bool:
-        """Whether a layer's output has the positions of ``SequenceBatch.loss_mask``."""
+        """Return whether a layer's output has the positions of ``SequenceBatch.loss_mask``."""
         return True
 
     def _columns(self, net: nn.Module, logits: Any) -> Any:
@@ -177,7 +177,7 @@ class LanguageModeling(Task):
 
 
 class TokenMeasures:
-    r"""What one pass over a split says of a student's next tokens, and of its agreement with a teacher.
+    r"""Measures of a student's next tokens, and of its agreement with a teacher, in one pass over a split.
 
     ``ce`` in nats a token, weighted as the rows are, ``ppl`` its exponential, ``acc`` the share of tokens that are the
     most probable ones; ``ce/reasoning``, ``ce/answer`` by segment where a split has several; ``ppl_word`` where the
@@ -193,7 +193,7 @@ class TokenMeasures:
     Only sums are kept, in float64, and of projected logits ``chunk`` rows exist at a time.
 
     Args:
-        words: of the split.
+        words: number of words of the split; None where it is not known.
         chunk: rows whose logits are made at once.
     """
 
@@ -231,34 +231,34 @@ class TokenMeasures:
         self._labelled.index_add_(0, segment, torch.stack([weight, weight * nats, weight * right, nats], 1))
 
     def _compare(self, logits: Tensor, first: Tensor, weight: Tensor, teacher: Any) -> None:
-        ours, theirs = align_logits(logits, teacher)
+        student_logits, teacher_logits = align_logits(logits, teacher)
         if isinstance(teacher, Sparse):
             self._divergence = f"kl_top{teacher.ids.shape[-1]}"
             top = teacher.ids.gather(-1, teacher.log_probs.argmax(-1, keepdim=True))[:, 0].long()
         else:
-            top = theirs.argmax(-1)
-        seen = torch.stack([weight, weight * kl(ours, theirs).double(), weight * (first == top)], 1).sum(0)
+            top = teacher_logits.argmax(-1)
+        seen = torch.stack([weight, weight * kl(student_logits, teacher_logits).double(), weight * (first == top)], 1).sum(0)
         self._compared = seen if self._compared is None else self._compared + seen
 
     def compute(self) -> dict[str, float]:
-        """The measures over everything counted; nan where no row has a label."""
+        """Compute the measures over everything counted; nan where no row has a label."""
         empty = torch.zeros(len(SEGMENTS), 4, dtype=torch.float64)
         each = empty if self._labelled is None else self._labelled.cpu()
         weight, nats, right, plain = each.sum(0).tolist()
         ce = nats / weight if weight else math.nan
-        found = {"ce": ce, "ppl": _exp(ce), "acc": right / weight if weight else math.nan}
+        measures = {"ce": ce, "ppl": _exp(ce), "acc": right / weight if weight else math.nan}
         if self.words:
-            found["ppl_word"] = _exp(plain / self.words)
+            measures["ppl_word"] = _exp(plain / self.words)
         occurring = each[:, 0] > 0
         if occurring.sum() > 1:
             for name, occurs, (share, sum_, *_) in zip(SEGMENTS, occurring.tolist(), each.tolist(), strict=True):
                 if occurs:
-                    found[f"ce/{name}"] = sum_ / share
+                    measures[f"ce/{name}"] = sum_ / share
         if self._compared is not None:
             share, divergence, same = self._compared.tolist()
             if share:
-                found |= {"agreement": same / share, self._divergence: divergence / share}
-        return found
+                measures |= {"agreement": same / share, self._divergence: divergence / share}
+        return measures
 
 
 def _exp(value: float) -> float:

@@ -18,26 +18,26 @@ class Measures(Protocol):
     """Measures of one pass over a split."""
 
     rows: int
-    """Counted so far."""
+    """Number of rows counted so far."""
 
     def update(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> None:
         """Count one batch."""
 
     def compute(self) -> dict[str, float]:
-        """The measures over everything counted."""
+        """Compute the measures over everything counted."""
 
 
 class Task:
-    """How a network reads a batch, what is measured of it, and which measure decides.
+    """Base of the tasks: the outputs of a network for a batch, their measures, and the one that decides.
 
     Args:
-        num_classes: of the logits, at least 2.
+        num_classes: number of classes of the logits, at least 2.
     """
 
     target: Target = "class"
-    """What data must ask for."""
+    """Target that data must have."""
     score = "acc"
-    """The validation measure that chooses between epochs and runs."""
+    """Validation measure that chooses between epochs and runs."""
     greater = True
     """Whether a greater score is better."""
 
@@ -57,17 +57,17 @@ class Task:
         return 1 / self.num_classes
 
     def measures(self, words: int | None = None) -> Measures:
-        """Fresh measures for one pass over a split.
+        """Build measures for one pass over a split.
 
         Args:
-            words: how many words the split's text has, for measures per word.
+            words: number of words of the split's text, for measures per word.
         """
         raise TypeError(f"{type(self).__name__} does not say what it measures: define measures")
 
     def further(self, net: nn.Module, data: DataModule, split: str, device: torch.device) -> dict[str, float]:
-        """Measures of a finished network that a pass over batches cannot give, such as those of generated text."""
+        """Compute measures of a finished network that need more than batches, such as those of generated text."""
         return {}
 
     def samples(self, net: nn.Module, data: DataModule, split: str, device: torch.device, count: int = 4) -> str | None:
-        """Something to read of what a network makes of a split, in Markdown; None where there is nothing to read."""
+        """Return samples of a network's outputs for a split, in Markdown; None where there is nothing to read."""
         return None

@@ -12,16 +12,16 @@ from kdlab.tasks.language import LanguageModeling
 
 
 class TextToText(LanguageModeling):
-    """An encoder-decoder's next tokens; ``SequenceBatch.loss_mask`` is about the decoder's positions.
+    """Next tokens of an encoder-decoder; ``SequenceBatch.loss_mask`` is about the decoder's positions.
 
     Layers inside an encoder keep their own positions, (B, S, d): a source has no rows.
 
     Args:
         vocab_size: ids of the tokenizer.
-        transcripts: whether the answers are transcripts, which are also measured by ``wer`` and ``cer``: the edits
+        transcripts: take the answers for transcripts, which are also measured by ``wer`` and ``cer``: the edits
             (substituted, left out, put in) that turn what was written into the reference, in words and in characters,
-            over the length of the references. Above 1 where more was written than said.
-        options: as of :class:`~kdlab.tasks.LanguageModeling`.
+            over the length of the references. They are above 1 where much more was written than said.
+        options: options of :class:`~kdlab.tasks.LanguageModeling`.
     """
 
     target: Target = "text"

@@ -17,17 +17,17 @@ from kdlab.teachers.teacher import FrozenTeacher
 
 
 class TextTokenizer(Protocol):
-    """What is needed of a tokenizer."""
+    """Interface that a tokenizer must have."""
 
     size: int
     eos_id: int
     pad_id: int
 
     def encode(self, text: str) -> Any:
-        """The ids of a text."""
+        """Return the ids of a text."""
 
     def decode(self, ids: Any) -> str:
-        """The text of ids."""
+        """Return the text of ids."""
 
 
 class _Reading(NamedTuple):
@@ -35,11 +35,11 @@ class _Reading(NamedTuple):
 
     ids: list[int]
     prompt: int
-    """How many of them come before what the student is to predict."""
+    """Number of them that come before what the student is to predict."""
 
 
 class CrossTokenizerTeacher(FrozenTeacher):
-    """A trained network with a tokenizer of its own.
+    """Trained network with a tokenizer of its own.
 
     The student's sequence is turned back into text, in two pieces that meet where its first row predicts; each is
     tokenised for the teacher, so that both begin to predict at the same character. From there the i-th row of the one
@@ -51,9 +51,9 @@ class CrossTokenizerTeacher(FrozenTeacher):
 
     Args:
         net: a decoder-only network; reads the teacher's ids.
-        task: how a network reads a batch.
-        tokenizer: the teacher's.
-        own: the student's.
+        task: task by which a network reads a batch.
+        tokenizer: tokenizer of the teacher.
+        own: tokenizer of the student.
     """
 
     def __init__(self, net: nn.Module, task: Task, tokenizer: TextTokenizer, own: TextTokenizer) -> None:
@@ -65,9 +65,9 @@ class CrossTokenizerTeacher(FrozenTeacher):
     @property
     @override
     def own_tokenizer(self) -> bool:
-        """Whether the network means other tokens by the student's ids: the tokenizers are not the same after all."""
-        theirs, ours = (getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own))
-        return self.tokenizer is not self.own and (theirs is None or theirs != ours)
+        """Whether the teacher's tokenizer really differs from the student's, so that ids mean other tokens to it."""
+        teacher_fingerprint, student_fingerprint = (getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own))
+        return self.tokenizer is not self.own and (teacher_fingerprint is None or teacher_fingerprint != student_fingerprint)
 
     @override
     @torch.no_grad()
@@ -81,16 +81,16 @@ class CrossTokenizerTeacher(FrozenTeacher):
                     "(kdlab generate, then data=traces)"
                 ),
             )
-        found = sequences(batch)
+        spans = sequences(batch)
         device = batch.targets.device
         targets = batch.targets.cpu()
-        readings = [self._read(each, int(targets[each.rows.stop - 1])) for each in found]
-        theirs = self._batch(readings).to(device)
-        rows, paired = self._pair(found, readings, len(batch))
-        if not len(theirs):
+        readings = [self._read(each, int(targets[each.rows.stop - 1])) for each in spans]
+        teacher_batch = self._batch(readings).to(device)
+        rows, paired = self._pair(spans, readings, len(batch))
+        if not len(teacher_batch):
             nothing = torch.zeros(len(batch), self.tokenizer.size, device=device)
             return Outputs(nothing, heads={"paired": paired.to(device)})
-        answer = super().__call__(theirs, split)
+        answer = super().__call__(teacher_batch, split)
         return Outputs(answer.logits[rows.to(device)], heads={"paired": paired.to(device)})
 
     def _read(self, stretch: SequenceSpan, last: int) -> _Reading:
@@ -105,7 +105,7 @@ class CrossTokenizerTeacher(FrozenTeacher):
         return _Reading(together if context is None else together[: context + 1], len(prompt))
 
     def _translate(self, ids: list[int]) -> list[int]:
-        """The same text in the teacher's ids."""
+        """Translate ids of the student to the teacher's ids of the same text."""
         out: list[int] = []
         piece: list[int] = []
         for token in ids:
@@ -120,7 +120,7 @@ class CrossTokenizerTeacher(FrozenTeacher):
         return [int(token) for token in self.tokenizer.encode(self.own.decode(ids))] if ids else []
 
     def _batch(self, readings: list[_Reading]) -> Batch:
-        """One line a sequence, padded on the right."""
+        """Build a batch of one line a sequence, padded on the right."""
         longest = max((len(r.ids) for r in readings), default=1)
         ids = torch.full((len(readings), max(longest, 2)), self.tokenizer.pad_id)
         where = torch.zeros(len(readings), ids.shape[1] - 1, dtype=torch.bool)
@@ -132,11 +132,11 @@ class CrossTokenizerTeacher(FrozenTeacher):
         return SequenceBatch(inputs, ids[:, 1:][where], loss_mask=where)
 
     @staticmethod
-    def _pair(found: list[SequenceSpan], readings: list[_Reading], rows: int) -> tuple[Tensor, Tensor]:
-        """For each of the student's rows the teacher's, and whether there is one."""
+    def _pair(spans: list[SequenceSpan], readings: list[_Reading], rows: int) -> tuple[Tensor, Tensor]:
+        """Return for each of the student's rows the teacher's, and whether there is one."""
         partner, paired = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
         start = 0
-        for stretch, reading in zip(found, readings, strict=True):
+        for stretch, reading in zip(spans, readings, strict=True):
             there = max(len(reading.ids) - reading.prompt, 0)
             offset = torch.from_numpy(stretch.positions).long() - int(stretch.positions[0])
             paired[stretch.rows] = offset < there

@@ -18,10 +18,10 @@ from kdlab.teachers.teacher import Teacher
 
 
 class MovingTeacher(Teacher):
-    """A teacher made of the student's own past; subclasses say when and how it follows.
+    """Base of the teachers made of the student's own past; subclasses say when and how they follow.
 
     Args:
-        task: how the network reads a batch.
+        task: task by which the network reads a batch.
     """
 
     def __init__(self, task: Task) -> None:
@@ -55,7 +55,7 @@ class MovingTeacher(Teacher):
 
 
 class EMATeacher(MovingTeacher):
-    r"""An exponential moving average of the student's weights; BatchNorm statistics are copied as they are.
+    r"""Exponential moving average of the student's weights; BatchNorm statistics are copied as they are.
 
     .. math:: \theta_T \leftarrow d\,\theta_T + (1 - d)\,\theta_S, \qquad d = \min(decay, (1+n)/(10+n))
 
@@ -63,8 +63,8 @@ class EMATeacher(MovingTeacher):
     better role models*, NIPS 2017.
 
     Args:
-        task: how the network reads a batch.
-        decay: in [0, 1).
+        task: task by which the network reads a batch.
+        decay: greatest decay of the average, in [0, 1).
     """
 
     def __init__(self, task: Task, decay: float = 0.99) -> None:
@@ -83,8 +83,8 @@ class EMATeacher(MovingTeacher):
         assert self.net is not None
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        mine, theirs = [p.data for p in self.net.parameters()], list(student.parameters())
-        torch._foreach_lerp_(mine, [p.detach() for p in theirs], 1 - decay)
+        mine, student_parameters = [p.data for p in self.net.parameters()], list(student.parameters())
+        torch._foreach_lerp_(mine, [p.detach() for p in student_parameters], 1 - decay)
         for own, new in zip(self.net.buffers(), student.buffers(), strict=True):
             own.copy_(new)
 
@@ -103,13 +103,13 @@ class EMATeacher(MovingTeacher):
 
 
 class SnapshotTeacher(MovingTeacher):
-    """The student as it was at the last mark: no teacher at first, its earlier self in the last epochs.
+    """Student as it was at the last snapshot: no teacher at first, its earlier self in the last epochs.
 
     A snapshot is taken at the start of the epoch where a share ``begin`` of training is over, and again every
     ``every`` epochs. Yang et al., *Snapshot Distillation*, CVPR 2019.
 
     Args:
-        task: how the network reads a batch.
+        task: task by which the network reads a batch.
         begin: share of the epochs without a teacher, in (0, 1).
         every: epochs from one snapshot to the next; None keeps the first.
     """

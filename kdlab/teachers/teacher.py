@@ -16,11 +16,11 @@ from kdlab.losses.response.multi_teacher import MEMBER
 from kdlab.tasks import Task
 
 AT_ONCE = 2**22
-"""Numbers of a member's logits that an ensemble makes at once."""
+"""Count of numbers of a member's logits that an ensemble makes at once."""
 
 
 class Teacher:
-    """A source of outputs to learn from.
+    """Source of outputs to learn from.
 
     Not an ``nn.Module``, so that no LightningModule can put it into its ``state_dict``, its optimizer or its train
     mode. ``state_dict`` holds what a resumed run needs, and only teachers that move (EMA, snapshot) have any.
@@ -37,7 +37,7 @@ class Teacher:
         return False
 
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
-        """The outputs for a batch of ``split``, detached; None while there is no teacher yet."""
+        """Return the outputs for a batch of ``split``, detached; None while there is no teacher yet."""
         raise TypeError(f"{type(self).__name__} does not say how to answer: define __call__")
 
     def to(self, device: torch.device) -> Teacher:
@@ -45,7 +45,7 @@ class Teacher:
         return self
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on; empty for teachers that stay as they are."""
+        """Return the state that a resumed run needs to go on; empty for teachers that stay as they are."""
         return {}
 
     def restore(self, state: dict[str, Any], student: nn.Module) -> None:
@@ -55,16 +55,16 @@ class Teacher:
         """Look at the student, after an optimizer step (``step_done``) or at the start of epoch ``epoch``."""
 
     def describe(self) -> str:
-        """One line for the log."""
+        """Return one line for the log."""
         return type(self).__name__
 
 
 class FrozenTeacher(Teacher):
-    """A trained network that only answers: in eval mode, without gradient, its buffers untouched.
+    """Trained network that only answers: in eval mode, without gradient, its buffers untouched.
 
     Args:
         net: the network; it is put in eval mode and its parameters stop requiring gradients.
-        task: how the network reads a batch.
+        task: task by which the network reads a batch.
         layers: module paths to capture.
     """
 
@@ -94,7 +94,7 @@ class FrozenTeacher(Teacher):
 
 
 def confidence_weights(doubt: Tensor) -> Tensor:
-    r"""How much each of K teachers counts for a row: the less, the greater its cross-entropy with the row's label.
+    r"""Compute the weight of each of K teachers for a row, which falls with its cross-entropy with the row's label.
 
     .. math:: w_{ik} = \frac{1}{K-1}\Big(1 - \frac{e^{L_{ik}}}{\sum_j e^{L_{ij}}}\Big)
 
@@ -141,11 +141,11 @@ class MultiTeacher(Teacher):
 
 
 class TasksTeacher(MultiTeacher):
-    """A teacher for each of several tasks: together they answer as one network with a head a task.
+    """Teachers of several tasks, one each: together they answer as one network with a head a task.
 
     Args:
-        members: name of the task → who knows it.
-        first: whose answers are ``logits``; None is the first member's.
+        members: name of the task → its teacher.
+        first: name of the task whose answers are ``logits``; None is the first member's.
     """
 
     def __init__(self, members: Mapping[str, Teacher], first: str | None = None) -> None:
@@ -157,8 +157,8 @@ class TasksTeacher(MultiTeacher):
     @torch.no_grad()
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         answers = [member(batch, split) for member in self.members]
-        said = {name: one.logits for name, one in zip(self.tasks, answers, strict=True) if one is not None}
-        return Outputs(said.get(self.first or "", next(iter(said.values()))), heads=said) if said else None
+        logits = {name: one.logits for name, one in zip(self.tasks, answers, strict=True) if one is not None}
+        return Outputs(logits.get(self.first or "", next(iter(logits.values()))), heads=logits) if logits else None
 
     @override
     def describe(self) -> str:
@@ -167,7 +167,7 @@ class TasksTeacher(MultiTeacher):
 
 
 class EnsembleTeacher(MultiTeacher):
-    r"""The weighted mean of several teachers' probabilities, given as dense logits (their logarithm).
+    r"""Weighted mean of several teachers' probabilities, given as dense logits (their logarithm).
 
     .. math:: p_{ic} = \sum_k w_{ik}\, p^k_{ic}, \qquad \sum_k w_{ik} = 1
 
@@ -180,10 +180,10 @@ class EnsembleTeacher(MultiTeacher):
     of two. Heads that all have, those of several tasks, are averaged likewise.
 
     Args:
-        members: at least one teacher.
-        weights: one weight each, normalised to sum to 1; None weighs all alike.
+        members: teachers, at least one.
+        weights: weights of the members, normalised to sum to 1; None weighs all alike.
         weighting: ``mean`` for those weights, or ``confidence``.
-        show: also give each member's own logits, as ``heads["member_0"]`` and so on, to a term that weighs them.
+        show: show each member's own logits too, as ``heads["member_0"]`` and so on, to a term that weighs them.
     """
 
     def __init__(
@@ -222,27 +222,27 @@ class EnsembleTeacher(MultiTeacher):
                     mean = self._plus(mean, answer.logits, math.log(weight))
             return None if mean is None else Outputs(mean, heads=heads)
         answers = [member(batch, split) for member in self.members]
-        said = {n: answer.logits for n, answer in enumerate(answers) if answer is not None}
-        if not said:
+        member_logits = {n: answer.logits for n, answer in enumerate(answers) if answer is not None}
+        if not member_logits:
             return None
         if self.weighting == "mean":
             logits = None
-            for n, own in said.items():
+            for n, own in member_logits.items():
                 logits = self._plus(logits, own, math.log(self.weights[n])) if self.weights[n] > 0 else logits
         else:
-            logits = self._by_confidence(list(said.values()), batch, known=split == "train")
+            logits = self._by_confidence(list(member_logits.values()), batch, known=split == "train")
         assert logits is not None
-        return Outputs(logits, heads={f"{MEMBER}{n}": dense(own) for n, own in said.items()} if self.show else {})
+        return Outputs(logits, heads={f"{MEMBER}{n}": dense(own) for n, own in member_logits.items()} if self.show else {})
 
     @staticmethod
-    def _by_confidence(said: Sequence[Any], batch: Batch, known: bool) -> Tensor:
-        """The mean (rows, C) by confidence, as logarithms; ``known`` says whether labels may tell."""
-        rows, classes = said[0].shape
-        size = max(AT_ONCE // (classes * len(said)), 1)
+    def _by_confidence(member_logits: Sequence[Any], batch: Batch, known: bool) -> Tensor:
+        """Compute the mean (rows, C) by confidence, as logarithms; ``known`` says whether labels may tell."""
+        rows, classes = member_logits[0].shape
+        size = max(AT_ONCE // (classes * len(member_logits)), 1)
         parts = []
         for start in range(0, rows, size) if rows else (0,):
             at = slice(start, start + size)
-            each = torch.stack([log_probabilities(dense(logits[at])) for logits in said])
+            each = torch.stack([log_probabilities(dense(logits[at])) for logits in member_logits])
             doubt = -(each.exp() * each).sum(-1)
             if known:
                 part = batch.part(at)
@@ -253,7 +253,7 @@ class EnsembleTeacher(MultiTeacher):
 
     @staticmethod
     def _plus(mean: Tensor | None, logits: Any, log_weight: float) -> Tensor:
-        """The mean so far (rows, C), changed in place, and one member's weighted probabilities; as logarithms."""
+        """Add one member's weighted probabilities to the mean so far (rows, C), in place; both as logarithms."""
         rows, classes = logits.shape
         first = mean is None
         if mean is None:

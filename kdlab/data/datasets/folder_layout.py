@@ -138,7 +138,9 @@ def split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
         )
     if "train" not in split_paths:
         raise UserError("data.root", f"{root} has split folders ({names}) and none is train", f"one more; {advice}")
-    renamed = [f"{path.name} is the {split} split" for split, path in split_paths.items() if path.name not in SPLITS[split][:3]]
+    renamed = [
+        f"{path.name} is the {split} split" for split, path in split_paths.items() if path.name not in SPLITS[split][:3]
+    ]
     return split_paths, [", ".join(renamed)] if renamed else []
 
 

@@ -120,7 +120,7 @@ def _known(content: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _rows(held: dict[str, Any], inputs: str, targets: str) -> tuple[Rows, int, list[str]]:
-    """Return inputs and class ids of one split, the classes that its targets tell of, and lines on how they are read."""
+    """Return inputs and class ids of one split, its number of classes if known, and lines on how they are read."""
     try:
         values, of_shape = _inputs(array_inputs.to_tensor(held[inputs]))
     except Unreadable as error:
@@ -195,9 +195,7 @@ def _check_ids(splits: dict[str, Rows], class_names: Sequence[str]) -> None:
         advice = "ids from 0 on without gaps: np.unique(targets, return_inverse=True)[1]"
     else:
         advice = f"ids from 0 on without gaps, or data.classes=[{','.join(map(str, ids))}], which renumbers them"
-    raise UserError(
-        "data.targets", f"no training row has class id {missing}{named}; ids found: {_ranges(ids)}", advice
-    )
+    raise UserError("data.targets", f"no training row has class id {missing}{named}; ids found: {_ranges(ids)}", advice)
 
 
 def _ranges(ids: Sequence[int]) -> str:

@@ -17,11 +17,11 @@ from kdlab.data.text.numerals import LONGEST, joined, stated_number
 from kdlab.data.text.numerals import number as number
 
 MARKER = "####"
-"""What stands before the final answer, as in GSM8K (Cobbe et al., "Training Verifiers to Solve Math Word Problems",
+"""Marker before the final answer, as in GSM8K (Cobbe et al., "Training Verifiers to Solve Math Word Problems",
 2021)."""
 
 END = "<|endoftext|>"
-"""What ends a text; anything a network writes after it does not count."""
+"""Token that ends a text; anything a network writes after it does not count."""
 
 Same = Callable[[str, str], bool]
 """Whether an answer (first) means the same as the right one (second)."""
@@ -41,23 +41,23 @@ _EXPONENT = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)e[-+]?\d+", re.IGNORECASE)
 _MARKS = str.maketrans({"’": "'", "‘": "'", "“": '"', "”": '"', "−": "-"})
 _AROUND = re.compile(r"""^(?:(?!(?<![.,])[.,]\d)[ .,;:!?"'`])+|[ .,;:!?"'`]+$""")
 _LETTER = re.compile(r"[(\[]?([a-z])(?:[)\]]?|[)\].:]{1,2} (.+))")
-"""A choice's letter, alone or as the mark of the words behind it."""
+"""Letter of a choice, alone or as the mark of the words behind it."""
 _CALCULATOR = re.compile(r"<<[^<>]*>>")
 
 
 def extract(text: str, marker: str = MARKER) -> str | None:
-    """The final answer of a text: the line after its last ``marker``; None where there is none.
+    """Return the final answer of a text: the line after its last ``marker``; None where there is none.
 
     >>> extract("48/2 = 24 #### 24#### 72 <|endoftext|> and so on")
     '72'
     """
-    _, found, tail = text.partition(END)[0].rpartition(marker)
-    answer = tail.strip().partition("\n")[0].strip() if found else ""
+    _, mark, tail = text.partition(END)[0].rpartition(marker)
+    answer = tail.strip().partition("\n")[0].strip() if mark else ""
     return answer or None
 
 
 def normalise(text: str) -> str:
-    """The text without what does not change an answer: case, width, runs of spaces, quotes and full stops around it.
+    """Remove what does not change an answer: case, width, runs of spaces, quotes and full stops around it.
 
     A point or comma before a digit stays, and a text of such marks alone stays as it is.
 
@@ -70,12 +70,12 @@ def normalise(text: str) -> str:
 
 
 def same_text(given: str, answer: str) -> bool:
-    """Whether two answers are the same words."""
+    """Return whether two answers are the same words."""
     return normalise(given) == normalise(answer)
 
 
 def value(expression: str) -> Fraction | None:
-    """What an arithmetic expression of ``+ - * /`` and parentheses comes to, exactly; None where that is nothing.
+    """Compute the exact value of an arithmetic expression of ``+ - * /`` and parentheses; None where it has none.
 
     Safe for anything that a network writes: it is parsed, never run, and has at most 200 characters and no powers, so
     that the numbers stay small.
@@ -115,7 +115,7 @@ def _close(given: Fraction | None, answer: Fraction | None) -> bool:
 
 
 def same_number(given: str, answer: str) -> bool:
-    """Whether the last numbers of two answers are equal: whole numbers exactly, others to a millionth.
+    """Return whether the last numbers of two answers are equal: whole numbers exactly, others to a millionth.
 
     What is written with digits but is no number that can be read (``10:30``, ``1,23``, ``2^10``, a sum) is compared as
     words.
@@ -130,7 +130,7 @@ def same_number(given: str, answer: str) -> bool:
 
 
 def same_value(given: str, answer: str) -> bool:
-    """Whether two arithmetic expressions come to the same, as :func:`same_number` does.
+    """Return whether two arithmetic expressions have equal values, within the tolerance of :func:`same_number`.
 
     A division by zero equals nothing.
 
@@ -141,12 +141,12 @@ def same_value(given: str, answer: str) -> bool:
 
 
 def _worth(text: str) -> Fraction | None:
-    """The value of an expression, or of a number with an exponent."""
+    """Return the value of an expression, or of a number with an exponent."""
     return stated_number(text) if _EXPONENT.fullmatch(text.strip().rstrip(".")) else value(text)
 
 
 def choice(given: str, choices: Sequence[str]) -> str | None:
-    """Which of the choices an answer is: its very words, its letter alone, or both; None for anything else.
+    """Return the choice that an answer gives by its very words, its letter alone, or both; None for anything else.
 
     >>> choice("(b)", ["park", "gravity"]), choice("B. Gravity", ["park", "gravity"])
     ('gravity', 'gravity')
@@ -164,7 +164,7 @@ def choice(given: str, choices: Sequence[str]) -> str | None:
 
 
 def named(sentence: str, choices: Sequence[str]) -> str | None:
-    """Which of the choices a sentence is about: what :func:`choice` says, or the only one named; None if unclear.
+    """Return the choice that a sentence names: that of :func:`choice`, or the only one mentioned; None if unclear.
 
     Too lenient for an answer, since what is named may be denied.
 
@@ -174,20 +174,20 @@ def named(sentence: str, choices: Sequence[str]) -> str | None:
     if (chosen := choice(sentence, choices)) is not None:
         return chosen
     text = normalise(sentence)
-    found = {normalise(option) for option in choices if _mentions(text, normalise(option))}
-    if len(found) != 1:
+    mentioned = {normalise(option) for option in choices if _mentions(text, normalise(option))}
+    if len(mentioned) != 1:
         return None
-    return next(option for option in choices if normalise(option) in found)
+    return next(option for option in choices if normalise(option) in mentioned)
 
 
 def _mentions(text: str, words: str) -> bool:
-    """Whether a text holds these words, and not as a part of a word or decimal number."""
+    """Return whether a text holds these words, and not as a part of a word or decimal number."""
     return re.search(rf"(?<!\w)(?!(?<=\.)\d){re.escape(words)}(?!\w|\.\d)", text) is not None
 
 
 @dataclass(frozen=True)
 class Choices:
-    """Compares answers to questions with choices.
+    """Comparison of answers to questions with choices.
 
     Args:
         of: the choices of every question, by its text.
@@ -196,13 +196,13 @@ class Choices:
     of: Mapping[str, Sequence[str]]
 
     def same(self, question: str, given: str, answer: str) -> bool:
-        """Whether ``given`` means the choice ``answer`` of this question."""
+        """Return whether ``given`` means the choice ``answer`` of this question."""
         chosen = choice(given, self.of.get(question, (answer,)))
         return chosen is not None and same_text(chosen, answer)
 
 
 def without_calculator(text: str) -> str:
-    """The text without GSM8K's calculator marks.
+    """Remove GSM8K's calculator marks from a text.
 
     >>> without_calculator("48/2 = <<48/2=24>>24 clips")
     '48/2 = 24 clips'
@@ -211,7 +211,7 @@ def without_calculator(text: str) -> str:
 
 
 def operations(expression: str) -> int:
-    """How many operations an arithmetic expression has; signs of numbers are none.
+    """Count the operations of an arithmetic expression; signs of numbers are none.
 
     >>> operations("( ( 17.0 + 15.0 ) - -2.0 )")
     2
@@ -220,7 +220,7 @@ def operations(expression: str) -> int:
 
 
 def steps(reasoning: str) -> int:
-    """How many steps a reasoning has: results written down (``=``), or where there are none, lines and sentences.
+    """Count the steps of a reasoning: results written down (``=``), or where there are none, lines and sentences.
 
     >>> steps("37+58=95;95-21=74"), steps("It must be a place. Only the bank is one."), steps("")
     (2, 2, 0)

@@ -15,7 +15,7 @@ from kdlab.errors import UserError
 
 
 class TextCommon(TypedDict, total=False):
-    """The arguments that every data set of text takes beside its own: of :func:`text_data` and :class:`TextData`."""
+    """Arguments that every data set of text takes beside its own: those of :func:`text_data` and :class:`TextData`."""
 
     tokenizer: Any
     vocab: int | None
@@ -46,7 +46,7 @@ def text_data(
     ood: Annotated[Any, "data"] = None,
     **options: Any,
 ) -> TextData:
-    """A data set of text, and others that are read by the same tokenizer; how every constructor ends.
+    """Build a data set of text, with others that are read by the same tokenizer; the last step of all constructors.
 
     A tokenizer that is made here is made of all the corpora that are named, in whatever role. So a teacher with
     ``mix: B`` on corpus A and a student with ``ood: B`` on corpus A have the same one.
@@ -91,7 +91,7 @@ def text_data(
 
 
 def _joined(source: RawText, mixed: list[RawText], ood: RawText | None) -> RawText:
-    """A source with the training sequences of others added to its own, and the test sequences of another beside."""
+    """Return a source with the training sequences of others added, and the test sequences of another as ``ood``."""
     splits, words = dict(source.splits), dict(source.words)
     right: dict[int, Callable[[Question, str], bool]] = {}
     for other in mixed:

@@ -11,7 +11,7 @@ from kdlab.system.files import Unreadable, open_regular
 
 
 def read_text(path: Path, key: str) -> str:
-    """The text of a UTF-8 file, its line ends as they are.
+    """Read the text of a UTF-8 file, its line ends as they are.
 
     Raises:
         UserError: if it is not there, no UTF-8, or empty.
@@ -31,24 +31,24 @@ def read_text(path: Path, key: str) -> str:
 
 
 def find_files(paths: str | Sequence[str], key: str) -> list[Path]:
-    """Files by path or pattern (``books/**/*.txt``), in the order given; those of a pattern by name.
+    """Find files by path or pattern (``books/**/*.txt``), in the order given; those of a pattern by name.
 
     Raises:
         UserError: naming the path or pattern that fits no file.
     """
-    found: list[Path] = []
+    files: list[Path] = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         name = str(Path(path).expanduser())
         matches = [name] if Path(name).is_file() else sorted(glob.glob(name, recursive=True))
         here = [match for match in matches if Path(match).is_file()]
         if not here:
             raise UserError(key, f"{path}: no such file", "a text file, a list of them, or a pattern")
-        found += [Path(p) for p in here]
-    if not found:
+        files += [Path(p) for p in here]
+    if not files:
         raise UserError(key, "names no file", "a text file, a list of them, or a pattern")
-    return found
+    return files
 
 
 def read_texts(paths: str | Sequence[str], key: str) -> list[str]:
-    """The text of each file that :func:`find_files` finds."""
+    """Read the text of each file that :func:`find_files` finds."""
     return [read_text(path, key) for path in find_files(paths, key)]

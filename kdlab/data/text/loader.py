@@ -19,14 +19,14 @@ from kdlab.functional.types import Batch, SequenceBatch, StepTotals
 
 @dataclass
 class Reading:
-    """How sequences are read: by every loader of a data set in the same way.
+    """Settings by which all loaders of a data set read sequences.
 
     Args:
-        weights: (4,) float: how much a predicted token of each segment counts.
+        weights: (4,) float: weight of a predicted token of each segment.
         pad_id: the token that fills up.
         context: positions of a row when packing.
         source_length: every encoder input is padded to this length; None to the longest.
-        source_fill: what features are padded with.
+        source_fill: value that features are padded with.
     """
 
     weights: Tensor
@@ -37,14 +37,14 @@ class Reading:
 
 
 class TextLoader(EpochLoader):
-    """One epoch after the other of a split of sequences, as Batches.
+    """Loader of one epoch after the other of a split of sequences, as Batches.
 
     ``where`` marks the positions whose prediction counts; targets, weights and segments have one entry for each. The
     window of a training batch holds the summed weight, of rows and of sequences, of the whole optimizer step.
 
     Args:
         flat: the sequences.
-        reading: how they are read.
+        reading: settings by which they are read.
         batch_size: sequences of one optimizer step, over all micro-batches and processes.
         pack: lay the sequences of a micro-batch one after the other into as few rows as they fit in; positions start
             again at 0 with each. ``key`` is then that of a row's first sequence.
@@ -84,7 +84,7 @@ class TextLoader(EpochLoader):
         return torch.cat(places), [len(place) for place in places], list(windows)
 
     def _batch(self, examples: Tensor, window: StepTotals | None) -> Batch:
-        """One micro-batch of the examples (n,)."""
+        """Build one micro-batch of the examples (n,)."""
         flat, device = self.flat, self.device
         read = flat.length[examples] - 1  # the last token is predicted, and never read
         row, offset = pack(read.tolist(), self.reading.context) if self.pack else (torch.arange(len(read)), None)
@@ -132,7 +132,7 @@ class TextLoader(EpochLoader):
         )
 
     def _positions(self, row: Tensor, ends: Tensor, width: int, place: Tensor, position: Tensor) -> Tensor:
-        """Positions of the tokens, (rows, width) int64.
+        """Return the positions of the tokens, (rows, width) int64.
 
         What fills up continues a row that holds one sequence, so that no mask is needed; behind packed sequences it is
         one more of them.
@@ -146,18 +146,18 @@ class TextLoader(EpochLoader):
         return positions.view(rows, width)
 
     def _encoder(self, examples: Tensor) -> dict[str, Tensor]:
-        """What the encoder is given: ids (n, L) or features (n, F, L), and which positions hold any of it."""
+        """Return the encoder's inputs, ids (n, L) or features (n, F, L), with a mask of the positions that hold any."""
         flat = self.flat
         assert flat.source is not None and flat.source_start is not None and flat.source_length is not None
         length = flat.source_length[examples]
         steps = torch.arange(self.reading.source_length or int(length.max()), device=self.device)
         inside = steps < length.to(self.device)[:, None]
         index = (flat.source_start[examples].to(self.device)[:, None] + steps).clamp(max=max(len(flat.source) - 1, 0))
-        found = flat.source[index]
-        if found.ndim == 2:
-            ids = found.long().masked_fill(~inside, self.reading.pad_id)
+        padded = flat.source[index]
+        if padded.ndim == 2:
+            ids = padded.long().masked_fill(~inside, self.reading.pad_id)
             return {"input_ids": ids, "attention_mask": inside.long()}
-        features = found.masked_fill(~inside[..., None], self.reading.source_fill)
+        features = padded.masked_fill(~inside[..., None], self.reading.source_fill)
         return {"input_features": features.transpose(1, 2).contiguous(), "attention_mask": inside.long()}
 
 

@@ -26,7 +26,7 @@ from kdlab.functional.types import SEGMENTS
 from kdlab.ranges import whole_number
 
 SEGMENT_WEIGHTS = {"prompt": 0.0, "reasoning": 1.0, "answer": 1.0, "text": 1.0}
-"""How much a predicted token counts, by what it is part of."""
+"""Weight of a predicted token, by the segment that it is part of."""
 
 Read = Callable[[Tokenizer], RawText]
 Texts = Callable[[], Iterable[str]]
@@ -41,21 +41,21 @@ class TextData(DataModule):
     ``key``; their rows are the positions whose prediction counts.
 
     Args:
-        source: what the data set holds.
+        source: content of the data set.
         context: positions that a network reads at once. Running text is cut into windows of ``context + 1`` tokens
             which overlap by one, so that every token but the first is predicted once.
         batch_size: sequences of ONE optimizer step, over all its micro-batches and processes.
         eval_batch_size: sequences of a batch in evaluation; None is ``batch_size``.
-        segment_weights: how much a predicted token counts by the segment it is part of; what is left out keeps
+        segment_weights: weight of a predicted token by the segment that it is part of; what is left out keeps
             ``SEGMENT_WEIGHTS``. A token that weighs nothing is no row.
         pack: show training sequences one after the other in rows of up to ``context`` positions, instead of one a row.
         fraction: train on this share of the training examples only.
         drop_long: leave out training sequences that do not fit into the context, instead of refusing them.
-        eval_stride: in evaluation, start a window of running text every so many tokens and count only what is new in
-            it: a token then has at least ``context - eval_stride`` before it (Baevski & Auli, ICLR 2019). None is
-            ``context``: no overlap.
-        seed: of the order of examples.
-        split_seed: of the choice of the fraction.
+        eval_stride: distance in tokens between the starts of windows of running text in evaluation, where only what is
+            new in a window counts: a token then has at least ``context - eval_stride`` before it (Baevski & Auli, ICLR
+            2019). None is ``context``: no overlap.
+        seed: seed of the order of examples.
+        split_seed: seed of the choice of the fraction.
 
     Attributes:
         name, tokenizer, vocab_size, context, batch_size,
@@ -164,7 +164,7 @@ class TextData(DataModule):
     # ---- what is in the splits
 
     def source(self, tokenizer: Tokenizer) -> RawText:
-        """What the data set holds, by another tokenizer."""
+        """Return the content of the data set under another tokenizer."""
         assert self.read is not None
         return self.read(tokenizer)
 
@@ -182,26 +182,26 @@ class TextData(DataModule):
         return total.hexdigest()
 
     def describe(self) -> str:
-        """One line: how much of what training sees."""
+        """Return one line on the number of sequences and tokens that training sees."""
         return f"{self.counts['train']} sequences of {self.name} ({self.rows('train')} tokens to predict)"
 
     def rows(self, split: str) -> int:
-        """How many tokens of a split are to be predicted, and count."""
+        """Count the tokens of a split that are to be predicted and have a weight."""
         return int(self._flat[split].sums(self._reading.weights)[1].sum())
 
     def questions(self, split: str) -> list[Question]:
-        """The questions of a split, in its order; none where the text asks nothing."""
+        """Return the questions of a split, in its order; none where the text asks nothing."""
         self._known(split)
         return self._questions.get(split, [])
 
     def right(self, question: Question, text: str) -> bool:
-        """Whether a generated text is the right answer."""
+        """Return whether a generated text is the right answer."""
         return self._source.right(question, text)
 
     def longest(self, split: str = "train") -> int | None:
-        """Tokens of the longest reference that ends in an answer, reasoning and end of text with it; None without any.
+        """Return the length in tokens of the longest reference that ends in an answer; None without any.
 
-        What a network may need to write such an answer.
+        Reasoning and end of text count, as a network writes them too.
         """
         self._known(split)
         if split not in self._flat:
@@ -212,7 +212,7 @@ class TextData(DataModule):
         return int(lengths.max()) if len(lengths) else None
 
     def words(self, split: str) -> int | None:
-        """Number of words of a split, where perplexity per word makes sense."""
+        """Return the number of words of a split, where perplexity per word makes sense."""
         return self._source.words.get(split)
 
     @property
@@ -235,7 +235,7 @@ class TextData(DataModule):
 
     @property
     def network_kwargs(self) -> dict[str, Any]:
-        """What a network's constructor may want to know."""
+        """Arguments that a network's constructor may take from the data."""
         known = {
             "vocab_size": self.vocab_size,
             "context": self.context,
@@ -265,12 +265,12 @@ class TextData(DataModule):
         """
         if self.tokenizer.fingerprint == other.fingerprint:
             return
-        ours, theirs = self.tokenizer.vocabulary(), other.vocabulary()
+        own_tokens, other_tokens = self.tokenizer.vocabulary(), other.vocabulary()
         raise UserError(
             key,
             (
                 f"its tokenizer ({other.size} tokens) is not that of data ({self.vocab_size} "
-                f"tokens; {len(ours.items() ^ theirs.items())} entries differ)"
+                f"tokens; {len(own_tokens.items() ^ other_tokens.items())} entries differ)"
             ),
             (
                 "the same data.tokenizer (a file, or made of the same texts), the teacher's "
@@ -279,7 +279,7 @@ class TextData(DataModule):
         )
 
     def inference_metadata(self, folder: Path) -> dict[str, Any]:
-        """What a run folder must know to read inputs and outputs again; writes the tokenizer into ``folder``."""
+        """Return the metadata that a run folder needs to read inputs and outputs again; save the tokenizer in it."""
         path = self.tokenizer.save(folder)
         return {"tokenizer": path.name, **self.network_kwargs}
 
@@ -303,11 +303,11 @@ class TextData(DataModule):
     def ordered_loader(
         self, split: str = "train", view: int | None = None, batch_size: int | None = None
     ) -> TextLoader:
-        """All examples of a split, in order and one a row, in this process: to fill a cache, or to predict.
+        """Return all examples of a split, in order and one a row, in this process: to fill a cache, or to predict.
 
         Args:
             split: ``train``, ``val``, ``test`` or ``ood``.
-            view: 0 or None: there is one.
+            view: number of the view, 0 or None: there is one.
             batch_size: sequences of a batch; None is ``eval_batch_size``.
 
         Raises:
@@ -332,7 +332,7 @@ class TextData(DataModule):
 
 
 def _weights(given: dict[str, float] | None) -> Tensor:
-    """(4,) float64: how much each segment counts."""
+    """Return the weight of each segment, (4,) float64."""
     weights = dict(SEGMENT_WEIGHTS)
     for segment, weight in dict(given or {}).items():
         if segment not in weights:

@@ -11,10 +11,10 @@ import unicodedata
 from fractions import Fraction
 
 LONGEST = 200
-"""Characters of a number or expression that is still read."""
+"""Maximum number of characters of a number or expression that is read."""
 
 _POWERS = 3
-"""Digits of an exponent that is still read: 1e999999999 would fill the memory."""
+"""Maximum number of digits of an exponent that is read: 1e999999999 would fill the memory."""
 
 _CHARACTERS = str.maketrans({
     "−": "-", "–": "-", "‒": "-", "‐": "-", "×": "*", "·": "*", "⋅": "*", "÷": "/", "⁄": "/", "∕": "/",
@@ -69,7 +69,7 @@ _PLUS_AFTER = re.compile(r"\s?\+\s?[\w(.]|\^")
 
 
 def number(text: str) -> Fraction | None:
-    """The last number in a text, of a sum ``82-19`` its last one; None where there is none or it cannot be read.
+    """Return the last number in a text, of a sum ``82-19`` its last one; None if there is none or it cannot be read.
 
     Thousands may be separated (``1,000``, ``1 000``, ``1'000``). Currency, percent signs and units do not count;
     ``k``, ``thousand``, ``million`` and so on do, as do exponents, fractions (``3/4``, ``2 1/2``) and signs.
@@ -83,85 +83,85 @@ def number(text: str) -> Fraction | None:
 
 
 def stated_number(text: str) -> Fraction | None:
-    """As :func:`number`, but None where that is a part of a sum, a range or a root rather than an answer.
+    """Return :func:`number` of a text, but None where that is a part of a sum, range or root rather than an answer.
 
     >>> stated_number("12 + 5 = 17"), stated_number("12 + 5"), stated_number("10-12")
     (Fraction(17, 1), None, None)
     """
-    found, part = _last(text)
-    return None if part else found
+    last, part = _last(text)
+    return None if part else last
 
 
 def is_number(text: str) -> bool:
-    """Whether a text is one number and nothing else, but for currency, a percent sign and a full stop.
+    """Return whether a text is one number and nothing else, but for currency, a percent sign and a full stop.
 
     >>> is_number("$1,000.00"), is_number("1e5"), is_number("12 apples"), is_number("5pm")
     (True, True, False, False)
     """
     plain = _plain(text).strip()
-    found = _TOKEN.match(plain)
-    if found is None or plain[found.end() :].strip(" .%") or stated_number(plain) is None:
+    match = _TOKEN.match(plain)
+    if match is None or plain[match.end() :].strip(" .%") or stated_number(plain) is None:
         return False
-    read = _NUMBER.fullmatch(found[0])
+    read = _NUMBER.fullmatch(match[0])
     return read is None or not read["unit"]
 
 
 def joined(text: str) -> str:
-    """The text with the commas between thousands left out.
+    """Remove the commas between thousands from a text.
 
     >>> joined("(1,200 + 1,2)")
     '(1200 + 1,2)'
     """
-    return re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda found: found[0].replace(",", ""), text)
+    return re.sub(r"(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])", lambda match: match[0].replace(",", ""), text)
 
 
 def _plain(text: str) -> str:
-    text = _SUPERSCRIPT.sub(lambda found: "^" + found[0], _VULGAR.sub(" ", text))
+    text = _SUPERSCRIPT.sub(lambda match: "^" + match[0], _VULGAR.sub(" ", text))
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
     for pattern, becomes in _REWRITES:
-        text = pattern.sub((lambda found: found[0].replace(" ", "")) if becomes == "GROUPED" else becomes, text)
+        text = pattern.sub((lambda match: match[0].replace(" ", "")) if becomes == "GROUPED" else becomes, text)
     return text
 
 
 def _last(text: str) -> tuple[Fraction | None, bool]:
-    """The last number, and whether it is a part of something larger."""
+    """Return the last number, and whether it is a part of something larger."""
     text = _plain(text)
-    numbers = [found for found in _TOKEN.finditer(text) if found.lastgroup == "number"]
+    numbers = [match for match in _TOKEN.finditer(text) if match.lastgroup == "number"]
     if not numbers:
         return None, False
     last = numbers[-1]
     before, after, written = text[: last.start()], text[last.end() :], last[0]
     part = _OPERATOR_BEFORE.search(before[-8:]) is not None or _PLUS_AFTER.match(after) is not None
     part = part or (written[0] in "+-" and _OPERAND_BEFORE.search(before[-2:]) is not None)  # 10 -5
-    found = _read(written)
-    if found is None and (tail := re.fullmatch(r".*[-+*](?=[\d.])([^-+*/^]+)", written)):
-        part, found = True, _read(tail[1])
-    if found is None:
+    value = _read(written)
+    if value is None and (tail := re.fullmatch(r".*[-+*](?=[\d.])([^-+*/^]+)", written)):
+        part, value = True, _read(tail[1])
+    if value is None:
         return None, part
-    if "/" in written and 0 <= found < 1 and len(numbers) > 1 and text[numbers[-2].end() : last.start()] == " ":
+    if "/" in written and 0 <= value < 1 and len(numbers) > 1 and text[numbers[-2].end() : last.start()] == " ":
         whole = numbers[-2]
         if re.fullmatch(r"-?\d{1,9}", whole[0]) and not _OPERATOR_BEFORE.search(text[: whole.start()][-8:]):
             count = int(whole[0])  # 2 1/2
-            return (count - found if whole[0].startswith("-") else count + found), False
+            return (count - value if whole[0].startswith("-") else count + value), False
     if (scale := _SCALE.match(after)) is not None:
-        found *= 10 ** _SCALES[scale[1].lower()]
-    return found, part
+        value *= 10 ** _SCALES[scale[1].lower()]
+    return value, part
 
 
 def _read(written: str) -> Fraction | None:
-    """The value of a text that is one number with perhaps a unit; None for anything else."""
-    found = _NUMBER.fullmatch(written) if len(written) <= LONGEST else None
-    if found is None or not (found["over"] or found["whole"] or found["part"]):
+    """Return the value of a text that is one number with perhaps a unit; None for anything else."""
+    match = _NUMBER.fullmatch(written) if len(written) <= LONGEST else None
+    if match is None or not (match["over"] or match["whole"] or match["part"]):
         return None
-    if found["over"]:
-        if not int(found["under"]):
+    if match["over"]:
+        if not int(match["under"]):
             return None
-        value = Fraction(int(found["over"]), int(found["under"]))
+        value = Fraction(int(match["over"]), int(match["under"]))
     else:
-        power = found["power"] or "0"
+        power = match["power"] or "0"
         if len(power.lstrip("+-").lstrip("0")) > _POWERS:
             return None
-        whole, part = re.sub(r"[,']", "", found["whole"] or ""), found["part"] or ""
+        whole, part = re.sub(r"[,']", "", match["whole"] or ""), match["part"] or ""
         value = Fraction(int(whole + part)) * Fraction(10) ** (int(power) - len(part))
-    value *= 10 ** _SCALES.get(found["unit"].lower(), 0)
-    return -value if found["sign"] == "-" else value
+    value *= 10 ** _SCALES.get(match["unit"].lower(), 0)
+    return -value if match["sign"] == "-" else value

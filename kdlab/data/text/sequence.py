@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from kdlab.data.text.tokenizer import Tokenizer
 
 PROMPT, REASONING, ANSWER, TEXT = range(len(SEGMENTS))
-"""What a token is part of: the numbers that :attr:`Sequence.segments` holds, indices into ``SEGMENTS``."""
+"""Segments of a token: the numbers that :attr:`Sequence.segments` holds, indices into ``SEGMENTS``."""
 
 
 @dataclass
 class Question:
-    """A prompt that a network continues, and what is right.
+    """Prompt that a network continues, and the right answer.
 
     Args:
         prompt: (n,) ids that the (decoder of the) network is given.
         answer: the right answer, as text.
         group: figures are also reported by group (say, the number of steps); "" for none.
         text: the question as a person reads it.
-        source: what the encoder is given: (m,) ids or (F, m) features; None without an encoder.
+        source: input of the encoder: (m,) ids or (F, m) features; None without an encoder.
     """
 
     prompt: Tensor
@@ -40,15 +40,15 @@ class Question:
 
 @dataclass
 class Sequence:
-    """One example: the token at each position, and what each is part of.
+    """One example: the token at each position, and the segment that each is part of.
 
     Args:
         ids: (n,) integer token ids; the network reads ``ids[:-1]`` and predicts ``ids[1:]``. With an encoder they
             begin with the decoder's start token.
         segments: (n,) index into ``SEGMENTS`` of each token itself.
         question: the question that this sequence answers, if any.
-        source: what the encoder is given: (m,) ids or (F, m) float features; None without an encoder.
-        weight: of all its rows.
+        source: input of the encoder: (m,) ids or (F, m) float features; None without an encoder.
+        weight: weight of all its rows.
         running: running text, which is cut into windows of the context; any other sequence has to fit whole.
     """
 
@@ -61,7 +61,7 @@ class Sequence:
 
     @classmethod
     def of(cls, pieces: Iterable[tuple[list[int], int]], **options: object) -> Sequence:
-        """A sequence of pieces, each token ids and the segment they are part of.
+        """Build a sequence of pieces, each of token ids and the segment they are part of.
 
         >>> Sequence.of([([5, 6], PROMPT), ([7], ANSWER)]).segments.tolist()
         [0, 0, 2]
@@ -76,22 +76,22 @@ class Sequence:
 
 
 def same_text(question: Question, text: str) -> bool:
-    """Whether a generated text is the answer, up to white space around it."""
+    """Return whether a generated text is the answer, up to white space around it."""
     return text.strip() == question.answer.strip()
 
 
 @dataclass
 class RawText:
-    """A data set of text, tokenised.
+    """Data set of text, tokenised.
 
     Args:
-        name: what to call it.
-        tokenizer: what the ids mean.
+        name: name of the data set.
+        tokenizer: tokenizer of the ids.
         splits: sequences of ``train``, ``val``, ``test``, and possibly ``ood`` (another domain's test split).
         words: words per split, where perplexity per word makes sense.
-        right: whether a generated text is the right answer to a question.
+        right: function that returns whether a generated text is the right answer to a question.
         source_length: every encoder input is padded to this length; None pads to the longest of a micro-batch.
-        source_fill: what features are padded with.
+        source_fill: value that features are padded with.
         key: the config key to name when the content is wrong.
     """
 
@@ -105,7 +105,7 @@ class RawText:
     key: str = "data"
 
     def check(self) -> RawText:
-        """This source, if its sequences make sense.
+        """Return this source, if its sequences make sense.
 
         Raises:
             UserError: for an empty training split, ids out of range, unequal lengths, or sequences with an encoder

@@ -31,7 +31,7 @@ FORMS = ("steps", "answer", "both")
 
 @dataclass(frozen=True)
 class Template:
-    r"""The text around the parts of a sequence.
+    r"""Text around the parts of a sequence.
 
     ====== ==========================================================================================
     form   sequences of ``Template()``
@@ -46,11 +46,11 @@ class Template:
     are found alike in what any network writes.
 
     Args:
-        before: what stands before the question.
-        after: what stands between the question and what a network writes.
-        gap: what stands before the first thing written.
-        line: what stands between reasoning and answer.
-        marker: what stands before the answer.
+        before: text before the question.
+        after: text between the question and what a network writes.
+        gap: text before the first thing written.
+        line: text between reasoning and answer.
+        marker: text before the answer.
         label: the prefix of the task to answer, with form ``both``.
         rationale: the prefix of the task to explain, with form ``both``.
         alphabet: characters that a tokenizer of characters knows beside those that there are.
@@ -66,28 +66,28 @@ class Template:
     alphabet: str = ""
 
     def prompt(self, question: str, task: str = "") -> str:
-        """What a network is asked with."""
+        """Return the prompt that asks a network the question."""
         return f"{task}{self.before}{question}{self.after}"
 
 
 TEMPLATE = Template()
-"""For questions in words."""
+"""Template for questions in words."""
 TERSE = Template(
     before="", after=":", gap="", line="", marker=">", label="L", rationale="R", alphabet="0123456789+-*=;():>LR"
 )
-"""For sums: ``37+58-21:37+58=95;95-21=74>74``; a network can be asked about other operations than it learned."""
+"""Template for sums: ``37+58-21:37+58=95;95-21=74>74``; a network can be asked about operations it has not learned."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A question with what is to be learned about it.
+    """Question with what is to be learned about it.
 
     Args:
-        question: as text.
+        question: question as text.
         reasoning: the steps to the answer; None where there are none.
         answer: the answer to learn; None where there is none.
         gold: the right answer, to measure with; None is ``answer``.
-        group: what measures are told apart by, such as the number of steps.
+        group: group that measures are reported by, such as the number of steps.
     """
 
     question: str
@@ -114,13 +114,13 @@ def check_form(form: str, rationale_weight: float, complete: bool = True) -> Non
 
 
 def texts(examples: Iterable[Example], form: str, template: Template = TEMPLATE) -> list[str]:
-    """The sequences of some examples as text."""
+    """Return the sequences of some examples as text."""
     tasks = (parts for example in examples for parts, _ in _tasks(example, form, template))
     return ["".join(text for text, _ in parts) for parts in tasks]
 
 
 def learnable(example: Example, form: str) -> bool:
-    """Whether there is anything to learn from an example in this form.
+    """Return whether there is anything to learn from an example in this form.
 
     ``steps`` needs reasoning and answer (an answer without reasoning would teach to skip it), ``answer`` the answer,
     ``both`` one of the two.
@@ -138,7 +138,7 @@ def sequences(
     rationale_weight: float = 1.0,
     ask: bool = False,
 ) -> list[Sequence]:
-    """The sequences of some examples, each ended by the tokenizer's end of text.
+    """Build the sequences of some examples, each ended by the tokenizer's end of text.
 
     The form ``both`` is distilling step-by-step (Hsieh et al., "Distilling Step-by-Step! Outperforming Larger Language
     Models with Less Training Data and Smaller Model Sizes", Findings of ACL 2023): two tasks, told apart by a prefix,
@@ -147,11 +147,11 @@ def sequences(
     an epoch has twice as many steps as with the other forms, unless ``data.batch_size`` is doubled.
 
     Args:
-        examples: what to learn.
+        examples: examples to learn from.
         tokenizer: makes the tokens.
         form: ``steps``, ``answer`` or ``both``.
         template: the text around the parts.
-        rationale_weight: of the second task of ``both``.
+        rationale_weight: weight of the second task of ``both``.
         ask: attach the question, as for validation and test; no example with a known answer is left out then. The
             network is asked with the prompt that its answers were trained on.
     """
@@ -171,7 +171,7 @@ def sequences(
 
 
 def _tasks(example: Example, form: str, template: Template) -> Iterator[tuple[list[tuple[str, int]], bool]]:
-    """The sequences of an example as (text, segment) pairs, and whether each is one that ends in the answer."""
+    """Yield the sequences of an example as (text, segment) pairs, and whether each is one that ends in the answer."""
     reasoning, answer = example.reasoning or "", example.answer or ""
     if form == "steps" and reasoning:
         prompt = (template.prompt(example.question), PROMPT)
@@ -201,11 +201,11 @@ def _question(example: Example, tokenizer: Tokenizer, prompt: str) -> Question:
 
 @dataclass(frozen=True)
 class Right:
-    """Judges generated texts by their final answer; one that cannot be read is wrong.
+    """Judge of generated texts by their final answer; one that cannot be read is wrong.
 
     Args:
         same: compares two answers, or knows the choices of every question.
-        marker: what stands before the answer.
+        marker: text before the answer.
     """
 
     same: Same | Choices
@@ -222,12 +222,12 @@ class Right:
 
 
 def hold_out(rows: list[Any], amount: int | float, seed: int, purpose: str) -> tuple[list[Any], list[Any]]:
-    """Rows without, and of, some of their questions; which, depends on the questions' number, seed and purpose only.
+    """Divide rows by question into the rest and those held out, by the questions' number, seed and purpose only.
 
     Args:
         rows: things with a ``question``.
-        amount: how many questions to take: a number, or a share of them.
-        seed: of the split.
+        amount: number of questions to take, or a share of them.
+        seed: seed of the split.
         purpose: ``val`` or ``test``: the config key, and different ones choose independently.
 
     Raises:
@@ -240,12 +240,12 @@ def hold_out(rows: list[Any], amount: int | float, seed: int, purpose: str) -> t
 
 
 def without(rows: list[Any], others: Iterable[Any], split: str) -> list[Any]:
-    """Rows whose question, up to white space, is not among those of ``others``; how many go is logged.
+    """Return the rows whose question, up to white space, is not among those of ``others``; log how many go.
 
     Args:
         rows: things with a ``question``, of ``data.path``.
-        others: as well.
-        split: what the others are for, to name in the log and in the error.
+        others: things with a ``question``, which rows must not share.
+        split: split of the others, to name in the log and in the error.
 
     Raises:
         UserError: if none is left.
@@ -274,17 +274,17 @@ def examples_data(
     complete: bool,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """A data set of questions: those of ``train`` are learned, those of the other splits asked.
+    """Build a data set of questions: those of ``train`` are learned, those of the other splits asked.
 
     So that forms can be compared, and a teacher of one can teach a student of another, a tokenizer that is made here
     is made of the same texts for all of them: of questions, reasoning and answers, whichever are learned.
 
     Args:
-        name: what to call it.
-        examples: by split; empty splits are left out.
+        name: name of the data set.
+        examples: examples by split; empty splits are left out.
         right: judges a generated text.
-        form: of the sequences.
-        rationale_weight: of the second task, with form ``both``.
+        form: form of the sequences.
+        rationale_weight: weight of the second task, with form ``both``.
         template: the text around the parts.
         complete: learn from examples with reasoning and answer alone, so that all forms train on the same questions;
             else from all that have what the form needs (see :func:`learnable`).

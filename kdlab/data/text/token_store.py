@@ -14,7 +14,7 @@ from kdlab.data.text.sequence import Sequence
 
 @dataclass
 class Flat:
-    """The sequences of a split, end to end; windows of running text overlap.
+    """Sequences of a split, end to end; windows of running text overlap.
 
     ``ids`` (n,) int32 and ``segments`` (n,) uint8 belong to tokens. ``start``, ``length``, ``lead`` (N,) int64 and
     ``weight`` (N,) float belong to examples: an example is the tokens ``start .. start + length - 1``, and the first
@@ -36,7 +36,7 @@ class Flat:
         return len(self.start)
 
     def take(self, examples: Tensor) -> Flat:
-        """Some of the examples; the tokens stay where they are."""
+        """Return some of the examples; the tokens stay where they are."""
 
         def of(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[examples]
@@ -52,18 +52,18 @@ class Flat:
         )
 
     def to(self, device: Any) -> Flat:
-        """The same with its tokens on ``device``; what belongs to examples stays, since shapes follow from it."""
+        """Move the tokens to ``device``; what belongs to examples stays, since shapes follow from it."""
         source = None if self.source is None else self.source.to(device)
         return replace(self, ids=self.ids.to(device), segments=self.segments.to(device), source=source)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What it holds, by name."""
+        """Yield the tensors that it holds, by name."""
         for one in fields(self):
             if getattr(self, one.name) is not None:
                 yield one.name, getattr(self, one.name)
 
     def sums(self, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(N,) summed weight and (N,) number of the rows of each example, for the weight (4,) of each segment."""
+        """Return the summed weight (N,) and number (N,) of each example's rows, given each segment's weight (4,)."""
         table = weights.double()
         first, last = self.start + self.lead + 1, self.start + self.length
         last = last.maximum(first).clamp(max=len(self.ids))

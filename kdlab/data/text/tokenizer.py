@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     import tokenizers
 
 END = "<|endoftext|>"
-"""The token that ends a text, and pads: GPT-2's."""
+"""Token that ends a text, and pads: GPT-2's."""
 
 _FILE_BYTES = 256 * 2**20
-"""Largest file of a tokenizer that is read: several times that of the largest vocabularies there are."""
+"""Size in bytes of the largest tokenizer file that is read: several times that of the largest vocabularies."""
 
 _CHUNK = 1 << 20
-"""Characters that are tokenised at a time: what the library holds of a text is a hundred times as large."""
+"""Number of characters that are tokenised at a time: the library needs a hundred times as much memory as a text."""
 
 _ENDS = (END, "</s>", "<|end_of_text|>", "<|im_end|>", "<eos>", "[SEP]")
 _PADS = ("<pad>", "[PAD]", "<|pad|>")
@@ -73,7 +73,7 @@ class Tokenizer:
     # ---- text and ids
 
     def encode(self, text: str, special: bool = False) -> list[int]:
-        """The ids of a text; none are added.
+        """Return the ids of a text; none are added.
 
         Args:
             text: any text.
@@ -85,7 +85,7 @@ class Tokenizer:
         return self.array(text, special).tolist()
 
     def array(self, text: str, special: bool = False) -> np.ndarray:
-        """(n,) int32: :meth:`encode` for long texts."""
+        """Return the ids of a text as :meth:`encode` does, as an array (n,) int32, for long texts."""
         self.inner.encode_special_tokens = not special
         parts = []
         for chunk in _chunks(text):
@@ -103,18 +103,18 @@ class Tokenizer:
         known = self.inner.get_vocab()
         strange = sorted({c for c in text if c not in known})
         if strange:
-            said = f"characters: {strange[0]!r} is not among the {self.size - 1} known characters; accepted: "
+            problem = f"characters: {strange[0]!r} is not among the {self.size - 1} known characters; accepted: "
             if not self.key.startswith("data."):  # there is a network for these characters, and no choice any more
-                return f"{said}text without it"
-            return f"{said}bytes, bpe, or data.tokenizer_from with texts that hold it"
+                return f"{problem}text without it"
+            return f"{problem}bytes, bpe, or data.tokenizer_from with texts that hold it"
         return str(error)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """The text of ids, without special tokens unless ``special``."""
+        """Return the text of ids, without special tokens unless ``special``."""
         return self.inner.decode([int(token) for token in ids], skip_special_tokens=not special)
 
     def vocabulary(self) -> dict[str, int]:
-        """Every token and its id."""
+        """Return every token and its id."""
         return dict(self.inner.get_vocab(with_added_tokens=True))
 
     @cached_property
@@ -125,7 +125,7 @@ class Tokenizer:
 
     @property
     def identity(self) -> str:
-        """What a cache calls data of which it knows the tokens alone."""
+        """Name that a cache gives to data of which it knows the tokens alone."""
         return f"tokens of {self.fingerprint[:16]}"
 
     # ---- files
@@ -143,7 +143,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, where: str | Path, key: str = "data.tokenizer") -> Tokenizer:
-        """A tokenizer from a folder, a ``tokenizer.json``, or the hub.
+        """Load a tokenizer from a folder, a ``tokenizer.json``, or the hub.
 
         Args:
             where: a folder with ``tokenizer.json``, or ``vocab.json`` and ``merges.txt``, or ``encoder.json`` and
@@ -226,12 +226,12 @@ class Tokenizer:
 
     @classmethod
     def characters(cls, texts: Iterable[str]) -> Tokenizer:
-        """One token for each character that the texts hold, in the order of code points, and the end of text."""
+        """Build a tokenizer of each character that the texts hold, in the order of code points, and the end of text."""
         from tokenizers import Regex, decoders, models, pre_tokenizers
         from tokenizers import Tokenizer as Inner
 
-        found = sorted(set().union(*texts))
-        inner = Inner(models.WordLevel({character: number for number, character in enumerate(found)}))
+        characters = sorted(set().union(*texts))
+        inner = Inner(models.WordLevel({character: number for number, character in enumerate(characters)}))
         inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         inner.decoder = decoders.Fuse()
         inner.add_special_tokens([END])
@@ -239,7 +239,7 @@ class Tokenizer:
 
     @classmethod
     def bytes(cls) -> Tokenizer:
-        """One token for each of the 256 bytes of UTF-8, with the byte as its id, and the end of text as id 256."""
+        """Build a tokenizer of the 256 bytes of UTF-8, with the byte as id, and the end of text as id 256."""
         from tokenizers import models
 
         inner = _byte_level(models.BPE({sign: byte for byte, sign in enumerate(_signs())}, []), split=False)
@@ -248,12 +248,12 @@ class Tokenizer:
 
     @classmethod
     def bpe(cls, texts: Iterable[str], size: int) -> Tokenizer:
-        """Byte-level byte-pair encoding (Sennrich et al., ACL 2016), split into words as GPT-2 does.
+        """Learn a byte-level byte-pair encoding (Sennrich et al., ACL 2016), split into words as GPT-2 does.
 
         The same texts, in any order, give the same tokenizer.
 
         Args:
-            texts: to learn the merges from.
+            texts: texts to learn the merges from.
             size: number of tokens, with the 256 bytes and the end of text; fewer if the texts have no more pairs that
                 occur twice.
         """
@@ -274,11 +274,11 @@ class Tokenizer:
 
     @classmethod
     def of(cls, spec: str | Tokenizer, texts: Callable[[], Iterable[str]], vocab: int | None = None) -> Tokenizer:
-        """What ``data.tokenizer`` and ``data.vocab`` say.
+        """Build or load the tokenizer that ``data.tokenizer`` and ``data.vocab`` name.
 
         Args:
             spec: ``characters``, ``bytes``, ``bpe``, a path, a hub name, or a tokenizer.
-            texts: what one of characters or BPE is made of.
+            texts: function that returns the texts that one of characters or BPE is made of.
             vocab: number of tokens of ``bpe``.
 
         Raises:
@@ -298,7 +298,7 @@ class Tokenizer:
 
 
 def _byte_level(model: tokenizers.models.Model, split: bool = True) -> tokenizers.Tokenizer:
-    """A tokenizer of bytes that are written as signs; ``split`` into words by GPT-2's pattern first."""
+    """Build a tokenizer of bytes that are written as signs; ``split`` into words by GPT-2's pattern first."""
     from tokenizers import Tokenizer as Inner
     from tokenizers import decoders, pre_tokenizers
 
@@ -311,7 +311,7 @@ def _byte_level(model: tokenizers.models.Model, split: bool = True) -> tokenizer
 
 
 def _signs() -> list[str]:
-    """The 256 visible characters that stand for bytes in byte-level vocabularies (Radford et al., 2019).
+    """Return the 256 visible characters that stand for bytes in byte-level vocabularies (Radford et al., 2019).
 
     Latin-1 where it is visible, the others in turn from U+0100 on.
     """
@@ -321,7 +321,7 @@ def _signs() -> list[str]:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """The text in parts of about :data:`_CHUNK`, cut behind a word before a space and another word, or at a line end.
+    """Yield a text in parts of about :data:`_CHUNK`, cut after a word before a space and a word, or at a line end.
 
     No tokenizer that splits text into words first has a token that reaches across.
     """
@@ -354,5 +354,5 @@ def _mapping(path: Path, key: str) -> dict[str, Any]:
 
 
 def _token(value: Any) -> str | None:
-    """A special token as transformers writes it: a text, or a mapping with its content."""
+    """Return the text of a special token as transformers writes it: a text, or a mapping with its content."""
     return value.get("content") if isinstance(value, dict) else value

@@ -10,7 +10,7 @@ from kdlab.functional.feature.maps import at_least_float32
 
 
 def boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> Tensor:
-    r"""How far the student's responses are from the teacher's side of zero, with a margin.
+    r"""Compute the distance of the student's responses from the teacher's side of zero, with a margin.
 
     .. math::
         \big\| \rho(T) \odot \sigma(\mu - S) + (1 - \rho(T)) \odot \sigma(\mu + S) \big\|_2^2
@@ -20,8 +20,8 @@ def boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> 
 
     Args:
         student: responses before their activation, any shape (B, ...), as wide as the teacher's.
-        teacher: of the same shape.
-        margin: above 0.
+        teacher: responses of the same shape.
+        margin: margin, above 0.
 
     Returns:
         (B,), summed over the neurons.

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 
 def attention_map(features: Tensor, power: float = 2.0) -> Tensor:
-    r"""Normalised spatial attention map of a layer: (B, C, H, W) -> (B, H*W), unit length.
+    r"""Compute the normalised spatial attention map of a layer: (B, C, H, W) -> (B, H*W), unit length.
 
     .. math:: Q_i = \mathrm{vec}\Big(\tfrac{1}{C}\sum_c |F_{ic}|^p\Big), \qquad Q_i / \|Q_i\|_2
 

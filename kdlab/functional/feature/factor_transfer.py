@@ -9,7 +9,7 @@ from kdlab.functional.relation.relation import unit
 
 
 def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Mean absolute difference of two factors of unit length.
+    r"""Compute the mean absolute difference of two factors of unit length.
 
     .. math:: \frac{1}{n} \Big\| \frac{F_S}{\|F_S\|_2} - \frac{F_T}{\|F_T\|_2} \Big\|_1
 
@@ -19,7 +19,7 @@ def factor_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, ...).
-        teacher: of the same shape.
+        teacher: tensor of the same shape.
 
     Returns:
         (B,).

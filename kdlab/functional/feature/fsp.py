@@ -11,7 +11,7 @@ from kdlab.functional.feature.maps import at_least_float32, batched_products
 
 
 def fsp_matrix(first: Tensor, second: Tensor) -> Tensor:
-    r"""Flow of solution procedure: how the channels of two layers go together, over the positions of a picture.
+    r"""Compute the flow of solution procedure: products of the channels of two layers, averaged over positions.
 
     .. math:: G_{ij} = \frac{1}{H W} \sum_p F^1_{ip} F^2_{jp}
 

@@ -12,6 +12,6 @@ def at_least_float32(feature: Tensor) -> Tensor:
 
 
 def batched_products(a: Tensor, b: Tensor) -> Tensor:
-    """(B, m, n) x (B, n, k), in the precision that it is given: autocast would take products back to bf16."""
+    """Multiply (B, m, n) by (B, n, k) in their own precision: autocast would take products back to bf16."""
     with torch.autocast(a.device.type, enabled=False):
         return torch.bmm(a, b)

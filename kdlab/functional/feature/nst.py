@@ -9,7 +9,7 @@ from kdlab.functional.feature.maps import at_least_float32, batched_products
 
 
 def polynomial_mmd(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Squared maximum mean discrepancy between the channels of two layers, with the kernel :math:`(x^\top y)^2`.
+    r"""Compute the squared maximum mean discrepancy of two layers' channels, with the kernel :math:`(x^\top y)^2`.
 
     .. math::
         \frac{1}{C_T^2} \sum_{i i'} k(t_i, t_{i'}) + \frac{1}{C_S^2} \sum_{j j'} k(s_j, s_{j'})

@@ -9,7 +9,7 @@ from kdlab.functional.response.divergence import log_probabilities
 
 
 def enhanced_target(student: Tensor, teacher: Tensor, targets: Tensor, gamma: float = 1.0) -> Tensor:
-    r"""OFA-KD's loss: cross-entropy with the label and with the teacher, its share of the target class enhanced.
+    r"""Compute OFA-KD's loss: cross-entropy with label and teacher, whose share of the target class is enhanced.
 
     .. math:: -\big(1 + p^T_{\hat c}\big)^{\gamma} \log p^S_{\hat c} - \sum_{c \ne \hat c} p^T_c \log p^S_c
 
@@ -25,7 +25,7 @@ def enhanced_target(student: Tensor, teacher: Tensor, targets: Tensor, gamma: fl
         student: logits (B, C).
         teacher: logits of the same shape.
         targets: (B,) class ids, each in [0, C).
-        gamma: at least 1 in the paper.
+        gamma: exponent of the target class's weight, at least 1 in the paper.
 
     Returns:
         (B,) in nats, in at least float32.

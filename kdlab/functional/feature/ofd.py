@@ -11,7 +11,7 @@ from kdlab.functional.feature.maps import at_least_float32
 
 
 def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
-    r"""The mean of what is negative in N(mean, deviation²): the margin of a margin ReLU.
+    r"""Compute the mean of the negative part of N(mean, deviation²): the margin of a margin ReLU.
 
     .. math::
         E[x \mid x < 0] = \mu - \sigma \frac{\varphi(\mu / \sigma)}{\Phi(-\mu / \sigma)}
@@ -20,7 +20,7 @@ def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
 
     Args:
         mean: any shape.
-        deviation: of the same shape; its sign does not count.
+        deviation: tensor of the same shape; its sign does not count.
 
     Returns:
         Of that shape, at most 0, in the precision of ``mean``. Computed in float64 by the logarithm of :math:`\Phi`,
@@ -30,12 +30,12 @@ def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
     z = mu / sigma
     ratio = torch.exp(-0.5 * z**2 - 0.5 * math.log(2 * math.pi) - torch.special.log_ndtr(-z))
     # far out this is a difference of nearly equal numbers, whose expansion begins with -sigma / z
-    found = torch.where(z > 1e4, -sigma / z.clamp(min=1.0), mu - sigma * ratio)
-    return found.clamp(max=0.0).to(mean.dtype)
+    margin = torch.where(z > 1e4, -sigma / z.clamp(min=1.0), mu - sigma * ratio)
+    return margin.clamp(max=0.0).to(mean.dtype)
 
 
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Squared distance that leaves out what is negative in both, and lower in the student.
+    r"""Compute the squared distance without the elements that are negative in the teacher and lower in the student.
 
     .. math::
         \sum_i \begin{cases} 0 & S_i \le T_i \le 0 \\ (T_i - S_i)^2 & \text{otherwise} \end{cases}
@@ -44,7 +44,7 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, ...).
-        teacher: of the same shape.
+        teacher: tensor of the same shape.
 
     Returns:
         (B,), summed over the elements.

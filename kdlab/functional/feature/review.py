@@ -13,7 +13,7 @@ LEVELS = (4, 2, 1)
 
 
 def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""ReviewKD's hierarchical context loss: squared error on the maps' own grid, and on coarser ones.
+    r"""Compute ReviewKD's hierarchical context loss: squared error on the maps' own grid, and on coarser ones.
 
     .. math::
         \Big(\sum_{l} 2^{-l}\Big)^{-1} \sum_{l=0}^{L} 2^{-l}\, \tfrac{1}{n_l}\, \| P_l F^S_i - P_l F^T_i \|^2
@@ -24,7 +24,7 @@ def hierarchical_context(student: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         student: (B, C, H, W).
-        teacher: of the same shape.
+        teacher: maps of the same shape.
 
     Returns:
         (B,), in at least float32.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 BROADENING = 1e-3
-"""How near two squared singular values may come, as a share of the greatest, before their gradient is damped."""
+"""Gap of two squared singular values, as a share of the greatest, below which their gradient is damped."""
 
 
 class _RightSingular(torch.autograd.Function):
@@ -44,7 +44,7 @@ class _RightSingular(torch.autograd.Function):
 
 
 def right_singular_vectors(x: Tensor, count: int, broadening: float = BROADENING) -> tuple[Tensor, Tensor]:
-    r"""The first right singular vectors of matrices, and their singular values.
+    r"""Compute the first right singular vectors of matrices, and their singular values.
 
     The gradient of a singular vector holds :math:`1 / (\sigma_i^2 - \sigma_j^2)` and :math:`1 / \sigma_i`, which grow
     without bound where values meet or vanish; there the vectors themselves are arbitrary. As Liao et al.,
@@ -54,7 +54,7 @@ def right_singular_vectors(x: Tensor, count: int, broadening: float = BROADENING
 
     Args:
         x: (..., N, C), float32 or float64.
-        count: of vectors, at most min(N, C).
+        count: number of vectors, at most min(N, C).
         broadening: :math:`\varepsilon`, as a share of the greatest squared value.
 
     Returns:
@@ -64,7 +64,7 @@ def right_singular_vectors(x: Tensor, count: int, broadening: float = BROADENING
 
 
 def turned_positive(vectors: Tensor) -> Tensor:
-    """Vectors (..., C, k), each turned so that its greatest component by magnitude is positive.
+    """Flip the sign of vectors (..., C, k) so that each one's greatest component by magnitude is positive.
 
     A singular vector is as right with the other sign, and which one a decomposition gives depends on library, device
     and precision.
@@ -74,7 +74,7 @@ def turned_positive(vectors: Tensor) -> Tensor:
 
 
 def align_singular_vectors(student: Tensor, teacher: Tensor) -> Tensor:
-    """For each of the teacher's vectors, the student's of the most similar direction, turned to the same side.
+    """Choose for each of the teacher's vectors the student's of most similar direction, turned to the same side.
 
     Args:
         student: (B, C, m) of length 1.
@@ -90,7 +90,7 @@ def align_singular_vectors(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def radial_relation(first: Tensor, second: Tensor) -> Tensor:
-    r"""How every number of one layer's vectors relates to every number of another's.
+    r"""Compute the radial basis function of all pairs of numbers of two layers' vectors.
 
     .. math:: \exp\big(-(a_{ik} - b_{jk})^2 / 8\big)
 

@@ -8,7 +8,7 @@ from kdlab.functional.feature.maps import at_least_float32
 
 
 def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
-    r"""Negative log-likelihood of a target under a Gaussian with one variance for each channel, less a constant.
+    r"""Compute the negative log-likelihood of a target under a Gaussian with a variance by channel, less a constant.
 
     .. math:: \frac{1}{n} \sum_{c, p} \Big( \tfrac12 \log \sigma_c^2 + \frac{(t_{cp} - \mu_{cp})^2}{2 \sigma_c^2} \Big)
 
@@ -18,7 +18,7 @@ def gaussian_nll(mean: Tensor, variance: Tensor, target: Tensor) -> Tensor:
     Args:
         mean: (B, C, H, W), or (B, ..., C).
         variance: (C,), above 0.
-        target: of the shape of ``mean``.
+        target: tensor of the shape of ``mean``.
 
     Returns:
         (B,), negative where the variance is small and the mean right.

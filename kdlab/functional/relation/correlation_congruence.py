@@ -12,7 +12,7 @@ from kdlab.functional.relation.relation import between_rows, unit
 
 @between_rows(2)
 def correlation_congruence(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    r"""How far the student's correlations of examples, by a Gaussian kernel, are from the teacher's.
+    r"""Compute the distance of the student's correlations of examples, by a Gaussian kernel, from the teacher's.
 
     .. math::
         \tfrac{1}{B^2} \| K^S - K^T \|_F^2, \qquad

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 
 def noise_contrast(positive: Tensor, negatives: Tensor, log_noise: Tensor) -> Tensor:
-    r"""Noise-contrastive loss of one true pair against many others: (B,), (B, N) → (B,).
+    r"""Compute the noise-contrastive loss of one true pair against many others: (B,), (B, N) → (B,).
 
     .. math::
         -\log h(u_i) - \sum_{j=1}^{N} \log\big(1 - h(v_{ij})\big), \qquad h(u) = \frac{e^u}{e^u + e^c}

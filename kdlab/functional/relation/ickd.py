@@ -9,7 +9,7 @@ from kdlab.functional.relation.relation import in_float32, unit
 
 @in_float32
 def channel_correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""How far the student's correlations of channels are from the teacher's, row by row: (B, C, H, W) → (B,).
+    r"""Compute the distance of the student's correlations of channels from the teacher's by row: (B, C, H, W) → (B,).
 
     .. math:: \tfrac1C \| G^S - G^T \|_F^2, \qquad G_{c:} = F F^\top_{c:} / \| F F^\top_{c:} \|_2
 

@@ -9,7 +9,7 @@ from kdlab.functional.relation.relation import between_rows, off_diagonal, unit
 
 @between_rows(2)
 def probabilistic_transfer(student: Tensor, teacher: Tensor, eps: float = 1e-7) -> Tensor:
-    r"""KL of the student's probabilities that examples are neighbours from the teacher's.
+    r"""Compute the KL of the student's probabilities that examples are neighbours from the teacher's.
 
     .. math::
         \frac{1}{B (B - 1)} \sum_i \sum_{j \ne i} p_{j|i} \log \frac{p_{j|i}}{q_{j|i}}, \qquad

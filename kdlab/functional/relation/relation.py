@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 AT_ONCE = 2**23
-"""Numbers that the angles of some vertices may take at once; where all take more, backward computes them again."""
+"""Most numbers that the angles at some vertices may take at once; above, backward computes the angles again."""
 
 
 Distance = Callable[..., Tensor]
@@ -31,7 +31,7 @@ def in_float32(distance: Distance) -> Distance:
 
 
 def between_rows(least: int) -> Callable[[Distance], Distance]:
-    """Features (B, ...) as rows (B, d); fewer than ``least`` rows have no relation, and are 0 with a graph."""
+    """Decorate a distance to flatten features (B, ...) to rows; of fewer than ``least`` it returns 0, with a graph."""
 
     def wrap(distance: Distance) -> Distance:
         @wraps(distance)
@@ -46,7 +46,7 @@ def between_rows(least: int) -> Callable[[Distance], Distance]:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows of unit length over the last dimension; a row of zeros stays zero, and gets no gradient.
+    """Scale rows to unit length over the last dimension; a row of zeros stays zero, and gets no gradient.
 
     >>> unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor([[0.6000, 0.8000],

@@ -14,7 +14,7 @@ from kdlab.functional.relation.relation import AT_ONCE, between_rows, off_diagon
 
 @between_rows(2)
 def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""How far the student's distances of examples are from the teacher's, each in units of their mean.
+    r"""Compute the difference of the student's distances of examples from the teacher's, in units of their means.
 
     .. math::
         \frac{1}{B (B - 1)} \sum_{i \ne j} \ell_1\big(\psi^S_{ij} - \psi^T_{ij}\big), \qquad
@@ -30,7 +30,7 @@ def relational_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _scaled_distances(x: Tensor) -> Tensor:
-    """(B, B) distances over their mean."""
+    """Return the distances (B, B) divided by their mean."""
     # the form with a matrix product would lose small distances; of two equal rows, cdist's gradient is 0
     distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
     n = len(x)
@@ -40,7 +40,7 @@ def _scaled_distances(x: Tensor) -> Tensor:
 
 @between_rows(3)
 def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""How far the student's angles between three examples are from the teacher's.
+    r"""Compute the difference of the student's angles between three examples from the teacher's.
 
     .. math::
         \frac{1}{B (B - 1) (B - 2)} \sum_{i \ne j \ne k} \ell_1\big(\cos\angle^S_{ijk} - \cos\angle^T_{ijk}\big), \qquad
@@ -62,7 +62,7 @@ def relational_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _angles(student: Tensor, teacher: Tensor, vertices: slice) -> Tensor:
-    """The summed Huber loss of all angles at some of the rows."""
+    """Return the summed Huber loss of all angles at some of the rows."""
 
     def cosines(x: Tensor) -> Tensor:
         arms = unit(x[None] - x[vertices, None])  # zero from a vertex to itself, so that it adds nothing

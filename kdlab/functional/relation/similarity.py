@@ -9,7 +9,7 @@ from kdlab.functional.relation.relation import between_rows, unit
 
 @between_rows(2)
 def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""How far the student's similarities of examples are from the teacher's.
+    r"""Compute the distance of the student's similarities of examples from the teacher's.
 
     .. math:: \tfrac{1}{B^2} \| G^S - G^T \|_F^2, \qquad G_{i:} = Q Q^\top_{i:} / \| Q Q^\top_{i:} \|_2
 

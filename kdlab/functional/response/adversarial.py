@@ -20,5 +20,5 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
-    """Identity forward; the gradient comes back times ``-strength`` (Ganin & Lempitsky, ICML 2015)."""
+    """Return ``x``, whose gradient comes back times ``-strength`` (Ganin & Lempitsky, ICML 2015)."""
     return _Reverse.apply(x, strength)

@@ -9,7 +9,7 @@ from kdlab.functional.response.divergence import log_probabilities, same_shape
 
 
 def pearson_distance(a: Tensor, b: Tensor) -> Tensor:
-    r"""One minus Pearson's correlation over the last dimension, in [0, 2]; blind to the scale and shift of either.
+    r"""Compute one minus Pearson's correlation over the last dimension, in [0, 2], invariant to scale and shift.
 
     .. math:: 1 - \frac{\sum_c (a_c - \bar a)(b_c - \bar b)}{\|a - \bar a\|\,\|b - \bar b\|}
 
@@ -27,7 +27,7 @@ def pearson_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Centred over the last dimension and of length 1; zero where that is the difference of equal numbers."""
+    """Centre over the last dimension and scale to length 1; zero where the numbers are equal up to rounding."""
     centred = x - x.mean(-1, keepdim=True)
     # relative to x: the probabilities of a rare class are tiny throughout, and still correlate
     flat = centred.norm(dim=-1, keepdim=True) <= 8 * torch.finfo(x.dtype).eps * x.norm(dim=-1, keepdim=True)
@@ -36,7 +36,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def inter_class_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Pearson distance of the probabilities that both give the classes of one row: (B, C) logits -> (B,).
+    r"""Compute the Pearson distance of the probabilities that both give a row's classes: (B, C) logits -> (B,).
 
     .. math:: d_p\big(p^S_{i,:},\, p^T_{i,:}\big)
 
@@ -47,7 +47,7 @@ def inter_class_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def intra_class_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Pearson distance of the probabilities that one class has in the rows of a batch, its mean over the classes.
+    r"""Compute the mean over classes of the Pearson distance of a class's probabilities in the rows of a batch.
 
     .. math:: \tfrac1C \sum_c d_p\big(p^S_{:,c},\, p^T_{:,c}\big)
 

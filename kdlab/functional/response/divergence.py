@@ -19,7 +19,7 @@ def same_shape(student: Tensor, teacher: Tensor) -> None:
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
-    """``log_softmax`` over the last dimension in at least float32; a masked class (``-inf``) stays finite."""
+    """Compute ``log_softmax`` over the last dimension in at least float32; a masked class (``-inf``) stays finite."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
     out = F.log_softmax(logits, dim=-1)
     # short of the least number, so that T² times it is finite still: 0 times infinity would be NaN in a gradient
@@ -27,12 +27,12 @@ def log_probabilities(logits: Tensor) -> Tensor:
 
 
 def masked_classes(logits: Tensor) -> Tensor:
-    """Where a class cannot be said at all, its logit being ``-inf``: a mask of the shape of ``logits``."""
+    """Return a mask of the shape of ``logits``, true for masked classes, whose logit is ``-inf``."""
     return logits == float("-inf")
 
 
 def kl(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Kullback-Leibler divergence of the student from the teacher, ``KL(teacher || student)``.
+    r"""Compute the Kullback-Leibler divergence of the student from the teacher, ``KL(teacher || student)``.
 
     .. math:: \mathrm{KL}_i = \sum_c p^T_{ic} (\log p^T_{ic} - \log p^S_{ic})
 
@@ -55,7 +55,7 @@ def kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""``KL(student || teacher)``: large where the student believes what the teacher does not (mode seeking).
+    r"""Compute ``KL(student || teacher)``: large where the student believes what the teacher does not (mode seeking).
 
     .. math:: \sum_c p^S_{ic} (\log p^S_{ic} - \log p^T_{ic})
 
@@ -68,7 +68,7 @@ def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def symmetric_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""The mean of both directions, half of Jeffreys' divergence: the half keeps the scale of :func:`kl`.
+    r"""Compute the mean of KL in both directions, half of Jeffreys' divergence: the half keeps the scale of :func:`kl`.
 
     .. math:: \tfrac12 \sum_c (p^T_{ic} - p^S_{ic})(\log p^T_{ic} - \log p^S_{ic})
 
@@ -81,7 +81,7 @@ def symmetric_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _kl_to_mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
-    r"""``KL(p || (1 - share) p + share q)`` of log-probabilities (..., C), with a share in (0, 1].
+    r"""Compute ``KL(p || (1 - share) p + share q)`` of log-probabilities (..., C), with a share in (0, 1].
 
     The ratio of mixture to p is :math:`1 + share\,(e^d - 1)`, d = log q - log p. Its logarithm keeps its *relative*
     precision as share or d go to 0, which the logarithms of p and of the mixture, subtracted, would lose; the
@@ -101,7 +101,7 @@ def _kl_to_mixture(p: Tensor, q: Tensor, share: float) -> Tensor:
 
 
 def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
-    r"""KL of a mixture of both from the teacher, which stays finite where the student says 0.
+    r"""Compute the KL of a mixture of both from the teacher, which stays finite where the student's probability is 0.
 
     .. math:: \mathrm{KL}\big(p^T \,\|\, \lambda p^T + (1 - \lambda) p^S\big), \qquad \lambda = skew
 
@@ -121,7 +121,7 @@ def skew_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
 
 
 def skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tensor:
-    r"""KL of a mixture of both from the student; 0 at ``skew`` is :func:`reverse_kl`.
+    r"""Compute the KL of a mixture of both from the student; a ``skew`` of 0 is :func:`reverse_kl`.
 
     .. math:: \mathrm{KL}\big(p^S \,\|\, (1 - \lambda) p^T + \lambda p^S\big), \qquad \lambda = skew
 
@@ -131,7 +131,7 @@ def skew_reverse_kl(student: Tensor, teacher: Tensor, skew: float = 0.1) -> Tens
 
 
 def jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
-    r"""Generalised Jensen-Shannon divergence, divided by β(1 - β).
+    r"""Compute the generalised Jensen-Shannon divergence, divided by β(1 - β).
 
     .. math::
         \frac{1}{\beta (1 - \beta)} \Big( \beta\,\mathrm{KL}(p^T \| m) + (1 - \beta)\,\mathrm{KL}(p^S \| m) \Big),
@@ -145,7 +145,7 @@ def jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
     Args:
         student: logits (..., C).
         teacher: logits of the same shape.
-        beta: in [0, 1].
+        beta: share of the teacher in the mixture, in [0, 1].
 
     Returns:
         (...) in nats.
@@ -160,7 +160,7 @@ def jsd(student: Tensor, teacher: Tensor, beta: float = 0.5) -> Tensor:
 
 
 def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Half the summed difference of the probabilities, in [0, 1].
+    r"""Compute the total variation distance, half the summed difference of the probabilities, in [0, 1].
 
     .. math:: \tfrac12 \sum_c |p^T_{ic} - p^S_{ic}|
 
@@ -172,7 +172,7 @@ def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    r"""Cross-entropy against class ids or soft targets; zero for a row without a label.
+    r"""Compute the cross-entropy against class ids or soft targets; zero for a row without a label.
 
     .. math:: \mathrm{CE}_i = -\sum_c t_{ic} \log p_{ic}
 
@@ -202,21 +202,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0)
 
 
 def _even_cross_entropy(logits: Tensor) -> Tensor:
-    """Cross-entropy (B,) with targets that are alike for all classes that are not masked."""
+    """Compute the cross-entropy (B,) with targets that are equal for all classes that are not masked."""
     log_p = log_probabilities(logits)
     masked = masked_classes(logits)
     return -log_p.masked_fill(masked, 0.0).sum(-1) / (~masked).sum(-1).clamp(min=1)
 
 
 def squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference over everything but the first dimension: (B, ...) -> (B,)."""
+    """Compute the mean squared difference over everything but the first dimension: (B, ...) -> (B,)."""
     same_shape(student, teacher)
     wide = torch.promote_types(student.dtype, torch.float32)
     return (student.to(wide) - teacher.to(wide)).pow(2).flatten(1).mean(1)
 
 
 def logit_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of logits over the classes that neither masks: (B, C) -> (B,)."""
+    """Compute the mean squared difference of logits over the classes that neither masks: (B, C) -> (B,)."""
     same_shape(student, teacher)
     wide = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     masked = masked_classes(student) | masked_classes(teacher)
@@ -226,7 +226,7 @@ def logit_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def standardize(logits: Tensor, eps: float = 1e-7) -> Tensor:
-    r"""Z-score of each row of logits: (B, C) -> (B, C) with mean 0 and (population) standard deviation 1.
+    r"""Compute z-scores of each row of logits: (B, C) -> (B, C) with mean 0 and (population) standard deviation 1.
 
     Masked classes (``-inf``) have no part in mean and deviation, and stay masked. Sun et al., *Logit Standardization in
     Knowledge Distillation*, CVPR 2024. The authors' code divides the squares by C - 1 (the sample deviation), here by

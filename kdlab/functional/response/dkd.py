@@ -10,7 +10,7 @@ from kdlab.functional.response.divergence import log_probabilities, masked_class
 
 
 def decoupled_kl(student: Tensor, teacher: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The two parts that KL falls into once the target class is named.
+    r"""Split KL into its parts for the target class and for the other classes.
 
     .. math::
         \mathrm{TCKD}_i = \mathrm{KL}(b^T_i \| b^S_i), \qquad

@@ -9,7 +9,7 @@ from kdlab.functional.response.divergence import log_probabilities, same_shape
 
 
 def batch_gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Squared difference of how alike the outputs for two rows are, summed over the other one: (B, C) logits -> (B,).
+    r"""Compute squared differences of the similarities of rows' outputs, summed over one row: (B, C) logits -> (B,).
 
     .. math:: \sum_j \big(\langle p^S_i, p^S_j \rangle - \langle p^T_i, p^T_j \rangle\big)^2
 
@@ -23,7 +23,7 @@ def batch_gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def class_gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""Squared difference of how often both networks confuse two classes: (B, C) logits -> scalar.
+    r"""Compute the squared difference of how often both networks confuse two classes: (B, C) logits -> scalar.
 
     .. math:: \tfrac1C \big\| (P^S)^\top P^S - (P^T)^\top P^T \big\|_F^2
 

@@ -12,7 +12,7 @@ from kdlab.functional.response.divergence import cross_entropy, kl, log_probabil
 
 
 def target_cross_entropy(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    r"""Cross-entropy with the target class, as much as the teacher believes in it: (B, C) logits -> (B,).
+    r"""Compute cross-entropy with the target class, weighted by the teacher's probability: (B, C) logits -> (B,).
 
     .. math:: -\,p^T_{it} \log p^S_{it}
 
@@ -30,7 +30,7 @@ def target_cross_entropy(student: Tensor, teacher: Tensor, targets: Tensor) -> T
 
 
 def soft_label_weight(student: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
-    r"""How much a row's soft targets count, in [0, 1): much where the student knows less than the teacher.
+    r"""Compute the weight of a row's soft targets, in [0, 1): large where the student knows less than the teacher.
 
     .. math:: 1 - \exp\big(-\mathrm{CE}(y_i, p^S_i) \,/\, \mathrm{CE}(y_i, p^T_i)\big)
 
@@ -43,12 +43,12 @@ def soft_label_weight(student: Tensor, teacher: Tensor, targets: Tensor) -> Tens
         targets: (B,) class ids with ``-100`` for no label, or (B, C) probabilities; 0 for a row without a label.
     """
     same_shape(student, teacher)
-    ours, theirs = (cross_entropy(logits.detach(), targets) for logits in (student, teacher))
-    return -torch.expm1(-ours / (theirs + 1e-7))  # the teacher's may be 0 up to rounding
+    student_loss, teacher_loss = (cross_entropy(logits.detach(), targets) for logits in (student, teacher))
+    return -torch.expm1(-student_loss / (teacher_loss + 1e-7))  # the teacher's may be 0 up to rounding
 
 
 def virtual_teacher(targets: Tensor, classes: int, correct: float, temperature: float) -> Tensor:
-    r"""Logits of a teacher that is right with probability ``correct`` and knows nothing else: (B,) -> (B, C).
+    r"""Return logits of a teacher that is right with probability ``correct`` and knows nothing else: (B,) -> (B, C).
 
     .. math:: \tfrac1T \log p^d_{ic}, \qquad p^d_{ic} = a \ \text{if}\ c = y_i,\ \text{else}\ \tfrac{1 - a}{C - 1}
 
@@ -68,13 +68,13 @@ def virtual_teacher(targets: Tensor, classes: int, correct: float, temperature: 
 
 
 def entropy(logits: Tensor) -> Tensor:
-    """Shannon entropy of the softmax, in nats: (..., C) -> (...)."""
+    """Compute the Shannon entropy of the softmax, in nats: (..., C) -> (...)."""
     log_p = log_probabilities(logits)
     return -(log_p.exp() * log_p).sum(-1)
 
 
 def custom_target_weight(student: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
-    r"""A soft label of the target class from the student's own belief in it: (B, C) logits -> (B,), in (0, 2).
+    r"""Compute a soft label of the target class from the student's own belief: (B, C) logits -> (B,), in (0, 2).
 
     .. math:: 1 + p_{it}^2 - \tfrac1B \sum_j p_{jt}^2
 
@@ -91,13 +91,13 @@ def custom_target_weight(student: Tensor, targets: Tensor, counted: Tensor) -> T
 
 
 def without_target(logits: Tensor, targets: Tensor) -> Tensor:
-    """The logits of the classes that are not the target, in their order: (B, C) -> (B, C - 1)."""
+    """Return the logits of the classes that are not the target, in their order: (B, C) -> (B, C - 1)."""
     away = ~F.one_hot(targets, logits.shape[-1]).bool()
     return logits[away].reshape(len(logits), logits.shape[-1] - 1)
 
 
 def zipf_kl(logits: Tensor, *, by: list[Tensor]) -> Tensor:
-    r"""KL from Zipf's law over ranked classes: (B, n) logits -> (B,).
+    r"""Compute the KL from Zipf's law over ranked classes: (B, n) logits -> (B,).
 
     .. math:: \mathrm{KL}(z_i \,\|\, \mathrm{softmax}(l_i)), \qquad z_{ic} = \frac{1/r_{ic}}{\sum_k 1/k}
 
@@ -111,5 +111,5 @@ def zipf_kl(logits: Tensor, *, by: list[Tensor]) -> Tensor:
     belief = torch.stack([log_probabilities(each.detach()).exp() for each in by]).sum(0)
     order = belief.argsort(dim=-1, descending=True, stable=True)
     ranks = order.argsort(dim=-1) + 1
-    told = -ranks.to(belief.dtype).log()
-    return kl(logits, told.masked_fill(masked_classes(logits), -math.inf))
+    zipf_logits = -ranks.to(belief.dtype).log()
+    return kl(logits, zipf_logits.masked_fill(masked_classes(logits), -math.inf))

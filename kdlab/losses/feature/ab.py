@@ -14,7 +14,7 @@ from kdlab.ranges import positive
 
 
 class ActivationBoundary(ConnectedTerm):
-    """Which neurons are active, rather than how much: responses on the teacher's side of zero, by a margin.
+    """Activation boundaries: the student's responses on the teacher's side of zero, by a margin, whatever their size.
 
     The distance of :func:`~kdlab.functional.boundary_distance` between the teacher's responses before their ReLU and
     the student's through a trained connector, summed over neurons; each pair counts half of the one after it. Heo et
@@ -23,8 +23,8 @@ class ActivationBoundary(ConnectedTerm):
 
     Args:
         student_layer: module paths of responses before a ReLU, such as ``layer2.0.preact``, in the network's order.
-        teacher_layer: as many in the teacher.
-        margin: above 0.
+        teacher_layer: module paths in the teacher, as many.
+        margin: margin, above 0.
         weight: see :class:`~kdlab.losses.Term`.
     """
 

@@ -17,7 +17,7 @@ from kdlab.ranges import positive, share
 
 
 class FactorTransfer(LayerTerm):
-    r"""What the student's translator says, against the factors into which a paraphraser puts the teacher's feature.
+    r"""Distance of the student's translated feature from the factors to which a paraphraser reduces the teacher's.
 
     .. math::
         \sum_{pairs} d\big(\mathrm{translate}(F^S),\, \mathrm{sg}[\mathrm{encode}(F^T)]\big)
@@ -66,11 +66,11 @@ class FactorTransfer(LayerTerm):
         if self.encoders:
             return
         for s, t in self.pairs(student, teacher):
-            ours, theirs = s.shape[1], t.shape[1]
-            factors = max(round(self.rate * theirs), 1)
-            self.encoders.append(_convolutions(theirs, theirs, factors, factors).to(t.device))
-            self.decoders.append(_convolutions(factors, factors, theirs, theirs).to(t.device))
-            self.translators.append(_convolutions(ours, ours, factors, factors).to(s.device))
+            student_width, teacher_width = s.shape[1], t.shape[1]
+            factors = max(round(self.rate * teacher_width), 1)
+            self.encoders.append(_convolutions(teacher_width, teacher_width, factors, factors).to(t.device))
+            self.decoders.append(_convolutions(factors, factors, teacher_width, teacher_width).to(t.device))
+            self.translators.append(_convolutions(student_width, student_width, factors, factors).to(s.device))
 
     @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -79,7 +79,7 @@ class FactorTransfer(LayerTerm):
             raise UserError(
                 "FactorTransfer", "call prepare(student, teacher) once before training, to make its networks"
             )
-        found = []
+        distances = []
         for (s, t), encode, decode, translate in zip(
             pairs, self.encoders, self.decoders, self.translators, strict=True
         ):
@@ -87,12 +87,12 @@ class FactorTransfer(LayerTerm):
             distance = factor_distance(project(s, with_=translate), factor.detach())
             if self.progress < self.begin:
                 distance = distance.detach()
-            found.append(distance + self.reconstruction * squared_error(project(factor, with_=decode), t.detach()))
-        return torch.stack(found).sum(0)
+            distances.append(distance + self.reconstruction * squared_error(project(factor, with_=decode), t.detach()))
+        return torch.stack(distances).sum(0)
 
 
 def _convolutions(*widths: int) -> nn.Sequential:
-    """3×3 convolutions from width to width, each with BatchNorm and a leaky ReLU."""
+    """Build 3×3 convolutions from width to width, each with BatchNorm and a leaky ReLU."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [

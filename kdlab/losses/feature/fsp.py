@@ -15,7 +15,7 @@ from kdlab.losses.feature.layer_term import Layers, LayerTerm, maps_only, projec
 
 
 class FSP(LayerTerm):
-    r"""The teacher's flow from layer to layer: squared distance of the matrices between each layer and the next.
+    r"""Flow from layer to layer: squared distance of the two networks' matrices between each layer and the next.
 
     .. math:: \sum_k \frac{1}{m n} \big\| G(F^S_k, F^S_{k+1}) - G(F^T_k, F^T_{k+1}) \big\|_2^2
 
@@ -25,9 +25,9 @@ class FSP(LayerTerm):
 
     Args:
         student_layer: module paths in the student, at least two, in the order of the network.
-        teacher_layer: as many in the teacher.
-        widen: what is done where widths differ, and matrices cannot be compared: a trained 1×1 convolution brings the
-            student's layer to the teacher's width, which the paper does not have. False refuses it.
+        teacher_layer: module paths in the teacher, as many.
+        widen: bring a student's layer to the teacher's width, where they differ and matrices cannot be compared, by a
+            trained 1×1 convolution, which the paper does not have. False refuses such layers.
         weight: see :class:`~kdlab.losses.Term`.
 
     Raises:
@@ -55,12 +55,12 @@ class FSP(LayerTerm):
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         layers = self.captured(student, teacher)
         maps_only(layers, "FSP")
-        for (s, t), ours, theirs in zip(layers, self.student_layers, self.teacher_layers, strict=True):
+        for (s, t), student_layer, teacher_layer in zip(layers, self.student_layers, self.teacher_layers, strict=True):
             if s.shape[1] != t.shape[1] and not self.widen:
                 raise UserError(
                     "widen",
                     (
-                        f"false, and {ours} of the student has {s.shape[1]} channels, {theirs} of the "
+                        f"false, and {student_layer} of the student has {s.shape[1]} channels, {teacher_layer} of the "
                         f"teacher {t.shape[1]}"
                     ),
                     "layers of the same width, or widen=true",
@@ -73,9 +73,9 @@ class FSP(LayerTerm):
         layers = self.captured(student, teacher)
         if not self.projectors:
             raise UserError("FSP", "call prepare(student, teacher) once before training, to make its projectors")
-        ours = [
+        student_maps = [
             s if isinstance(p, nn.Identity) else project(s, with_=p)
             for p, (s, _) in zip(self.projectors, layers, strict=True)
         ]
-        flows = zip(pairwise(ours), pairwise(t for _, t in layers), strict=True)
+        flows = zip(pairwise(student_maps), pairwise(t for _, t in layers), strict=True)
         return torch.stack([squared_error(fsp_matrix(*s), fsp_matrix(*t)) for s, t in flows]).sum(0)

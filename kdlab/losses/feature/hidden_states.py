@@ -16,7 +16,7 @@ from kdlab.losses.response.uld import picked_rows
 
 
 class HiddenCosine(LayerTerm):
-    r"""How far the student's hidden states point away from the teacher's, row by row.
+    r"""Cosine distance of the student's hidden states from the teacher's, row by row.
 
     .. math:: 1 - \frac{h^S_i \cdot h^T_i}{\|h^S_i\| \, \|h^T_i\|}
 
@@ -46,7 +46,7 @@ class HiddenCosine(LayerTerm):
         return torch.stack([self._gap(i, s, t, batch) for i, (s, t) in enumerate(self.pairs(student, teacher))]).sum(0)
 
     def _gap(self, number: int, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """Of one pair of layers."""
+        """Return the cosine distances (rows,) of one pair of layers."""
         s, t = picked_rows(student, batch), picked_rows(teacher, batch)
         if str(number) in self.projectors:
             s = project(s, self.projectors[str(number)])

@@ -13,7 +13,7 @@ from kdlab.losses.term import Term
 
 
 def layer_of(outputs: Outputs | None, name: str, key: str) -> Tensor:
-    """The captured output of a layer.
+    """Return the captured output of a layer.
 
     Raises:
         UserError: naming ``key``, if it was not captured.
@@ -58,11 +58,11 @@ def _least(a: Tensor, b: Tensor) -> Tensor:
 
 
 Layers = str | Sequence[str]
-"""A module path, or several."""
+"""Module path, or several."""
 
 
 class LayerTerm(Term):
-    """A term on pairs of layers, named by module path.
+    """Base of the terms on pairs of layers, named by module path.
 
     Args:
         student_layer: module path in the student, such as ``layer2``, or several.
@@ -84,31 +84,31 @@ class LayerTerm(Term):
             )
 
     def captured(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
-        """The features of each pair, as the layers gave them."""
+        """Return the features of each pair, as the layers gave them."""
         return [
-            (layer_of(student, ours, "student_layer"), layer_of(teacher, theirs, "teacher_layer"))
-            for ours, theirs in zip(self.student_layers, self.teacher_layers, strict=True)
+            (layer_of(student, student_layer, "student_layer"), layer_of(teacher, teacher_layer, "teacher_layer"))
+            for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True)
         ]
 
     def pairs(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
-        """The features of each pair, on the coarser of their grids."""
+        """Return the features of each pair, on the coarser of their grids."""
         return [_common_grid(s, t) for s, t in self.captured(student, teacher)]
 
 
 def paths(layers: Layers) -> tuple[str, ...]:
-    """Module paths, of one or of several."""
+    """Return module paths as a tuple, given one or several."""
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
 def projector(student: Tensor, teacher: Tensor) -> nn.Module:
-    """A trainable map from the width of one feature to that of another: a 1×1 convolution, or a linear map."""
+    """Build a trainable map from one feature's width to another's: a 1×1 convolution, or a linear map."""
     if student.ndim == 4:
         return nn.Conv2d(student.shape[1], teacher.shape[1], 1, device=student.device)
     return nn.Linear(student.shape[-1], teacher.shape[-1], device=student.device)
 
 
 def project(feature: Tensor, with_: nn.Module) -> Tensor:
-    """A feature through a projector, in the projector's precision (a student's may be another)."""
+    """Pass a feature through a projector, in the projector's precision (a student's may be another)."""
     return with_(feature.to(next(with_.parameters()).dtype))
 
 

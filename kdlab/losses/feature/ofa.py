@@ -21,7 +21,7 @@ COARSE = 4
 
 
 class Tokens(nn.Module):
-    """The mean over positions of normalised hidden states, (B, T, d) to (B, d)."""
+    """Mean over positions of normalised hidden states, (B, T, d) to (B, d)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Tokens(nn.Module):
 
 
 def separable(inputs: int, outputs: int) -> nn.Sequential:
-    """Two depthwise separable convolutions, the first of which halves the grid."""
+    """Build two depthwise separable convolutions, the first of which halves the grid."""
 
     def one(before: int, after: int, stride: int) -> list[nn.Module]:
         depthwise = nn.Conv2d(before, before, 3, stride, padding=1, groups=before, bias=False)
@@ -43,11 +43,11 @@ def separable(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def branch(feature: Tensor, classes: int, last: Tensor) -> nn.Sequential:
-    """A trainable way from a layer's output to logits.
+    """Build a trainable branch from a layer's output to logits.
 
     Args:
         feature: the layer's output, (B, C, H, W), (B, T, d) or (B, d).
-        classes: how many.
+        classes: number of classes.
         last: the output of the student's last layer that has a branch; maps are brought near its grid and width.
 
     Returns:
@@ -73,7 +73,7 @@ def branch(feature: Tensor, classes: int, last: Tensor) -> nn.Sequential:
 
 
 class OFA(Term):
-    r"""OFA-KD: layers of the student say, through branches of their own, which class it is, as the output does.
+    r"""OFA-KD: branches on layers of the student predict the class, and learn from the teacher as the output does.
 
     .. math::
         \sum_{b} \Big(-\big(1 + p^T_{\hat c}\big)^{\gamma} \log p^b_{\hat c} - \sum_{c \ne \hat c} p^T_c \log p^b_c\Big)
@@ -93,8 +93,8 @@ class OFA(Term):
 
     Args:
         student_layer: module paths in the student, from the shallowest to the deepest.
-        gamma: how much a teacher that is sure of the label counts for more; at least 1.
-        output: whether the student's own logits are compared too.
+        gamma: exponent by which a teacher that is sure of the label counts for more; at least 1.
+        output: compare the student's own logits too.
         weight: see :class:`~kdlab.losses.Term`.
 
     Raises:
@@ -125,20 +125,23 @@ class OFA(Term):
     @override
     def prepare(self, student: Outputs, teacher: Outputs | None) -> None:
         if not self.branches:
-            found = [layer_of(student, name, "student_layer") for name in self.student_layers]
-            self.branches.extend(branch(feature, student.logits.shape[-1], found[-1]) for feature in found)
+            features = [layer_of(student, name, "student_layer") for name in self.student_layers]
+            self.branches.extend(branch(feature, student.logits.shape[-1], features[-1]) for feature in features)
 
     @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.branches:
             raise UserError("OFA", "call prepare(student, teacher) once before training, to make its branches")
         classes = batch.targets.argmax(-1) if batch.targets.ndim == 2 else batch.targets.clamp(min=0)
-        theirs = dense(teacher.logits)
-        found = []
+        teacher_logits = dense(teacher.logits)
+        losses = []
         for name, exit_ in zip(self.student_layers, self.branches, strict=True):
             logits = project(layer_of(student, name, "student_layer"), with_=exit_)
-            found.append(enhanced_target(logits, theirs, classes, self.gamma))
+            losses.append(enhanced_target(logits, teacher_logits, classes, self.gamma))
         if self.output:
-            ours = dense(student.logits)
-            found.append(enhanced_target(ours, theirs, classes, self.gamma) - cross_entropy(ours, classes))
-        return torch.stack(found).sum(0)
+            student_logits = dense(student.logits)
+            losses.append(
+                enhanced_target(student_logits, teacher_logits, classes, self.gamma)
+                - cross_entropy(student_logits, classes)
+            )
+        return torch.stack(losses).sum(0)

@@ -18,7 +18,7 @@ Margin = Literal["norm", "batch"]
 
 
 class ConnectedTerm(LayerTerm):
-    """Pairs of feature maps, the student's through a 1×1 convolution and BatchNorm; earlier pairs count half each.
+    """Base of terms on pairs of maps, the student's through a 1×1 convolution and BatchNorm; earlier pairs count half.
 
     Both papers' codes scale the last pair by 1, the one before by 1/2, then 1/4: an earlier map has more elements, and
     the distances are sums.
@@ -42,23 +42,25 @@ class ConnectedTerm(LayerTerm):
         if not self.connectors:
             name = type(self).__name__
             raise UserError(name, "call prepare(student, teacher) once before training, to make its connectors")
-        found, last = [], len(pairs) - 1
+        distances, last = [], len(pairs) - 1
         for n, ((s, t), connector) in enumerate(zip(pairs, self.connectors, strict=True)):
-            found.append(self.distance(project(s, with_=connector), t, n) / 2 ** (last - n))
-        return torch.stack(found).sum(0)
+            distances.append(self.distance(project(s, with_=connector), t, n) / 2 ** (last - n))
+        return torch.stack(distances).sum(0)
 
     def distance(self, student: Tensor, teacher: Tensor, pair: int) -> Tensor:
-        """What the ``pair``-th pair, of the same shape by now, adds to each row: (B,)."""
+        """Return the distance (B,) of the ``pair``-th pair's features, which have the same shape by now."""
         raise TypeError(f"{type(self).__name__} does not say what it measures: define distance")
 
 
 def _connector(student: Tensor, teacher: Tensor) -> nn.Module:
-    ours, theirs = student.shape[1], teacher.shape[1]
-    return nn.Sequential(nn.Conv2d(ours, theirs, 1, bias=False), BatchNorm(theirs)).to(student.device)
+    student_width, teacher_width = student.shape[1], teacher.shape[1]
+    return nn.Sequential(nn.Conv2d(student_width, teacher_width, 1, bias=False), BatchNorm(teacher_width)).to(
+        student.device
+    )
 
 
 class OFD(ConnectedTerm):
-    """The overhaul of feature distillation: before the ReLU, with a margin, and only where it tells something.
+    """Overhaul of feature distillation: partial distance of responses before the ReLU, the teacher's with a margin.
 
     The distance of :func:`~kdlab.functional.partial_l2` between the student's responses, through a trained connector,
     and the teacher's raised to a margin by channel, :func:`~kdlab.functional.negative_mean`, below which they tell
@@ -71,7 +73,7 @@ class OFD(ConnectedTerm):
 
     Args:
         student_layer: module paths of responses before a ReLU, such as ``layer2.0.preact``, in the network's order.
-        teacher_layer: as many in the teacher.
+        teacher_layer: module paths in the teacher, as many.
         margin: ``norm`` reads the margins from the teacher's BatchNorms; ``batch`` takes the mean negative response to
             the batch that ``prepare`` sees, for a teacher without BatchNorm there, or whose inside cannot be seen.
         weight: see :class:`~kdlab.losses.Term`.
@@ -106,12 +108,12 @@ class OFD(ConnectedTerm):
         super().prepare(student, teacher)
         if self._has_margins():
             return
-        theirs = [t for _, t in self.captured(student, teacher)]
+        teacher_features = [t for _, t in self.captured(student, teacher)]
         if self.margin == "norm" and not self._margins:
             raise UserError("margin", "norm, and the teacher's inside was not seen", "margin=batch, or meet() first")
         if self.margin == "batch":
-            self._margins = [_mean_negative(t) for t in theirs]
-        for n, (margin, t, layer) in enumerate(zip(self._margins, theirs, self.teacher_layers, strict=True)):
+            self._margins = [_mean_negative(t) for t in teacher_features]
+        for n, (margin, t, layer) in enumerate(zip(self._margins, teacher_features, self.teacher_layers, strict=True)):
             if margin.shape != t.shape[1:2]:
                 raise UserError(
                     "teacher_layer",
@@ -131,7 +133,7 @@ class OFD(ConnectedTerm):
 
 
 def _norm_before(net: nn.Module, layer: str) -> nn.BatchNorm2d:
-    """The BatchNorm whose output a layer gives on: itself, or the last one before an Identity in its block."""
+    """Return the BatchNorm whose output a layer passes on: itself, or the last one before an Identity in its block."""
     modules = dict(net.named_modules())
     at, block = modules.get(layer), modules[layer.rpartition(".")[0]] if layer in modules else net
     before: list[nn.Module] = []
@@ -149,6 +151,6 @@ def _norm_before(net: nn.Module, layer: str) -> nn.BatchNorm2d:
 
 
 def _mean_negative(feature: Tensor) -> Tensor:
-    """(B, C, H, W) -> (C,): the mean of what is negative, 0 where nothing is."""
+    """Compute the mean of the negative values of each channel, 0 where there are none: (B, C, H, W) -> (C,)."""
     wide = feature.to(torch.promote_types(feature.dtype, torch.float32))
     return wide.clamp(max=0).sum((0, 2, 3)) / (wide < 0).sum((0, 2, 3)).clamp(min=1)

@@ -15,7 +15,7 @@ from kdlab.losses.feature.layer_term import Layers, LayerTerm
 from kdlab.models.vision.blocks import BatchNorm
 
 WIDEST = 512
-"""Most channels in which features of several layers are fused."""
+"""Maximum number of channels in which features of several layers are fused."""
 
 
 class Fusion(nn.Module):
@@ -31,7 +31,7 @@ class Fusion(nn.Module):
         inputs: channels of the student's layer.
         middle: channels in which layers are fused.
         outputs: channels of the teacher's layer.
-        deepest: whether nothing comes from a deeper one.
+        deepest: true for the deepest layer, which has no other to be fused with.
     """
 
     def __init__(self, inputs: int, middle: int, outputs: int, deepest: bool) -> None:
@@ -41,7 +41,7 @@ class Fusion(nn.Module):
         self.widen = nn.Sequential(nn.Conv2d(middle, outputs, 3, padding=1, bias=False), BatchNorm(outputs))
 
     def forward(self, feature: Tensor, deeper: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Maps (B, inputs, H, W) and the deeper layer's fused ones to maps to compare, and fused ones to hand on."""
+        """Fuse maps (B, inputs, H, W) with the deeper layer's; return maps to compare, and fused ones to hand on."""
         fused = self.narrow(feature)
         if self.attention is not None and deeper is not None:
             below = F.interpolate(deeper, size=fused.shape[2:], mode="nearest")
@@ -83,12 +83,12 @@ class ReviewKD(LayerTerm):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if not self.fusions:
             raise UserError("ReviewKD", "call prepare(student, teacher) once before training, to make its fusions")
-        found: list[Tensor] = []
+        losses: list[Tensor] = []
         fused: Tensor | None = None
         for fusion, (s, t) in reversed(list(zip(self.fusions, self._maps(student, teacher), strict=True))):
             made, fused = fusion(s.to(next(fusion.parameters()).dtype), fused)
-            found.append(hierarchical_context(made, t))
-        return torch.stack(found).sum(0)
+            losses.append(hierarchical_context(made, t))
+        return torch.stack(losses).sum(0)
 
     def _maps(self, student: Outputs, teacher: Outputs | None) -> list[tuple[Tensor, Tensor]]:
         return [(_as_map(s), _as_map(t)) for s, t in self.pairs(student, teacher)]

@@ -29,8 +29,8 @@ class SimKD(LayerTerm):
 
     Args:
         student_layer: module path of the projector's output, (B, C, H, W).
-        teacher_layer: that of the map whose average the teacher's classifier reads.
-        relu: whether a ReLU without a module of its own stands between that layer and the average.
+        teacher_layer: module path of the map whose average the teacher's classifier reads.
+        relu: apply a ReLU that stands, without a module of its own, between that layer and the average.
         weight: see :class:`~kdlab.losses.Term`.
     """
 

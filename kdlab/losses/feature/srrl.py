@@ -32,10 +32,10 @@ class SRRL(LayerTerm):
     the averages.
 
     Args:
-        student_layer: module path of what the student's classifier reads, (B, d).
-        teacher_layer: that of what the teacher's reads.
+        student_layer: module path of the feature that the student's classifier reads, (B, d).
+        teacher_layer: module path of the feature that the teacher's classifier reads.
         regression: :math:`\lambda`, the weight of the classifier's part beside the feature's.
-        relu: whether the connector ends with a ReLU; off where the teacher's feature can be negative.
+        relu: end the connector with a ReLU; off where the teacher's feature can be negative.
         weight: see :class:`~kdlab.losses.Term`.
     """
 
@@ -109,15 +109,15 @@ class SRRL(LayerTerm):
 
 
 def reads_average(head: nn.Linear, feature: Tensor, logits: Tensor) -> bool:
-    """Whether a classifier makes these logits of the average of that map; one percent is room for any precision."""
+    """Return whether a classifier makes these logits of the map's average, within one percent for any precision."""
     if feature.shape[1] != head.in_features:
         return False
-    said = head(feature.to(head.weight.dtype).mean((2, 3))).to(logits.dtype)
-    return said.shape == logits.shape and bool((said - logits).abs().max() <= 0.01 * logits.abs().max())
+    rebuilt = head(feature.to(head.weight.dtype).mean((2, 3))).to(logits.dtype)
+    return rebuilt.shape == logits.shape and bool((rebuilt - logits).abs().max() <= 0.01 * logits.abs().max())
 
 
 def linear_head(teacher: nn.Module | None) -> nn.Linear:
-    """The classifier of a teacher.
+    """Return the classifier of a teacher.
 
     Raises:
         UserError: if it cannot be seen, or is not linear.

@@ -23,11 +23,11 @@ from kdlab.losses.feature.layer_term import Layers, LayerTerm, maps_only, projec
 from kdlab.ranges import whole_number
 
 SPARE = 3
-"""How many more of the student's vectors than the teacher's one may be chosen from."""
+"""Number of additional vectors of the student, beyond the teacher's number, that may be chosen from."""
 
 
 class KDSVD(LayerTerm):
-    r"""KD-SVD: how the principal directions of one layer's features relate to those of the next.
+    r"""KD-SVD: the relation of the principal directions of one layer's features to those of the next.
 
     .. math::
         \sum_{l} \sum_{ijk} \Big(e^{-(a^S_{lik} - a^S_{l+1,jk})^2 / 8} - e^{-(a^T_{lik} - a^T_{l+1,jk})^2 / 8}\Big)^2,
@@ -48,7 +48,7 @@ class KDSVD(LayerTerm):
 
     Args:
         student_layer: two module paths or more, from the shallowest to the deepest, of feature maps.
-        teacher_layer: as many.
+        teacher_layer: module paths in the teacher, as many.
         components: singular vectors of each layer, k in the paper.
         weight: see :class:`~kdlab.losses.Term`.
     """
@@ -82,23 +82,23 @@ class KDSVD(LayerTerm):
         mapped = [(s if isinstance(p, nn.Identity) else project(s, with_=p), t) for p, (s, t) in each]
         with torch.autocast(mapped[0][0].device.type, enabled=False):
             vectors = [_directions(s, t, self.components) for s, t in mapped]
-            found = []
+            gaps = []
             for (s, t), (next_s, next_t) in pairwise(vectors):
                 k = min(s.shape[2], next_s.shape[2])
                 relation = radial_relation(s[..., :k], next_s[..., :k])
                 gap = relation - radial_relation(t[..., :k], next_t[..., :k])
-                found.append(gap.square().flatten(1).sum(1))
-            return torch.stack(found).sum(0)
+                gaps.append(gap.square().flatten(1).sum(1))
+            return torch.stack(gaps).sum(0)
 
 
 def _directions(student: Tensor, teacher: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """The weighed singular vectors (B, C, k) of both; all nan in a row that has a number that is not finite."""
-    (ours, well), (theirs, sound) = _matrix(student), _matrix(teacher.detach())
-    most = min(theirs.shape[1:])
+    """Compute both networks' weighted singular vectors (B, C, k); all nan in a row with a number that is not finite."""
+    (student_matrix, well), (teacher_matrix, sound) = _matrix(student), _matrix(teacher.detach())
+    most = min(teacher_matrix.shape[1:])
     count = min(components, most)
-    v_t, s_t = right_singular_vectors(theirs, count)
+    v_t, s_t = right_singular_vectors(teacher_matrix, count)
     v_t = turned_positive(v_t)
-    v_s, _ = right_singular_vectors(ours, min(components + SPARE, most))
+    v_s, _ = right_singular_vectors(student_matrix, min(components + SPARE, most))
     share = nn.functional.normalize(s_t, dim=1).unsqueeze(1)
     # the decomposition of what is not finite fails; whoever trains wants to hear which term it was
     fit = torch.where((well & sound)[:, None, None], 1.0, float("nan")).to(v_s.dtype)
@@ -106,7 +106,7 @@ def _directions(student: Tensor, teacher: Tensor, components: int) -> tuple[Tens
 
 
 def _matrix(feature: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, H, W) as (B, H·W, C) in at least float32, and which rows are finite; others become 0."""
+    """Reshape (B, C, H, W) to (B, H·W, C) in at least float32, and find the finite rows; others become 0."""
     x = feature.to(torch.promote_types(feature.dtype, torch.float32)).flatten(2).mT
     finite = x.isfinite().flatten(1).all(1)
     return torch.where(finite[:, None, None], x, 0.0), finite

@@ -16,7 +16,7 @@ from kdlab.losses.feature.layer_term import Layers, LayerTerm, project
 
 
 class VID(LayerTerm):
-    r"""How much the student's feature tells about the teacher's: a variational bound of their mutual information.
+    r"""Variational bound of the mutual information of the student's feature and the teacher's.
 
     .. math:: -\log q(F^T \mid F^S) \quad\text{with}\quad q = N\big(\mu(F^S),\, \mathrm{softplus}(a_c) + \epsilon\big)
 
@@ -27,7 +27,7 @@ class VID(LayerTerm):
     Args:
         student_layer: module path in the student, or several.
         teacher_layer: module path in the teacher, or as many.
-        variance: what every channel begins with.
+        variance: initial variance of every channel.
         weight: see :class:`~kdlab.losses.Term`.
 
     Raises:
@@ -35,7 +35,7 @@ class VID(LayerTerm):
     """
 
     LEAST = 1e-5
-    """The least variance, ε."""
+    """Least variance, ε."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class VID(LayerTerm):
         raw = begin + math.log(-math.expm1(-begin))  # the inverse of softplus, which does not overflow
         for s, t in self.pairs(student, teacher):
             maps = s.ndim == 4
-            ours, theirs = (s.shape[1], t.shape[1]) if maps else (s.shape[-1], t.shape[-1])
-            self.regressors.append(_regressor(ours, theirs, maps).to(s.device))
-            scale = nn.Parameter(torch.full((theirs,), raw, device=s.device))
+            student_width, teacher_width = (s.shape[1], t.shape[1]) if maps else (s.shape[-1], t.shape[-1])
+            self.regressors.append(_regressor(student_width, teacher_width, maps).to(s.device))
+            scale = nn.Parameter(torch.full((teacher_width,), raw, device=s.device))
             scale.no_decay = True  # type: ignore[attr-defined]
             self.scales.append(scale)
 
@@ -70,8 +70,8 @@ class VID(LayerTerm):
         if not self.regressors:
             raise UserError("VID", "call prepare(student, teacher) once before training, to make its regressors")
         each = zip(pairs, self.regressors, self.scales, strict=True)
-        found = [gaussian_nll(project(s, with_=mu), F.softplus(a) + self.LEAST, t) for (s, t), mu, a in each]
-        return torch.stack(found).sum(0)
+        losses = [gaussian_nll(project(s, with_=mu), F.softplus(a) + self.LEAST, t) for (s, t), mu, a in each]
+        return torch.stack(losses).sum(0)
 
 
 def _regressor(inputs: int, outputs: int, maps: bool) -> nn.Sequential:

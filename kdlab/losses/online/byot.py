@@ -48,7 +48,7 @@ class ExitsKL(Agreement):
 
 
 class ExitsHint(Term):
-    r"""The feature of every exit against what the student's own head reads, from which no gradient flows.
+    r"""Distance of every exit's feature from the one that the student's own head reads, which gets no gradient.
 
     .. math:: \sum_i \tfrac1n \| F^i - F^C \|_2^2
 

@@ -16,7 +16,7 @@ from kdlab.losses.temperature import Temperature
 
 
 class DLB(Agreement):
-    r"""Self-distillation from the last mini-batch: a row that the step before held agrees with what was said then.
+    r"""Self-distillation from the last mini-batch: a row that the step before held agrees with its output then.
 
     .. math:: T^2\, \mathrm{KL}\big(p_{t-1}(T \mid x) \,\|\, p_t(T \mid x)\big)
 

@@ -17,15 +17,15 @@ from kdlab.losses.term import LabelTerm, Term
 
 
 def numbered(student: Outputs, kind: str, suffix: str = "") -> list[Tensor]:
-    """The further outputs ``kind1``, ``kind2``, ... of a student, in order.
+    """Return the further outputs ``kind1``, ``kind2``, ... of a student, in order.
 
     Raises:
         UserError: if it has none.
     """
-    found = {int(m[1]): v for k, v in student.heads.items() if (m := re.fullmatch(rf"{kind}(\d+){suffix}", k))}
-    if not found:
+    outputs = {int(m[1]): v for k, v in student.heads.items() if (m := re.fullmatch(rf"{kind}(\d+){suffix}", k))}
+    if not outputs:
         raise UserError("student", f"no output {kind}1{suffix}", f"a network beside which auxiliary={kind}s trains")
-    return [dense(found[n]) for n in sorted(found)]
+    return [dense(outputs[n]) for n in sorted(outputs)]
 
 
 class PeersCE(LabelTerm):
@@ -64,13 +64,13 @@ class Agreement(Term):
         self.temperature = to_temperature(temperature)
 
     def kl(self, student: Tensor, other: Tensor) -> Tensor:
-        """Of logits (rows, C) from those of who teaches, (rows,)."""
+        """Compute the KL (rows,) of logits (rows, C) from ``other`` ones, times T²."""
         s, t, factor = self.temperature.soften(student, other.detach())
         return factor * kl(s, t)
 
 
 class MutualKL(Agreement):
-    r"""What student and peers learn from each other: KL from each of the others, averaged over those, for each of all.
+    r"""Mutual learning of student and peers: KL of each from every other, averaged over the others, and summed.
 
     .. math:: T^2 \sum_{k=0}^{K} \frac1K \sum_{l \ne k} \mathrm{KL}\big(p^l(T) \,\|\, p^k(T)\big)
 
@@ -84,5 +84,5 @@ class MutualKL(Agreement):
     @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         every = [dense(student.logits), *numbered(student, "peer")]
-        found = [self.kl(own, other) for k, own in enumerate(every) for n, other in enumerate(every) if n != k]
-        return torch.stack(found).sum(0) / (len(every) - 1)
+        divergences = [self.kl(own, other) for k, own in enumerate(every) for n, other in enumerate(every) if n != k]
+        return torch.stack(divergences).sum(0) / (len(every) - 1)

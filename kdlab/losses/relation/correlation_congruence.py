@@ -30,7 +30,7 @@ class CorrelationCongruence(Relation):
     Args:
         student_layer: see :class:`~kdlab.losses.LayerTerm`.
         teacher_layer: see :class:`~kdlab.losses.LayerTerm`.
-        gamma: of the kernel, above 0.
+        gamma: width of the kernel, above 0.
         order: P, from 1 on.
         weight: see :class:`~kdlab.losses.Term`.
 

@@ -17,11 +17,11 @@ from kdlab.losses.temperature import check_temperature
 from kdlab.ranges import share
 
 UNKNOWN = -1
-"""The class of an example that has no label, or was not seen yet."""
+"""Class of an example that has no label, or was not seen yet."""
 
 
 class CRD(LayerTerm):
-    r"""CRD: tells the pair of embeddings of one example from pairs with other examples; one value per row.
+    r"""CRD: contrast of the pair of embeddings of one example with pairs with other examples; one value per row.
 
     .. math::
         -\log h(s_i, \bar t_i) - \sum_{j=1}^{N} \log\big(1 - h(s_i, \bar t_j)\big)
@@ -44,12 +44,12 @@ class CRD(LayerTerm):
 
     Args:
         student_layer: the layer before the classifier, such as ``pool``.
-        teacher_layer: of the teacher.
+        teacher_layer: the same layer of the teacher.
         negatives: N, drawn for each row; at most M - 1, beyond which more draws would only repeat.
         dim: width of the embeddings.
         temperature: τ, above 0.
         momentum: share of what is remembered that stays when an example is seen again, in [0, 1).
-        seed: of the first memory and the draws, which are functions of (seed, steps taken).
+        seed: seed of the first memory and the draws, which are functions of (seed, steps taken).
         weight: see :class:`~kdlab.losses.Term`.
 
     Raises:
@@ -118,10 +118,10 @@ class CRD(LayerTerm):
         if not self.maps:
             raise UserError("CRD", "call meet and prepare(student, teacher) once before training, to make its memory")
         key = self._examples_of(batch)
-        ((ours, theirs),) = self.captured(student, teacher)
-        with torch.autocast(ours.device.type, enabled=False):
-            s = unit(project(ours.flatten(1), with_=self.maps["student"]))
-            t = unit(project(theirs.flatten(1), with_=self.maps["teacher"]))
+        ((student_feature, teacher_feature),) = self.captured(student, teacher)
+        with torch.autocast(student_feature.device.type, enabled=False):
+            s = unit(project(student_feature.flatten(1), with_=self.maps["student"]))
+            t = unit(project(teacher_feature.flatten(1), with_=self.maps["teacher"]))
             classes = self.classes.index_copy(0, key, _classes(batch))
             step = int(self.step)
             index, drawn = self._draw(step, key, classes)
@@ -137,7 +137,7 @@ class CRD(LayerTerm):
         return value
 
     def _examples_of(self, batch: Batch) -> Tensor:
-        """(rows,) which example each row is."""
+        """Return the number of the example of each row, (rows,)."""
         if batch.example_id is None:
             raise UserError(
                 "key",
@@ -157,7 +157,7 @@ class CRD(LayerTerm):
         return key
 
     def _draw(self, step: int, key: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """(rows, N) examples of other classes than each row's, and whether (rows, 1) there are any."""
+        """Draw examples (rows, N) of other classes than each row's; also return whether (rows, 1) there are any."""
         total = len(classes)
         # sorted by class, a row's own class is one block: whatever is drawn from there on is moved behind it
         by_class, order = classes.sort(stable=True)
@@ -177,12 +177,12 @@ class CRD(LayerTerm):
         return order[at], others > 0
 
     def _positive(self, anchors: Tensor, memory: Tensor, key: Tensor) -> Tensor:
-        """(rows,) scores of anchors with what is remembered of their own examples."""
+        """Return the scores (rows,) of anchors with the remembered embeddings of their own examples."""
         # of this step's own pair instead, the maps would send everything one way while the memory is still random
         return (anchors * memory[key]).sum(1) / self.temperature
 
     def _scores(self, anchors: Tensor, memory: Tensor, index: Tensor, drawn: Tensor) -> Tensor:
-        """(rows, N) of anchors (rows, dim) with what is remembered of the examples in ``index``."""
+        """Return the scores (rows, N) of anchors (rows, dim) with the remembered embeddings of examples ``index``."""
         memory = memory.to(anchors.dtype)
         if index.shape[1] * self.dim > len(memory):  # all scores take less than a copy of all that was drawn
             scores = (anchors @ memory.T).gather(1, index)
@@ -191,7 +191,7 @@ class CRD(LayerTerm):
         return torch.where(drawn, scores / self.temperature, -math.inf)
 
     def _normaliser(self, scores: Tensor) -> Tensor:
-        """The logarithm of M times the mean of the scores' exponentials; of no score at all, log M."""
+        """Return the logarithm of M times the mean of the scores' exponentials; log M if there is no score at all."""
         scores = scores.detach()
         there = scores.isfinite().sum().clamp(min=1)
         mean = torch.where(scores.isfinite().any(), scores.flatten().logsumexp(0) - there.log(), 0.0)
@@ -211,6 +211,6 @@ class CRD(LayerTerm):
 
 
 def _classes(batch: Batch) -> Tensor:
-    """(rows,) the class of each row; UNKNOWN without a label."""
+    """Return the class (rows,) of each row; UNKNOWN without a label."""
     targets = batch.targets if batch.targets.ndim == 1 else batch.targets.argmax(1)
     return torch.where(batch.labelled, targets, UNKNOWN)

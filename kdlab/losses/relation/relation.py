@@ -35,10 +35,10 @@ def rows_of(feature: Tensor, batch: Batch) -> Tensor:
 
 
 class Relation(LayerTerm):
-    """A term on the relations of rows to each other, a scalar; summed over the pairs of layers."""
+    """Base of the terms on the relations of rows to each other, a scalar; summed over the pairs of layers."""
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of the features (rows, ...) of one pair of layers, a scalar."""
+        """Return the distance, a scalar, of the features (rows, ...) of one pair of layers."""
         raise TypeError(f"{type(self).__name__} does not say what it measures: define distance")
 
     @override

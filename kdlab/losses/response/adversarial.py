@@ -17,7 +17,7 @@ from kdlab.ranges import at_least_zero
 
 
 class Discriminator(Term):
-    r"""A small network learns to tell teacher from student by what they say; the student learns to be mistaken for it.
+    r"""Adversarial term: a small network learns to tell teacher from student, and the student to be taken for it.
 
     .. math:: -\tfrac12 \Big( \log D(z^T) + \log\big(1 - D(z^S)\big) \Big)
 
@@ -31,9 +31,9 @@ class Discriminator(Term):
 
     Args:
         hidden: widths of the discriminator's hidden layers.
-        strength: of the reversed gradient.
-        student_layer: module paths; None for the logits.
-        teacher_layer: see ``student_layer``.
+        strength: factor of the reversed gradient.
+        student_layer: module path in the student; None for the logits.
+        teacher_layer: module path in the teacher; None for the logits.
         weight: see :class:`~kdlab.losses.Term`.
 
     Raises:
@@ -66,14 +66,17 @@ class Discriminator(Term):
         if self.judge is not None:
             return
         assert teacher is not None
-        ours, theirs = self._said(student, self.student_layers), self._said(teacher, self.teacher_layers)
-        widths = [theirs.shape[-1], *self.hidden]
+        student_output, teacher_output = (
+            self._said(student, self.student_layers),
+            self._said(teacher, self.teacher_layers),
+        )
+        widths = [teacher_output.shape[-1], *self.hidden]
         layers: list[nn.Module] = []
         for n, m in pairwise(widths):
             layers += [nn.Linear(n, m), nn.LeakyReLU(0.2)]
-        self.judge = nn.Sequential(*layers, nn.Linear(widths[-1], 1)).to(theirs.device)
-        if ours.shape[-1] != widths[0]:
-            self.fit = nn.Linear(ours.shape[-1], widths[0], device=ours.device)
+        self.judge = nn.Sequential(*layers, nn.Linear(widths[-1], 1)).to(teacher_output.device)
+        if student_output.shape[-1] != widths[0]:
+            self.fit = nn.Linear(student_output.shape[-1], widths[0], device=student_output.device)
 
     @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
@@ -82,15 +85,15 @@ class Discriminator(Term):
                 "Discriminator", "call prepare(student, teacher) once before training, to make its networks"
             )
         wide = next(self.judge.parameters()).dtype
-        ours = reverse_gradient(self.fit(self._said(student, self.student_layers).to(wide)), self.strength)
-        theirs = self._said(teacher, self.teacher_layers).detach().to(wide)
-        real, fake = self.judge(theirs).squeeze(-1), self.judge(ours).squeeze(-1)
+        student_output = reverse_gradient(self.fit(self._said(student, self.student_layers).to(wide)), self.strength)
+        teacher_output = self._said(teacher, self.teacher_layers).detach().to(wide)
+        real, fake = self.judge(teacher_output).squeeze(-1), self.judge(student_output).squeeze(-1)
         real, fake = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (real, fake))
         return (F.softplus(-real) + F.softplus(fake)) / 2
 
     @staticmethod
     def _said(outputs: Outputs, layers: tuple[str, ...]) -> Tensor:
-        """(rows, width): the logits, 0 where a class is masked, or a layer's output averaged over its positions."""
+        """Return the logits, 0 where a class is masked, or a layer's output averaged over positions: (rows, width)."""
         if not layers:
             logits = dense(outputs.logits)
             return logits.masked_fill(masked_classes(logits), 0.0)

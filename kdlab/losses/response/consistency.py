@@ -18,7 +18,7 @@ Kind = Literal["hard", "soft"]
 
 
 class Consistency(Term):
-    r"""The student's own answer to a row, cut from the graph, as the target for another view of it.
+    r"""Divergence of the student's output for a row from that for another view of it, which gets no gradient.
 
     With z the logits of the partner (the weak view) and z' those of the row (the strong view):
 

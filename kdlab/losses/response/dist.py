@@ -17,7 +17,7 @@ from kdlab.losses.term import Role
 
 
 def counted(batch: Batch, *rows: Tensor) -> tuple[Tensor, ...]:
-    """Of tensors (rows, ...), the rows whose weight is not 0."""
+    """Return the rows of tensors (rows, ...) whose weight is not 0."""
     return rows if batch.weight is None else tuple(each[batch.weight > 0] for each in rows)
 
 

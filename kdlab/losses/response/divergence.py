@@ -30,7 +30,7 @@ from kdlab.ranges import share
 
 
 class Divergence(SoftTerm):
-    r"""A divergence of the softened outputs, times T to the power of its ``order``; one value per row, in float32.
+    r"""Divergence of the softened outputs, times T to the power of its ``order``; one value per row, in float32.
 
     As T grows, the softened outputs of both come to differ by a multiple of 1/T. A divergence of order n goes with the
     n-th power of that difference, so that times Tⁿ neither it nor its gradient shrinks.
@@ -40,10 +40,10 @@ class Divergence(SoftTerm):
     """
 
     order = 2
-    """2 for all that look like a squared difference near 0 (KL and its kin), 1 for total variation."""
+    """Power of T: 2 for all that look like a squared difference near 0 (KL and its kin), 1 for total variation."""
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Of softened logits (rows, C), (rows,)."""
+        """Return the divergence (rows,) of softened logits (rows, C)."""
         raise TypeError(f"{type(self).__name__} does not say what it measures: define divergence")
 
     @override
@@ -114,7 +114,7 @@ class ReverseKL(Divergence):
 
 
 class SymmetricKL(Divergence):
-    r"""The mean of KL in both directions (half of Jeffreys' divergence), times T².
+    r"""Mean of KL in both directions (half of Jeffreys' divergence), times T².
 
     .. math:: \tfrac{T^2}{2} \sum_c \big(p^T_c(T) - p^S_c(T)\big)\big(\log p^T_c(T) - \log p^S_c(T)\big)
 
@@ -127,7 +127,7 @@ class SymmetricKL(Divergence):
 
 
 class _Skewed(Divergence):
-    """A divergence to a mixture of both.
+    """Base of the divergences to a mixture of both.
 
     Args:
         skew: share of the first distribution in the mixture, in [0, 1); alpha in the paper, where it is 0.1.

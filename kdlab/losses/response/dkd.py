@@ -41,9 +41,9 @@ class DKD(SoftTerm):
     CVPR 2022, whose alpha and beta are ``target_weight`` and ``other_weight``.
 
     Args:
-        target_weight: of the target-class part (1 in the paper).
-        other_weight: of the non-target-class part (8, 6 or 2 in the authors' code, by CIFAR-100 pair).
-        weight: of the whole term.
+        target_weight: weight of the target-class part (1 in the paper).
+        other_weight: weight of the non-target-class part (8, 6 or 2 in the authors' code, by CIFAR-100 pair).
+        weight: weight of the whole term.
         temperature: see :class:`SoftTerm`.
     """
 

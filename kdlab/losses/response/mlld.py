@@ -25,10 +25,10 @@ from kdlab.losses.term import Role, Term
 
 
 class _MultiLevel(Term):
-    """One level of multi-level logit distillation: a distance, summed over several temperatures.
+    """Base of one level of multi-level logit distillation: a distance, summed over several temperatures.
 
     Args:
-        temperatures: each above 0; the paper's 2 to 6.
+        temperatures: temperatures, each above 0; the paper's are 2 to 6.
         weight: see :class:`~kdlab.losses.Term`.
     """
 
@@ -46,11 +46,11 @@ class _MultiLevel(Term):
         self.temperatures = nn.ModuleList(Temperature(t) for t in values)
 
     def distance(self, student: Tensor, teacher: Tensor, squared: float | Tensor) -> Tensor:
-        """Of softened logits (rows, C), at the temperature whose square is given."""
+        """Return the distance of softened logits (rows, C), at the temperature whose square is given."""
         raise TypeError(f"{type(self).__name__} does not say what it measures: define distance")
 
     def summed(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The distance of logits (rows, C), over all temperatures."""
+        """Return the distance of logits (rows, C), summed over all temperatures."""
         each = [self.distance(*temperature.soften(student, teacher)) for temperature in self.temperatures]  # type: ignore[operator]
         return torch.stack(each).sum(0)
 
@@ -75,7 +75,7 @@ class MLLDInstance(_MultiLevel):
 
 
 class MLLDBatch(_MultiLevel):
-    r"""Multi-level logit distillation, batch level: which rows are alike, over several temperatures; one value per row.
+    r"""Multi-level logit distillation, batch level: similarity of rows, over several temperatures; one value per row.
 
     .. math:: \sum_T \sum_j \big(\langle p^S_i, p^S_j \rangle - \langle p^T_i, p^T_j \rangle\big)^2
 
@@ -91,12 +91,12 @@ class MLLDBatch(_MultiLevel):
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
         if batch.weight is None:
             return super().forward(student, teacher, batch)
-        found = self.summed(*counted(batch, dense(student.logits), dense(teacher.logits)))
-        return found.new_zeros(len(batch)).masked_scatter(batch.weight > 0, found)
+        distances = self.summed(*counted(batch, dense(student.logits), dense(teacher.logits)))
+        return distances.new_zeros(len(batch)).masked_scatter(batch.weight > 0, distances)
 
 
 class MLLDClass(_MultiLevel):
-    r"""Multi-level logit distillation, class level: which classes go together, over several temperatures; a scalar.
+    r"""Multi-level logit distillation, class level: similarity of classes, over several temperatures; a scalar.
 
     .. math:: \sum_T \tfrac1C \big\| P^S(T)^\top P^S(T) - P^T(T)^\top P^T(T) \big\|_F^2
 

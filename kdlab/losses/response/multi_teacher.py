@@ -15,7 +15,7 @@ from kdlab.losses.response.soft_term import SoftTerm
 from kdlab.losses.temperature import Temperature
 
 MEMBER = "member_"
-"""What the head of each teacher's logits is called, before its number."""
+"""Prefix of the name of the head with a teacher's logits, before its number."""
 
 By = Literal["logits", "teacher"]
 
@@ -78,7 +78,7 @@ class MultiTeacherKL(SoftTerm):
             self.matrix = _weights(torch.zeros(len(members), classes, device=device))
 
     def log_weights(self, logits: Tensor) -> Tensor:
-        """Logarithms of the teachers' weights (rows, K), from the student's logits (rows, C)."""
+        """Compute the logarithms of the teachers' weights (rows, K), from the student's logits (rows, C)."""
         assert self.bias is not None, "prepare comes first"
         wide = torch.promote_types(logits.dtype, torch.float32)
         scores = self.bias.to(wide).expand(len(logits), -1)
@@ -113,21 +113,21 @@ def _weights(start: Tensor) -> nn.Parameter:
 
 
 def _members(teacher: Outputs | None) -> list[Tensor]:
-    """Each teacher's logits, in order.
+    """Return each teacher's logits, in order.
 
     Raises:
         UserError: if the teacher is one, or does not show its members.
     """
     heads = {} if teacher is None else teacher.heads
-    found = [heads[f"{MEMBER}{n}"] for n in range(len(heads)) if f"{MEMBER}{n}" in heads]
-    if not found:
+    members = [heads[f"{MEMBER}{n}"] for n in range(len(heads)) if f"{MEMBER}{n}" in heads]
+    if not members:
         raise UserError(
             "members", "none that the teacher shows", "teacher.weighting=learned, with several teacher.members"
         )
-    return found
+    return members
 
 
 def _mixture(members: list[Tensor], log_w: Tensor) -> Tensor:
-    """Logarithms of the weighed mean of probabilities (rows, C)."""
+    """Compute the logarithms of the weighted mean of probabilities (rows, C)."""
     each = torch.stack([log_probabilities(z) for z in members], -1)
     return torch.logsumexp(each + log_w[:, None, :], -1)

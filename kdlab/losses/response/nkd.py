@@ -28,8 +28,8 @@ class NKD(SoftTerm):
     write cross-entropy for KL: the same gradient, and a constant that grows with T².
 
     Args:
-        other_weight: of the non-target-class part (1.5, at T = 1, in the authors' code for ImageNet).
-        weight: of the whole term.
+        other_weight: weight of the non-target-class part (1.5, at T = 1, in the authors' code for ImageNet).
+        weight: weight of the whole term.
         temperature: see :class:`~kdlab.losses.SoftTerm`.
     """
 
@@ -48,7 +48,11 @@ class NKD(SoftTerm):
 
     @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours, theirs, classes = dense(student.logits), dense(teacher.logits), named_classes(batch.targets)
-        s, t, factor = self.temperature.soften(ours, theirs)
-        target = target_cross_entropy(ours, theirs, classes)
+        student_logits, teacher_logits, classes = (
+            dense(student.logits),
+            dense(teacher.logits),
+            named_classes(batch.targets),
+        )
+        s, t, factor = self.temperature.soften(student_logits, teacher_logits)
+        target = target_cross_entropy(student_logits, teacher_logits, classes)
         return target + self.other_weight * factor * decoupled_kl(s, t, classes)[1]

@@ -13,7 +13,7 @@ from kdlab.losses.term import Role, Term
 
 
 class SoftTerm(Term):
-    """A term on softened outputs.
+    """Base of the terms on softened outputs.
 
     Args:
         weight: see :class:`~kdlab.losses.Term`.

@@ -27,7 +27,7 @@ from kdlab.ranges import share
 
 
 class ConfidencePenalty(Term):
-    r"""How far the entropy of the student's output is below a threshold; the labels are not asked.
+    r"""Shortfall of the entropy of the student's output below a threshold; the labels are not used.
 
     .. math:: \max\big(0,\, \Gamma - H(p^S)\big)
 
@@ -91,5 +91,5 @@ class TfKD(Term):
     @override
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits = dense(student.logits)
-        told = virtual_teacher(named_classes(batch.targets), logits.shape[-1], self.correct, self.temperature)
-        return kl(logits, told.masked_fill(masked_classes(logits), -math.inf))
+        teacher_logits = virtual_teacher(named_classes(batch.targets), logits.shape[-1], self.correct, self.temperature)
+        return kl(logits, teacher_logits.masked_fill(masked_classes(logits), -math.inf))

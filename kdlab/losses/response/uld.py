@@ -13,7 +13,7 @@ from kdlab.losses.response.soft_term import SoftTerm
 
 
 def picked_rows(hidden: Tensor, batch: Batch) -> Tensor:
-    """Hidden states (rows, d), from (rows, d) or (B, T, d)."""
+    """Return the hidden states (rows, d) of a batch's rows, from (rows, d) or (B, T, d)."""
     if hidden.ndim == 3 and isinstance(batch, SequenceBatch) and hidden.shape[:2] == batch.loss_mask.shape:
         return hidden[batch.loss_mask]
     if hidden.ndim == 2 and len(hidden) == len(batch):
@@ -26,7 +26,7 @@ def picked_rows(hidden: Tensor, batch: Batch) -> Tensor:
 
 
 class ULD(SoftTerm):
-    r"""Universal logit distillation: the sorted probabilities of both, whichever tokens they belong to, times T.
+    r"""Universal logit distillation: distance of the sorted probabilities, whatever tokens they belong to, times T.
 
     .. math:: T \sum_{c=1}^{\max(C^S, C^T)} \big| p^S_{(c)}(T) - p^T_{(c)}(T) \big|
 

@@ -47,12 +47,12 @@ class USKD(Term):
     mean over the micro-batch, in which rows of weight 0 take no part.
 
     Args:
-        student_layer: the middle layer, feature maps (B, C, H, W) or vectors; None leaves the weak output out, and
-            ranks by the student's own output alone.
-        target_weight: of the target's part.
-        other_weight: of the non-target classes' part.
-        weak_weight: of the weak output's cross-entropy.
-        weight: of the whole term.
+        student_layer: module path of the middle layer, maps (B, C, H, W) or vectors; None leaves the weak output
+            out, and ranks by the student's own output alone.
+        target_weight: weight of the target's part.
+        other_weight: weight of the non-target classes' part.
+        weak_weight: weight of the weak output's cross-entropy.
+        weight: weight of the whole term.
     """
 
     rows: Literal["labelled", "all"] = "labelled"
@@ -96,15 +96,17 @@ class USKD(Term):
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Tensor:
         logits, classes = dense(student.logits), named_classes(batch.targets)
         wide = torch.promote_types(logits.dtype, torch.float32)
-        ours = without_target(logits.to(wide), classes)
+        other_logits = without_target(logits.to(wide), classes)
         log_p = log_probabilities(logits).gather(-1, classes[:, None]).squeeze(-1)
         counted = batch.labelled if batch.weight is None else batch.labelled & (batch.weight > 0)
         value = -self.target_weight * custom_target_weight(logits, classes, counted) * log_p
         if not self.student_layers:
-            return value + self.other_weight * zipf_kl(ours, by=[ours])
+            return value + self.other_weight * zipf_kl(other_logits, by=[other_logits])
         weak = self._weak_logits(student)
         value = value + self.weak_weight * cross_entropy(weak, batch.targets, 0.1)
-        return value + self.other_weight * zipf_kl(ours, by=[ours, without_target(weak.to(wide), classes)])
+        return value + self.other_weight * zipf_kl(
+            other_logits, by=[other_logits, without_target(weak.to(wide), classes)]
+        )
 
     def _weak_logits(self, student: Outputs) -> Tensor:
         if self.weak is None:

@@ -19,7 +19,7 @@ from kdlab.losses.term import Role
 
 
 class WSLD(SoftTerm):
-    r"""Weighted soft labels: KL times T², each row as much as the student lags behind the teacher on its label.
+    r"""Weighted soft labels: KL times T², each row weighted by the student's lag behind the teacher on its label.
 
     .. math::
         T^2\,\Big(1 - \exp\big(-\tfrac{\mathrm{CE}(y, p^S)}{\mathrm{CE}(y, p^T)}\big)\Big)\,
@@ -35,6 +35,6 @@ class WSLD(SoftTerm):
 
     @override
     def forward(self, student: Outputs, teacher: Outputs, batch: Batch) -> Tensor:
-        ours, theirs = dense(student.logits), dense(teacher.logits)
-        s, t, factor = self.temperature.soften(ours, theirs)
-        return factor * soft_label_weight(ours, theirs, batch.targets) * kl(s, t)
+        student_logits, teacher_logits = dense(student.logits), dense(teacher.logits)
+        s, t, factor = self.temperature.soften(student_logits, teacher_logits)
+        return factor * soft_label_weight(student_logits, teacher_logits, batch.targets) * kl(s, t)

@@ -21,13 +21,14 @@ PLAIN_ATTENTION = (None, "eager", "sdpa", "flex_attention")
 
 
 class Transformer(nn.Module):
-    """A network around a model of transformers, ``net``.
+    """Base of the networks around a model of transformers, ``net``.
 
     A matrix that several layers share is stored once: it has one name in the state dict.
 
     Attributes:
         net: transformers' model.
-        published: how the names in published files become ours, see :func:`~kdlab.models.load_weights`.
+        published: rules that turn the names in published files into the network's, see
+            :func:`~kdlab.models.load_weights`.
     """
 
     net: Any
@@ -39,7 +40,7 @@ class Transformer(nn.Module):
         self.published = self._published()
 
     def _published(self) -> tuple[tuple[str, str | None], ...]:
-        """The names of transformers' own, with or without the body's prefix, and what its files hold too much."""
+        """Return rules for transformers' own names, with or without the body's prefix, and for surplus names in files."""
         body, net = self.net.base_model_prefix, self.net
         own = (net.named_children(), net.named_parameters(recurse=False), net.named_buffers(recurse=False))
         tops = "|".join(dict.fromkeys([body, *(name for part in own for name, _ in part)]))
@@ -52,7 +53,7 @@ class Transformer(nn.Module):
         )
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The weights, each once."""
+        """Return the weights, each once."""
         state = super().state_dict(*args, **kwargs)
         prefix = kwargs.get("prefix", args[1] if len(args) > 1 else "")
         for name in self._tied:
@@ -67,10 +68,10 @@ class Transformer(nn.Module):
 
 
 def require() -> None:
-    """Say how to get transformers where it is not installed.
+    """Check that transformers is installed.
 
     Raises:
-        UserError: where it is not.
+        UserError: if it is not; says how to get it.
     """
     if importlib.util.find_spec("transformers") is None:
         raise UserError("model", "transformers is not installed", "pip install 'kdlab[text]'")
@@ -78,7 +79,7 @@ def require() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings of the hub's client and of transformers: of what goes wrong, the error says enough."""
+    """Silence warnings of the hub's client and of transformers: if something goes wrong, the error says enough."""
     loggers = [logging.getLogger(name) for name in ("huggingface_hub", "transformers", "httpx", "urllib3")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -94,7 +95,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def connection() -> Iterator[None]:
-    """The hub as it is; for a folder that is not trusted, only what its client has kept: no request is sent."""
+    """Allow access to the hub; for a folder that is not trusted, only to the client's cache: no request is sent."""
     if not read_only():
         yield
         return
@@ -121,15 +122,15 @@ def check_attention(attention: str | None) -> None:
 def read_pretrained(
     auto: Any, name: str, settings: Mapping[str, Any], attention: str | None, what: str = "causal language model"
 ) -> Any:
-    """A model with the weights of a folder or of the hub, in float32.
+    """Load a model with the weights of a folder or of the hub, in float32.
 
     Args:
         auto: config → transformers' auto class for such a model.
         name: a folder, or a model of the hub. Code that it brings along is never run, and pickled weights go through
             PyTorch's restricted unpickler.
-        settings: of its config, to change.
+        settings: entries of its config to change.
         attention: transformers' implementation; None is the best it has.
-        what: such a model, in words.
+        what: description of such a model in words.
 
     Raises:
         UserError: if it cannot be read.
@@ -201,7 +202,7 @@ def refused(
     error: Exception,
     context: int | None = None,
 ) -> UserError:
-    """The error for settings that transformers does not build a network of, or that cannot read ``context`` tokens."""
+    """Return the error for settings that transformers builds no network of, or none for ``context`` tokens."""
     if context is not None and context < 2:
         return UserError("context", f"{context}, here or in data.context; {architecture} is tried with 2", "at least 2")
     if "attention implementation" in str(error):

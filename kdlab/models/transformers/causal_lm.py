@@ -26,14 +26,14 @@ from kdlab.models.transformers.base import (
 from kdlab.models.transforms.layer_subset import blocks
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
-"""What the configs of transformers call the number of positions."""
+"""Names of the number of positions in the configs of transformers."""
 
 PROBE = 1000.0
-"""Hidden states are scaled by this in the test of an output layer: a soft cap is the identity near zero."""
+"""Factor on hidden states in the test of an output layer: a soft cap is the identity near zero."""
 
 
 class CausalLM(Transformer):
-    """A causal (decoder-only) language model of transformers.
+    """Causal (decoder-only) language model of transformers.
 
     What it returns has not been multiplied by the output matrix: losses and measures do that a few rows at a time.
     Where a model changes the logits afterwards (soft caps, scaling), they come dense instead, as transformers makes
@@ -44,14 +44,14 @@ class CausalLM(Transformer):
     Args:
         architecture: a ``model_type`` of transformers, such as ``gpt2``, ``llama``, ``qwen3``, ``gpt_neox``; not used
             with a ``name``.
-        settings: of the architecture's config, under transformers' names (``n_layer``, ``hidden_size``, ...). They win
-            over what the other arguments say. What is not set has transformers' default (GPT-2: dropout 0.1).
+        settings: values of the architecture's config, under transformers' names (``n_layer``, ``hidden_size``, ...).
+            They win over what the other arguments say. What is not set has transformers' default (GPT-2: dropout 0.1).
         name: a folder, or a model of the hub, to read config and weights from. Code that a repository brings along is
             never run, and pickled weights go through PyTorch's restricted unpickler.
         vocab_size: tokens of the data; a model that is read may have more, never fewer.
         context: positions, the longest input; None is the architecture's default.
-        eos_id: of the tokenizer.
-        pad_id: see ``eos_id``.
+        eos_id: end-of-text id of the tokenizer.
+        pad_id: padding id of the tokenizer.
         attention: transformers' implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None is the best it has.
 
     Shape: input_ids (B, T) to :class:`~kdlab.functional.Projected` with hidden (B, T, d), or logits (B, T, V).
@@ -61,8 +61,8 @@ class CausalLM(Transformer):
     Attributes:
         net: transformers' model.
         context: the longest input it takes; None where there is no limit.
-        cached: whether :meth:`step` can keep what it has computed.
-        tokenizer_name: where the tokenizer of a model that was read can be read too; None for fresh ones.
+        cached: true if :meth:`step` can keep what it has computed.
+        tokenizer_name: folder or name of the tokenizer of a model that was read; None for fresh ones.
 
     Raises:
         UserError: for an architecture, a setting or a model that is not there, or does not fit the data.
@@ -108,7 +108,7 @@ class CausalLM(Transformer):
             raise refused(name or str(architecture), settings, attention, error, self.context) from None
 
     def _limit(self, vocab_size: int | None, context: int | None, name: str) -> int | None:
-        """The longest input, after a look whether the data fit."""
+        """Return the longest input, after a check that the data fit."""
         config = self.net.config
         if vocab_size is not None and config.vocab_size < vocab_size:
             raise UserError(
@@ -132,7 +132,7 @@ class CausalLM(Transformer):
         position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Projected | Tensor:
-        """Logits over all positions.
+        """Compute the logits of all positions.
 
         Args:
             input_ids: (B, T) int64, padded on the right: causal attention keeps pads out.
@@ -149,13 +149,13 @@ class CausalLM(Transformer):
     def step(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Any = None
     ) -> tuple[Tensor, Any]:
-        """Logits of the token that follows, with all that came before in a cache.
+        """Compute the logits of the token that follows, with all that came before in a cache.
 
         Args:
-            input_ids: (B, n) int64, what follows ``past``.
+            input_ids: (B, n) int64, the tokens that follow ``past``.
             attention_mask: (B, m + n), zero where an input, past ones included, is a pad.
             position_ids: (B, n).
-            past: None at first, then what the last call returned.
+            past: None at first, then the past that the last call returned.
 
         Returns:
             logits (B, V) after the last input, and the past that includes this call's.
@@ -193,7 +193,7 @@ class CausalLM(Transformer):
 
     @torch.no_grad()
     def _check_causal(self, name: str) -> None:
-        """Encoders that transformers counts as causal models see what they are to predict."""
+        """Refuse encoders, which transformers counts as causal models: they see the tokens that they are to predict."""
         ids = self.net.get_input_embeddings().weight.new_tensor([[0, 0], [0, 1]]).long() % self.net.config.vocab_size
         with eval_mode(self.net):
             first = self.net(input_ids=ids, use_cache=False, return_dict=True).logits[:, 0]
@@ -202,7 +202,7 @@ class CausalLM(Transformer):
 
     @torch.no_grad()
     def _ends_in_a_matrix(self) -> bool:
-        """Whether the logits are the last hidden states times the output matrix, and nothing more.
+        """Return whether the logits are the last hidden states times the output matrix, and nothing more.
 
         Tried rather than looked up: configs have a dozen names for what models do to their logits.
         """
@@ -232,7 +232,7 @@ class CausalLM(Transformer):
 def _build(
     architecture: str | None, settings: dict[str, Any], offered: dict[str, Any], context: int | None, attention: Any
 ) -> Any:
-    """A network with fresh weights."""
+    """Build a network with fresh weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
@@ -253,7 +253,7 @@ def _build(
 
 
 def _read(name: str, settings: dict[str, Any], attention: str | None) -> Any:
-    """A network with the weights of a folder or of the hub."""
+    """Load a network with the weights of a folder or of the hub."""
     from transformers import AutoModelForCausalLM
 
     net = read_pretrained(lambda config: AutoModelForCausalLM, name, settings, attention)

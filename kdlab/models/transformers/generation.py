@@ -16,7 +16,7 @@ from kdlab.functional.modes import eval_mode
 from kdlab.ranges import share
 
 Uniform = Callable[[int], Tensor]
-"""i to (B,) numbers in [0, 1), by which the i-th new token of each prompt is drawn."""
+"""Function of i that returns numbers (B,) in [0, 1), by which the i-th new token of each prompt is drawn."""
 
 
 @torch.no_grad()
@@ -33,25 +33,25 @@ def continuations(
     source: Sequence[Tensor] | None = None,
     classes: int | None = None,
 ) -> list[Tensor]:
-    """What ``net`` writes after each prompt, in evaluation mode and without gradients.
+    """Generate a continuation of each prompt by ``net``, in evaluation mode and without gradients.
 
     A continuation ends with ``eos_id``, after ``new_tokens``, or where the network has no position left. It depends on
     its own prompt and its own numbers only. :class:`~kdlab.models.CausalLM` and :class:`~kdlab.models.Seq2SeqLM` keep
     what they have computed; any other causal network reads everything again for each token.
 
     Args:
-        net: called as with a batch: ``input_ids`` (``decoder_input_ids`` with a ``source``) and, if its ``forward``
-            has them, ``position_ids``.
+        net: network, called as with a batch: ``input_ids`` (``decoder_input_ids`` with a ``source``) and, if its
+            ``forward`` has them, ``position_ids``.
         prompts: (n,) whole numbers each, n at least 1, not all alike.
-        new_tokens: at most so many; one number for all, or one each.
-        eos_id: ends a continuation; None: nothing does.
-        pad_id: fills up shorter prompts; never seen by the others, so any token will do (None is 0).
+        new_tokens: greatest length of a continuation; one number for all, or one each.
+        eos_id: id that ends a continuation; None: nothing does.
+        pad_id: id that fills up shorter prompts; never seen by the others, so any token will do (None is 0).
         temperature: 0 takes the most probable token; else softmax(logits / temperature).
         top_p: draw from the most probable tokens that together have at least this probability. Holtzman et al., *The
             Curious Case of Neural Text Degeneration*, ICLR 2020.
         uniform: the draws, by inverting the distribution function: the same numbers give the same text.
-        source: what an encoder reads for each prompt: ids (m,), or features (F, m) of one size.
-        classes: only the first so many tokens are written; beyond them output matrices hold padding.
+        source: input of an encoder for each prompt: ids (m,), or features (F, m) of one size.
+        classes: number of ids, from 0, that may be written; beyond them output matrices hold padding.
 
     Returns:
         the new ids of each prompt (k,) int64, the end included when reached, where the prompt is.
@@ -104,15 +104,15 @@ def generate(
     Args:
         net: a language model.
         prompts: (n,) int64 each, on its device.
-        new_tokens: of each continuation, at most.
+        new_tokens: greatest length of a continuation.
         context: tokens that ``net`` can read; the last one written need not be read.
-        eos_id: ends a continuation, and is part of it; None: nothing ends it.
-        pad_id: fills up.
-        vocab_size: ids from here on are never written.
-        temperature: of the drawing; 0 takes the most probable token.
-        top_p: see ``temperature``.
+        eos_id: id that ends a continuation, and is part of it; None: nothing ends it.
+        pad_id: id that fills up.
+        vocab_size: number of ids; those from here on are never written.
+        temperature: sampling temperature; 0 takes the most probable token.
+        top_p: probability mass of the most probable tokens that are drawn from; 1 draws from all.
         uniform: random numbers of each prompt; number i is for the i-th new token.
-        source: what an encoder is given, one by prompt.
+        source: inputs of an encoder, one for each prompt.
 
     Raises:
         UserError: if a prompt leaves no room.
@@ -136,7 +136,7 @@ def generate(
 
 
 def encoder_rows(inputs: Any, rows: Sequence[int]) -> list[Tensor] | None:
-    """What the encoder is given in some rows of a batch's inputs; None without an encoder.
+    """Return the encoder's inputs of some rows of a batch's inputs; None without an encoder.
 
     Each is (m,) ids without pads, or (F, m) features.
     """
@@ -175,7 +175,7 @@ def _check(
 
 
 def _room(net: nn.Module, prompt: int, most: int) -> int:
-    """How many tokens fit; the last one is written, and never read."""
+    """Return the number of tokens that fit; the last one is written, and never read."""
     context = getattr(net, "context", None)
     return most if context is None else min(most, context + 1 - prompt)
 
@@ -184,7 +184,7 @@ def _room(net: nn.Module, prompt: int, most: int) -> int:
 
 
 def _choose(logits: Tensor, temperature: float, top_p: float, uniform: Uniform | None, i: int) -> Tensor:
-    """(B, V) to the ids (B,) of the i-th new tokens."""
+    """Choose the ids (B,) of the i-th new tokens by logits (B, V)."""
     if temperature == 0 or uniform is None:
         return logits.argmax(-1)
     chances = (logits.double() / temperature).softmax(-1)
@@ -199,26 +199,26 @@ def draw(chances: Tensor, u: Tensor) -> Tensor:
     Chances are (B, V) float64, of a sum of at most 1, and u is (B,) in [0, 1).
     """
     summed = _cumulated(chances)
-    found = torch.searchsorted(summed, (u * summed[:, -1])[:, None], right=True)[:, 0]
+    first = torch.searchsorted(summed, (u * summed[:, -1])[:, None], right=True)[:, 0]
     # rounding may leave nothing above u: the last class that has a chance
     last = chances.shape[-1] - 1 - (chances.flip(-1) > 0).to(torch.uint8).argmax(-1)
-    return torch.minimum(found, last)
+    return torch.minimum(first, last)
 
 
 def _nucleus(chances: Tensor, top_p: float) -> Tensor:
-    """``chances`` of the fewest classes that have ``top_p`` together, and 0 elsewhere."""
+    """Keep ``chances`` of the fewest classes that have ``top_p`` together, and set 0 elsewhere."""
     ordered, ids = chances.sort(dim=-1, descending=True, stable=True)
     before = _cumulated(ordered) - ordered
     return torch.zeros_like(chances).scatter(-1, ids, ordered * (before < top_p))
 
 
 def _cumulated(chances: Tensor) -> Tensor:
-    """Cumulative sums (B, V), the same each time."""
+    """Compute cumulative sums (B, V) that are the same each time."""
     return chances.cumsum(-1) if chances.device.type == "cpu" else _cumulated_exactly(chances)
 
 
 def _cumulated_exactly(chances: Tensor) -> Tensor:
-    """Cumulative sums (B, V) of numbers of a sum of about 1, rounded to multiples of 2^-52.
+    """Compute cumulative sums (B, V) of numbers of a sum of about 1, rounded to multiples of 2^-52.
 
     On GPUs the order in which floating-point numbers are added up is open, and PyTorch refuses to cumulate them where
     deterministic algorithms are asked for. Whole numbers have the same sum in any order.
@@ -239,7 +239,7 @@ def _reader(net: nn.Module, texts: list[Tensor], pad: int, source: Sequence[Tens
 
 
 class _Cached:
-    """A causal network with ``step``: prompts padded on the left, so that all go on in the same column."""
+    """Generation by a causal network with ``step``: prompts are padded on the left, to go on in the same column."""
 
     def __init__(self, net: Any, texts: list[Tensor], pad: int) -> None:
         self.net, self.past = net, None
@@ -252,7 +252,7 @@ class _Cached:
         self.context = getattr(net, "context", None)
 
     def read(self, new: Tensor | None) -> Tensor:
-        """Logits (B, V) after the prompts, or after the tokens just written."""
+        """Compute the logits (B, V) after the prompts, or after the tokens just written."""
         if new is not None:
             self.ids = new[:, None]
             self.mask = torch.cat([self.mask, torch.ones_like(self.ids)], 1)
@@ -264,7 +264,7 @@ class _Cached:
 
 
 class _Encoded:
-    """An encoder-decoder network with ``encode``, ``decode`` and ``cache``, and prompts of one length."""
+    """Generation by an encoder-decoder network with ``encode``, ``decode`` and ``cache``; prompts have one length."""
 
     def __init__(self, net: Any, texts: list[Tensor], pad: int, source: Sequence[Tensor]) -> None:
         self.net = net
@@ -275,7 +275,7 @@ class _Encoded:
         self.past = self.net.cache()
 
     def read(self, new: Tensor | None) -> Tensor:
-        """Logits (B, V) after the prompts, or after the tokens just written."""
+        """Compute the logits (B, V) after the prompts, or after the tokens just written."""
         ids = self.ids if new is None else new[:, None]
         logits, self.past = self.net.decode(ids, self.encoded, self.mask, self.past)
         return _dense(logits[:, -1])
@@ -283,7 +283,7 @@ class _Encoded:
 
 @dataclass
 class _Again:
-    """Any causal network: prompts padded on the right, as batches are, and everything read for each token."""
+    """Generation by any causal network: prompts are padded on the right, and everything is read for each token."""
 
     net: nn.Module
     texts: list[Tensor]
@@ -291,7 +291,7 @@ class _Again:
     source: Sequence[Tensor] | None
 
     def read(self, new: Tensor | None) -> Tensor:
-        """Logits (B, V) after the prompts, or after the tokens just written."""
+        """Compute the logits (B, V) after the prompts, or after the tokens just written."""
         if new is not None:
             self.texts = [torch.cat([text, one]) for text, one in zip(self.texts, new[:, None], strict=True)]
             context = getattr(self.net, "context", None)
@@ -312,7 +312,7 @@ class _Again:
 
 
 def encoder_inputs(source: Sequence[Tensor], pad: int, device: torch.device) -> dict[str, Tensor]:
-    """What an encoder gets: ids (m,) padded on the right with a mask, or features (F, m) stacked."""
+    """Build an encoder's inputs: ids (m,) padded on the right with a mask, or features (F, m) stacked."""
     if source[0].is_floating_point():
         return {"input_features": torch.stack([features.to(device) for features in source])}
     lengths = torch.tensor([len(ids) for ids in source], device=device)

@@ -27,7 +27,7 @@ WRAPPED = ("bart", "blenderbot", "blenderbot-small", "marian", "mbart", "pegasus
 
 
 class Seq2SeqLM(Transformer):
-    """An encoder-decoder language model of transformers, built from its config or read from a folder or the hub.
+    """Encoder-decoder language model of transformers, built from its config or read from a folder or the hub.
 
     What it returns has not been multiplied by the output matrix: losses and measures do that a few rows at a time.
     Architectures that are not known to end in one matrix return dense logits instead; the values are transformers' own
@@ -38,25 +38,25 @@ class Seq2SeqLM(Transformer):
     Args:
         architecture: a ``model_type`` of transformers, such as ``t5``, ``bart`` or ``whisper``; not used with a
             ``name``.
-        settings: of the architecture's config, under transformers' names (``d_model``, ``encoder_layers``, ...). They
-            win over what the other arguments say. What is not set has transformers' default (T5: dropout 0.1).
+        settings: values of the architecture's config, under transformers' names (``d_model``, ``encoder_layers``, ...).
+            They win over what the other arguments say. What is not set has transformers' default (T5: dropout 0.1).
         name: a folder, or a model of the hub, to read config and weights from. Code that a repository brings along is
             never run, and pickled weights go through PyTorch's restricted unpickler.
         vocab_size: tokens of the data; a model that is read may have more, never fewer.
         context: positions of the decoder, where an architecture has a table of them (BART: of the encoder too).
-        eos_id: of the tokenizer. The decoder's start token, which the data puts first, is ``eos_id``.
-        pad_id: see ``eos_id``.
-        mels: bands and frames of the features, of an architecture that reads speech.
-        frames: see ``mels``.
+        eos_id: end-of-text id of the tokenizer; also the decoder's start token, which the data puts first.
+        pad_id: padding id of the tokenizer.
+        mels: bands of the features, of an architecture that reads speech.
+        frames: frames of these features.
         attention: transformers' implementation: ``sdpa``, ``eager``, ``flash_attention_2``; None is the best it has.
 
     Shape: decoder_input_ids (B, T) to :class:`~kdlab.functional.Projected` with hidden (B, T, d), or logits (B, T, V).
 
     Attributes:
         net: transformers' model.
-        speech: whether it reads ``input_features`` rather than ``input_ids``.
-        context: the most positions its decoder takes; None where there is no limit.
-        tokenizer_name: where the tokenizer of a model that was read can be read too; None for fresh ones.
+        speech: true if it reads ``input_features`` rather than ``input_ids``.
+        context: greatest number of positions of its decoder; None where there is no limit.
+        tokenizer_name: folder or name of the tokenizer of a model that was read; None for fresh ones.
 
     Raises:
         UserError: for an architecture, a setting or a model that is not there, or does not fit the data.
@@ -138,7 +138,7 @@ class Seq2SeqLM(Transformer):
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
     ) -> Projected | Tensor:
-        """Logits over all decoder positions.
+        """Compute the logits of all decoder positions.
 
         Args:
             decoder_input_ids: (B, T) int64, padded on the right: causal attention keeps pads out.
@@ -158,7 +158,7 @@ class Seq2SeqLM(Transformer):
         attention_mask: Tensor | None = None,
         input_features: Tensor | None = None,
     ) -> Any:
-        """What the encoder makes of its input, once for any number of :meth:`decode`; arguments as in :meth:`forward`.
+        """Run the encoder once for any number of :meth:`decode`; arguments as in :meth:`forward`.
 
         Returns:
             transformers' output, whose first entry is (B, S', d).
@@ -185,11 +185,11 @@ class Seq2SeqLM(Transformer):
         attention_mask: Tensor | None = None,
         past: Any = None,
     ) -> tuple[Projected | Tensor, Any]:
-        """Logits over ``decoder_input_ids``, which follow what ``past`` has seen.
+        """Compute the logits of ``decoder_input_ids``, which follow what ``past`` has seen.
 
         Args:
             decoder_input_ids: (B, T) int64.
-            encoded: from :meth:`encode`, of the same B inputs.
+            encoded: output of :meth:`encode` for the same B inputs.
             attention_mask: (B, S), the encoder's.
             past: None keeps none; else :meth:`cache`'s, which grows in place.
 
@@ -219,7 +219,7 @@ class Seq2SeqLM(Transformer):
         return Projected(hidden, head.weight, head.bias if bias is None else bias[0]), past
 
     def _rescales(self) -> bool:
-        """Whether a T5-like network multiplies by d^-0.5 before its output matrix, since that is also its embedding."""
+        """Return whether a T5-like network scales by d^-0.5 before its output matrix, which is also its embedding."""
         config = self.net.config
         if config.model_type == "mt5":
             return False
@@ -227,7 +227,7 @@ class Seq2SeqLM(Transformer):
 
     @staticmethod
     def cache() -> Any:
-        """An empty past for :meth:`decode`."""
+        """Return an empty past for :meth:`decode`."""
         from transformers import DynamicCache, EncoderDecoderCache
 
         return EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -240,7 +240,7 @@ def _build(
     eos_id: int | None,
     attention: str | None,
 ) -> Any:
-    """A network with fresh weights."""
+    """Build a network with fresh weights."""
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES as WRITTEN
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as SPOKEN

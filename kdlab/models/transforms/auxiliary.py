@@ -17,7 +17,7 @@ from kdlab.models.vision.blocks import BatchNorm, conv1x1, conv3x3, global_pool
 
 
 class Auxiliary(nn.Module):
-    """Stands around a student and answers for it while it trains.
+    """Wrapper of a student that answers for it while it trains.
 
     In train mode the answer is a mapping: ``logits``, the student's own, and what the auxiliary adds, by name. In eval
     mode it is the student's own answer alone. The student is no submodule: parameters, state dict, mode and device of
@@ -28,7 +28,7 @@ class Auxiliary(nn.Module):
     """
 
     kind = ""
-    """What a term of the objective calls it."""
+    """Name that a term of the objective calls it by."""
 
     def __init__(self, student: nn.Module) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Auxiliary(nn.Module):
         return self._student[0]
 
     def answers(self, *inputs: Any, **named: Any) -> dict[str, Any]:
-        """``logits`` and all that is added, whatever the mode."""
+        """Return ``logits`` and all outputs that are added, whatever the mode."""
         raise TypeError(f"{type(self).__name__} does not say what it adds: define answers")
 
     @override
@@ -49,7 +49,7 @@ class Auxiliary(nn.Module):
 
 
 MOST_PEERS = 100
-"""All train in the same step, so that one more costs as much as another student."""
+"""Maximum number of peers: all train in the same step, so that one more costs as much as another student."""
 
 
 class Peers(Auxiliary):
@@ -75,9 +75,9 @@ class Peers(Auxiliary):
 
     @override
     def answers(self, *inputs: Any, **named: Any) -> dict[str, Any]:
-        said = Outputs.of(self.student(*inputs, **named))
+        outputs = Outputs.of(self.student(*inputs, **named))
         peers = {f"peer{n}": Outputs.of(net(*inputs, **named)).logits for n, net in enumerate(self.nets, start=1)}
-        return {"logits": said.logits, **said.heads, **peers}
+        return {"logits": outputs.logits, **outputs.heads, **peers}
 
 
 def peers(
@@ -86,13 +86,13 @@ def peers(
     net: Annotated[Mapping[str, Any] | None, "network"] = None,
     count: int = 1,
 ) -> Peers:
-    """Peers of a configuration.
+    """Build the peers of a configuration.
 
     Args:
         student: the network that is deployed.
-        make: the first, second, ... peer, each with first weights of its own.
-        net: which network they are; None for that of the student.
-        count: how many.
+        make: function that builds peer 1, 2, ..., each with first weights of its own.
+        net: description of their network; None for that of the student.
+        count: number of peers.
 
     Raises:
         UserError: if there are none.
@@ -142,16 +142,16 @@ class Exits(Auxiliary):
     @override
     def answers(self, *inputs: Any, **named: Any) -> dict[str, Any]:
         with Taps(self.student, self.layers) as seen, self._head_reads() as read:
-            said = Outputs.of(self.student(*inputs, **named))
-        found: dict[str, Any] = {"logits": said.logits, **said.heads, "feature": read[0]}
+            outputs = Outputs.of(self.student(*inputs, **named))
+        answers: dict[str, Any] = {"logits": outputs.logits, **outputs.heads, "feature": read[0]}
         for n, name in enumerate(self.layers, start=1):
             feature = self.features[n - 1](seen[name])
-            found |= {f"exit{n}": self.heads[n - 1](feature), f"exit{n}_feature": feature}
-        return found
+            answers |= {f"exit{n}": self.heads[n - 1](feature), f"exit{n}_feature": feature}
+        return answers
 
     @contextmanager
     def _head_reads(self) -> Iterator[list[Tensor]]:
-        """Collects what the student's head is given."""
+        """Record the input of the student's head."""
         read: list[Tensor] = []
         handle = self._head[0].register_forward_pre_hook(lambda _, given: read.append(given[0]))
         try:
@@ -161,7 +161,7 @@ class Exits(Auxiliary):
 
 
 def _to_width(name: str, feature: Tensor, width: int) -> nn.Module:
-    """From what a layer gives to vectors of the width that the student's head reads."""
+    """Build the layers from a layer's output to vectors of the width that the student's head reads."""
     inputs = feature.shape[1] if feature.ndim > 1 else 0
     if feature.ndim == 2:
         return nn.Sequential(nn.Linear(inputs, width), nn.ReLU())

@@ -32,14 +32,14 @@ def attach_lora(
 
     Args:
         net: a network of transformers (``CausalLM``, ``Seq2SeqLM``), or any other.
-        rank: r, of the adapters.
+        rank: rank r of the adapters.
         alpha: scale; alpha / r multiplies the adapters.
-        dropout: of what the adapters read.
+        dropout: dropout on the adapters' inputs.
         targets: the layers, by their paths or the ends of them (``c_attn``, ``q_proj``); None is peft's choice for the
             architecture, or else every linear layer but the output.
 
     Returns:
-        the names of the parameters that train.
+        The names of the parameters that train.
 
     Raises:
         UserError: for values out of range, a target that ``net`` does not have, adapters already there, or no peft.
@@ -120,13 +120,13 @@ def _peft() -> Any:
 
 
 def _inner(net: nn.Module) -> nn.Module:
-    """The network that peft sees: transformers' own inside ours, so that others can read the adapter."""
+    """Return the network that peft sees: transformers' own inside kdlab's, so that others can read the adapter."""
     inner = getattr(net, "net", None)
     return inner if isinstance(inner, nn.Module) and hasattr(inner, "config") else net
 
 
 def _adapted(inner: nn.Module) -> dict[str, Any]:
-    """The layers that have adapters, by path."""
+    """Return the layers that have adapters, by path."""
     return {name: m for name, m in inner.named_modules() if hasattr(m, "lora_A") and hasattr(m, "get_base_layer")}
 
 
@@ -162,13 +162,13 @@ def _targets(net: nn.Module, inner: nn.Module, targets: Sequence[str] | None, pe
 
 
 def _shared(inner: nn.Module, name: str) -> bool:
-    """Whether a layer's weight is another layer's too, as that of tied embeddings is."""
+    """Return whether a layer's weight is another layer's too, as that of tied embeddings is."""
     weight = inner.get_submodule(name).weight
     return sum(getattr(module, "weight", None) is weight for module in inner.modules()) > 1
 
 
 def _kinds() -> tuple[type[nn.Module], ...]:
-    """Layers that LoRA is for."""
+    """Return the classes of layers that LoRA is for."""
     kinds: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     try:
         from transformers.pytorch_utils import Conv1D
@@ -178,7 +178,7 @@ def _kinds() -> tuple[type[nn.Module], ...]:
 
 
 def _with_layout(config: Any, inner: nn.Module) -> Any:
-    """``config`` for networks whose matrices are stored transposed (GPT-2's ``Conv1D``)."""
+    """Adapt ``config`` to networks whose matrices are stored transposed (GPT-2's ``Conv1D``)."""
     targets = tuple(config.target_modules)
     aimed = [m for n, m in inner.named_modules() if any(n == t or n.endswith(f".{t}") for t in targets)]
     config.fan_in_fan_out = any(type(module).__name__ == "Conv1D" for module in aimed)

@@ -13,7 +13,7 @@ from kdlab.models.transforms.surgery import head_of
 
 
 class Heads(nn.Module):
-    """A network that answers several tasks at once: its own classifier gives way to a linear one for each.
+    """Network that answers several tasks at once: its own classifier gives way to a linear one for each.
 
     Caruana, *Multitask Learning*, Machine Learning 1997: hard sharing of all that comes before the heads.
 
@@ -53,5 +53,5 @@ class Heads(nn.Module):
     @override
     def forward(self, *inputs: Any, **named: Any) -> dict[str, Tensor]:
         feature = self.net(*inputs, **named)
-        said = {task: head(feature) for task, head in self.heads.items()}
-        return {"logits": next(iter(said.values())), **said}
+        logits = {task: head(feature) for task, head in self.heads.items()}
+        return {"logits": next(iter(logits.values())), **logits}

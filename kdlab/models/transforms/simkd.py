@@ -11,7 +11,7 @@ from kdlab.models.vision.blocks import conv1x1, conv3x3, global_pool, init_weigh
 
 
 class SimKDStudent(nn.Module):
-    """A network whose last feature map goes through a projector to where its teacher's classifier can read it.
+    """Network whose last feature map a projector turns into one that its teacher's classifier can read.
 
     Chen, Mei, Zhang, Wang, Feng & Chen, *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022 (SimKD).
     The projector is the one of the authors' code: a bottleneck of 1x1, 3x3 and 1x1 convolutions, each with BatchNorm
@@ -21,9 +21,9 @@ class SimKDStudent(nn.Module):
 
     Args:
         net: a network for pictures that ends with a global average ``pool`` and a linear classifier, which it loses.
-        width: channels of the teacher's last feature map: what its classifier reads.
-        factor: how many times narrower the bottleneck is.
-        num_classes: of the data.
+        width: channels of the teacher's last feature map, which its classifier reads.
+        factor: factor by which the bottleneck is narrower.
+        num_classes: number of classes of the data.
 
     Shape: what ``net`` takes, to logits (B, num_classes).
 
@@ -85,21 +85,21 @@ def reuse_teacher_head(student: nn.Module, teacher: nn.Module) -> str:
     Raises:
         UserError: if the two read vectors of different widths, or differ otherwise.
     """
-    (_, theirs), (name, ours) = head_of(teacher), head_of(student)
-    reads, wanted = _width(ours), _width(theirs)
+    (_, teacher_head), (name, student_head) = head_of(teacher), head_of(student)
+    reads, wanted = _width(student_head), _width(teacher_head)
     if reads != wanted:
         raise UserError(
             "init",
             f"teacher_head, and the teacher's classifier reads {wanted} numbers, the student's {reads}",
             f"the same width, such as student=simkd student.width={wanted}",
         )
-    if _shapes(ours) != _shapes(theirs):
+    if _shapes(student_head) != _shapes(teacher_head):
         raise UserError(
             "init",
-            f"teacher_head, and the teacher's classifier is {_said(theirs)}, the student's {_said(ours)}",
+            f"teacher_head, and the teacher's classifier is {_said(teacher_head)}, the student's {_said(student_head)}",
             "two of one shape",
         )
-    ours.load_state_dict(theirs.state_dict())
+    student_head.load_state_dict(teacher_head.state_dict())
     freeze(student, name)
     return name
 

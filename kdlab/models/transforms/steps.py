@@ -36,20 +36,20 @@ def _no_batches() -> Iterable[Batch]:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What a step may look at beside the network that it changes."""
+    """Context of a step: what it may look at beside the network that it changes."""
 
     previous: nn.Module | None = None
-    """The network of the stage before."""
+    """Network of the stage before."""
     teacher: nn.Module | None = None
-    """The teacher's network; None where there is none, or several."""
+    """Teacher's network; None where there is none, or several."""
     pretrained: Callable[[nn.Module], None] | None = None
-    """Loads the weights of ``pretrained`` into a network, in place."""
+    """Function that loads the weights of ``pretrained`` into a network, in place."""
     seed: int = 0
     """Seed of what a step draws at random."""
     batches: Callable[[], Iterable[Batch]] = field(default=_no_batches)
-    """Gives training batches, for steps that measure activations."""
+    """Function that returns training batches, for steps that measure activations."""
     folder: Path | None = None
-    """Folder of the deployable weights, for what a step keeps beside them; None before training."""
+    """Folder of the deployable weights, for files that a step keeps beside them; None before training."""
 
 
 class NetworkStep:
@@ -60,7 +60,7 @@ class NetworkStep:
 
         Args:
             net: network in its first state.
-            context: what else may be looked at.
+            context: further objects that may be looked at.
 
         Returns:
             The network that trains.
@@ -90,7 +90,7 @@ class NetworkStep:
 
 
 ORIGINS = ("previous", "teacher", "pretrained")
-"""What weights can be loaded from."""
+"""Origins that weights can be loaded from."""
 
 
 class LoadWeights(NetworkStep):
@@ -276,7 +276,7 @@ def apply_steps(net: nn.Module, steps: Mapping[str, NetworkStep], context: StepC
     Args:
         net: network in its first state.
         steps: config key of each step, for messages → the step.
-        context: what steps may look at.
+        context: further objects that steps may look at.
 
     Returns:
         The network that trains.
@@ -298,7 +298,7 @@ def finish_steps(net: nn.Module, steps: Mapping[str, NetworkStep], context: Step
     Args:
         net: trained network.
         steps: steps that it went through.
-        context: what steps may look at; ``folder`` is that of the weights.
+        context: further objects that steps may look at; ``folder`` is that of the weights.
         weights: file of the deployable weights.
 
     Returns:

@@ -13,28 +13,28 @@ from kdlab.errors import UserError, unknown
 _FROZEN = "_kdlab_frozen"
 
 Head = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-"""What can be a classifier."""
+"""Layers that can be a classifier."""
 
 
 def layer_names(net: nn.Module) -> list[str]:
-    """The dotted names of all modules inside ``net``: what can be tapped, and what ``freeze`` takes."""
+    """Return the dotted names of all modules inside ``net``, which can be tapped, and which ``freeze`` takes."""
     return [name for name, _ in net.named_modules() if name]
 
 
 def head_of(net: nn.Module) -> tuple[str, Head]:
-    """The classifier: the last linear or convolutional layer, with its dotted name.
+    """Return the classifier with its dotted name: the last linear or convolutional layer.
 
     Raises:
         UserError: ``net`` has neither.
     """
-    found = [(name, module) for name, module in net.named_modules() if isinstance(module, Head)]
-    if not found:
+    layers = [(name, module) for name, module in net.named_modules() if isinstance(module, Head)]
+    if not layers:
         raise UserError(type(net).__name__, "has no linear or convolutional layer that could be its head")
-    return found[-1]
+    return layers[-1]
 
 
 def classifiers_of(net: nn.Module) -> list[str]:
-    """The dotted names of its classifiers: those that it says it has, or its head.
+    """Return the dotted names of a network's classifiers: those that it declares, or its head.
 
     Raises:
         UserError: as :func:`head_of`.
@@ -127,7 +127,7 @@ def freeze(net: nn.Module, spec: str | Sequence[str] | None) -> list[str]:
 
 
 def frozen_modules(net: nn.Module) -> list[nn.Module]:
-    """The modules that ``freeze`` marked."""
+    """Return the modules that ``freeze`` marked."""
     return [module for module in net.modules() if getattr(module, _FROZEN, False)]
 
 
@@ -147,7 +147,7 @@ def _keep_frozen_eval_hook(net: nn.Module, _args: Any) -> None:
 
 
 def _selector(net: nn.Module, spec: str | Sequence[str]) -> Callable[[str], bool]:
-    """A test whether a module or parameter, by its dotted name, is to be frozen."""
+    """Return a test whether a module or parameter, by its dotted name, is to be frozen."""
     if spec == "all":
         return lambda name: True
     if spec == "backbone":

@@ -15,7 +15,7 @@ from typing_extensions import override
 from kdlab.models.vision.normalize import Normalize, Statistic
 
 Block = Callable[[int, int, int], nn.Module]
-"""Makes one block from the channels that go in, those that come out, and a stride."""
+"""Function that builds a block from its input channels, its output channels and a stride."""
 
 
 class BatchNorm(_BatchNorm):
@@ -35,14 +35,14 @@ class BatchNorm(_BatchNorm):
 
 
 class Staged(nn.Module):
-    """The plain form: ``normalize``; ``conv1``, ``bn1``; the stages ``layer1``, ``layer2``, ...; ``pool``; ``fc``.
+    """Plain form: ``normalize``; ``conv1``, ``bn1``; the stages ``layer1``, ``layer2``, ...; ``pool``; ``fc``.
 
     Args:
         stem: the first convolution; BatchNorm and ReLU follow it.
-        block: what the stages are made of.
+        block: builder of the stages' blocks.
         stages: (channels, blocks, stride) of each.
         last: channels of one more 1x1 convolution ``conv2``, with BatchNorm and ReLU, before the pool; None for none.
-        num_classes: of the data.
+        num_classes: number of classes of the data.
         mean: input normalisation.
         std: see ``mean``.
     """
@@ -84,23 +84,23 @@ class Staged(nn.Module):
 
 
 def conv3x3(inputs: int, outputs: int, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
-    """A 3x3 convolution; the size is divided by ``stride`` and rounded up, so never under one pixel."""
+    """Build a 3x3 convolution; the size is divided by ``stride`` and rounded up, so never under one pixel."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, groups=groups, bias=bias)
 
 
 def conv1x1(inputs: int, outputs: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A 1x1 convolution without bias."""
+    """Build a 1x1 convolution without bias."""
     return nn.Conv2d(inputs, outputs, 1, stride, groups=groups, bias=False)
 
 
 def stage(block: Block, inputs: int, outputs: int, count: int, stride: int) -> nn.Sequential:
-    """``count`` blocks made by ``block(inputs, outputs, stride)``; the first one changes width and size."""
+    """Build ``count`` blocks by ``block(inputs, outputs, stride)``; the first one changes width and size."""
     first = block(inputs, outputs, stride)
     return nn.Sequential(first, *(block(outputs, outputs, 1) for _ in range(count - 1)))
 
 
 def global_pool() -> nn.Sequential:
-    """Average over all positions, whatever the image size: (B, C, H, W) to (B, C)."""
+    """Build the average over all positions, whatever the image size: (B, C, H, W) to (B, C)."""
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
@@ -110,7 +110,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def init_weights(net: nn.Module, linear_std: float | None = None) -> None:
-    """He initialisation (He et al., ICCV 2015) by fan-out for convolutions, one and zero for BatchNorm.
+    """Initialise convolutions as He et al. (ICCV 2015), by fan-out, and BatchNorm by one and zero.
 
     Linear layers keep PyTorch's own, or are drawn from N(0, ``linear_std``²) with zero bias.
     """

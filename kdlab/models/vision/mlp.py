@@ -18,9 +18,9 @@ class MLP(nn.Module):
     Args:
         hidden: width of each hidden layer; empty for a linear classifier.
         dropout: probability after each hidden layer.
-        in_features: how many numbers an example has; None takes it from the next two.
-        num_classes: of the data.
-        in_channels: channels of the images, or how many numbers a flat row has.
+        in_features: number of features of an example; None takes it from ``in_channels`` and ``image_size``.
+        num_classes: number of classes of the data.
+        in_channels: channels of the images, or number of features of a flat row.
         image_size: height and width of the images (one number for squares); None for flat rows.
         mean: input normalisation, one number a channel or one for all, see ``Normalize``.
         std: see ``mean``.

@@ -12,7 +12,7 @@ from kdlab.models.vision.blocks import conv1x1, conv3x3, global_pool, init_weigh
 from kdlab.models.vision.normalize import Normalize, Statistic
 
 STAGES = ((16, 1, 1), (24, 2, 1), (32, 3, 2), (64, 4, 2), (96, 3, 1), (160, 3, 2), (320, 1, 1))
-"""Channels at full width, blocks, stride."""
+"""Channels at full width, blocks and stride of each stage."""
 
 STEM, LAST = 32, 1280
 
@@ -22,9 +22,9 @@ class MobileNetV2(nn.Module):
 
     Args:
         width: factor on all channels but those of ``conv2`` (which grow with it only above 1).
-        expand: how many times wider a block is inside; the first stage has 1.
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
+        expand: factor by which a block is wider inside; the first stage has 1.
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 
@@ -78,7 +78,7 @@ class MobileNetV2(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Widen, depthwise 3x3 convolution, narrow without activation; plus the input where the shapes agree."""
+    """Inverted residual: widen, depthwise 3x3, narrow without activation; plus the input where the shapes agree."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
         super().__init__()

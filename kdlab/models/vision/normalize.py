@@ -18,20 +18,20 @@ KNOWN = {
 """Channel means and standard deviations that published checkpoints were trained with, by data set."""
 
 Statistic = Sequence[float] | float | str | None
-"""One number a channel, one for all, the name of a data set in ``KNOWN``, or None."""
+"""Statistic of inputs: one number a channel, one for all, the name of a data set in ``KNOWN``, or None."""
 
 
 class Normalize(nn.Module):
-    """``(x - mean) / std`` for each channel, so that a network carries its own normalisation.
+    """Normalisation ``(x - mean) / std`` of each channel, so that a network carries its own.
 
     Teacher and student may thus differ in it, and an exported network takes plain images. The two buffers are
     not part of the state dict: published checkpoints do not hold them, and they belong to the network's
     description.
 
     Args:
-        mean: a number a channel, one for all channels, or a name in ``KNOWN``; None subtracts nothing.
-        std: likewise, positive; None divides by nothing.
-        channels: how many channels (or, for flat inputs, features) there are; checked against both.
+        mean: number for each channel, one for all channels, or a name in ``KNOWN``; None subtracts nothing.
+        std: positive number for each channel, one for all, or a name in ``KNOWN``; None divides by nothing.
+        channels: number of channels (or, for flat inputs, features); checked against both.
 
     Shape: (B, C, ...) in and out; float in [0, 1], or integers in 0..255, which are divided by 255 first.
     """

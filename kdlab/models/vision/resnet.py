@@ -26,10 +26,10 @@ class CifarResNet(Staged):
         depth: 6n+2: 8, 14, 20, 32, 44, 56, 110, ...
         width: channels of the first stage; the second has twice, the third four times as many.
         stem: channels of the first convolution; None is ``width``.
-        shortcut: what a block does where width or size changes: "B" a 1x1 convolution with BatchNorm,
+        shortcut: shortcut of a block where width or size changes: "B" a 1x1 convolution with BatchNorm,
             "A" every second pixel and zeros for the new channels, without parameters.
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 
@@ -44,7 +44,7 @@ class CifarResNet(Staged):
     """
 
     published = ((r"(.*)\.downsample\.", r"\1.shortcut."), (r"linear\.", "fc."))
-    """How the keys of published checkpoints differ: (pattern at the start of a key, replacement)."""
+    """Rules for the keys of published checkpoints: (pattern at the start of a key, replacement)."""
 
     def __init__(
         self,
@@ -79,8 +79,8 @@ class BottleneckResNet(Staged):
     Args:
         depth: 50, 101 or 152.
         width: channels inside the first stage's blocks; the paper has 64.
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 
@@ -133,7 +133,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3x3 convolution between two 1x1 ones, at a quarter of the block's width, beside a shortcut."""
+    """Bottleneck: a 3x3 convolution between two 1x1 ones, at a quarter of the block's width, beside a shortcut."""
 
     expansion = 4
 

@@ -35,9 +35,9 @@ class ShuffleNetV1(Staged):
     """ShuffleNet (Zhang et al., CVPR 2018) with a stem for small images.
 
     Args:
-        groups: of the 1x1 convolutions: 1, 2 or 3 (the benchmark's).
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
+        groups: number of groups of the 1x1 convolutions: 1, 2 or 3 (the benchmark's).
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 
@@ -100,8 +100,8 @@ class ShuffleNetV2(Staged):
 
     Args:
         width: 0.5, 1 (the benchmark's), 1.5 or 2.
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 
@@ -137,7 +137,7 @@ def _split_block(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 class SplitBlock(nn.Module):
-    """Half of the channels pass as they are, half through 1x1, depthwise 3x3, 1x1; then they are shuffled."""
+    """Block whose channels pass half as they are, half through 1x1, depthwise 3x3, 1x1, and are then shuffled."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

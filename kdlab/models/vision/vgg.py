@@ -12,10 +12,10 @@ from kdlab.models.vision.blocks import conv3x3, global_pool, init_weights
 from kdlab.models.vision.normalize import Normalize, Statistic
 
 CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2)}
-"""How many convolutions each of the five stages has, by depth."""
+"""Number of convolutions of each of the five stages, by depth."""
 
 SMALLEST = 8
-"""Three times halved, this is one pixel."""
+"""Smallest height and width: three times halved, this is one pixel."""
 
 
 class VGG(nn.Module):
@@ -24,9 +24,10 @@ class VGG(nn.Module):
     Args:
         depth: 8, 11 or 13, by the benchmark's names.
         width: channels of the first stage; the others have 2, 4, 8 and 8 times as many.
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
-        image_size: from 64 pixels on, there is a fourth halving between ``layer4`` and ``layer5``.
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
+        image_size: height and width of the images; from 64 pixels on, there is a fourth halving between ``layer4``
+            and ``layer5``.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 

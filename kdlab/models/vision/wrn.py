@@ -16,14 +16,14 @@ STEM = 16
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-widen for small images (Zagoruyko & Komodakis, BMVC 2016), as in the distillation benchmark.
+    """Wide ResNet (WRN-depth-widen) for small images (Zagoruyko & Komodakis, BMVC 2016), as in the benchmark.
 
     Args:
         depth: 6n+4: 16, 22, 28, 40, ...
-        widen: how many times wider than the ResNet of the same form (stages of 16, 32, 64 channels).
+        widen: factor by which it is wider than the ResNet of the same form (stages of 16, 32, 64 channels).
         dropout: probability between the two convolutions of a block.
-        num_classes: of the data.
-        in_channels: see ``num_classes``.
+        num_classes: number of classes of the data.
+        in_channels: number of channels of the images.
         mean: input normalisation, see ``Normalize``.
         std: see ``mean``.
 

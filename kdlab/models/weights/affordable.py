@@ -14,23 +14,23 @@ from kdlab.errors import UserError
 from kdlab.system import memory
 
 LARGE = 2**26
-"""Numbers of one weight, or of all together, from which a network is measured before it is made (256 MiB)."""
+"""Size of one weight, or of all together, from which a network is measured before it is made (256 MiB)."""
 
 SMALL = 2**12
-"""Numbers of a weight below which it is made to measure a network too: constructors may look into small ones."""
+"""Size of a weight below which it is made to measure a network too: constructors may look into small ones."""
 
 MOST_TENSORS = 30_000
-"""Weights and buffers of a network; above, its constructor would be at it for minutes."""
+"""Maximum number of weights and buffers of a network; above, its constructor would take minutes."""
 
 _MADE_OF_SIZE = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full, torch.eye}
 
 
 class _Large(Exception):
-    """The network needs a look at its size first."""
+    """Signal that a network's size must be measured first."""
 
 
 class _Watch(TorchFunctionMode):
-    """Sums up the tensors that are asked for, and stops where they are too many, or too large.
+    """Mode that sums up the tensors that are asked for, and stops where they are too many, or too large.
 
     Args:
         most: numbers in all; None for any, of which those of ``SMALL`` or more are made without memory.
@@ -54,22 +54,22 @@ class _Watch(TorchFunctionMode):
 
 
 def _numbers(args: tuple) -> int:
-    """How many numbers a tensor of such a size holds; 0 where it is not said by position."""
+    """Return how many numbers a tensor of such a size holds; 0 where the size is not given by position."""
     sizes = args[0] if args and isinstance(args[0], list | tuple) else args
     whole = [size for size in sizes if isinstance(size, int)]
     return math.prod(whole) if len(whole) == len(sizes) else 0
 
 
 def build_affordable(build: Callable[[], nn.Module], key: str, trains: bool = False) -> nn.Module:
-    """What ``build`` makes, unless it is larger than the memory that is available.
+    """Build a network, unless it is larger than the memory that is available.
 
     A small network is built once, while the sizes that its constructor asks for are added up. One that is not small
     is first built with its large weights on the meta device, which takes no memory, to be measured.
 
     Args:
-        build: makes the network; called up to three times, and makes the same one each time.
-        key: of the network in the config, for messages.
-        trains: whether there must be room for its gradients too.
+        build: function that builds the network; called up to three times, and builds the same one each time.
+        key: key of the network in the config, for messages.
+        trains: require room for its gradients too.
 
     Raises:
         UserError: names the size, and what is available.
@@ -88,12 +88,12 @@ def build_affordable(build: Callable[[], nn.Module], key: str, trains: bool = Fa
 
 
 def _measure(build: Callable[[], nn.Module], key: str, least: int) -> tuple[int, int]:
-    """How many numbers a network holds, and how many bytes they take.
+    """Measure how many numbers a network holds, and how many bytes they take.
 
     Args:
-        build: makes the network.
-        key: of the network in the config.
-        least: numbers that it is known to ask for, where its constructor cannot do without them.
+        build: function that builds the network.
+        key: key of the network in the config.
+        least: count of numbers that it is known to ask for, where its constructor cannot do without them.
     """
     watch = _Watch(None)
     try:

@@ -31,14 +31,14 @@ from kdlab.system.files import Unreadable, atomic_write, expanded, open_regular
 
 HASH_FIELD = "kdlab_sha256"
 SPREAD_BYTES = 64 * 2**20
-"""What tensors that share their numbers may hold beyond the file's size, in bytes."""
+"""Bytes that tensors that share their numbers may hold beyond the file's size."""
 
 FOLDER = 0x10
-"""The attribute by which a zip archive marks a folder."""
+"""Attribute by which a zip archive marks a folder."""
 
 
 class _Inert:
-    """A stand-in for a setting or number stored beside weights, of which nothing is built or looked at."""
+    """Stand-in for a setting or number stored beside weights, of which nothing is built or looked at."""
 
     def __new__(cls, *args: Any) -> _Inert:
         return super().__new__(cls)
@@ -57,7 +57,7 @@ _INERT: list[Any] = [
         *(f"numpy.dtypes.{kind}DType" for kind in ("Float64", "Float32", "Float16", "Int64", "Int32", "Bool", "UInt8")),
     )
 ]
-"""What training scripts commonly store beside weights."""
+"""Classes of objects that training scripts commonly store beside weights."""
 
 
 def load_weights(
@@ -84,8 +84,8 @@ def load_weights(
             YAML or JSON file that holds such a mapping.
         key: the config key that ``path`` came from, for messages.
         head: False leaves the network's own classifier, whatever number of classes the file has.
-        weights: of several in the file: ``plain``, ``ema`` (their average over training), or the name of an entry or
-            prefix. None takes the plain ones, or an average where there are no others.
+        weights: choice among several in the file: ``plain``, ``ema`` (their average over training), or the name of an
+            entry or prefix. None takes the plain ones, or an average where there are no others.
 
     Returns:
         What was loaded, in one line for the log.
@@ -110,7 +110,7 @@ def load_weights(
 
 
 def read_state(path: str | Path, key: str = "checkpoint") -> State:
-    """The weights in a checkpoint file, under the file's own names, on the CPU.
+    """Read the weights in a checkpoint file, under the file's own names, on the CPU.
 
     Raises:
         UserError: the file is missing, damaged, foreign or unsafe, or holds weights that are not finite.
@@ -121,7 +121,7 @@ def read_state(path: str | Path, key: str = "checkpoint") -> State:
 
 
 def read_entries(path: str | Path, key: str = "checkpoint") -> list[Entry]:
-    """The state dicts in a checkpoint, on the CPU: at least one, the one that the file is about first.
+    """Read the state dicts in a checkpoint, on the CPU: at least one, the one that the file is about first.
 
     Args:
         path: a file, an index of several, or a folder that holds one of these.
@@ -157,12 +157,12 @@ def _read_file(path: Path, key: str) -> list[Entry]:
     elif start[:1] != pickle.PROTO:
         raise UserError(key, f"{path} is not a checkpoint", "torch.save files and safetensors")
     content = _read_torch(path, key)
-    found = entries_of(content)
-    if not found:
+    entries = entries_of(content)
+    if not entries:
         raise _no_weights(content, path, key)
-    for entry in found:
+    for entry in entries:
         _check_spread(entry.state, size, path, key)
-    return found
+    return entries
 
 
 def _check_spread(state: Mapping[str, Tensor], size: int, path: Path, key: str) -> None:
@@ -201,7 +201,7 @@ def save_weights(state: nn.Module | Mapping[str, Tensor], path: str | Path) -> N
 
 
 def weights_hash(state: nn.Module | Mapping[str, Tensor]) -> str:
-    """SHA-256 of the names, types, shapes and bytes of a state dict (or of a network's), in any order.
+    """Compute the SHA-256 of the names, types, shapes and bytes of a state dict (or of a network's), in any order.
 
     A network's input normalisation is not part of its state dict, and so not of the hash.
     """
@@ -224,8 +224,8 @@ def _check_shapes(net: nn.Module, state: State, target: Mapping[str, Tensor], pa
         )
     head = head_of(net)[0]
     if wrong and all(k.startswith(f"{head}.") and state[k].shape[1:] == target[k].shape[1:] for k in wrong):
-        theirs, ours = state[wrong[0]].shape[0], target[wrong[0]].shape[0]
-        raise UserError(key, f"has {theirs} classes, data has {ours} ({path})")
+        file_classes, data_classes = state[wrong[0]].shape[0], target[wrong[0]].shape[0]
+        raise UserError(key, f"has {file_classes} classes, data has {data_classes} ({path})")
     if wrong:
         shown = ", ".join(f"{k} is {_shape(state[k])}, not {_shape(target[k])}" for k in wrong[:3])
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
@@ -291,7 +291,7 @@ def _read_safetensors(path: Path, key: str) -> State:
 
 
 def _no_weights(content: Any, path: Path, key: str) -> UserError:
-    """What is in a file that holds no state dict."""
+    """Return the error for a file that holds no state dict, with what it holds instead."""
     if not isinstance(content, Mapping):
         return UserError(key, f"{path} holds no weights but a {type(content).__name__}")
     held = ", ".join(map(str, list(content)[:5])) or "nothing"

@@ -14,7 +14,7 @@ from kdlab.models.weights.contents import WRAPPERS, Entry, State
 from kdlab.models.weights.keys import Fit, Rules, count, fit, misfit, pattern, some
 
 PLAIN, AVERAGE = "plain", "ema"
-"""Values of ``weights``: those that training went on with, and their average."""
+"""Values of ``weights``: the weights that training went on with, and their average."""
 
 ONE_OF_SEVERAL = len(WRAPPERS)
 """Rank of an entry whose name does not say that it holds the network that a file is about."""
@@ -31,12 +31,12 @@ class Candidate:
 
     @property
     def average(self) -> bool:
-        """Whether they are an average over training."""
+        """Whether the weights are an average over training."""
         return self.entry.average or self.fitted.average
 
     @property
     def names(self) -> list[str]:
-        """What chooses it, the shortest name that tells it from others of its file first."""
+        """Values of ``weights`` that choose it, the shortest name that tells it from others of its file first."""
         entry, prefix = self.entry.name, self.fitted.prefix.removesuffix(".")
         return [name for name in (prefix, entry, f"{entry}.{prefix}") if name.strip(".")] or [PLAIN]
 
@@ -52,11 +52,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Where:
-    """Where weights come from, for messages."""
+    """Source of weights, for messages."""
 
     path: str
     key: str
-    """The config key that names the file."""
+    """Config key that names the file."""
 
     @property
     def file(self) -> str:
@@ -64,7 +64,7 @@ class Where:
         return f"{self.key}: {self.path}"
 
     def other(self, name: str) -> str:
-        """The key ``name`` beside the one that names the file."""
+        """Return the key ``name`` beside the one that names the file."""
         parent, _, last = self.key.rpartition(".")
         return f"{parent}.{name}" if parent and last == "checkpoint" else name
 
@@ -77,7 +77,7 @@ def choose(
     where: Where,
     head: bool = True,
 ) -> tuple[State, list[str]]:
-    """The weights of a file that a network gets, under its own names, and what was done and left, in words.
+    """Choose the weights of a file for a network; return them under its names, and notes on what was done and left.
 
     Args:
         net: the network.
@@ -92,9 +92,9 @@ def choose(
         UserError: nothing fits, several do with nothing between them, or ``weights`` names what is not there.
     """
     tried = [(entry, one) for entry in entries for one in fit(net, entry.state, rules, where.file)]
-    found = [Candidate(entry, one, _shaped(net, one.state, head)) for entry, one in tried if one.fits]
-    found += _completed(net, tried, found, head)
-    wanted = sorted(_asked(found, entries, weights, where), key=lambda one: one.rank)
+    candidates = [Candidate(entry, one, _shaped(net, one.state, head)) for entry, one in tried if one.fits]
+    candidates += _completed(net, tried, candidates, head)
+    wanted = sorted(_asked(candidates, entries, weights, where), key=lambda one: one.rank)
     if not wanted:
         named = [(entry, one) for entry, one in tried if weights in (None, *_kinds(entry, one))] or tried
         # the first entry is what the file is about, unless another one comes nearer
@@ -105,8 +105,8 @@ def choose(
     chosen = next((one for one in best if sure and not one.fitted.prefix), best[0])
     if len(best) > 1 and (chosen.fitted.prefix or not sure):
         raise _several(best, where)
-    notes = [*_chosen(chosen, found, entries), *chosen.fitted.notes, *_ignored(chosen, found)]
-    others = _others(chosen, found, entries, where) if weights is None else []
+    notes = [*_chosen(chosen, candidates, entries), *chosen.fitted.notes, *_ignored(chosen, candidates)]
+    others = _others(chosen, candidates, entries, where) if weights is None else []
     return {name: chosen.fitted.state[name] for name in net.state_dict()}, [*notes, *others]
 
 
@@ -117,11 +117,11 @@ def _shaped(net: nn.Module, state: State, head: bool) -> bool:
 
 
 def _completed(
-    net: nn.Module, tried: Sequence[tuple[Entry, Fit]], found: Sequence[Candidate], head: bool
+    net: nn.Module, tried: Sequence[tuple[Entry, Fit]], candidates: Sequence[Candidate], head: bool
 ) -> list[Candidate]:
-    """Averages of parameters alone, with the buffers of the plain weights: what such an average is used with."""
+    """Complete averages of parameters alone with the buffers of the plain weights, which they are used with."""
     buffers = {name for name, _ in net.named_buffers()}
-    plain = next((one for one in found if not one.average), None)
+    plain = next((one for one in candidates if not one.average), None)
     completed = []
     for entry, one in tried:
         average = entry.average or one.average
@@ -136,20 +136,20 @@ def _completed(
 
 
 def _kinds(entry: Entry, one: Fit) -> tuple[str, ...]:
-    """The values of ``weights`` that mean it."""
+    """Return the values of ``weights`` that mean an entry."""
     return (AVERAGE if entry.average or one.average else PLAIN, *Candidate(entry, one, True).names)
 
 
-def _asked(found: Sequence[Candidate], entries: Sequence[Entry], weights: str | None, where: Where) -> list[Candidate]:
-    """The candidates that ``weights`` names."""
+def _asked(candidates: Sequence[Candidate], entries: Sequence[Entry], weights: str | None, where: Where) -> list[Candidate]:
+    """Return the candidates that ``weights`` names."""
     if weights is None:
-        return list(found)
+        return list(candidates)
     name = weights.removesuffix(".")
-    wanted = [one for one in found if name in one.names and one.names != [PLAIN]]
-    wanted = wanted or [one for one in found if name in _kinds(one.entry, one.fitted)]
+    wanted = [one for one in candidates if name in one.names and one.names != [PLAIN]]
+    wanted = wanted or [one for one in candidates if name in _kinds(one.entry, one.fitted)]
     if wanted or any(weights in (entry.name, AVERAGE if entry.average else PLAIN) for entry in entries):
         return wanted
-    names = [name for one in found for name in one.names[:1]] + [entry.name for entry in entries if entry.name]
+    names = [name for one in candidates for name in one.names[:1]] + [entry.name for entry in entries if entry.name]
     if weights in (PLAIN, AVERAGE):
         what = "average of weights" if weights == AVERAGE else "weights but averages"
         held = ", ".join(dict.fromkeys(names)) or "none that fit"
@@ -159,19 +159,19 @@ def _asked(found: Sequence[Candidate], entries: Sequence[Entry], weights: str | 
     raise unknown(where.other("weights"), weights, dict.fromkeys([PLAIN, AVERAGE, *names]), "entry of the file")
 
 
-def _chosen(chosen: Candidate, found: Sequence[Candidate], entries: Sequence[Entry]) -> list[str]:
-    """Which of several it is, where there are several; and that an average is one."""
+def _chosen(chosen: Candidate, candidates: Sequence[Candidate], entries: Sequence[Entry]) -> list[str]:
+    """Return a note that names the chosen one of several, or that says that it is an average; none otherwise."""
     if chosen.average:
         return [f"an average of weights ({chosen.names[0]})" if chosen.names != [PLAIN] else "an average of weights"]
-    several = len(found) > 1 or chosen.entry.rank >= ONE_OF_SEVERAL
+    several = len(candidates) > 1 or chosen.entry.rank >= ONE_OF_SEVERAL
     return [f"those of {chosen.names[0]}"] if several and chosen.names != [PLAIN] else []
 
 
-def _ignored(chosen: Candidate, found: Sequence[Candidate]) -> list[str]:
-    """The names in the same state dict that belong to no network."""
+def _ignored(chosen: Candidate, candidates: Sequence[Candidate]) -> list[str]:
+    """Return a note on the names in the same state dict that belong to no network, or none."""
     taken = tuple(
         one.fitted.prefix
-        for one in found
+        for one in candidates
         if one.entry is chosen.entry and one is not chosen and one.fitted.prefix and one.average
     )
     names = [name for name in chosen.fitted.ignored if not name.startswith(taken)]
@@ -179,27 +179,27 @@ def _ignored(chosen: Candidate, found: Sequence[Candidate]) -> list[str]:
     return [f"beside the network, {count(left)} ignored ({some(left)})"] if left else []
 
 
-def _others(chosen: Candidate, found: Sequence[Candidate], entries: Sequence[Entry], where: Where) -> list[str]:
-    """What else there is, and what to type for it."""
-    said = []
+def _others(chosen: Candidate, candidates: Sequence[Candidate], entries: Sequence[Entry], where: Where) -> list[str]:
+    """Return notes on the other weights of a file, and what to type for them."""
+    notes = []
     key = where.other("weights")
     for kind, value in (("an average of the weights", AVERAGE), ("the weights that are no average", PLAIN)):
-        others = [one for one in found if one is not chosen and one.average == (value == AVERAGE)]
+        others = [one for one in candidates if one is not chosen and one.average == (value == AVERAGE)]
         if others and chosen.average != (value == AVERAGE):
             names = ", ".join(dict.fromkeys(one.names[0] for one in others))
-            said.append(f"the file also holds {kind} ({names}), which {argument(key, value)} takes")
-    if more := [one for one in found if one is not chosen and one.average == chosen.average]:
+            notes.append(f"the file also holds {kind} ({names}), which {argument(key, value)} takes")
+    if more := [one for one in candidates if one is not chosen and one.average == chosen.average]:
         shown = ", ".join(argument(key, name) for name in dict.fromkeys(one.names[0] for one in more))
-        said.append(f"others in the file fit too: {shown}")
-    fitting = {id(one.entry) for one in found}
+        notes.append(f"others in the file fit too: {shown}")
+    fitting = {id(one.entry) for one in candidates}
     large = len(chosen.fitted.state) // 2
     if strange := [e for e in entries if e.average and id(e) not in fitting and len(e.state) > large]:
-        said.append(f"the file also holds an average that does not fit ({', '.join(e.name for e in strange)})")
-    return said
+        notes.append(f"the file also holds an average that does not fit ({', '.join(e.name for e in strange)})")
+    return notes
 
 
 def _several(best: Sequence[Candidate], where: Where) -> UserError:
-    """Which networks of a file fit alike, and what to type for each."""
+    """Return the error for several networks of a file that fit equally well, with what to type for each."""
     if len({id(one.entry) for one in best}) > 1:
         names = [one.entry.name for one in best]
         typed = " or ".join(argument(where.other("weights"), name) for name in names)

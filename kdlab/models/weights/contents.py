@@ -27,19 +27,19 @@ _NO_WEIGHTS = frozenset(
 """Words in the name of an entry that holds the state of training."""
 
 _NESTING = 4
-"""Levels of mappings in which state dicts are looked for: callbacks, one of them, its average, a wrapper."""
+"""Number of levels of mappings that are searched for state dicts: callbacks, one of them, its average, a wrapper."""
 
 
 _NAMES = 100
-"""Under how many names one mapping is looked into: a file may hold it under any number, also within itself."""
+"""Number of names under which one mapping is searched: a file may hold it under any number, also within itself."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A state dict in a checkpoint."""
+    """State dict in a checkpoint."""
 
     name: str
-    """Where it stands, such as ``callbacks.EMA.state_dict``; empty for a file that is a state dict itself."""
+    """Place in the file, such as ``callbacks.EMA.state_dict``; empty for a file that is a state dict itself."""
     state: State
     average: bool = False
     left_out: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ class Entry:
 
 
 def words_of(name: str) -> set[str]:
-    """The words of a name, in lower case: ``modelEMA`` and ``state_dict_ema`` both have ``ema``.
+    """Return the words of a name, in lower case: ``modelEMA`` and ``state_dict_ema`` both have ``ema``.
 
     >>> sorted(words_of("callbacks.EMAWeights"))
     ['callbacks', 'ema', 'weights']
@@ -67,25 +67,25 @@ def words_of(name: str) -> set[str]:
 
 
 def names_average(name: str) -> bool:
-    """Whether a name says that what it stands for is an average of weights."""
+    """Return whether a name says that it stands for an average of weights."""
     return bool(words_of(name) & AVERAGES)
 
 
 def entries_of(content: Any) -> list[Entry]:
-    """The state dicts in what a checkpoint file holds, in the order in which they are looked for."""
-    found = _look(content, (), Counter())
-    if any(entry.name == "current_model_state" for entry in found):
+    """Return the state dicts in the content of a checkpoint file, in the order in which they are looked for."""
+    entries = _look(content, (), Counter())
+    if any(entry.name == "current_model_state" for entry in entries):
         # Lightning's WeightAveraging stores the average in the place of the weights
-        found = [Entry(e.name, e.state, e.average or e.name == "state_dict", e.left_out) for e in found]
-    return sorted(found, key=lambda entry: entry.rank)
+        entries = [Entry(e.name, e.state, e.average or e.name == "state_dict", e.left_out) for e in entries]
+    return sorted(entries, key=lambda entry: entry.rank)
 
 
 def lists_average(content: Any, levels: int = _NESTING) -> str | None:
-    """The name of an average that is kept as a list without names (``shadow_params``), None where there is none.
+    """Return the name of an average that is kept as a list without names (``shadow_params``); None if there is none.
 
     Args:
-        content: what a file holds.
-        levels: of mappings that are looked into; a mapping may be its own content.
+        content: content of a file.
+        levels: number of levels of mappings that are searched; a mapping may be its own content.
     """
     if not isinstance(content, Mapping) or not levels:
         return None
@@ -98,7 +98,7 @@ def lists_average(content: Any, levels: int = _NESTING) -> str | None:
 
 
 def of_training_alone(content: Any) -> bool:
-    """Whether it is an optimizer's state, or holds one and nothing else of a network."""
+    """Return whether the content is an optimizer's state, or holds one and nothing else of a network."""
     if not isinstance(content, Mapping):
         return False
     return "param_groups" in content or any(
@@ -113,14 +113,14 @@ def _look(content: Any, path: tuple[str, ...], looked: Counter[int]) -> list[Ent
     looked[id(content)] += 1
     if looked[id(content)] > _NAMES:
         return []
-    found = []
+    entries = []
     for name, inner in content.items():
         if isinstance(name, str) and isinstance(inner, Mapping) and not words_of(name) & _NO_WEIGHTS:
-            found += _look(inner, (*path, name), looked)
+            entries += _look(inner, (*path, name), looked)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     # loose tensors beside a state dict are numbers such as an accuracy, unless they are named as weights are
-    if tensors and all(isinstance(name, str) for name in tensors) and (not found or any("." in n for n in tensors)):
+    if tensors and all(isinstance(name, str) for name in tensors) and (not entries or any("." in n for n in tensors)):
         name = ".".join(path)
         others = tuple(str(n) for n in content if n not in tensors)
-        found.append(Entry(name, tensors, names_average(name), others))
-    return found
+        entries.append(Entry(name, tensors, names_average(name), others))
+    return entries

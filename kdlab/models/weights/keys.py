@@ -17,13 +17,13 @@ from kdlab.models.weights.contents import State, names_average, words_of
 from kdlab.system.files import Unreadable, read_json, read_yaml
 
 Rules = Sequence[tuple[str, str | None]]
-"""(pattern at the start of a key, replacement); None as a replacement drops the key."""
+"""Renaming rules (pattern at the start of a key, replacement); None as a replacement drops the key."""
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "student.")
-"""What DataParallel, torch.compile and training frameworks put before every key."""
+"""Prefixes that DataParallel, torch.compile and training frameworks put before every key."""
 
 SEGMENTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_forward_module.")
-"""What torch.compile, FSDP, activation checkpoints and Lightning put in the middle of a key."""
+"""Parts that torch.compile, FSDP, activation checkpoints and Lightning put in the middle of a key."""
 
 COUNTERS = frozenset(("total_ops", "total_params", "n_averaged"))
 """Last parts of names that hold counts of a profiler or of an average, and no weights."""
@@ -39,11 +39,11 @@ MEASURES = frozenset(
 
 @dataclass
 class Fit:
-    """The tensors of a file under one prefix, as a network names them."""
+    """Tensors of a file under one prefix, as a network names them."""
 
     prefix: str
     state: State
-    """Under the network's names, step counters of BatchNorm filled in; what is in the way of a fit included."""
+    """Tensors under the network's names, step counters of BatchNorm filled in, with those that prevent a fit."""
     missing: list[str]
     extra: list[str]
     """Names under the prefix that the network does not have."""
@@ -51,7 +51,7 @@ class Fit:
     """Names of the file that belong to no network: those of losses, metrics, profilers, and outside of the prefix."""
     notes: list[str] = field(default_factory=list)
     average: bool = False
-    """Whether it is an average, by the name of its prefix or a counter beside it."""
+    """Whether the weights are an average, by the name of their prefix or a counter beside them."""
 
     @property
     def fits(self) -> bool:
@@ -60,14 +60,14 @@ class Fit:
 
 
 def fit(net: nn.Module, state: State, rules: Rules | None, where: str) -> list[Fit]:
-    """``state`` under the names of ``net``, once for each prefix under which all of the network is found.
+    """Rename ``state`` to the names of ``net``, once for each prefix under which all of the network is found.
 
     Prefixes that every key has go; then the given rules apply, or else, if they help, those that the network's class
     knows of published checkpoints (its ``published``). A classifier under another name is recognised when exactly one
     layer is left over on either side, and BatchNorm's step counters, which old files lack, are filled in.
 
     Returns:
-        What fits; where nothing does, the one that comes nearest.
+        The fits; where there is none, the one that comes nearest.
 
     Raises:
         UserError: ``state`` is split between processes, or two keys become one.
@@ -86,50 +86,50 @@ def fit(net: nn.Module, state: State, rules: Rules | None, where: str) -> list[F
     tried = [_fit_under(net, prefix, state, rules is None, where) for prefix in _prefixes(state, wanted)]
     for one in tried:
         one.notes[:0] = notes
-    if not (found := [one for one in tried if one.fits]):
-        found = [min(tried, key=lambda one: (len(one.missing), len(one.extra)))]
-    return found
+    if not (fits := [one for one in tried if one.fits]):
+        fits = [min(tried, key=lambda one: (len(one.missing), len(one.extra)))]
+    return fits
 
 
 def misfit(net: nn.Module, found: Fit, where: str, key: str) -> UserError:
-    """Why tensors do not fit a network, and what to type where dropping some would do.
+    """Return the error for tensors that do not fit a network, with what to type where dropping some would do.
 
     Args:
         net: the network.
-        found: what comes nearest.
+        found: fit that comes nearest.
         where: key and file, for the message.
         key: the config key of a mapping of names.
     """
     missing, extra = found.missing, found.extra
-    said = [f"{where} does not fit {type(net).__name__}"]
+    reasons = [f"{where} does not fit {type(net).__name__}"]
     if missing:
-        said.append(f"{count(missing)} missing ({some(missing)})")
+        reasons.append(f"{count(missing)} missing ({some(missing)})")
     if extra:
         close = nearest(extra[0], missing, n=1)
         hint = f"; nearest to the first: {close[0]}" if close else ""
-        said.append(f"{count(extra)} unexpected ({some(extra)}){hint}")
+        reasons.append(f"{count(extra)} unexpected ({some(extra)}){hint}")
     children = {name for name, _ in net.named_children()}
     strange = {k.partition(".")[0] for k in extra} - children
     if missing and not extra and all(".shortcut." in k for k in missing):
-        said.append("a file without shortcut weights is one for shortcut=A")
+        reasons.append("a file without shortcut weights is one for shortcut=A")
     elif not missing and all(".shortcut." in k for k in extra):
-        said.append("a file with shortcut weights is one for shortcut=B")
+        reasons.append("a file with shortcut weights is one for shortcut=B")
     elif not missing and len(strange) == len({k.partition(".")[0] for k in extra}):
         whole = {f"{name}." if any(k.startswith(f"{name}.") for k in extra) else name for name in strange}
         dropped = {pattern(found.prefix + name): None for name in sorted(whole)}
-        said.append(f"if they belong to no network like it, drop them: {argument(key, dropped)}")
+        reasons.append(f"if they belong to no network like it, drop them: {argument(key, dropped)}")
     elif missing and extra:
-        said.append("another depth or family, or names that need a mapping {pattern: replacement}")
-    return UserError("; ".join(said))
+        reasons.append("another depth or family, or names that need a mapping {pattern: replacement}")
+    return UserError("; ".join(reasons))
 
 
 def pattern(name: str) -> str:
-    """A pattern for keys that begin with ``name``, of characters that a mapping on the command line may have."""
+    """Return a pattern for keys that begin with ``name``, of characters allowed in a mapping on the command line."""
     return re.sub(r"[^\w.\-/]", ".", name)
 
 
 def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) -> Rules | None:
-    """Renaming rules from a mapping {pattern: replacement}, or from the YAML or JSON file that holds one.
+    """Read renaming rules from a mapping {pattern: replacement}, or from the YAML or JSON file that holds one.
 
     Raises:
         UserError: the file is not there or holds something else, or a pattern is not a regular expression.
@@ -155,7 +155,7 @@ def read_rules(mapping: Mapping[str, str | None] | str | Path | None, key: str) 
 
 
 def rename(state: State, rules: Rules, where: str) -> State:
-    """``state`` with each rule applied in turn to every key whose beginning matches it.
+    """Rename ``state`` by each rule in turn, applied to every key whose beginning matches it.
 
     Raises:
         UserError: two keys become one.
@@ -174,7 +174,7 @@ def rename(state: State, rules: Rules, where: str) -> State:
 
 
 def some(names: Sequence[str], n: int = 3) -> str:
-    """The first names of many.
+    """Join the first names of many.
 
     >>> some(["a", "b", "c", "d"])
     'a, b, c, ...'
@@ -183,31 +183,31 @@ def some(names: Sequence[str], n: int = 3) -> str:
 
 
 def _without_segments(state: State, wanted: Mapping[str, Tensor]) -> tuple[State, list[str]]:
-    """Take out of the middle of names what wrappers of inner modules put there."""
-    found = [
+    """Remove from the middle of names the parts that wrappers of inner modules put there."""
+    parts = [
         part
         for part in SEGMENTS
         if not any(part in k for k in wanted) and any(part in k and not k.startswith(part) for k in state)
     ]
-    short = {re.sub("|".join(map(re.escape, found)), "", key): tensor for key, tensor in state.items()}
-    if not found or len(short) < len(state):
+    short = {re.sub("|".join(map(re.escape, parts)), "", key): tensor for key, tensor in state.items()}
+    if not parts or len(short) < len(state):
         return state, []
-    return short, [f"{', '.join(found)} taken out of names"]
+    return short, [f"{', '.join(parts)} taken out of names"]
 
 
 def _strip(state: State, notes: list[str], wanted: Mapping[str, Tensor]) -> tuple[State, list[str]]:
     """Take off the prefixes that all keys of the file have and the network's do not."""
     prefixes = (*PREFIXES, *SEGMENTS)
-    while found := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), None):
-        if all(k.startswith(found) for k in wanted):
+    while prefix := next((p for p in prefixes if state and all(k.startswith(p) for k in state)), None):
+        if all(k.startswith(prefix) for k in wanted):
             break
-        state = {k[len(found) :]: v for k, v in state.items()}
-        notes.append(f"prefix {found!r} taken off")
+        state = {k[len(prefix) :]: v for k, v in state.items()}
+        notes.append(f"prefix {prefix!r} taken off")
     return state, notes
 
 
 def _prefixes(state: State, wanted: Mapping[str, Tensor]) -> list[str]:
-    """Where in the file a whole network may be: beginnings that so many keys have as it has tensors."""
+    """Return the prefixes under which a whole network may be: those of at least as many keys as it has tensors."""
     counts: dict[str, int] = {}
     for key in state:
         for match in re.finditer(r"\.", key):
@@ -248,7 +248,7 @@ def _fit_under(net: nn.Module, prefix: str, state: State, publish: bool, where: 
 
 
 def _no_weights(key: str, children: set[str]) -> bool:
-    """Whether a name says that it belongs to a loss, a metric or a profiler."""
+    """Return whether a name says that it belongs to a loss, a metric or a profiler."""
     first, _, _ = key.partition(".")
     return key.rpartition(".")[2] in COUNTERS or (first not in children and bool(words_of(first) & MEASURES))
 
@@ -258,12 +258,12 @@ def _rename_head(net: nn.Module, state: State, wanted: Mapping[str, Tensor]) -> 
     extra = {k.rpartition(".")[0] for k in state if k not in wanted}
     if len(extra) != 1 or any(f"{head}.{leaf}" in state for leaf in ("weight", "bias")):
         return state, []
-    (found,) = extra
+    (other,) = extra
     leaves = {k.rpartition(".")[2] for k in state if k not in wanted}
     if leaves != {k.rpartition(".")[2] for k in wanted if k.rpartition(".")[0] == head}:
         return state, []
     moved = {k if k in wanted else f"{head}.{k.rpartition('.')[2]}": v for k, v in state.items()}
-    return moved, [f"{found} read as {head}"]
+    return moved, [f"{other} read as {head}"]
 
 
 def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> int:
@@ -271,5 +271,5 @@ def _differences(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> i
 
 
 def count(names: Sequence[str]) -> str:
-    """How many keys there are."""
+    """Format the number of keys."""
     return "1 key" if len(names) == 1 else f"{len(names)} keys"

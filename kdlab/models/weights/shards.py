@@ -15,11 +15,11 @@ NAMES = (
 """Files of weights by which transformers and diffusers store a network in a folder, the first of which is taken."""
 
 INDEX = ".index.json"
-"""The end of the name of a file that says which tensor is in which file beside it."""
+"""Ending of the name of a file that says which tensor is in which file beside it."""
 
 
 def weights_in(path: Path, key: str) -> Path:
-    """The file of weights in a folder; ``path`` itself where it is no folder.
+    """Return the file of weights in a folder; ``path`` itself where it is no folder.
 
     Raises:
         UserError: the folder holds no such file; says what to do about those of DeepSpeed and of torch.distributed.
@@ -42,12 +42,12 @@ def weights_in(path: Path, key: str) -> Path:
             (f"the file made by python -m torch.distributed.checkpoint.format_utils dcp_to_torch {path} FILE"),
         )
     held = sorted(p.name for p in path.iterdir() if p.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"))
-    said = f" (such as {', '.join(held[:4])} in it)" if held else ""
-    raise UserError(key, f"cannot read {path}: is a folder", f"a file{said}, or the folder of a run")
+    examples = f" (such as {', '.join(held[:4])} in it)" if held else ""
+    raise UserError(key, f"cannot read {path}: is a folder", f"a file{examples}, or the folder of a run")
 
 
 def shards_of(path: Path, key: str) -> list[Path]:
-    """The files that an index names, each once and beside it; none where ``path`` is no index.
+    """Return the files that an index names, each once and beside it; none where ``path`` is no index.
 
     Raises:
         UserError: the index is damaged, or names a file that is not there or elsewhere.

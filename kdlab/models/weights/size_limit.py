@@ -14,13 +14,13 @@ from torch.nn.parameter import is_lazy
 from kdlab.errors import UserError
 
 TIMES_FILE = 16
-"""Bytes of parameters that one byte of a weights file may stand for: float64 in place of 4 bits."""
+"""Number of bytes of parameters that one byte of a weights file may stand for: float64 in place of 4 bits."""
 
 ALWAYS = 64 * 2**20
-"""Bytes of parameters that any description may ask for."""
+"""Number of bytes of parameters that any description may ask for."""
 
 MODULES_ALWAYS = 2_000
-"""Layers that any description may ask for."""
+"""Number of layers that any description may ask for."""
 
 LEAST_OF_FILE = 32
 """Bytes of a weights file for each layer beyond these; the smallest tensor takes some hundreds."""
@@ -41,13 +41,13 @@ def no_larger_than(weights: Path) -> Iterator[None]:
     """
     held = weights.stat().st_size if weights.is_file() else 0
     limit, most = ALWAYS + TIMES_FILE * held, MODULES_ALWAYS + held // LEAST_OF_FILE
-    found = {"bytes": 0, "modules": 0}
+    size = {"bytes": 0, "modules": 0}
 
     def add_tensor(owner: nn.Module, name: str, tensor: Any) -> None:
         if tensor is None or is_lazy(tensor):
             return
-        found["bytes"] += tensor.numel() * tensor.element_size()
-        if found["bytes"] > limit:
+        size["bytes"] += tensor.numel() * tensor.element_size()
+        if size["bytes"] > limit:
             raise UserError(
                 "network",
                 (
@@ -58,8 +58,8 @@ def no_larger_than(weights: Path) -> Iterator[None]:
             )
 
     def add_module(owner: nn.Module, name: str, part: Any) -> None:
-        found["modules"] += 1
-        if found["modules"] > most:
+        size["modules"] += 1
+        if size["modules"] > most:
             raise UserError(
                 "network",
                 (f"has more than {most:,} layers, and its weights are a file of {held / 2**20:,.1f} MiB"),

@@ -30,26 +30,26 @@ from kdlab.system.integrity import FILES, check_manifest_files, hashes
 from kdlab.teachers.teacher import FrozenTeacher, Teacher
 
 FLOAT32_UP_TO = 256 * 2**20
-"""Bytes of float32 numbers above which float16 is stored (relative error of the KD gradient at T=4: 5e-4)."""
+"""Size in bytes as float32 above which float16 is stored (relative error of the KD gradient at T=4: 5e-4)."""
 
 TEACHER_DEFAULTS = "train"
-"""The split that terms look at, and so the one whose features are kept."""
+"""Split that terms look at, and so the one whose features are kept."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What the rows of a cache are; two caches with equal manifests hold the same numbers."""
+    """Description of the rows of a cache; two caches with equal manifests hold the same numbers."""
 
     teacher: str
     """Hash of the teacher's weights."""
     data: str
     """Fingerprint of the data, split included."""
     transform: str
-    """How training rows are shown, as text: the random transform, its views and their seed."""
+    """Description of how training rows are shown: the random transform, its views and their seed."""
     classes: int
-    """Of the logits; 0 for a cache of features alone."""
+    """Number of classes of the logits; 0 for a cache of features alone."""
     rows: dict[str, tuple[int, int]]
-    """split → (examples, views)"""
+    """Split → (examples, views)."""
     dtype: str = "float32"
     layers: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Module path → shape of a row's feature there, where a cache is of features."""
@@ -60,11 +60,11 @@ class Manifest:
         return hashlib.sha256(json.dumps(self.plain(), sort_keys=True).encode()).hexdigest()[:10]
 
     def plain(self) -> dict:
-        """As it stands in ``manifest.json``."""
-        said = json.loads(json.dumps(asdict(self)))
+        """Return the entries as they stand in ``manifest.json``."""
+        entries = json.loads(json.dumps(asdict(self)))
         if not self.layers:  # a cache of logits is what it was before there were others
-            del said["layers"]
-        return said
+            del entries["layers"]
+        return entries
 
     @property
     def bytes(self) -> int:
@@ -72,22 +72,22 @@ class Manifest:
         return sum(map(math.prod, self.arrays().values())) * np.dtype(self.dtype).itemsize
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
-        """Name of each array (``train``, ``train-layer3``) → its shape, (examples, views, ...)."""
+        """Return the name of each array (``train``, ``train-layer3``) → its shape, (examples, views, ...)."""
         parts: dict[str, tuple[int, ...]] = {"": (self.classes,)} if self.classes else {}
         parts |= {f"-{name}": shape for name, shape in self.layers.items()}
         return {f"{split}{part}": (*many, *shape) for split, many in self.rows.items() for part, shape in parts.items()}
 
 
 def dtype_for(rows: dict[str, tuple[int, int]], numbers: int) -> str:
-    """float32 where so many numbers a row are small, else float16."""
+    """Choose float32 where rows of so many numbers are small altogether, else float16."""
     return "float32" if sum(n * v for n, v in rows.values()) * numbers * 4 <= FLOAT32_UP_TO else "float16"
 
 
 class HasPlain(Protocol):
-    """A manifest of any kind."""
+    """Manifest of any kind."""
 
     def plain(self) -> dict:
-        """As it stands in ``manifest.json``."""
+        """Return the entries as they stand in ``manifest.json``."""
 
 
 def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") -> dict:
@@ -95,29 +95,29 @@ def check_manifest(folder: Path, wanted: HasPlain, name: str = "manifest.json") 
 
     Args:
         folder: the cache's folder.
-        wanted: what is asked for.
-        name: of the file that says what the folder holds.
+        wanted: manifest that is asked for.
+        name: name of the manifest's file.
 
     Returns:
-        All that the manifest says: with what is wanted, the hashes of the cache's files.
+        All entries of the manifest: those that are wanted, and the hashes of the cache's files.
 
     Raises:
         UserError: if it is missing or damaged, or names the first entry that differs and both values.
     """
     try:
-        found = read_json(folder / name)
+        stored = read_json(folder / name)
     except (OSError, Unreadable) as error:
         raise UserError("teacher.cache", f"{folder} holds no readable {name} ({error})") from None
-    if not isinstance(found, dict):
-        raise UserError("teacher.cache", f"{folder} holds no readable {name} (a {type(found).__name__})")
+    if not isinstance(stored, dict):
+        raise UserError("teacher.cache", f"{folder} holds no readable {name} (a {type(stored).__name__})")
     for entry, value in wanted.plain().items():
-        if found.get(entry) != value:
+        if stored.get(entry) != value:
             raise UserError(
                 "teacher.cache",
-                (f"{folder} does not fit: {entry} is {found.get(entry)!r} in the cache and {value!r} here"),
+                (f"{folder} does not fit: {entry} is {stored.get(entry)!r} in the cache and {value!r} here"),
                 "a cache of the same, or teacher.cache=auto",
             )
-    return found
+    return stored
 
 
 def write_cache(
@@ -131,7 +131,7 @@ def write_cache(
 
     Args:
         folder: the cache's folder; written beside itself and renamed, so that it is whole or not there.
-        manifest: what is stored.
+        manifest: description of what is stored.
         teacher: answers, on the device where it is.
         batches: (split, view) → batches of every example of the split in order, with keys.
         report: called with rows done and rows in all.
@@ -185,9 +185,9 @@ def _fill(
         for view in range(views):
             seen = np.zeros(examples, bool)
             for batch in batches(split, view):
-                said = teacher(batch)
-                parts = {split: said.logits} if manifest.classes else {}
-                parts |= {f"{split}-{name}": said.features[name] for name in manifest.layers}
+                outputs = teacher(batch)
+                parts = {split: outputs.logits} if manifest.classes else {}
+                parts |= {f"{split}-{name}": outputs.features[name] for name in manifest.layers}
                 assert batch.example_id is not None
                 example = batch.example_id[:, 0].cpu().numpy()
                 for name, part in parts.items():
@@ -213,11 +213,11 @@ def _not_finite(name: str, split: str, dtype: str) -> UserError:
 
 
 class Arrays:
-    """The arrays of a cache, read by (example, view).
+    """Arrays of a cache, read by (example, view).
 
     Args:
-        folder: what :func:`write_cache` made.
-        manifest: what is asked for; must equal the folder's.
+        folder: folder that :func:`write_cache` made.
+        manifest: manifest that is asked for; must equal the folder's.
         on_device: bytes up to which they live on the compute device; larger ones stay memory-mapped.
 
     Raises:
@@ -225,8 +225,8 @@ class Arrays:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, on_device: int = 2**30) -> None:
-        said = check_manifest(folder, manifest)
-        check_manifest_files(folder, said, [f"{name}.npy" for name in manifest.arrays()], "teacher.cache")
+        stored = check_manifest(folder, manifest)
+        check_manifest_files(folder, stored, [f"{name}.npy" for name in manifest.arrays()], "teacher.cache")
         self.folder, self.manifest = folder, manifest
         self.held: dict[str, Tensor] = {}
         self._mapped: dict[str, np.ndarray] = {}
@@ -256,7 +256,7 @@ class Arrays:
         self.held = {name: array.to(device) for name, array in self.held.items()}
 
     def read(self, names: Iterable[str], key: Tensor, split: str) -> dict[str, Tensor]:
-        """(rows, ...) float32 of each array, for a batch's ``key`` (rows, 2)."""
+        """Read the entries (rows, ...) of each array as float32, for a batch's ``key`` (rows, 2)."""
         views = self.manifest.rows[split][1]
         if not self._mapped:
             example, view = key.unbind(1)
@@ -268,23 +268,23 @@ class Arrays:
         if views > 1 and (view < 0).any():  # numpy would count from the end
             raise IndexError(f"view {view.min()} of {views}")
         at = example, view if views > 1 else 0
-        found = {name: torch.from_numpy(self._mapped[name][at]) for name in names}
-        return {name: part.float().to(self._device, non_blocking=True) for name, part in found.items()}
+        parts = {name: torch.from_numpy(self._mapped[name][at]) for name in names}
+        return {name: part.float().to(self._device, non_blocking=True) for name, part in parts.items()}
 
     def describe(self) -> str:
-        """Size and place."""
+        """Return size and place in words."""
         shown = f", {views} views of each example" if (views := self.manifest.rows[TEACHER_DEFAULTS][1]) > 1 else ""
         what = f"features of {', '.join(self.manifest.layers)}" if self.manifest.layers else "logits"
         return f"{self.manifest.bytes / 2**20:.1f} MiB of {self.manifest.dtype} {what}{shown} ({self.folder})"
 
 
 class CachedTeacher(Teacher):
-    """Reads logits, and features of training rows, by the batch's keys instead of computing them.
+    """Teacher that reads logits, and features of training rows, by the batch's keys instead of computing them.
 
     Args:
-        logits: of all splits.
+        logits: logits of all splits.
         inside: features of training rows; None where no term looks at any.
-        net: the network that it speaks for, to show to terms that use a part of it; None where nobody has it.
+        net: network whose outputs are cached, for terms that use a part of it; None where it is not there.
     """
 
     def __init__(self, logits: Arrays, inside: Arrays | None = None, net: nn.Module | None = None) -> None:
@@ -306,8 +306,8 @@ class CachedTeacher(Teacher):
         logits = self.logits.read([split], batch.example_id, split)[split]
         if self.inside is None or split != TEACHER_DEFAULTS:
             return Outputs(logits)
-        found = self.inside.read(self.inside.manifest.arrays(), batch.example_id, split)
-        return Outputs(logits, {name.removeprefix(f"{split}-"): feature for name, feature in found.items()})
+        features = self.inside.read(self.inside.manifest.arrays(), batch.example_id, split)
+        return Outputs(logits, {name.removeprefix(f"{split}-"): feature for name, feature in features.items()})
 
     @override
     def describe(self) -> str:

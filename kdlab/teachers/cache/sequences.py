@@ -18,17 +18,17 @@ class SequenceSpan(NamedTuple):
     """One sequence of a batch, up to the last of its positions that count."""
 
     line: int
-    """Which line of the batch it stands in."""
+    """Number of its line in the batch."""
     start: int
-    """Where in that line it begins."""
+    """Position in that line at which it begins."""
     ids: np.ndarray
-    """(n,) int32 token ids that the network reads, the last counting position included."""
+    """Token ids (n,) int32 that the network reads, the last counting position included."""
     positions: np.ndarray
-    """(m,) int32, ascending: which of the n positions count."""
+    """Positions that count, of the n ones: (m,) int32, ascending."""
     rows: slice
-    """Its m rows among those of the batch."""
+    """Range of its m rows among those of the batch."""
     source: bytes = b""
-    """What its encoder reads, if there is one."""
+    """Bytes of the encoder's input, if there is one."""
 
     @property
     def key(self) -> bytes:
@@ -37,7 +37,7 @@ class SequenceSpan(NamedTuple):
 
 
 def sequence_key(ids: np.ndarray, source: bytes = b"") -> bytes:
-    """16 bytes that stand for a sequence: a hash of its token ids, and of what its encoder reads.
+    """Compute 16 bytes that stand for a sequence: a hash of its token ids, and of its encoder's input.
 
     Two different sequences of a billion have the same key with a probability of about 1e-21.
 
@@ -53,12 +53,12 @@ def sequence_key(ids: np.ndarray, source: bytes = b"") -> bytes:
 
 
 def positions_check(positions: np.ndarray) -> int:
-    """A checksum of the positions that count."""
+    """Compute a checksum of the positions that count."""
     return zlib.crc32(np.ascontiguousarray(positions, "<i4").tobytes())
 
 
 def sequences(batch: Batch) -> list[SequenceSpan]:
-    """The sequences of a batch that have rows, in the order of their rows.
+    """Return the sequences of a batch that have rows, in the order of their rows.
 
     A sequence begins at the start of a line, and where ``position_ids`` is 0. It ends at its last position that counts:
     what a causal network says about those does not depend on anything later, padding included.
@@ -82,17 +82,17 @@ def sequences(batch: Batch) -> list[SequenceSpan]:
     owner = np.searchsorted(starts, rows, "right") - 1
     owners, firsts, counts = np.unique(owner, return_index=True, return_counts=True)
     sources = _sources(inputs) if name == "decoder_input_ids" else [b""] * lines
-    found = []
+    spans = []
     for start, first, count in zip(starts[owners].tolist(), firsts.tolist(), counts.tolist(), strict=True):
         positions = (rows[first : first + count] - start).astype("<i4")
         line, at = divmod(start, width)
         own = flat[start : start + int(positions[-1]) + 1]
-        found.append(SequenceSpan(line, at, own, positions, slice(first, first + count), sources[line]))
-    return found
+        spans.append(SequenceSpan(line, at, own, positions, slice(first, first + count), sources[line]))
+    return spans
 
 
 def _sources(inputs: dict[str, Tensor]) -> Sequence[bytes]:
-    """What the encoder reads, line by line, without padding."""
+    """Return the bytes of the encoder's input, line by line, without padding."""
     mask = inputs.get("attention_mask")
     if "input_features" in inputs:
         values = _array(inputs["input_features"].float())

@@ -37,11 +37,11 @@ from kdlab.teachers.cache.rows import check_manifest
 from kdlab.teachers.cache.sequences import positions_check, sequence_key
 
 INDEX = np.dtype([("key", "<u8", 2), ("start", "<u8"), ("rows", "<u4"), ("check", "<u4"), ("seal", "<u4")])
-"""36 bytes a sequence: its key, its first record, how many there are, a checksum of their positions, and one of all
+"""Index entry of 36 bytes a sequence: its key, its first record, their number, a checksum of their positions, and
 that, which a torn entry lacks."""
 
 LEAST = float(np.finfo(np.float16).min)
-"""Logarithms are stored no smaller: as probabilities these are 0, in any precision."""
+"""Least logarithm that is stored: as probabilities smaller ones are 0, in any precision."""
 
 WRITING, COMPLETE = "writing.json", "manifest.json"
 
@@ -53,7 +53,7 @@ SPARE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True)
 class TokenManifest:
-    """What a cache of tokens holds; two caches with equal manifests hold the same numbers for the same sequence.
+    """Description of a cache of tokens; two with equal manifests hold the same numbers for the same sequence.
 
     Raises:
         UserError: if an entry cannot be.
@@ -66,15 +66,15 @@ class TokenManifest:
     classes: int
     """Size of the vocabulary."""
     k: int = 32
-    """Classes kept or drawn a row. The most probable of the whole vocabulary are all: then plain logits are stored."""
+    """Number of classes kept or drawn a row; where all of the vocabulary are kept, plain logits are stored."""
     form: str = "topk"
-    """``topk``, or ``sampled``: drawn in proportion to p to the power ``flatten``."""
+    """Form of the rows: ``topk``, or ``sampled``, drawn in proportion to p to the power ``flatten``."""
     dtype: str = "float16"
-    """Of logarithms and weights. float16 keeps 11 bits: a logarithm of -10 is known to 0.004, so p to 0.4 %."""
+    """Type of logarithms and weights. float16 keeps 11 bits: a logarithm of -10 is known to 0.004, so p to 0.4 %."""
     seed: int = 0
-    """Of the draws; each sequence has its own, whatever the order."""
+    """Seed of the draws; each sequence has its own draws, whatever the order."""
     flatten: float = 1.0
-    """Of the draws; see :meth:`~kdlab.functional.Sampled.of`."""
+    """Power of the probabilities in the draws; see :meth:`~kdlab.functional.Sampled.of`."""
     splits: tuple[str, ...] = ("train",)
 
     def __post_init__(self) -> None:
@@ -108,16 +108,16 @@ class TokenManifest:
 
     @classmethod
     def read(cls, folder: Path) -> TokenManifest:
-        """The manifest of a finished cache.
+        """Read the manifest of a finished cache.
 
         Raises:
             UserError: if there is none, or it is damaged or of another kind.
         """
         path = folder / COMPLETE
         try:
-            found = dict(read_json(path))
-            found.pop(FILES, None)
-            return cls(**{**found, "splits": tuple(found["splits"])})
+            entries = dict(read_json(path))
+            entries.pop(FILES, None)
+            return cls(**{**entries, "splits": tuple(entries["splits"])})
         except UserError:
             raise
         except (OSError, Unreadable, ValueError, TypeError, KeyError) as error:
@@ -126,12 +126,12 @@ class TokenManifest:
             ) from None
 
     def plain(self) -> dict[str, Any]:
-        """As it stands in ``manifest.json``."""
+        """Return the entries as they stand in ``manifest.json``."""
         return json.loads(json.dumps(asdict(self)))
 
 
 def read_index(folder: Path, record: np.dtype) -> np.ndarray:
-    """The entries of ``index.bin`` whose rows are all there, up to the first that is damaged."""
+    """Read the entries of ``index.bin`` whose rows are all there, up to the first that is damaged."""
     try:
         with open_regular(folder / INDEXED) as file:
             raw = file.read()
@@ -159,14 +159,14 @@ def _seal(entry: np.ndarray) -> int:
 
 
 class TokenWriter:
-    """Adds sequences to a cache, and goes on where a killed one stopped. One process at a time; others wait.
+    """Writer that adds sequences to a cache, and goes on where a killed one stopped; other processes wait.
 
     Used as a context manager; leaving it without an error marks the cache as complete. It may be opened again, and
     grow.
 
     Args:
-        folder: the cache's; made if need be.
-        manifest: what is stored.
+        folder: folder of the cache; made if need be.
+        manifest: description of what is stored.
 
     Raises:
         UserError: if the folder holds a cache of something else.
@@ -196,16 +196,16 @@ class TokenWriter:
         remove_leftovers(self.folder)
         name = next((n for n in (COMPLETE, WRITING) if (self.folder / n).exists()), None)
         if name is not None:
-            said = check_manifest(self.folder, self.manifest, name)
+            stored = check_manifest(self.folder, self.manifest, name)
             if name == COMPLETE:
-                check_files(self.folder, said)
+                check_files(self.folder, stored)
         else:  # rows without a manifest may be of anything
             for left in (ROWS, INDEXED, CHECKS):
                 (self.folder / left).unlink(missing_ok=True)
             self._write_manifest({})
         index = read_index(self.folder, self.manifest.record)
         self.rows = int(index["rows"].sum(dtype=np.int64))
-        """Rows written so far, or waiting to be."""
+        """Number of rows written so far, or waiting to be."""
         self._known = {key.tobytes() for key in index["key"]}
         self._waiting: list[tuple[bytes, np.ndarray]] = []
         self._waiting_bytes = 0
@@ -217,9 +217,9 @@ class TokenWriter:
             self._files[name].truncate(size)
 
     def _write_manifest(self, files: dict[str, str]) -> None:
-        said = self.manifest.plain() | ({FILES: files} if files else {})
+        entries = self.manifest.plain() | ({FILES: files} if files else {})
         with atomic_write(self.folder / WRITING) as manifest:
-            manifest.write(json.dumps(said, indent=1).encode())
+            manifest.write(json.dumps(entries, indent=1).encode())
 
     def _verify(self, index: np.ndarray) -> bool:
         """Hold the rows that are there against ``checks.bin``; False where an earlier version wrote none.
@@ -294,7 +294,7 @@ class TokenWriter:
         self.put(key, positions, self.records(logs, kept, np.asarray(tail)))
 
     def records(self, values: Any, ids: Any = None, rest: Any = None) -> np.ndarray:
-        """(n,) records of (n, k) logarithms, weights or logits; (n, k) ids and (n,) tails or entropies.
+        """Build records (n,) of (n, k) logarithms, weights or logits; (n, k) ids and (n,) tails or entropies.
 
         Raises:
             UserError: if a value is not finite as it is stored.

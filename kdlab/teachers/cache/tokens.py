@@ -26,7 +26,7 @@ from kdlab.teachers.cache.token_files import COMPLETE, WRITING, TokenManifest, T
 from kdlab.teachers.teacher import Teacher
 
 CHUNK_ROWS = 128
-"""Rows whose logits of all classes exist at once."""
+"""Number of rows whose logits of all classes exist at once."""
 
 
 def write_tokens(
@@ -41,11 +41,11 @@ def write_tokens(
 
     Args:
         folder: the cache's folder.
-        manifest: what is stored.
+        manifest: description of what is stored.
         teacher: answers, on the device where it is. It is not asked for sequences that are there already.
         batches: split → its batches, in any order, padded and packed in any way.
         report: called with rows done and ``rows``.
-        rows: how many there will be, to see beforehand whether the disk has the room; 0 where nobody knows.
+        rows: number of rows to come, to check beforehand that the disk has room; 0 where it is unknown.
 
     Raises:
         UserError: if the disk has not enough room, the teacher's logits are not finite or of another number of
@@ -93,7 +93,7 @@ def _put(writer: TokenWriter, logits: Any, fresh: dict[bytes, SequenceSpan]) -> 
 
 @torch.no_grad()
 def _records(writer: TokenWriter, logits: Any, source: torch.Generator | None = None) -> np.ndarray:
-    """Logits (rows, C), dense or projected, as records; a chunk of rows at a time."""
+    """Convert logits (rows, C), dense or projected, to records, a chunk of rows at a time."""
     manifest, made = writer.manifest, []
     for start in range(0, len(logits), CHUNK_ROWS):
         part = logits[start : start + CHUNK_ROWS]
@@ -112,14 +112,14 @@ def _records(writer: TokenWriter, logits: Any, source: torch.Generator | None = 
 
 
 class TokenCache(Teacher):
-    """Reads what :func:`write_tokens`, or a :class:`TokenWriter`, stored: memory-mapped, found by the token ids.
+    """Teacher that reads what :func:`write_tokens` or a :class:`TokenWriter` stored, by token ids, memory-mapped.
 
     Answers with :class:`~kdlab.functional.Sparse` or :class:`~kdlab.functional.Sampled` logits, or with dense ones
     where k is the whole vocabulary.
 
     Args:
-        folder: the cache's.
-        manifest: what is asked for; must equal the folder's.
+        folder: folder of the cache.
+        manifest: manifest that is asked for; must equal the folder's.
 
     Raises:
         UserError: if the manifest differs, or the cache is not complete, or damaged.
@@ -144,7 +144,7 @@ class TokenCache(Teacher):
         self._device = torch.device("cpu")
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
         return int(self._index["rows"].sum(dtype=np.int64))
 
     @override
@@ -153,7 +153,7 @@ class TokenCache(Teacher):
         return self
 
     def missing(self, batch: Batch) -> tuple[int, int]:
-        """How many sequences of a batch are not here, of how many."""
+        """Count the sequences of a batch that are missing here, and all of them."""
         keys = {s.key for s in sequences(batch)}
         return len(keys - self._known), len(keys)
 
@@ -161,9 +161,9 @@ class TokenCache(Teacher):
     def _known(self) -> set[bytes]:
         return {key.tobytes() for key in self._index["key"]}
 
-    def _entries(self, found: list[SequenceSpan]) -> np.ndarray:
-        """The index entries of some sequences."""
-        wanted = np.frombuffer(b"".join(s.key for s in found), "<u8").reshape(-1, 2)
+    def _entries(self, spans: list[SequenceSpan]) -> np.ndarray:
+        """Return the index entries of some sequences."""
+        wanted = np.frombuffer(b"".join(s.key for s in spans), "<u8").reshape(-1, 2)
         at = np.searchsorted(self._first, wanted[:, 0])
         while True:  # past others whose first half is the same; almost never runs
             inside = np.minimum(at, len(self._first) - 1)
@@ -174,17 +174,17 @@ class TokenCache(Teacher):
                 break
             at = at + other
         if not same.all():
-            first = found[int(same.argmin())]
+            first = spans[int(same.argmin())]
             raise UserError(
                 "teacher.cache",
                 (
-                    f"{self.folder} has no such sequence ({(~same).sum()} of {len(found)} in this "
+                    f"{self.folder} has no such sequence ({(~same).sum()} of {len(spans)} in this "
                     f"batch; one begins with the ids {first.ids[:8].tolist()})"
                 ),
                 "those it was written for, or a live teacher (teacher.cache=off)",
             )
         entries = self._index[inside]
-        for entry, stretch in zip(entries, found, strict=True):
+        for entry, stretch in zip(entries, spans, strict=True):
             if entry["rows"] != len(stretch.positions) or entry["check"] != positions_check(stretch.positions):
                 raise UserError(
                     "teacher.cache",
@@ -201,10 +201,10 @@ class TokenCache(Teacher):
     def __call__(self, batch: Batch, split: str = "train") -> Outputs | None:
         if split not in self.manifest.splits:
             return None
-        found = sequences(batch)
-        if not found:
+        spans = sequences(batch)
+        if not spans:
             return Outputs(self._answer(np.zeros(0, self.manifest.record)))
-        entries = self._entries(found)
+        entries = self._entries(spans)
         counts = entries["rows"].astype(np.int64)
         before = np.cumsum(counts) - counts
         chosen = np.repeat(entries["start"].astype(np.int64) - before, counts) + np.arange(counts.sum())
@@ -236,7 +236,7 @@ class TokenCache(Teacher):
 
 
 def tail_mass(cache: TokenCache) -> float:
-    """The mean probability of the classes that a cache of the most probable ones leaves out: what its bias is about.
+    """Compute the mean probability of the classes that a cache of the most probable ones leaves out, about its bias.
 
     Raises:
         UserError: if the cache holds draws.

@@ -19,13 +19,13 @@ _MULTIPLIERS = 9
 
 
 class _Dice:
-    """Whole numbers that belong to a key, one after the other."""
+    """Pseudorandom whole numbers that are a function of a key, one after the other."""
 
     def __init__(self, *key: int | str) -> None:
         self._state = seed_of(*key)
 
     def __call__(self, n: int) -> int:
-        """A number in 0 .. n-1."""
+        """Draw a number in 0 .. n-1."""
         self._state = mix(self._state + 0x9E3779B97F4A7C15)
         return (self._state >> 16) % n
 
@@ -33,14 +33,14 @@ class _Dice:
 def chain(
     steps: int, *key: int | str, operations: Some[str] = ("add", "sub"), largest: int = 99, limit: int = 99
 ) -> Example | None:
-    """One sum, a function of its arguments: no operation leads below zero or above ``limit``.
+    """Generate one sum, a function of the arguments: no operation leads below zero or above ``limit``.
 
     >>> chain(3, 0, "doctest", 1)
     Example(question='3+81-84+53', reasoning='3+81=84;84-84=0;0+53=53', answer='53', gold='53', group='3')
 
     Args:
         steps: operations in it.
-        key: what it is drawn by.
+        key: seed of the draws.
         operations: names out of ``add``, ``sub`` and ``mul``.
         largest: the largest number that is added or subtracted; factors go to 9. Small ones are learned sooner.
         limit: the largest number to start with, and the largest result.
@@ -91,7 +91,7 @@ def arithmetic(
     data_seed: int = 0,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """Sums of several terms, with every intermediate result written down: ``37+58-21:37+58=95;95-21=74>74``.
+    """Generate sums of several terms, with every intermediate result: ``37+58-21:37+58=95;95-21=74>74``.
 
     Each step needs only the one before it, so that a small network can learn to write them; to answer at once it would
     have to do all of them in one pass, the harder the more there are (see "chain of thought", Wei et al., NeurIPS 2022,
@@ -102,16 +102,16 @@ def arithmetic(
 
     Args:
         operations: names out of ``add``, ``sub`` and ``mul``.
-        min_steps: operations in a question.
-        max_steps: see ``min_steps``.
+        min_steps: least number of operations in a question.
+        max_steps: greatest number of operations in a question.
         largest: the largest number that is added or subtracted; factors go to 9. Small ones are learned sooner.
         limit: the largest number to start with, and the largest result on the way; none is negative.
-        train: how many questions.
-        val: see ``train``.
-        test: see ``train``.
+        train: number of training questions.
+        val: number of validation questions.
+        test: number of test questions.
         form: ``steps``, ``answer`` or ``both``; see :func:`kdlab.data.text.templates.sequences`.
-        rationale_weight: of the second task, with form ``both``.
-        data_seed: of the generator.
+        rationale_weight: weight of the second task, with form ``both``.
+        data_seed: seed of the generator.
 
     The other arguments are :func:`text_data`'s, with ``context`` 96 and ``batch_size`` 32 unless given.
     ``ood: {_target_: kdlab.data.arithmetic, operations: [add, sub, mul]}`` measures on more operations than those
@@ -156,7 +156,7 @@ def arithmetic(
 def _new(
     seen: set[str], steps: int, key: tuple[int | str, ...], operations: Some[str], largest: int, limit: int
 ) -> Example | None:
-    """The example of a key, drawn again while it has been seen; None if it always has."""
+    """Generate the example of a key, drawn again while it has been seen; None if it always has."""
     for attempt in range(_ATTEMPTS):
         example = chain(steps, *key, attempt, operations=operations, largest=largest, limit=limit)
         if example is not None and example.question not in seen:

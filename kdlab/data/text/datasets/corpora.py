@@ -34,12 +34,12 @@ WIKITEXT = {
         "wikitext2_valid_test",
     ),
 }
-"""The folders that each corpus has been published in."""
+"""Folders that each corpus has been published in."""
 
 _FILES = ("wiki.{}.tokens", "wiki.{}.raw", "{}.txt")
 
 Documents = dict[str, list[str]]
-"""The texts of each split."""
+"""Texts of each split."""
 
 
 def text_files(
@@ -50,14 +50,14 @@ def text_files(
     test: int | float = 0.05,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """Text files of your own, as one corpus.
+    """Load text files of your own as one corpus.
 
     Args:
         path: a UTF-8 file, a list of them, or a pattern (``books/**/*.txt``); the end of text stands between files.
         val_path: files of the validation and the test split.
         test_path: see ``val_path``.
-        val: where a split has no files: characters (or a share of them) taken from the end of the corpus, the
-            test split last; 0 for none.
+        val: characters (or a share of them) taken from the end of the corpus where the split has no files, the test
+            split last; 0 for none.
         test: see ``val``.
 
     The other arguments are :func:`~kdlab.data.text.text_data`'s and :class:`TextData`'s.
@@ -87,7 +87,7 @@ def text_files(
 
 
 def shakespeare(root: str = "data", download: bool = False, **common: Unpack[TextCommon]) -> TextData:
-    """Tiny shakespeare: 1,115,394 characters of his plays (Karpathy, char-rnn, 2015).
+    """Load Tiny Shakespeare: 1,115,394 characters of his plays (Karpathy, char-rnn, 2015).
 
     The last twentieth is the test split, the twentieth before it validation.
 
@@ -122,7 +122,7 @@ def shakespeare(root: str = "data", download: bool = False, **common: Unpack[Tex
 def wikitext(
     root: str = "data", name: str = "wikitext-103", train: str = "train", **common: Unpack[TextCommon]
 ) -> TextData:
-    """WikiText: articles of Wikipedia (Merity et al., ICLR 2017), as published with ``<unk>`` or raw.
+    """Load WikiText: articles of Wikipedia (Merity et al., ICLR 2017), as published with ``<unk>`` or raw.
 
     Published perplexities are per word, where a word is what white space separates and the end of each line is one
     more. So ``words`` counts both, and the measure per word compares with papers whatever the tokenizer.
@@ -174,7 +174,7 @@ def _wiki_file(folders: list[Path], part: str) -> Path | None:
 
 
 def _cut_off(documents: list[str], count: int, key: str) -> tuple[list[str], list[str]]:
-    """The documents without their last ``count`` characters, and those."""
+    """Split documents into all but their last ``count`` characters, and those."""
     kept = list(documents)
     cut: list[str] = []
     while count and kept:
@@ -212,7 +212,7 @@ def _corpus(
 
 
 def _running(texts: list[str], tokenizer: Tokenizer) -> Tokens:
-    """One run of tokens; the end of text stands between texts."""
+    """Tokenise texts as one run of tokens; the end of text stands between them."""
     parts: list[torch.Tensor] = []
     for number, one in enumerate(texts):
         if number:

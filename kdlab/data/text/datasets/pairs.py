@@ -20,7 +20,7 @@ from kdlab.system.files import Unreadable, open_text
 
 
 class Pair(NamedTuple):
-    """A source, its target, and the line of the file that they are on."""
+    """Source, its target, and the line of the file that they are on."""
 
     source: str
     target: str
@@ -38,7 +38,7 @@ def pairs(
     test: int | float | None = None,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """Text-to-text pairs from JSON lines or a table.
+    """Load text-to-text pairs from JSON lines or a table.
 
     A ``.jsonl`` file has one object a line; any other file is a table of columns that tabs separate, with a header
     that names them, or of just source and target without one. The encoder reads the source and an end token; the
@@ -75,26 +75,26 @@ def pairs(
     files = {"path": path, "val_path": val_path, "test_path": test_path}
     held = {key: _read(file, source, target, f"data.{key}", notes) for key, file in files.items() if file is not None}
     _check_apart(held, files)
-    found = {"train": held["path"]}
-    notes += _repeated(found["train"], path)
+    by_split = {"train": held["path"]}
+    notes += _repeated(by_split["train"], path)
     for split, amount in (("test", test), ("val", val)):
         if f"{split}_path" in held:
-            found[split] = held[f"{split}_path"]
+            by_split[split] = held[f"{split}_path"]
         else:
-            found["train"], found[split] = _split_off(found["train"], amount, seed, split)
+            by_split["train"], by_split[split] = _split_off(by_split["train"], amount, seed, split)
     name = Path(path).name
 
     def read(tokenizer: Tokenizer) -> RawText:
         splits = {
             split: [_sequence(tokenizer, prefix + pair.source, pair.target) for pair in some]
-            for split, some in found.items()
+            for split, some in by_split.items()
             if some
         }
-        words = {split: sum(len(pair.target.split()) for pair in some) for split, some in found.items() if some}
+        words = {split: sum(len(pair.target.split()) for pair in some) for split, some in by_split.items() if some}
         return RawText(name, tokenizer, splits, words)
 
     def learned() -> Iterator[str]:
-        return (prefix + text for pair in found["train"] for text in (pair.source, pair.target))
+        return (prefix + text for pair in by_split["train"] for text in (pair.source, pair.target))
 
     data = text_data(read, learned, alphabet=None, **common)
     data.notes = tuple(notes)
@@ -111,7 +111,7 @@ def _sequence(tokenizer: Tokenizer, source: str, target: str) -> Sequence:
 
 
 def _split_off(train: list[Pair], amount: int | float | None, seed: int, split: str) -> tuple[list[Pair], list[Pair]]:
-    """Pairs without, and of, a split: all pairs of a source, or none of them."""
+    """Divide pairs into those outside and those of a split: all pairs of a source, or none of them."""
     count = rows_of(0.1 if amount is None else amount, len(train), f"data.{split}")
     of: dict[str, list[int]] = {}
     for number, pair in enumerate(train):
@@ -133,7 +133,7 @@ def _split_off(train: list[Pair], amount: int | float | None, seed: int, split: 
 
 
 def _alike(pair: Pair) -> str:
-    """A source as it is compared: up to white space."""
+    """Return a source as it is compared: with white space normalised."""
     return " ".join(pair.source.split())
 
 
@@ -164,7 +164,7 @@ def _check_apart(held: Mapping[str, list[Pair]], files: Mapping[str, str | None]
 
 
 def _read(path: str, source: str, target: str, key: str, notes: list[str]) -> list[Pair]:
-    """The pairs of a file; ``notes`` gets a line where it has no header."""
+    """Read the pairs of a file; ``notes`` gets a line where it has no header."""
     file = Path(path).expanduser()
     try:
         with open_text(file) as opened:
@@ -180,19 +180,19 @@ def _read(path: str, source: str, target: str, key: str, notes: list[str]) -> li
     if not lines:
         raise UserError(key, f"{path} is empty", f"lines of {source} and {target}")
     form = _objects if file.suffix in (".jsonl", ".json", ".ndjson") else _columns
-    found = []
+    rows = []
     for number, one, other in form(lines, source, target, f"{key}: {path}"):
         if not (isinstance(one, str) and isinstance(other, str)):
             raise UserError(key, f"{path}, line {number}: {source} and {target} must be texts")
         if not (one.strip() and other.strip()):
             empty = target if one.strip() else source
             raise UserError(key, f"{path}, line {number}: {empty} is empty", "a text in both")
-        found.append(Pair(one, other, number))
-    if not found:
+        rows.append(Pair(one, other, number))
+    if not rows:
         raise UserError(key, f"{path} has a header and no pairs")
-    if form is _columns and found[0].line == lines[0][0]:
+    if form is _columns and rows[0].line == lines[0][0]:
         notes.append(f"{path} has no header with {source} and {target}; its first line is a pair")
-    return found
+    return rows
 
 
 def _objects(
@@ -207,7 +207,7 @@ def _objects(
             raise UserError(f"{where}, line {number}", f"a {type(held).__name__}", f"{source!r} and {target!r}")
         for key, name in (("source", source), ("target", target)):
             if name not in held:
-                near = f" (nearest: {found[0]})" if (found := nearest(name, held, 1)) else ""
+                near = f" (nearest: {closest[0]})" if (closest := nearest(name, held, 1)) else ""
                 raise UserError(
                     f"{where}, line {number}",
                     f"{', '.join(held) or 'nothing'}",
@@ -230,7 +230,7 @@ def _columns(lines: list[tuple[int, str]], source: str, target: str, where: str)
 
 
 def _is_header(header: list[str], source: str, target: str, where: str) -> bool:
-    """Whether a table's first line names its columns.
+    """Return whether a table's first line names its columns.
 
     Raises:
         UserError: if it names only some of those asked for, names one twice, or names are alike to those asked for.

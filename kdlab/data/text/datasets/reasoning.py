@@ -32,7 +32,7 @@ LABELS = ("gold", "teacher")
 
 @dataclass(frozen=True)
 class _Row:
-    """A question with what is known about it, and what its teacher wrote."""
+    """Question with what is known about it, and its teacher's reasoning and answer."""
 
     question: str
     gold: str
@@ -51,7 +51,7 @@ def svamp(
     complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """SVAMP: 800 and 200 sums in words (Patel et al., NAACL 2021), with a 540B model's reasoning (Hsieh et al., 2023).
+    """Load SVAMP: 800 and 200 sums in words (Patel et al., 2021), with a 540B model's reasoning (Hsieh et al., 2023).
 
     Answers are expressions such as ``( 84.0 / 2.0 )``, right if they come to the same; a question's group is the number
     of operations in it. A teacher that gave no answer did not finish its reasoning, which is left out then.
@@ -60,11 +60,11 @@ def svamp(
         root: the folder that holds ``svamp_train.jsonl`` and ``svamp_test.jsonl``, or a folder ``reasoning`` with them;
             keys ``question``, ``answer``, ``teacher_reasoning`` and ``teacher_answer``, which may be null.
         form: ``steps``, ``answer`` or ``both``; see :func:`kdlab.data.text.templates.sequences`.
-        labels: which answers are learned: ``gold``, or the ``teacher``'s. Measures always compare with the former.
+        labels: answers that are learned: ``gold``, or the ``teacher``'s. Measures always compare with the former.
         keep: learn from ``all`` rows, those where the teacher is ``right``, or those where its reasoning and answer
             are ``agreeing``, which can be told without gold answers.
         val: rows (a number, or a share) taken from train for validation, never filtered; 0 for none.
-        rationale_weight: of the second task, with form ``both``.
+        rationale_weight: weight of the second task, with form ``both``.
         complete: learn from rows with reasoning and answer alone, whatever the form, so that forms compare; false
             learns from all that have what the form needs.
 
@@ -95,7 +95,7 @@ def cqa(
     complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """CommonsenseQA: 9,741 and 1,221 questions with five choices, with a 540B model's reasoning.
+    """Load CommonsenseQA: 9,741 and 1,221 questions with five choices, with a 540B model's reasoning.
 
     Talmor et al., NAACL 2019; the reasoning: Hsieh et al., Findings of ACL 2023.
 
@@ -104,12 +104,12 @@ def cqa(
     Args:
         root: the folder that holds ``cqa_train.jsonl`` and ``cqa_test.jsonl``, or a folder ``reasoning`` with them;
             keys as for :func:`svamp`, and ``choices``.
-        form: as for :func:`svamp`.
-        labels: see ``form``.
-        keep: see ``form``.
-        val: see ``form``.
-        rationale_weight: see ``form``.
-        complete: see ``form``.
+        form: see :func:`svamp`.
+        labels: see :func:`svamp`.
+        keep: see :func:`svamp`.
+        val: see :func:`svamp`.
+        rationale_weight: see :func:`svamp`.
+        complete: see :func:`svamp`.
 
     The other arguments are :func:`text_data`'s, with ``tokenizer`` bpe, ``vocab`` 2,000 and ``context`` 256
     unless given.
@@ -137,7 +137,7 @@ def gsm8k(
     rationale_weight: float = 1.0,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """GSM8K: 7,473 and 1,319 grade-school sums in words with worked solutions (Cobbe et al., 2021).
+    """Load GSM8K: 7,473 and 1,319 grade-school sums in words with worked solutions (Cobbe et al., 2021).
 
     A question's group is the number of lines of its solution.
 
@@ -146,7 +146,7 @@ def gsm8k(
         form: ``steps``, ``answer`` or ``both``; see :func:`kdlab.data.text.templates.sequences`.
         calculator: keep the marks ``<<48/2=24>>``.
         val: rows (a number, or a share) taken from train for validation; 0 for none.
-        rationale_weight: of the second task, with form ``both``.
+        rationale_weight: weight of the second task, with form ``both``.
 
     The other arguments are :func:`text_data`'s, with ``tokenizer`` bpe, ``vocab`` 4,000 and ``context`` 512
     unless given.
@@ -166,7 +166,7 @@ def gsm8k(
 
 
 def _sizes(common: TextCommon, vocab: int, context: int) -> None:
-    """Pieces of words, and room for the longest of the published questions."""
+    """Set the defaults: a tokenizer of pieces of words, and room for the longest of the published questions."""
     if "tokenizer" not in common:
         common["tokenizer"] = "bpe"
         common.setdefault("vocab", vocab)
@@ -258,13 +258,13 @@ def _kept(rows: list[_Row], keep: str, right: Callable[[_Row], bool], agrees: Ca
 
 
 def _sum_agrees(row: _Row) -> bool:
-    """Whether the last number of the reasoning is what the teacher's expression comes to."""
-    result, said = value(row.answer or ""), number(row.reasoning or "")
-    return result is not None and result == said
+    """Return whether the last number of the reasoning is the value of the teacher's expression."""
+    result, last = value(row.answer or ""), number(row.reasoning or "")
+    return result is not None and result == last
 
 
 def _choice_agrees(row: _Row) -> bool:
-    """Whether the last sentence of the reasoning names the teacher's choice and no other."""
+    """Return whether the last sentence of the reasoning names the teacher's choice and no other."""
     sentences = (row.reasoning or "").strip(". \n").split(". ")
-    said = named(sentences[-1], row.choices)
-    return said is not None and normalise(said) == normalise(row.answer or "")
+    mentioned = named(sentences[-1], row.choices)
+    return mentioned is not None and normalise(mentioned) == normalise(row.answer or "")

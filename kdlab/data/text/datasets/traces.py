@@ -36,23 +36,23 @@ from kdlab.system.files import Unreadable, atomic_write, open_regular, open_to_a
 log = logging.getLogger("kdlab")
 
 COMPARE: dict[str, Same] = {"text": same_text, "number": same_number, "value": same_value}
-"""How two answers are compared: as words, by their last number, or as arithmetic expressions."""
+"""Comparisons of two answers by name: as words, by their last number, or as arithmetic expressions."""
 KEEP = ("all", "right", "agreeing")
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a teacher wrote about one question.
+    """Reasoning and answer of a teacher to one question.
 
     Args:
-        question: as text; of ``messages``, what they say.
+        question: question as text; of ``messages``, their content.
         reasoning: the steps to the answer; None where the teacher gave none.
         answer: the teacher's answer; None where it gave none.
-        teacher: who wrote it.
+        teacher: name of the teacher that wrote it.
         messages: the conversation that was asked, where it was one.
         gold: the right answer, where it is known.
         correct: whether the answer is right, where somebody judged it.
-        group: what measures are told apart by.
+        group: group that measures are reported by.
         extra: further keys of the line.
     """
 
@@ -67,7 +67,7 @@ class Trace:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def line(self) -> bytes:
-        """This trace as a line of a file, with its line break."""
+        """Return this trace as a line of a file, with its line break."""
         held: dict[str, Any] = {"messages": list(self.messages)} if self.messages else {"question": self.question}
         held |= {"reasoning": self.reasoning, "answer": self.answer}
         optional = {"teacher": self.teacher, "gold": self.gold, "correct": self.correct, "group": self.group or None}
@@ -79,7 +79,7 @@ class Trace:
 
 
 def read_lines(path: str | Path, key: str = "data.path", torn: bool = False) -> list[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a JSONL file; empty lines are skipped.
+    """Read the line numbers and objects of a JSONL file; empty lines are skipped.
 
     Args:
         path: the file.
@@ -118,11 +118,11 @@ def read_lines(path: str | Path, key: str = "data.path", torn: bool = False) -> 
 
 
 def text_of(row: Mapping[str, Any], name: str, where: str, required: bool = False) -> str | None:
-    """The text under a key of a row; None for null, and for a key that is not there. Numbers count as text.
+    """Return the text under a key of a row; None for null or a missing key. Numbers count as text.
 
     Args:
-        row: what a line holds.
-        name: of the key.
+        row: object of a line.
+        name: name of the key.
         where: the start of an error: config key, file and line.
         required: refuse null, blank text, and a row without the key.
 
@@ -133,15 +133,15 @@ def text_of(row: Mapping[str, Any], name: str, where: str, required: bool = Fals
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         value = repr(value)
     if required and not (isinstance(value, str) and value.strip()):
-        said = f"is {value!r}" if name in row else f"is missing (there are {', '.join(row) or 'none'})"
-        raise UserError(where, f"key {name!r} {said}", "text")
+        problem = f"is {value!r}" if name in row else f"is missing (there are {', '.join(row) or 'none'})"
+        raise UserError(where, f"key {name!r} {problem}", "text")
     if value is not None and not isinstance(value, str):
         raise UserError(where, f"key {name!r} is a {type(value).__name__}", "text, or null")
     return value
 
 
 def read_traces(path: str | Path, key: str = "data.path", torn: bool = False) -> list[Trace]:
-    """The traces of a JSONL file.
+    """Read the traces of a JSONL file.
 
     Args:
         path: the file.
@@ -159,10 +159,10 @@ def read_traces(path: str | Path, key: str = "data.path", torn: bool = False) ->
 
 def _say_misspelt(rows: Some[tuple[int, Mapping[str, Any]]], where: str) -> None:
     """Log keys that look like slips of known ones, and so are not read; each once."""
-    said: set[str] = set()
+    seen: set[str] = set()
     for number, row in rows:
-        for name in sorted(row.keys() - said - set(_KEYS)):
-            said.add(name)
+        for name in sorted(row.keys() - seen - set(_KEYS)):
+            seen.add(name)
             if meant := misspelt(name, [one for one in _KEYS if one not in row]):
                 log.warning("%s, line %d: key %r is kept, and not read as %r", where, number, name, meant)
 
@@ -202,7 +202,7 @@ def _messages(value: Any, where: str) -> tuple[Mapping[str, str], ...]:
 
 
 def _spoken(messages: Some[Mapping[str, str]]) -> str:
-    """A conversation as one text; of a single message, its content."""
+    """Join a conversation into one text; for a single message, its content."""
     if len(messages) == 1:
         return messages[0]["content"]
     return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
@@ -252,7 +252,7 @@ def _mend(file: Any) -> None:
 
 
 def right_ones(traces: Some[Trace], same: Same = same_text, key: str = "data.keep") -> list[Trace]:
-    """The traces with a right answer: judged so (``correct``), or the same as ``gold``. No answer is a wrong one.
+    """Return the traces with a right answer: judged so (``correct``), or the same as ``gold``; no answer is wrong.
 
     Raises:
         UserError: if there is a trace with an answer that neither was judged nor has a ``gold``.
@@ -273,7 +273,7 @@ def right_ones(traces: Some[Trace], same: Same = same_text, key: str = "data.kee
 
 
 def agreeing_ones(traces: Some[Trace], same: Same = same_text, agree: float = 0.5) -> list[Trace]:
-    """The traces whose answer most traces of the same question give (self-consistency: Wang et al., ICLR 2023).
+    """Return the traces with their question's most frequent answer (self-consistency: Wang et al., ICLR 2023).
 
     Args:
         traces: several of a question; no order is needed.
@@ -303,7 +303,7 @@ def agreeing_ones(traces: Some[Trace], same: Same = same_text, agree: float = 0.
 
 
 def select(traces: Some[Trace], keep: str = "all", same: Same = same_text, agree: float = 0.5) -> list[Trace]:
-    """The traces that are worth learning, in their order; how many is logged.
+    """Select the traces that are worth learning, in their order, and log their number.
 
     Args:
         traces: all there are.
@@ -324,7 +324,7 @@ def select(traces: Some[Trace], keep: str = "all", same: Same = same_text, agree
 
 
 def report(traces: Some[Any], kept: list[Any], keep: str) -> list[Any]:
-    """``kept``, after a line in the log that says how many of ``traces`` it is.
+    """Return ``kept``, after logging its share of ``traces``.
 
     Raises:
         UserError: if it is none.
@@ -351,7 +351,7 @@ def traces(
     complete: bool = True,
     **common: Unpack[TextCommon],
 ) -> TextData:
-    """Traces that a teacher wrote, to learn from (sequence-level distillation: Kim and Rush, EMNLP 2016).
+    """Load traces that a teacher wrote, to learn from (sequence-level distillation: Kim and Rush, EMNLP 2016).
 
     Questions, not traces, are divided into train, validation and test, by ``split_seed``: no question is in two of
     them, and those of ``path`` that ``test_path`` asks as well are left out. Only training traces are filtered.
@@ -367,7 +367,7 @@ def traces(
         keep: ``all`` traces, those with a ``right`` answer, or those ``agreeing`` with others about the question.
         agree: the least share of a question's traces that must give the same answer, for ``agreeing``.
         compare: answers as ``text``, by their last ``number``, or by the ``value`` of arithmetic expressions.
-        rationale_weight: of the second task, with form ``both``.
+        rationale_weight: weight of the second task, with form ``both``.
         complete: learn from traces with reasoning and answer alone, whatever the form, so that forms compare; false for
             traces without reasoning.
 
