@@ -16,6 +16,8 @@ from kdlab.functional.attack import pgd
 from kdlab.functional.modes import input_gradients
 from kdlab.functional.rng import fold, seed_of
 from kdlab.ranges import share, whole_number
+from kdlab.tasks import Task
+from kdlab.teachers import Teacher
 
 Against = Literal["labels", "teacher"]
 
@@ -70,7 +72,7 @@ class AttackedRows(BatchTransform):
         self._looked = False
 
     def __call__(
-        self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
+        self, batch: Batch, student: nn.Module, teacher: Teacher | None, task: Task, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
         """Return the batch with attacked inputs, and the clean ones in ``Batch.teacher_inputs``.
 
@@ -78,7 +80,7 @@ class AttackedRows(BatchTransform):
             batch: batch of rows, with inputs (B, ...) in [0, 1].
             student: network that is attacked.
             teacher: teacher that reads the clean rows; needed with ``against="teacher"`` alone.
-            task: reads the batch.
+            task: task that reads the batch.
             seed: seed of the run.
             step: the optimizer step, counted from 0.
             part: index of the micro-batch within the step; used for batches without keys.

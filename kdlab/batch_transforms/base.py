@@ -45,7 +45,7 @@ class BatchTransform(ABC):
             batch: batch of the data.
             student: the network that is trained; nothing in it changes.
             teacher: the teacher, or None.
-            task: reads the batch.
+            task: task that reads the batch.
             seed: seed of the run.
             step: the optimizer step, counted from 0.
             part: index of the micro-batch within the step.

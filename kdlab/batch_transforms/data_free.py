@@ -18,6 +18,8 @@ from kdlab.functional import NO_LABEL, Batch, dense, hash_seed, kl, log_probabil
 from kdlab.functional.modes import input_gradients
 from kdlab.models.transforms.surgery import head_of
 from kdlab.ranges import at_least_zero, positive, whole_number
+from kdlab.tasks import Task
+from kdlab.teachers import Teacher
 
 Goal = Literal["dafl", "zskt"]
 
@@ -31,7 +33,7 @@ class Asked(NamedTuple):
     rows: int
     student: nn.Module
     teacher: nn.Module
-    task: Any
+    task: Task
     seed: int
     step: int
     part: int
@@ -52,7 +54,7 @@ class MadeRows(BatchTransform):
         self.shape = (in_channels, *image_size)
 
     def __call__(
-        self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
+        self, batch: Batch, student: nn.Module, teacher: Teacher | None, task: Task, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
         """Return as many made rows as the batch has, and curves about how they are made.
 
@@ -60,7 +62,7 @@ class MadeRows(BatchTransform):
             batch: batch of the data; only its number of rows is used.
             student: the network that is trained; nothing in it changes.
             teacher: a live :class:`~kdlab.teachers.Teacher` with one network (``net``); nothing in it changes.
-            task: reads the rows.
+            task: task that reads the rows.
             seed: seed of the run.
             step: the optimizer step, counted from 0.
             part: index of the micro-batch within the step.
@@ -170,7 +172,7 @@ class GeneratedRows(MadeRows):
         lost = torch.full((), torch.nan, device=device) if self._last is None else self._last
         return made, {"generator": lost}
 
-    def _loss(self, x: Tensor, student: nn.Module, teacher: nn.Module, task: Any) -> Tensor:
+    def _loss(self, x: Tensor, student: nn.Module, teacher: nn.Module, task: Task) -> Tensor:
         if self.goal == "zskt":
             return -kl(_answer(student, task, x), _answer(teacher, task, x)).mean()
         with _inputs_of([head_of(teacher)[1]]) as seen:
@@ -269,7 +271,7 @@ class InvertedRows(MadeRows):
         chosen = torch.randint(self.size, (rows,), generator=draws).to(device)
         return self.pool[chosen], {}
 
-    def _invert(self, rows: int, teacher: nn.Module, task: Any, seed: int, device: torch.device) -> Tensor:
+    def _invert(self, rows: int, teacher: nn.Module, task: Task, seed: int, device: torch.device) -> Tensor:
         norms = [m for m in teacher.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         norms = [m for m in norms if m.running_mean is not None]
         if not norms:
@@ -343,7 +345,7 @@ def _norm(channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
-def _answer(net: nn.Module, task: Any, x: Tensor) -> Tensor:
+def _answer(net: nn.Module, task: Task, x: Tensor) -> Tensor:
     dtype = next((p.dtype for p in net.parameters()), x.dtype)
     targets = torch.full((len(x),), NO_LABEL, dtype=torch.int64, device=x.device)
     return dense(task.outputs(net, Batch(x.to(dtype), targets)).logits)

@@ -17,6 +17,7 @@ from kdlab.functional import NO_LABEL, Batch, Schedule, SequenceBatch, StepTotal
 from kdlab.functional.rng import Draws, fold, seed_of
 from kdlab.models.transformers.generation import encoder_rows, generate
 from kdlab.ranges import share, whole_number
+from kdlab.tasks import Task
 from kdlab.teachers import Teacher
 
 Writer = Literal["student", "teacher"]
@@ -57,7 +58,7 @@ class GeneratedText(BatchTransform):
         prompt: tokens of running text that are given. The prompt of a question is the question, whatever its tokens
             weigh (``SequenceBatch.prompts``).
         temperature: sampling temperature; 0 takes the most probable token.
-        top_p: draw among the most probable tokens that make up this mass; 1 among all.
+        top_p: probability mass of the most probable tokens that are drawn from; 1 draws from all.
         buffer: continuations that are kept, the newest ones; 0 keeps none.
         replay: the probability that a step with own text takes what the buffer has for its examples.
 
@@ -103,7 +104,14 @@ class GeneratedText(BatchTransform):
 
     @torch.no_grad()
     def __call__(
-        self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
+        self,
+        batch: Batch,
+        student: nn.Module,
+        teacher: Teacher | nn.Module | None,
+        task: Task,
+        seed: int,
+        step: int,
+        part: int = 0,
     ) -> tuple[Batch, dict[str, Tensor]]:
         """Return a micro-batch as it is, or with its continuations replaced.
 

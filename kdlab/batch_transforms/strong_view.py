@@ -12,6 +12,8 @@ from kdlab.batch_transforms.base import BatchTransform
 from kdlab.errors import UserError, unknown
 from kdlab.functional import NO_LABEL, Batch
 from kdlab.functional.rng import seed_of
+from kdlab.tasks import Task
+from kdlab.teachers import Teacher
 
 Of = Literal["unlabelled", "all"]
 
@@ -56,7 +58,7 @@ class StrongViews(BatchTransform):
         self.makes_partners = not instead
 
     def __call__(
-        self, batch: Batch, student: nn.Module, teacher: Any, task: Any, seed: int, step: int, part: int = 0
+        self, batch: Batch, student: nn.Module, teacher: Teacher | None, task: Task, seed: int, step: int, part: int = 0
     ) -> tuple[Batch, dict[str, Tensor]]:
         """Return the batch with strong views.
 

@@ -45,7 +45,7 @@ _SAID = {
 
 
 _MOST = 2**63
-"""Integers that are written as floats (8.0, 1e3) stay below."""
+"""Bound of the integers that may be written as floats (8.0, 1e3)."""
 
 
 class Mismatch(ValueError):
@@ -57,7 +57,7 @@ class Kind:
     """One alternative of an annotation: what sort of value, and what its elements must be."""
 
     name: str
-    """int, float, bool, str, path, none, list, mapping, literal, fields (a dataclass), any, other (class)."""
+    """Kind: int, float, bool, str, path, none, list, mapping, literal, fields (a dataclass), any, other (class)."""
     scope: SourceModule
     inner: tuple[ast.expr, ...] = ()
     label: str = ""
@@ -133,7 +133,7 @@ def _ours(name: str, scope: SourceModule) -> tuple[SourceModule, Definition | as
     return lookup(scope, name) if module.split(".")[0] == scope.name.split(".")[0] else None
 
 
-def fit(value: Any, annotation: ast.expr | None, scope: SourceModule) -> Any:
+def fit(value: object, annotation: ast.expr | None, scope: SourceModule) -> Any:
     """Convert ``value`` to what the argument wants: ``"1e-3"`` to a number, 8.0 to an integer, where one is asked for.
 
     Raises:
@@ -153,7 +153,7 @@ def fit(value: Any, annotation: ast.expr | None, scope: SourceModule) -> Any:
     raise Mismatch(describe(alternatives))
 
 
-def _fits(value: Any, kind: Kind, alternatives: list[Kind]) -> bool:
+def _fits(value: object, kind: Kind, alternatives: list[Kind]) -> bool:
     match kind.name:
         case "any":
             return True
@@ -179,7 +179,7 @@ def _fits(value: Any, kind: Kind, alternatives: list[Kind]) -> bool:
     return (isinstance(value, Mapping) and "_target_" in value) or (len(alternatives) == 1 and value is not None)
 
 
-def _fits_list(value: Any, kind: Kind) -> bool:
+def _fits_list(value: object, kind: Kind) -> bool:
     if not isinstance(value, list | tuple):
         return False
     inner = kind.inner
@@ -191,7 +191,7 @@ def _fits_list(value: Any, kind: Kind) -> bool:
     return all(_passes(v, inner[0], kind.scope) for v in value)
 
 
-def _fits_mapping(value: Any, kind: Kind) -> bool:
+def _fits_mapping(value: object, kind: Kind) -> bool:
     if not isinstance(value, Mapping):
         return False
     return (
@@ -199,7 +199,7 @@ def _fits_mapping(value: Any, kind: Kind) -> bool:
     )
 
 
-def _passes(value: Any, annotation: ast.expr, scope: SourceModule) -> bool:
+def _passes(value: object, annotation: ast.expr, scope: SourceModule) -> bool:
     try:
         fit(value, annotation, scope)
     except Mismatch:
@@ -207,7 +207,7 @@ def _passes(value: Any, annotation: ast.expr, scope: SourceModule) -> bool:
     return True
 
 
-def _convert(value: Any, kind: Kind) -> Any:
+def _convert(value: object, kind: Kind) -> Any:
     plain = isinstance(value, str | int | float) and not isinstance(value, bool)
     if kind.name == "float" and isinstance(value, str) and _finite(float(value)):
         return float(value)

@@ -66,7 +66,7 @@ def check(
     """Bind a mapping, and all mappings inside it, to their owners' signatures; nothing is imported or built.
 
     Args:
-        mapping: has a ``_target_``, unless ``target`` names its owner.
+        mapping: mapping with a ``_target_``, unless ``target`` names its owner.
         path: place in the config, for messages.
         slot: the part of :data:`kdlab.config.slots.SLOTS` that it must be, or ``own`` for any.
         target: dotted name of the owner of a plain mapping (a dataclass or function).
@@ -91,7 +91,7 @@ def _check(
         _check_inside(value, _join(path, name), supplied, _place(owner, name))
 
 
-def _check_inside(value: Any, path: str, supplied: Collection[str], place: Place) -> None:
+def _check_inside(value: object, path: str, supplied: Collection[str], place: Place) -> None:
     if isinstance(value, Mapping):
         if TARGET in value:
             _check(_permitted(value, path, place.slots), value, path, supplied, supplied)
@@ -153,7 +153,7 @@ def _build(
     return _made(owner, path, slots, {**made, **offered, **from_code})
 
 
-def _build_inside(value: Any, path: str, place: Place, offer: Mapping[str, Any] | None = None) -> Any:
+def _build_inside(value: object, path: str, place: Place, offer: Mapping[str, Any] | None = None) -> Any:
     if isinstance(value, Mapping):
         if TARGET in value:
             return _build(value, path, place.slots, offer)
@@ -267,7 +267,7 @@ def _bind_fields(value: Any, path: str, parameter: Any) -> None:
             return
 
 
-def _refused(path: str, value: Any, accepted: str) -> UserError:
+def _refused(path: str, value: object, accepted: str) -> UserError:
     shown = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     close = nearest(value, accepted.split(", ")) if isinstance(value, str) else []
     hint = f"; nearest: {', '.join(close)}" if close else ""
@@ -371,7 +371,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _canonical(value: Any) -> Any:
+def _canonical(value: object) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from typing import Any
 
 __all__ = ["argument", "as_one_text", "for_shell", "quoted", "value_text"]
 
@@ -32,7 +31,7 @@ def quoted(text: str) -> str:
     return f"{mark}{inner}{mark}"
 
 
-def value_text(value: Any) -> str:
+def value_text(value: object) -> str:
     """Format ``value`` as it stands behind the ``=`` of an override.
 
     >>> value_text({"student.": "", "teacher.": None})
@@ -71,7 +70,7 @@ def for_shell(text: str) -> str:
     return shlex.quote(text) if re.search(r'[$`"\\!]', text) else f'"{text}"'
 
 
-def argument(key: str, value: Any) -> str:
+def argument(key: str, value: object) -> str:
     """Return the argument of a command line that sets ``key`` to ``value``, quoted for the shell where needed.
 
     >>> print(argument("teacher.checkpoint", "epoch=3-step=10.ckpt"))

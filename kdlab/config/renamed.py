@@ -23,7 +23,7 @@ VALUES = {
     ("temperature", "one"): "temperature=none, or loss.temperature=1",
     ("temperature", "five"): "loss.temperature=5",
 }
-"""Key and value → what is typed now."""
+"""Key and value → the text that is typed now."""
 
 TARGETS = {
     "kdlab.data.attack.AttackedRows": "kdlab.batch_transforms.AttackedRows",

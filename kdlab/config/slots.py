@@ -31,7 +31,7 @@ class Slot:
     what: str
     """The part, in words."""
     base: str = ""
-    """Dotted name of the class that what builds it derives from, where it is defined; empty where there is none."""
+    """Dotted name, where it is defined, of the class that its builders derive from; empty where there is none."""
     aliases: tuple[str, ...] = ()
     """Other dotted names of ``base``."""
     package: str = ""
@@ -110,7 +110,7 @@ SLOTS: Mapping[str, Slot] = {
         public=("kdlab.runs.loggers.",),
     ),
 }
-"""Part of a config → what builds it. A test holds every name against the real classes and functions."""
+"""Part of a config → its builders; a test holds every name against the real classes and functions."""
 
 TORCH_LAYERS = "torch.nn.modules."
 """Prefix of torch's layers; what else is in ``torch.nn`` (parallel, quantised, utilities) is no part."""

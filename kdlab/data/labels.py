@@ -35,7 +35,7 @@ def requested(source: RawDataset, known: Mapping[str, Labels], label: Label | No
     """Return a source that is asked for one of its labels, or for several at once.
 
     Args:
-        source: its classes are kinds of rows, which decide its splits, whatever is asked.
+        source: source whose classes are kinds of rows, which decide its splits, whatever is asked.
         known: labels by name, with the class that each gives to a kind; the first is asked for by default.
         label: a name, several, or several with their weights; None is the first.
 

@@ -89,7 +89,7 @@ class Recipe:
         self.share = draw.betavariate(self.mixing.alpha, self.mixing.alpha)
         self.place = (draw.random(), draw.random())
         self.partner = permutation(rows, seed, "partner", epoch, step) if self.active else torch.arange(rows)
-        """(rows,) int64: the position in the step of each row's partner."""
+        """Position in the step of each row's partner, (rows,) int64."""
 
     def __call__(
         self, own: Tensor, partner: Tensor, own_target: Tensor, partner_target: Tensor, classes: int

@@ -53,7 +53,7 @@ class Files:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(N, C, H, W), as a tensor of all pictures would have."""
+        """Shape (N, C, H, W) that a tensor of all pictures would have."""
         return (len(self), self.channels, self.size, self.size)
 
     def take(self, rows: Tensor) -> Files:

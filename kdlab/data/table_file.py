@@ -57,7 +57,7 @@ class Table:
 
     @property
     def hint(self) -> str:
-        """Why names may be missing from the header, in brackets; empty where there is nothing to say."""
+        """Hint in brackets on why names may be missing from the header; empty where there is none."""
         if len(self.header) == 1 and (other := [n for n, mark in SEPARATORS.items() if mark in self.header[0]]):
             typed = f"; data.delimiter={other[0]} reads that" if self.key.startswith("data.") else ""
             return f" (it holds a {other[0]} where {_called(self.separator)} was to separate columns{typed})"

@@ -151,7 +151,7 @@ def method(
     objective: Objective,
     task: Task,
     teacher: Teacher | None,
-    batches: Any = None,
+    batches: object = None,
     auxiliary: Auxiliary | None = None,
 ) -> Method:
     """Build the LightningModule of an experiment."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -84,7 +83,7 @@ def reordered(net: nn.Module, order: Sequence[int], data: DataModule, task: str 
     return done
 
 
-def _answer(net: nn.Module, inputs: Any, task: str) -> torch.Tensor:
+def _answer(net: nn.Module, inputs: object, task: str) -> torch.Tensor:
     outputs = Outputs.of(net(**inputs) if isinstance(inputs, Mapping) else net(inputs))
     return outputs.heads[task] if task else outputs.logits
 

@@ -51,8 +51,8 @@ def distill(
     train_loader: Iterable,
     val_loader: Iterable | None = None,
     loss: Loss = "hinton",
-    temperature: Any = None,
-    alpha: Any = None,
+    temperature: object = None,
+    alpha: object = None,
     epochs: int = 30,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     scheduler: LearningRate | None = None,
@@ -240,7 +240,7 @@ class _Batches:
                 yield item if isinstance(item, Batch) else _batch(item, self.key)
 
 
-def _batch(item: Any, key: str) -> Batch:
+def _batch(item: object, key: str) -> Batch:
     if not isinstance(item, list | tuple) or len(item) != 2:
         raise UserError(key, f"gives {type(item).__name__}", "(inputs, targets) pairs, or Batches")
     inputs, targets = item

@@ -143,7 +143,7 @@ class FromRun:
         self._check_statistic(name, value)
         return value
 
-    def _check_statistic(self, name: str, value: Any) -> None:
+    def _check_statistic(self, name: str, value: object) -> None:
         """Refuse a value that is no number: it goes into networks that the user names, and trusts."""
         numbers = value if isinstance(value, list) else [value]
         if value is not None and not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
@@ -352,12 +352,12 @@ def _merged(configured: Mapping[str, Any], recorded: Mapping[str, Any], key: str
     return merged
 
 
-def _supplied(name: str, own: Any, other: Any) -> bool:
+def _supplied(name: str, own: object, other: object) -> bool:
     """Return whether one of the two is left to the data, which are compared by themselves."""
     return name in builder.SUPPLIED and (own is None or other is None)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -401,13 +401,13 @@ def _shape(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
 
 
-def _few_numbers(value: Any) -> str:
+def _few_numbers(value: object) -> str:
     if not isinstance(value, list | tuple):
         return str(value) if not isinstance(value, float) else f"{value:.4g}"
     return "[" + ", ".join(f"{float(n):.4g}" for n in value[:4]) + (", ...]" if len(value) > 4 else "]")
 
 
-def _known(name: str, value: Any) -> Any:
+def _known(name: str, value: object) -> Any:
     """Return a mean or deviation as numbers, where it is the name of a data set."""
     return KNOWN[value][STATISTICS.index(name)] if isinstance(value, str) and value in KNOWN else value
 
@@ -417,7 +417,7 @@ def _close(first: Sequence[Any], second: Sequence[Any]) -> bool:
     return all(_alike(a, b) for a, b in zip(first, second, strict=True))
 
 
-def _alike(a: Any, b: Any) -> bool:
+def _alike(a: object, b: object) -> bool:
     if a is None or b is None or isinstance(a, str) or isinstance(b, str):
         return a == b
     a, b = (value if isinstance(value, list | tuple) else [value] for value in (a, b))

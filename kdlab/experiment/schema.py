@@ -147,7 +147,7 @@ def merge_members(teacher: Mapping[str, Any]) -> list[dict[str, Any]]:
     return merged
 
 
-def _over(beneath: Any, value: Any) -> Any:
+def _over(beneath: object, value: object) -> Any:
     if not isinstance(beneath, Mapping) or not isinstance(value, Mapping):
         return value
     if value.get("_target_", beneath.get("_target_")) != beneath.get("_target_"):

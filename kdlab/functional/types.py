@@ -69,7 +69,7 @@ class Batch:
 
     @property
     def labelled(self) -> Tensor:
-        """(rows,) bool: which rows have a label."""
+        """Mask (rows,) of the rows that have a label."""
         return self.targets != NO_LABEL if self.targets.ndim == 1 else self.targets.sum(-1) > 0
 
     def __len__(self) -> int:

@@ -51,7 +51,7 @@ class CurvesFile(Logger):
         return self._file
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: object, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the hyperparameters stand in ``config.yaml``."""
 
     @override

@@ -241,7 +241,7 @@ def read_model(folder: Path) -> dict[str, Any]:
     return described
 
 
-def _check_model(described: Any) -> None:
+def _check_model(described: object) -> None:
     """Raise ``ValueError`` where ``model.json`` describes a model that cannot exist."""
     if not isinstance(described, dict):
         raise ValueError(f"holds {type(described).__name__}")

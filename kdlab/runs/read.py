@@ -215,12 +215,12 @@ def is_point(line: Mapping[str, Any]) -> bool:
     return finite(line.get("step")) is not None and numbers and all(len(name) <= _LONGEST_NAME for name in line)
 
 
-def mapping(value: Any) -> dict[str, Any]:
+def mapping(value: object) -> dict[str, Any]:
     """Return ``value`` if it is a dict, else an empty one: a file may hold something else where a dict should be."""
     return value if isinstance(value, dict) else {}
 
 
-def finite(value: Any) -> float | None:
+def finite(value: object) -> float | None:
     """Return ``value`` as a float if it is a finite number, else None. True and False are no numbers."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
@@ -302,7 +302,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
     return sorted(mixed, key=lambda key: (_FIRST.index(key) if key in _FIRST else len(_FIRST), key))
 
 
-def same(value: Any) -> str:
+def same(value: object) -> str:
     """Return a string that equal settings share: 4 and 4.0 are one, True and 1 are not."""
     number = finite(value)
     return json.dumps(value if number is None else number, sort_keys=True, default=str)

@@ -15,19 +15,19 @@ from kdlab.system.integrity import RESULT
 log = logging.getLogger("kdlab")
 
 
-def _texts(value: Any) -> bool:
+def _texts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def _number(value: Any) -> bool:
+def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _times(value: Any) -> bool:
+def _times(value: object) -> bool:
     return _number(value) or (isinstance(value, dict) and all(one is None or _number(one) for one in value.values()))
 
 
-def _models(value: Any) -> bool:
+def _models(value: object) -> bool:
     return isinstance(value, dict) and all(one is None or isinstance(one, dict) for one in value.values())
 
 

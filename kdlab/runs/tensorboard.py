@@ -168,7 +168,7 @@ def _session_end(status: str) -> Any:
     return Summary(value=[value])
 
 
-def _plain(value: Any) -> float | str:
+def _plain(value: object) -> float | str:
     """Return a number unchanged; everything else as text, booleans too (TensorBoard would make them 0 and 1)."""
     number = finite(value)
     return setting(value) if number is None else number

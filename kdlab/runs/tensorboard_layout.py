@@ -40,7 +40,7 @@ class Layout(Logger):
         return ""
 
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(self, params: object, *args: Any, **kwargs: Any) -> None:
         """Do nothing: hyperparameters are no curves."""
 
     @override

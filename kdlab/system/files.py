@@ -309,7 +309,7 @@ def parse_json(text: str) -> Any:
     return value
 
 
-def _check_depth(value: Any) -> None:
+def _check_depth(value: object) -> None:
     """Refuse a JSON value that is nested too deeply to be walked by recursion."""
     level, depth = [value], 0
     while level := [one for one in level if isinstance(one, (dict, list))]:

@@ -21,7 +21,7 @@ RESERVED = ("teachers", "pretrained", "baselines", "cache", "leaderboard")
 ACCEPTED = f"no path, no control characters, not blank, at most {LONGEST} bytes"
 
 
-def check_name(key: str, value: Any, accepted: str = "a name") -> str:
+def check_name(key: str, value: object, accepted: str = "a name") -> str:
     """Check that a value is a plain name of one folder, and return it.
 
     Args:
@@ -59,7 +59,7 @@ def check_names(key: str, value: Any, accepted: str = "a name") -> str:
     return value
 
 
-def check_output(value: Any) -> str:
+def check_output(value: object) -> str:
     """Check that ``output`` names a folder, and return it.
 
     Raises:

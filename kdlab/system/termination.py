@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from kdlab.errors import RunFailed
 
@@ -24,7 +24,7 @@ class Terminated(SystemExit):
         super().__init__(TERMINATED)
 
 
-def terminate(number: int = signal.SIGTERM, frame: Any = None) -> NoReturn:
+def terminate(number: int = signal.SIGTERM, frame: object = None) -> NoReturn:
     """Raise :class:`Terminated`, as a handler of SIGTERM."""
     raise Terminated
 

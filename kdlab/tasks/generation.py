@@ -89,7 +89,7 @@ class Generation:
         return [(number, questions[number]) for number in chosen]
 
     def _longest(self, data: TextData, split: str) -> int:
-        """Return the greatest length of an answer in tokens: as configured, or by the references in training and split."""
+        """Return the greatest length of an answer in tokens: as configured, or by the references of train and split."""
         if self.new_tokens is not None:
             return self.new_tokens
         known = [data.longest(name) for name in ("train", split)] if hasattr(data, "longest") else []

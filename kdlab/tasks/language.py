@@ -237,7 +237,9 @@ class TokenMeasures:
             top = teacher.ids.gather(-1, teacher.log_probs.argmax(-1, keepdim=True))[:, 0].long()
         else:
             top = teacher_logits.argmax(-1)
-        seen = torch.stack([weight, weight * kl(student_logits, teacher_logits).double(), weight * (first == top)], 1).sum(0)
+        seen = torch.stack(
+            [weight, weight * kl(student_logits, teacher_logits).double(), weight * (first == top)], 1
+        ).sum(0)
         self._compared = seen if self._compared is None else self._compared + seen
 
     def compute(self) -> dict[str, float]:

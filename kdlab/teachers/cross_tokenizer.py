@@ -66,8 +66,12 @@ class CrossTokenizerTeacher(FrozenTeacher):
     @override
     def own_tokenizer(self) -> bool:
         """Whether the teacher's tokenizer really differs from the student's, so that ids mean other tokens to it."""
-        teacher_fingerprint, student_fingerprint = (getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own))
-        return self.tokenizer is not self.own and (teacher_fingerprint is None or teacher_fingerprint != student_fingerprint)
+        teacher_fingerprint, student_fingerprint = (
+            getattr(each, "fingerprint", None) for each in (self.tokenizer, self.own)
+        )
+        return self.tokenizer is not self.own and (
+            teacher_fingerprint is None or teacher_fingerprint != student_fingerprint
+        )
 
     @override
     @torch.no_grad()

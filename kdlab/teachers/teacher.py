@@ -232,7 +232,9 @@ class EnsembleTeacher(MultiTeacher):
         else:
             logits = self._by_confidence(list(member_logits.values()), batch, known=split == "train")
         assert logits is not None
-        return Outputs(logits, heads={f"{MEMBER}{n}": dense(own) for n, own in member_logits.items()} if self.show else {})
+        return Outputs(
+            logits, heads={f"{MEMBER}{n}": dense(own) for n, own in member_logits.items()} if self.show else {}
+        )
 
     @staticmethod
     def _by_confidence(member_logits: Sequence[Any], batch: Batch, known: bool) -> Tensor:

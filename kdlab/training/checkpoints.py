@@ -178,7 +178,7 @@ class Saver(Checkpoint):
             # after Lightning's own handler, which would end with status 0 and no checkpoint
             self._handler = signal.signal(signal.SIGTERM, self._on_sigterm)
 
-    def _on_sigterm(self, number: int, frame: Any) -> None:
+    def _on_sigterm(self, number: int, frame: object) -> None:
         self._terminate = True
 
     @override
@@ -226,7 +226,7 @@ class Saver(Checkpoint):
 
     # ---- deciding and writing -----------------------------------------------------------------------------------
 
-    def _judge(self, trainer: pl.Trainer, module: Any, measures: dict[str, float]) -> None:
+    def _judge(self, trainer: pl.Trainer, module: object, measures: dict[str, float]) -> None:
         broken = [f"val/{name} = {measures[name]:g}" for name in ("ce", "kl") if not _finite(measures, name)]
         if broken:  # weights that broke in the step after the last loss
             raise RunFailed(f"the loss is not finite at step {trainer.global_step}: {', '.join(broken)}; {CURE}")

@@ -79,7 +79,7 @@ def spoken_digits(
             the same in one ``.npz`` (int16 ``audio`` end to end, ``offsets``, ``digit``, ``speaker``, ``take``,
             ``speaker_names``).
         val: validation recordings (a number, or a share of those that are not test), stratified by digit and speaker.
-        join: up to so many digits of one speaker make one utterance ("three seven one"); which ones is a function of
+        join: greatest number of digits of one speaker in an utterance ("three seven one"); which ones is a function of
             ``split_seed`` and the utterance's number, and a digit that no longer fits into ``seconds`` is left out.
         utterances: number of training utterances, each beginning with another recording in turn; None is one each.
         seconds: length of every input: shorter ones end in silence, a longer recording is cut. None is 1 s for single

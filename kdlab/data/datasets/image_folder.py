@@ -42,7 +42,7 @@ def image_folder(
         size: every picture's shorter side is brought to so many pixels, and the middle square cut out.
         channels: 3, or 1 for grey.
         test: rows (a number, or a fraction) taken from train where there is no test folder; None is a tenth.
-        memory: up to so many bytes of pictures are decoded once and kept as a tensor on the compute device; larger
+        memory: size in bytes up to which pictures are decoded once and kept as a tensor on the compute device; larger
             sets stream from disk.
         workers: processes that decode a streamed set; None is one less than there are CPU cores, up to 8.
         val: None is the val folder, or a tenth of train where there is none.

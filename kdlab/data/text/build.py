@@ -52,7 +52,7 @@ def text_data(
     ``mix: B`` on corpus A and a student with ``ood: B`` on corpus A have the same one.
 
     Args:
-        read: makes the sequences by a given tokenizer; called again where another data set names this one.
+        read: function that makes the sequences by a given tokenizer; called again if another data set names this one.
         texts: the training texts, which BPE merges (and characters) are made of.
         alphabet: the texts whose characters a tokenizer of characters knows; None is ``texts``.
         tokenizer: ``characters``, ``bytes``, ``bpe``, a path, or the name of a model on the hub.

@@ -26,7 +26,7 @@ class Question:
     Args:
         prompt: (n,) ids that the (decoder of the) network is given.
         answer: the right answer, as text.
-        group: figures are also reported by group (say, the number of steps); "" for none.
+        group: group that figures are also reported by (say, the number of steps); "" for none.
         text: the question as a person reads it.
         source: input of the encoder: (m,) ids or (F, m) features; None without an encoder.
     """

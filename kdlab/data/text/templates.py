@@ -148,7 +148,7 @@ def sequences(
 
     Args:
         examples: examples to learn from.
-        tokenizer: makes the tokens.
+        tokenizer: tokenizer of the sequences.
         form: ``steps``, ``answer`` or ``both``.
         template: the text around the parts.
         rationale_weight: weight of the second task of ``both``.
@@ -204,7 +204,7 @@ class Right:
     """Judge of generated texts by their final answer; one that cannot be read is wrong.
 
     Args:
-        same: compares two answers, or knows the choices of every question.
+        same: comparison of two answers, or one that knows the choices of every question.
         marker: text before the answer.
     """
 
@@ -282,7 +282,7 @@ def examples_data(
     Args:
         name: name of the data set.
         examples: examples by split; empty splits are left out.
-        right: judges a generated text.
+        right: judge of generated texts.
         form: form of the sequences.
         rationale_weight: weight of the second task, with form ``both``.
         template: the text around the parts.

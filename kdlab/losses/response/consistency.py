@@ -18,7 +18,7 @@ Kind = Literal["hard", "soft"]
 
 
 class Consistency(Term):
-    r"""Divergence of the student's output for a row from that for another view of it, which gets no gradient.
+    r"""Consistency of two views of a row: the student's output for one, without gradient, is the other's target.
 
     With z the logits of the partner (the weak view) and z' those of the row (the strong view):
 

@@ -40,7 +40,7 @@ class Transformer(nn.Module):
         self.published = self._published()
 
     def _published(self) -> tuple[tuple[str, str | None], ...]:
-        """Return rules for transformers' own names, with or without the body's prefix, and for surplus names in files."""
+        """Return rules for transformers' names, with or without the body's prefix, and for surplus names in files."""
         body, net = self.net.base_model_prefix, self.net
         own = (net.named_children(), net.named_parameters(recurse=False), net.named_buffers(recurse=False))
         tops = "|".join(dict.fromkeys([body, *(name for part in own for name, _ in part)]))

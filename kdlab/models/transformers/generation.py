@@ -47,8 +47,8 @@ def continuations(
         eos_id: id that ends a continuation; None: nothing does.
         pad_id: id that fills up shorter prompts; never seen by the others, so any token will do (None is 0).
         temperature: 0 takes the most probable token; else softmax(logits / temperature).
-        top_p: draw from the most probable tokens that together have at least this probability. Holtzman et al., *The
-            Curious Case of Neural Text Degeneration*, ICLR 2020.
+        top_p: probability mass of the most probable tokens that are drawn from, at least. Holtzman et al., *The Curious
+            Case of Neural Text Degeneration*, ICLR 2020.
         uniform: the draws, by inverting the distribution function: the same numbers give the same text.
         source: input of an encoder for each prompt: ids (m,), or features (F, m) of one size.
         classes: number of ids, from 0, that may be written; beyond them output matrices hold padding.

@@ -112,7 +112,12 @@ def _source(name: str, chosen: Mapping[str, Sequence[int]]) -> str:
 def _fitted(name: str, student_tensor: Tensor, teacher_tensor: Tensor) -> Tensor:
     parts = name.split(".")
     table = len(parts) > 1 and (parts[-2] == "wpe" or "pos" in parts[-2])
-    if table and student_tensor.ndim == 2 and student_tensor.shape[1:] == teacher_tensor.shape[1:] and len(student_tensor) <= len(teacher_tensor):
+    if (
+        table
+        and student_tensor.ndim == 2
+        and student_tensor.shape[1:] == teacher_tensor.shape[1:]
+        and len(student_tensor) <= len(teacher_tensor)
+    ):
         return teacher_tensor[: len(student_tensor)]
     if student_tensor.shape != teacher_tensor.shape:
         raise UserError(

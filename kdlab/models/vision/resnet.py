@@ -158,7 +158,7 @@ class Bottleneck(nn.Module):
 
 
 class PadShortcut(nn.Module):
-    """Option A: every ``stride``-th pixel, and zeros on both sides of the old channels for the new ones."""
+    """Shortcut of option A: every ``stride``-th pixel, and zeros on both sides of the old channels for the new ones."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()

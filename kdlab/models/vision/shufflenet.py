@@ -68,7 +68,7 @@ class ShuffleNetV1(Staged):
 
 
 class GroupBlock(nn.Module):
-    """Grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; plus the input, or at stride 2 beside it."""
+    """Block of grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; plus the input, or at stride 2 beside it."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, groups: int) -> None:
         super().__init__()

@@ -140,7 +140,9 @@ def _kinds(entry: Entry, one: Fit) -> tuple[str, ...]:
     return (AVERAGE if entry.average or one.average else PLAIN, *Candidate(entry, one, True).names)
 
 
-def _asked(candidates: Sequence[Candidate], entries: Sequence[Entry], weights: str | None, where: Where) -> list[Candidate]:
+def _asked(
+    candidates: Sequence[Candidate], entries: Sequence[Entry], weights: str | None, where: Where
+) -> list[Candidate]:
     """Return the candidates that ``weights`` names."""
     if weights is None:
         return list(candidates)

@@ -169,7 +169,7 @@ def flat(run: Run) -> dict[str, Any]:
     """Return a run as one flat row: nested keys joined by dots, lists and schedules as JSON."""
     cells: dict[str, Any] = {"run": str(run.folder)}
 
-    def add(prefix: str, value: Any, depth: int) -> None:
+    def add(prefix: str, value: object, depth: int) -> None:
         if isinstance(value, dict) and depth:
             for key, inner in value.items():
                 add(f"{prefix}.{key}" if prefix else str(key), inner, depth - 1)

@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kdlab.report.compare.comparison import Comparison
 from kdlab.report.drawing import (
@@ -106,7 +106,7 @@ def _crowded(runs: Sequence[Run], key: str) -> bool:
     return len(by_colour) > len(set(by_colour))
 
 
-def _lines(ax: Axes, runs: Sequence[Run], name: str, key: str, colours: dict[str, str], dash: Any) -> None:
+def _lines(ax: Axes, runs: Sequence[Run], name: str, key: str, colours: dict[str, str], dash: object) -> None:
     parts: dict[str, list[tuple[list[float], list[float]]]] = {}
     for run in runs:
         if name in run.curves:

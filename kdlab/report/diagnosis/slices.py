@@ -66,7 +66,7 @@ def _of_table(column: str, config: Mapping[str, Any], data: DataModule, split: s
     except UserError as error:
         raise UserError(f"diagnose: --slice {column}", f"{changed} ({error})", "the same file") from None
 
-    def placed(rows: Any, file: int) -> Any:
+    def placed(rows: object, file: int) -> Any:
         """Replace the content of each row by its place, (file, row)."""
         if not isinstance(rows, Rows):
             return rows

@@ -136,7 +136,7 @@ class Board:
         return [*self.shared, *(text.replace("{seed}", str(seed)) for text in self.each), *entry.overrides]
 
 
-def _typed(value: Any) -> str:
+def _typed(value: object) -> str:
     """Return a value as it is written in an override."""
     return setting(value) if not isinstance(value, Mapping) else json.dumps(dict(value)).replace('"', "")
 

@@ -132,9 +132,9 @@ def write_cache(
     Args:
         folder: the cache's folder; written beside itself and renamed, so that it is whole or not there.
         manifest: description of what is stored.
-        teacher: answers, on the device where it is.
+        teacher: teacher that answers, on its device.
         batches: (split, view) → batches of every example of the split in order, with keys.
-        report: called with rows done and rows in all.
+        report: function that is called with rows done and rows in all.
 
     Raises:
         UserError: if the disk has not enough room, or what the teacher says is not finite.

@@ -37,8 +37,8 @@ from kdlab.teachers.cache.rows import check_manifest
 from kdlab.teachers.cache.sequences import positions_check, sequence_key
 
 INDEX = np.dtype([("key", "<u8", 2), ("start", "<u8"), ("rows", "<u4"), ("check", "<u4"), ("seal", "<u4")])
-"""Index entry of 36 bytes a sequence: its key, its first record, their number, a checksum of their positions, and
-that, which a torn entry lacks."""
+"""Index entry of a sequence, 36 bytes: its key, its first record, the number of its records, a checksum of their
+positions, and one of all that, which a torn entry lacks."""
 
 LEAST = float(np.finfo(np.float16).min)
 """Least logarithm that is stored: as probabilities smaller ones are 0, in any precision."""

@@ -42,9 +42,9 @@ def write_tokens(
     Args:
         folder: the cache's folder.
         manifest: description of what is stored.
-        teacher: answers, on the device where it is. It is not asked for sequences that are there already.
+        teacher: teacher that answers, on its device. It is not asked for sequences that are there already.
         batches: split → its batches, in any order, padded and packed in any way.
-        report: called with rows done and ``rows``.
+        report: function that is called with rows done and ``rows``.
         rows: number of rows to come, to check beforehand that the disk has room; 0 where it is unknown.
 
     Raises:

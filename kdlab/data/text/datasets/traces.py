@@ -277,7 +277,7 @@ def agreeing_ones(traces: Some[Trace], same: Same = same_text, agree: float = 0.
 
     Args:
         traces: several of a question; no order is needed.
-        same: compares two answers.
+        same: comparison of two answers.
         agree: the least share of a question's traces that must give the answer; those without an answer count. Two at
             least must give it: a trace alone agrees with nobody. Of answers given equally often, the first is taken.
     """
@@ -308,7 +308,7 @@ def select(traces: Some[Trace], keep: str = "all", same: Same = same_text, agree
     Args:
         traces: all there are.
         keep: ``all``, ``right`` (:func:`right_ones`) or ``agreeing`` (:func:`agreeing_ones`).
-        same: compares two answers.
+        same: comparison of two answers.
         agree: see :func:`agreeing_ones`.
 
     Raises:
@@ -366,7 +366,7 @@ def traces(
         form: ``steps``, ``answer`` or ``both``; see :func:`kdlab.data.text.templates.sequences`.
         keep: ``all`` traces, those with a ``right`` answer, or those ``agreeing`` with others about the question.
         agree: the least share of a question's traces that must give the same answer, for ``agreeing``.
-        compare: answers as ``text``, by their last ``number``, or by the ``value`` of arithmetic expressions.
+        compare: comparison of answers: as ``text``, by their last ``number``, or by the ``value`` of expressions.
         rationale_weight: weight of the second task, with form ``both``.
         complete: learn from traces with reasoning and answer alone, whatever the form, so that forms compare; false for
             traces without reasoning.
