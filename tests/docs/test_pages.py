@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLACEHOLDER = re.compile(
     r"[=/' ](RUN|DIR|FILE|NAME|FOLDER\w*|THE_SAME|NAMES?)\b|resume=|\.\.\.|optuna|submitit|mysteps"
 )
-"""Words that stand for a user's own, files that a page writes first, and launchers that are not installed everywhere."""
+"""Words that stand for a user's own, files that a page writes first, and launchers that not everybody installs."""
 
 
 def commands() -> list[str]:
@@ -47,3 +47,15 @@ def test_every_option_has_a_place_in_the_pages(group):
     options = {path.stem for path in (CONF / group).glob("[!_]*.yaml")} - {"none"}
     missing = {name for name in options if not re.search(rf"(?<!\w){name}(?!\w)", pages)}
     assert not missing
+
+
+def test_temperatures_that_experiments_announce_are_theirs():
+    announced = {}
+    for path in (CONF / "experiment").glob("[!_]*.yaml"):
+        comments = " ".join(line for line in path.read_text().splitlines() if line.startswith("#"))
+        if (match := re.search(r"\bT = ([\d.]+)", comments)) is not None:
+            announced[path.stem] = float(match[1].rstrip("."))
+    assert announced
+    with composer() as made:
+        for name, temperature in announced.items():
+            assert made.compose([f"experiment={name}"]).config["loss"]["temperature"] == temperature, name

@@ -15,6 +15,7 @@ import numpy as np
 
 from kdlab.config.trust import read_only
 from kdlab.errors import UserError
+from kdlab.ranges import whole_number
 from kdlab.system import integrity
 from kdlab.system.files import Unreadable, atomic_write, parse_json, read_text
 
@@ -259,8 +260,7 @@ class Tokenizer:
         """
         from tokenizers import models, trainers
 
-        if isinstance(size, bool) or not isinstance(size, int) or size < 257:
-            raise UserError("data.vocab", f"{size!r}", "a whole number from 257 on (256 bytes, the end of text)")
+        whole_number("data.vocab", size, 257)  # 256 bytes, and the end of text
         inner = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=size,

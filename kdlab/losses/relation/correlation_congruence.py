@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from torch import Tensor
 from typing_extensions import override
 
-from kdlab.errors import UserError
 from kdlab.functional import (
     Schedule,
     correlation_congruence,
 )
 from kdlab.losses.feature.layer_term import Layers
 from kdlab.losses.relation.relation import Relation
-from kdlab.ranges import positive
+from kdlab.ranges import positive, whole_number
 
 
 class CorrelationCongruence(Relation):
@@ -48,8 +47,7 @@ class CorrelationCongruence(Relation):
     ) -> None:
         super().__init__(student_layer, teacher_layer, weight)
         positive("gamma", gamma)
-        if not (isinstance(order, int) and 1 <= order <= 64):
-            raise UserError("order", order, "a whole number from 1 to 64")
+        whole_number("order", order, most=64)
         self.gamma, self.order = gamma, order
 
     @override

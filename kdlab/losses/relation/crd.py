@@ -14,7 +14,7 @@ from kdlab.functional import Batch, Outputs, Schedule, hash_seed, noise_contrast
 from kdlab.functional.relation.relation import unit
 from kdlab.losses.feature.layer_term import LayerTerm, project
 from kdlab.losses.temperature import check_temperature
-from kdlab.ranges import share
+from kdlab.ranges import share, whole_number
 
 UNKNOWN = -1
 """Class of an example that has no label, or was not seen yet."""
@@ -71,8 +71,7 @@ class CRD(LayerTerm):
         if len(self.student_layers) > 1:
             raise UserError("student_layer, teacher_layer", f"{len(self.student_layers)} pairs", "one")
         for key, value in (("negatives", negatives), ("dim", dim)):
-            if not isinstance(value, int) or value < 1:
-                raise UserError(key, value, "a whole number, at least 1")
+            whole_number(key, value)
         check_temperature("temperature", temperature)
         share("momentum", momentum, one=False)
         self.negatives, self.dim, self.temperature = negatives, dim, temperature
