@@ -146,7 +146,7 @@ def _names_a_file(text: str) -> bool:
         return False
 
 
-def _beside(run: Path, name: Any) -> Path:
+def _beside(run: Path, name: object) -> Path:
     """Return a file's path in the run folder; nothing outside of it is read, whatever the folder says."""
     path = run / Path(str(name)).name
     if not path.is_file():

@@ -240,7 +240,7 @@ class Objective(nn.Module):
         if not chosen:
             return None, {}
 
-        def values_of(s: Tensor, t: Any, rows: slice) -> Tensor:
+        def values_of(s: Tensor, t: object, rows: slice) -> Tensor:
             part, mine = batch.part(rows), _part(student, s, rows)
             teacher_part = None if teacher is None else _part(teacher, t, rows)
             values = []
@@ -286,18 +286,18 @@ def _counted(term: Term, window: StepTotals) -> float:
     return {"labelled": window.labelled, "all": window.rows, "partnered": window.partnered}[term.rows]
 
 
-def _is_large(logits: Any) -> bool:
+def _is_large(logits: object) -> bool:
     return isinstance(logits, Tensor) and logits.ndim == 2 and logits.numel() > AT_ONCE
 
 
-def _part(outputs: Outputs, logits: Any, rows: slice) -> Outputs:
+def _part(outputs: Outputs, logits: object, rows: slice) -> Outputs:
     """Return outputs with the logits of some rows, and those of the heads that have one entry per row."""
     heads = {name: v[rows] for name, v in outputs.heads.items() if v.shape[:1] == outputs.logits.shape[:1]}
     return Outputs(logits, heads=heads)
 
 
 def _ask(
-    name: str, term: Term, student: Outputs, teacher: Any, batch: Batch, rows: torch.Size, rowwise: bool = False
+    name: str, term: Term, student: Outputs, teacher: object, batch: Batch, rows: torch.Size, rowwise: bool = False
 ) -> Tensor:
     """Compute a term's value; an error in it carries the term's name.
 

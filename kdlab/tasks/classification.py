@@ -124,5 +124,5 @@ class Classification(Task):
                 return (answer(inputs).argmax(-1) == classes) & (answer(x).argmax(-1) == classes)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -56,7 +56,7 @@ class Generation:
         share("task.top_p", self.top_p, zero=False)
 
     def answers(
-        self, net: nn.Module, data: TextData, split: str, device: Any, width: int, count: int | None = None
+        self, net: nn.Module, data: TextData, split: str, device: object, width: int, count: int | None = None
     ) -> Answers | None:
         """Generate greedy answers to the questions of a split, or to ``count`` of them; None where it asks none."""
         asked = self._asked(data, split, count)
@@ -276,7 +276,7 @@ def _padded(source: Tensor, data: DataModule) -> Tensor:
     return nn.functional.pad(source, (0, data.network_kwargs["frames"] - source.shape[1]))
 
 
-def _first_source(data: DataModule, device: Any) -> list[Tensor] | None:
+def _first_source(data: DataModule, device: object) -> list[Tensor] | None:
     """Return the encoder's input of the first example of a split; None where there is no encoder."""
     split = "test" if data.counts["test"] else "train"
     batch = next(iter(data.ordered_loader(split, batch_size=1))).to(device)

@@ -230,7 +230,7 @@ class TokenMeasures:
         right = (first == part.targets).double()
         self._labelled.index_add_(0, segment, torch.stack([weight, weight * nats, weight * right, nats], 1))
 
-    def _compare(self, logits: Tensor, first: Tensor, weight: Tensor, teacher: Any) -> None:
+    def _compare(self, logits: Tensor, first: Tensor, weight: Tensor, teacher: object) -> None:
         student_logits, teacher_logits = align_logits(logits, teacher)
         if isinstance(teacher, Sparse):
             self._divergence = f"kl_top{teacher.ids.shape[-1]}"

@@ -43,7 +43,7 @@ class _Inert:
     def __new__(cls, *args: Any) -> _Inert:
         return super().__new__(cls)
 
-    def __setstate__(self, state: Any) -> None:
+    def __setstate__(self, state: object) -> None:
         pass
 
 
@@ -290,7 +290,7 @@ def _read_safetensors(path: Path, key: str) -> State:
     return state
 
 
-def _no_weights(content: Any, path: Path, key: str) -> UserError:
+def _no_weights(content: object, path: Path, key: str) -> UserError:
     """Return the error for a file that holds no state dict, with what it holds instead."""
     if not isinstance(content, Mapping):
         return UserError(key, f"{path} holds no weights but a {type(content).__name__}")

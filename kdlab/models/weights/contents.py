@@ -71,7 +71,7 @@ def names_average(name: str) -> bool:
     return bool(words_of(name) & AVERAGES)
 
 
-def entries_of(content: Any) -> list[Entry]:
+def entries_of(content: object) -> list[Entry]:
     """Return the state dicts in the content of a checkpoint file, in the order in which they are looked for."""
     entries = _look(content, (), Counter())
     if any(entry.name == "current_model_state" for entry in entries):
@@ -80,7 +80,7 @@ def entries_of(content: Any) -> list[Entry]:
     return sorted(entries, key=lambda entry: entry.rank)
 
 
-def lists_average(content: Any, levels: int = _NESTING) -> str | None:
+def lists_average(content: object, levels: int = _NESTING) -> str | None:
     """Return the name of an average that is kept as a list without names (``shadow_params``); None if there is none.
 
     Args:
@@ -97,7 +97,7 @@ def lists_average(content: Any, levels: int = _NESTING) -> str | None:
     return None
 
 
-def of_training_alone(content: Any) -> bool:
+def of_training_alone(content: object) -> bool:
     """Return whether the content is an optimizer's state, or holds one and nothing else of a network."""
     if not isinstance(content, Mapping):
         return False
@@ -107,7 +107,7 @@ def of_training_alone(content: Any) -> bool:
     )
 
 
-def _look(content: Any, path: tuple[str, ...], looked: Counter[int]) -> list[Entry]:
+def _look(content: object, path: tuple[str, ...], looked: Counter[int]) -> list[Entry]:
     if not isinstance(content, Mapping) or len(path) > _NESTING or "param_groups" in content:
         return []
     looked[id(content)] += 1

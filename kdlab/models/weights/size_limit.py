@@ -57,7 +57,7 @@ def no_larger_than(weights: Path) -> Iterator[None]:
                 "the network that these weights are of",
             )
 
-    def add_module(owner: nn.Module, name: str, part: Any) -> None:
+    def add_module(owner: nn.Module, name: str, part: object) -> None:
         size["modules"] += 1
         if size["modules"] > most:
             raise UserError(

@@ -259,7 +259,13 @@ class TokenWriter:
         return (self.folder / COMPLETE).exists()
 
     def append(
-        self, sequence_ids: Any, rows: Any, ids: Any, log_probs: Any, tail: Any = None, source: bytes = b""
+        self,
+        sequence_ids: object,
+        rows: object,
+        ids: object,
+        log_probs: object,
+        tail: object = None,
+        source: bytes = b"",
     ) -> None:
         """Add the most probable classes at some positions of a sequence; one that is there already stays as it is.
 
@@ -382,7 +388,7 @@ class TokenWriter:
             self._lock.release()
 
 
-def _array(values: Any) -> np.ndarray:
+def _array(values: object) -> np.ndarray:
     if isinstance(values, Tensor):
         wide = values.detach().cpu()
         return (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
