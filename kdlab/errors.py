@@ -84,7 +84,7 @@ def shown(value: object) -> str:
 
 
 class Busy(UserError):
-    """What is asked for is being done by another process right now."""
+    """Work that is asked for and that another process is doing right now."""
 
 
 class RunFailed(RuntimeError):

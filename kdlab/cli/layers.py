@@ -31,7 +31,7 @@ class Layer:
 
 
 class Traced(NamedTuple):
-    """What one forward pass shows of a network."""
+    """Shapes and modules of a network, seen in one forward pass."""
 
     layers: list[Layer]
     penultimate: Layer | None
@@ -118,7 +118,7 @@ def _width(layer: Layer) -> int:
 def overrides(
     pairs: Pairs, terms: Mapping[str, Any], fits: Callable[[str, Mapping[str, Any]], bool] = lambda name, term: True
 ) -> list[str]:
-    """What to type for these pairs: for every term of the loss that takes some, or for one called NAME.
+    """Return overrides for these pairs: for every term of the loss that takes some, or for one called NAME.
 
     Args:
         pairs: of layers.

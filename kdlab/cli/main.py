@@ -83,7 +83,7 @@ def _is_of_argparse(end: SystemExit) -> bool:
 
 @contextmanager
 def interrupts() -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed meanwhile, also where somebody swallowed the ``KeyboardInterrupt``.
+    """Yield a function that says whether Ctrl-C was pressed meanwhile, even if the ``KeyboardInterrupt`` was swallowed.
 
     Python itself drops one that comes inside of a callback, as those of the import locks are; it is raised again.
     """
@@ -114,7 +114,7 @@ def interrupts() -> Iterator[Callable[[], bool]]:
 
 
 def _follows_interrupt(error: BaseException | None) -> bool:
-    """Whether an error was raised while a ``KeyboardInterrupt`` was being handled, as argparse's clearing up does."""
+    """Return whether an error was raised while a ``KeyboardInterrupt`` was handled, as argparse's clearing up does."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, KeyboardInterrupt):

@@ -260,13 +260,13 @@ def _for_hydra(made: Plan, folder: Path | None = None, parallel: int = 1) -> lis
 
 
 def runs_in_pool(hydra: DictConfig) -> bool:
-    """Whether kdlab's own launcher runs the jobs: unless another is chosen, or it has to be a process each."""
+    """Return whether kdlab's own launcher runs the jobs: unless another is chosen, or it has to be a process each."""
     target = str(hydra.launcher.get("_target_"))
     return "Basic" in target or ("Joblib" in target and hasattr(os, "fork"))
 
 
 def _share_cores(hydra: DictConfig, total: int) -> int:
-    """How many jobs run at a time; their share of the cores goes into the environment of the workers."""
+    """Return how many jobs run at a time, and put their share of the cores into the environment of the workers."""
     from kdlab.cli.hydra.forking import may_fork
 
     if "Joblib" not in str(hydra.launcher.get("_target_")) or (runs_in_pool(hydra) and not may_fork()):

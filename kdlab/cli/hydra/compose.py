@@ -94,7 +94,7 @@ def as_typed(texts: Iterable[str]) -> list[str]:
 
 
 def is_hydras(override: Override) -> bool:
-    """Whether an override is a setting of Hydra's own, in whatever form: ``hydra.x``, ``+hydra/x``, ``x@hydra.y``."""
+    """Return whether an override is a setting of Hydra's own, in any form: ``hydra.x``, ``+hydra/x``, ``x@hydra.y``."""
     return any(re.split(r"[./@:]", name or "")[0] == "hydra" for name in (override.key_or_group, override.package))
 
 
@@ -319,7 +319,7 @@ class Composer:
         return copy.deepcopy(self._kept[key])
 
     def _selects(self, override: Override) -> bool:
-        """Whether it chooses options, or is Hydra's; the others set values, which Hydra applies last."""
+        """Return whether it chooses options, or is Hydra's; the others set values, which Hydra applies last."""
         return override.key_or_group in self.options.groups or override.is_hydra_override()
 
     def _explain(self, error: Exception, tree: DictConfig | None) -> UserError:
@@ -390,7 +390,7 @@ def composition(tree: DictConfig, texts: Sequence[str], hydra: DictConfig | None
 
 
 def _as_text(parser: OverridesParser, text: str) -> str:
-    """What to type where the value is a text with characters of Hydra's, such as a file's name; empty otherwise."""
+    """Return the quoted form of a value with signs of Hydra's, such as a file's name; empty where it needs none."""
     key, _, value = text.partition("=")
     unfinished = value[:1] in ("[", "{") and any(value.count(a) != value.count(b) for a, b in ("[]", "{}"))
     if not re.fullmatch(r"\+*[\w.@/-]+", key) or not value or value[0] in "'\"" or unfinished:

@@ -14,5 +14,5 @@ def allow_forks() -> None:
 
 
 def may_fork() -> bool:
-    """Whether jobs run in processes of their own."""
+    """Return whether jobs run in processes of their own."""
     return _allowed and hasattr(os, "fork") and os.environ.get("KDLAB_IN_PROCESS", "0") in ("", "0")

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 
 class LaunchingSweeper(Sweeper):
-    """What sweepers have in common: a launcher, and overrides to read.
+    """Base of the sweepers: a launcher, and overrides to read.
 
     Args:
         params: further swept overrides, ``{key: "1,2,4"}``, as an option's file may hold them.

@@ -99,7 +99,7 @@ TEMPLATES = ("hydra.help", "hydra.hydra_help")
 
 
 def summary() -> str:
-    """What ``--hydra-help`` prints: every flag and setting of Hydra's, and what becomes of it."""
+    """Return the text of ``--hydra-help``: every flag and setting of Hydra's, and what becomes of it."""
     rows = [*SUMMARY, *((one.key, f"refused; accepted: {one.way}") for one in REFUSED)]
     rows.append(("hydra.sweep.subdir", "refused: a job's folder is named by its swept values"))
     rows += [(group, f"refused; accepted: {OWN_LOG}") for group in LOGGING]
@@ -111,7 +111,7 @@ def summary() -> str:
 
 
 def is_multirun(found: Composition) -> bool:
-    """Whether ``hydra.mode`` asks for a sweep, typed or in a file."""
+    """Return whether ``hydra.mode`` asks for a sweep, typed or in a file."""
     return found.hydra.mode == RunMode.MULTIRUN
 
 
@@ -168,7 +168,7 @@ def _check_typed(key: str, whole: DictConfig, multirun: bool) -> None:
 
 
 def _is_known(node: Any, path: list[str]) -> bool:
-    """Whether a setting is one of Hydra's, or lies in one that is open (callbacks, launcher, sweeper, env_set)."""
+    """Return whether a setting is one of Hydra's, or lies in an open one (callbacks, launcher, sweeper, env_set)."""
     if not path or not is_dataclass(node):
         return True
     return path[0] in {one.name for one in fields(node)} and _is_known(getattr(node, path[0]), path[1:])

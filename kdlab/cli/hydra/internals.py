@@ -115,7 +115,7 @@ def register_plugin(module: ModuleType, plugin: type) -> str:
 
 @dataclass(frozen=True)
 class Refusal:
-    """What Hydra or OmegaConf refuses, read from the text of its error, which holds it nowhere else.
+    """Refusal of Hydra or OmegaConf, read from the text of its error, which holds it nowhere else.
 
     Attributes:
         text: one line.

@@ -104,7 +104,7 @@ class Job:
         return None if settled is None else objective(settled)
 
     def _which(self, tree: DictConfig) -> tuple[Composition, Path, str]:
-        """What a job runs, where, and the line that says which job it is."""
+        """Return a job's composition, its folder, and the line that says which job it is."""
         job: Any = HydraConfig.get()
         texts = list(job.overrides.task)
         found = composition(tree, texts, job)

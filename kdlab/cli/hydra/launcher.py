@@ -92,7 +92,7 @@ def job_config(sweep: Any, number: int, overrides: Sequence[str]) -> DictConfig:
 
 
 def returned(overrides: Sequence[str], value: Any, status: JobStatus = JobStatus.COMPLETED) -> JobReturn:
-    """What Hydra's launchers return of a job."""
+    """Return a job's result in the form of Hydra's launchers."""
     job = JobReturn()
     job.overrides, job.return_value, job.status = overrides, value, status
     return job
@@ -107,7 +107,7 @@ def failed(sweep: Any, number: int, overrides: Sequence[str], outcome: Outcome) 
 
 
 def _given(sweep: Any, number: int, overrides: Sequence[str]) -> DictConfig:
-    """What a job is called with, once :class:`HydraConfig` holds Hydra's settings of it."""
+    """Return the config of a job, once :class:`HydraConfig` holds Hydra's settings of it."""
     config = job_config(sweep, number, overrides)
     HydraConfig.instance().set_config(config)
     with open_dict(config):

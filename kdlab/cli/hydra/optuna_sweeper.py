@@ -133,7 +133,7 @@ def _finished(study: optuna.Study) -> int:
 
 
 def distribution(override: Override) -> optuna.distributions.BaseDistribution:
-    """What Optuna draws from: a choice, a range, an interval; ``tag(log, ...)`` draws by order of magnitude.
+    """Return the distribution of an override: a choice, a range, an interval; ``tag(log, ...)`` is logarithmic.
 
     Raises:
         UserError: an empty or negative interval.
@@ -187,7 +187,7 @@ def _said(value: Any) -> str:
 
 
 def _objective(job: JobReturn) -> float | None:
-    """What the job returned, if it finished with a number."""
+    """Return the objective of a job, if it finished with a number."""
     if job.status != JobStatus.COMPLETED or not isinstance(job.return_value, int | float):
         return None
     return float(job.return_value) if math.isfinite(job.return_value) else None

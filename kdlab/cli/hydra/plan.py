@@ -38,7 +38,7 @@ OURS = (*QUIET, hydra_node.SWEEP_DIR)
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line asks for besides overrides."""
+    """Flags of the command line, and its overrides."""
 
     overrides: tuple[str, ...] = ()
     multirun: bool = False
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def jobs(self) -> int:
-        """How many runs it means."""
+        """Number of runs."""
         return int(self.hydra.sweeper.n_trials) if self.searched else len(self.points)
 
     @property

@@ -42,7 +42,7 @@ def _read(path: Path) -> Any:
 
 
 def _kept(path: Path, config: Mapping[str, Any]) -> Stages | None:
-    """What the run wrote, if it belongs to this configuration."""
+    """Return the stages that the run wrote, if they belong to this configuration."""
     integrity.check(path)
     found = _read(path)
     if not isinstance(found, Mapping) or found.get("config_hash") != builder.config_hash(config):

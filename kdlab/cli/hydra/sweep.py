@@ -25,7 +25,7 @@ WRITABLE = "a folder that can be written to"
 
 
 def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool = False) -> Path:
-    """Where a sweep lives: under its name, by a hash of its overrides in any order.
+    """Return the folder of a sweep, named by a hash of its overrides in any order.
 
     Hydra's own settings do not count: a parallel launcher goes on where a serial one stopped, and a search
     with more trials where the one with fewer ended. A search and a grid of the same values are two sweeps.
@@ -36,12 +36,12 @@ def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool
 
 
 def _asked(texts: Sequence[str]) -> list[str]:
-    """What makes a sweep this sweep."""
+    """Return the overrides that identify a sweep, in any order."""
     return sorted(text for text in texts if not text.startswith(("hydra.", "hydra/", "output=", "resume=")))
 
 
 def check_sweep_folder(folder: Path, texts: Sequence[str]) -> None:
-    """Whether a folder that the user named is free, or this sweep's already.
+    """Check that a folder that the user named is free, or this sweep's already.
 
     Raises:
         UserError: if it holds anything else.
@@ -115,12 +115,12 @@ def read_any(folder: Path) -> dict[str, Any]:
 
 
 def objective(result: Mapping[str, Any]) -> float | None:
-    """What a search makes better: the student's score on validation data; None if there is none."""
+    """Return the objective of a search: the student's score on validation data; None if there is none."""
     return finite(result.get("objective"))
 
 
 def greater(sweep: Path) -> bool | None:
-    """Whether a greater objective is better, as the jobs of a sweep that are done say; None while none is."""
+    """Return whether a greater objective is better, as the finished jobs of a sweep say; None while none is."""
     for path in sorted(sweep.glob("*/result.json")):
         result = read_any(path.parent)
         if result.get("status") == "finished":
@@ -130,7 +130,7 @@ def greater(sweep: Path) -> bool | None:
 
 
 def expected(config: Mapping[str, Any], jobs: int) -> str:
-    """How long ``jobs`` runs take, going by the runs of the same name that are done."""
+    """Return the expected duration of ``jobs`` runs, in words, from runs of the same name that are done."""
     folder = Path(str(config.get("output"))) / str(config.get("name"))
     spent = [seconds for path in folder.glob("**/result.json") if (seconds := _seconds(path.parent))]
     if not spent:
@@ -140,7 +140,7 @@ def expected(config: Mapping[str, Any], jobs: int) -> str:
 
 
 def remaining(sweep: Path, total: int, parallel: int) -> str:
-    """How long the rest of a sweep takes, going by its jobs that are done; empty while none is."""
+    """Return the expected duration of the rest of a sweep, in words, from its jobs that are done; or ""."""
     spent = [seconds for path in sweep.glob("*/result.json") if (seconds := _seconds(path.parent))]
     left = total - len(spent)
     return f"about {duration(sum(spent) / len(spent) * left / parallel)} left" if spent and left > 0 else ""

@@ -70,7 +70,7 @@ class Crash(RunFailed):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job came to."""
+    """Result of a job, or the error that ended it."""
 
     value: Any = None
     error: BaseException | None = None
@@ -111,14 +111,14 @@ class _Worker:
         self._status: int | None = None
 
     def status(self) -> int | None:
-        """How the process ended, as ``os.waitpid`` says it; None while it lives."""
+        """Return the exit status of the process, as ``os.waitpid`` gives it; None while it lives."""
         if self._status is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._status = status if pid else None
         return self._status
 
     def wait(self, seconds: float) -> int:
-        """How the process ended; it is killed if it has not in so many seconds."""
+        """Wait for the process, kill it after so many seconds, and return its exit status."""
         deadline, pause = time.monotonic() + seconds, 0.001
         while (status := self.status()) is None:
             if time.monotonic() > deadline:

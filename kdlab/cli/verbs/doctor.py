@@ -86,7 +86,7 @@ def machine() -> Iterator[Line]:
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
-    """What decides whether bf16 on the CPU is worth it."""
+    """Return the CPU features that decide whether bf16 is worth it there."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -106,7 +106,7 @@ def packages() -> Iterator[Line]:
 
 
 def torch_and_friends() -> Iterator[Line]:
-    """Whether torch imports, what it runs on, and whether packages built against it fit."""
+    """Check that torch imports, what it runs on, and that packages built against it fit."""
     if find_spec("torch") is None:
         return
     error, said = _try(_ASK_TORCH)
@@ -126,7 +126,7 @@ def torch_and_friends() -> Iterator[Line]:
 
 
 def misfit(name: str, error: str) -> str:
-    """What is wrong with a package built against another torch, and what to do."""
+    """Return what is wrong with a package built against another torch, and what to do."""
     return (
         f"{name} {_version(name)} does not fit torch {_version('torch')} ({error}): kdlab does not need it, "
         f"so pip uninstall {name}; or install the build for this torch, from the index torch came from"

@@ -105,7 +105,7 @@ def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Compos
 
 
 def _folder(board: Board, more: Sequence[str], points: Points) -> Path:
-    """Where a board's runs are: by its name, and by a hash of what was added to it."""
+    """Return the folder of a board's runs, named by the board and a hash of what was added to it."""
     from kdlab.config import builder
 
     first = next(iter(points.values())).config

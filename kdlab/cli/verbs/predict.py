@@ -83,7 +83,7 @@ def _exists(path: Path) -> None:
 
 
 def _writes(run: Path) -> bool:
-    """Whether the run's model writes text; what is wrong with its folder is said where it is loaded."""
+    """Return whether the run's model writes text; what is wrong with its folder is said where it is loaded."""
     try:
         return read_model(run)["target"] != "class"
     except UserError:
