@@ -217,7 +217,7 @@ def _end(made: Plan, folder: Path, jobs: list[Path], stopped: BaseException | No
     """
     from kdlab.cli.hydra.sweep import read_any
     from kdlab.report import table
-    from kdlab.report.compare.compare import sweep_table
+    from kdlab.report.compare.summary import sweep_table
 
     table.show(f"\n{sweep_table(folder, jobs)}")
     if isinstance(stopped, Exception):

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from helpers import fabricate
+from kdlab.cli.verbs.compare import main as compare_main
 from kdlab.report import table
-from kdlab.report.compare import compare, page, pictures
+from kdlab.report.compare import page, pictures, summary
 from kdlab.report.compare.comparison import Comparison, alike, columns_of, ordered, row
 from kdlab.report.compare.curve_pictures import kl_and_ce
 from kdlab.report.compare.step_pictures import match_by_steps
@@ -231,7 +232,7 @@ def test_perplexities_of_other_tokens_rank_nothing(tmp_path: Path) -> None:
     columns = columns_of(comparison)
     assert "val_em" in columns and "data.form" in columns
     assert not any(key.startswith("loss.terms") for key in comparison.differs)  # they come with the loss
-    text = compare.report(comparison, columns, comparison.groups)
+    text = summary.report(comparison, columns, comparison.groups)
     assert "Ranked by exact match on validation: ppl is of different data or tokens (data.form)" in text
     drawing = pictures.accuracy_and_size(comparison)
     assert drawing is not None and drawing.figure.axes[0].get_ylabel() == "test exact match, %"
@@ -241,11 +242,11 @@ def test_perplexities_of_other_tokens_rank_nothing(tmp_path: Path) -> None:
 def test_without_exact_match_there_is_no_rank(tmp_path: Path) -> None:
     comparison = unlike(tmp_path, em=False)
     assert all(one.rank is None for one in comparison.groups) and comparison.unlike == ["data.form"]
-    text = compare.report(comparison, columns_of(comparison), comparison.groups)
+    text = summary.report(comparison, columns_of(comparison), comparison.groups)
     assert sum(line.startswith("Not ranked: ppl is of different data or tokens") for line in text.splitlines()) == 1
     drawing = pictures.accuracy_and_size(comparison)
     assert drawing is not None and not any("best" in note.get_text() for note in drawing.figure.axes[0].texts)
-    compare.main([str(tmp_path)])
+    compare_main([str(tmp_path)])
     page = (tmp_path / "compare" / "index.html").read_text()
     assert "Not ranked: ppl is" in page and "Settings, not ranked" in page and "class=best" not in page
     rows = list(csv.DictReader((tmp_path / "compare" / "runs.csv").open()))
@@ -312,7 +313,7 @@ def test_the_table_shows_what_a_language_model_is_judged_by(tmp_path: Path) -> N
     constant = ["teacher", "baseline", "ood", "ood_difference", "parameters", "bytes", "tokens", "seconds"]
     assert list(alike(comparison)) == constant and "acc" not in columns
     assert [key for key in columns if key in wanted] == [key for key in wanted if key not in constant]
-    text = compare.report(comparison, columns, comparison.groups)
+    text = summary.report(comparison, columns, comparison.groups)
     heads = text.splitlines()[2]
     for title in ("val ppl", "vs baseline", "test em %", "gap closed %"):
         assert title in heads
@@ -327,12 +328,12 @@ def test_a_narrow_terminal_gets_the_columns_that_matter_most(tmp_path: Path) -> 
     fabricate.language_sweep(tmp_path, seeds=2)
     comparison = comparison_of(tmp_path)
     columns = columns_of(comparison)
-    text = compare.report(comparison, columns, comparison.groups, width=110, fit=True)
+    text = summary.report(comparison, columns, comparison.groups, width=110, fit=True)
     body = text.split("\n\n")[1].splitlines()
     assert max(map(len, body)) <= 110 and "val ppl" in body[0] and "vs baseline" in body[0]
     assert "too narrow for: KL, agree %" in text
-    assert "too narrow" not in compare.report(comparison, columns, comparison.groups, width=400, fit=True)
-    assert "too narrow" not in compare.report(comparison, columns, comparison.groups, width=110)
+    assert "too narrow" not in summary.report(comparison, columns, comparison.groups, width=400, fit=True)
+    assert "too narrow" not in summary.report(comparison, columns, comparison.groups, width=110)
 
 
 def test_the_table_that_ends_a_run() -> None:
@@ -367,7 +368,7 @@ def test_transcripts_show_their_word_error_rate() -> None:
 
 def test_the_csv_has_exact_match_by_steps(tmp_path: Path) -> None:
     fabricate.language_sweep(tmp_path)
-    flat = compare.flat(read.load([tmp_path])[0])
+    flat = summary.flat(read.load([tmp_path])[0])
     assert flat["models.student.test.em/2"] > flat["models.student.test.em/10"] and flat["score.name"] == "ppl"
 
 

@@ -16,9 +16,10 @@ import pytest
 
 from helpers import fabricate
 from helpers.paths import ROOT
+from kdlab.cli.verbs.compare import main as compare_main
 from kdlab.errors import UserError
 from kdlab.report import table
-from kdlab.report.compare import compare
+from kdlab.report.compare import summary
 from kdlab.report.compare.comparison import Comparison, columns_of, row
 from kdlab.runs import read
 
@@ -86,7 +87,7 @@ def test_values_of_the_wrong_kind_read_as_missing(tmp_path: Path) -> None:
     assert run.number("student", "test", "acc") is None and run.number("student", "parameters") is None
     assert list(run.models) == ["student"] and run.config == {} and run.curves == {}
     assert "student" in table.run_table(run.result, run.folder)
-    assert "1 run" in compare.sweep_table(tmp_path)
+    assert "1 run" in summary.sweep_table(tmp_path)
     for entry, value in {"models": [1], "settings": [1], "config_hash": 3, "seconds": "long", "score": {}}.items():
         fabricate.write(tmp_path / "worse", fabricate.result(**{entry: value}))
         assert f"{entry} is {type(value).__name__}" in read.scan([tmp_path]).warnings[0]
@@ -128,7 +129,7 @@ def test_rank_is_by_validation_whatever_the_test_says(tmp_path: Path) -> None:
         fabricate.write(tmp_path / name, content)
     comparison = Comparison.of(read.scan([tmp_path]))
     assert [(one.runs[0].label, one.rank) for one in comparison.groups] == [("b", 1), ("a", 2), ("c", None)]
-    text = compare.sweep_table(tmp_path)
+    text = summary.sweep_table(tmp_path)
     assert "Ranked on validation; the test split is shown, and chooses nothing." in text
 
 
@@ -143,7 +144,7 @@ def test_a_repeat_is_no_sample_and_an_unlisted_difference_is_no_seed(tmp_path: P
     comparison = Comparison.of(read.scan([tmp_path]))
     assert sorted(run.label for one in comparison.groups for run in one.runs) == ["other", "second"]
     assert all(len(one.runs) == 1 for one in comparison.groups)
-    assert "other" in compare.sweep_table(tmp_path) and "second" in compare.sweep_table(tmp_path)
+    assert "other" in summary.sweep_table(tmp_path) and "second" in summary.sweep_table(tmp_path)
 
 
 def test_four_and_four_point_nought_are_one_setting(tmp_path: Path) -> None:
@@ -244,7 +245,7 @@ def test_the_table_of_a_run_without_teacher_baseline_or_test() -> None:
 
 
 def run_main(*arguments: object) -> int:
-    return compare.main([str(argument) for argument in arguments])
+    return compare_main([str(argument) for argument in arguments])
 
 
 def test_compare_prints_what_differs_and_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -331,15 +332,15 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], message: st
         run_main(folder, *[argument.format(file=file) for argument in arguments])
     assert message in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(UserError, match="PATH"):
-        compare.main([])
+        compare_main([])
 
 
 def test_a_sweep_of_failures_alone_still_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fabricate.failed(tmp_path / "one", error="term kl")
-    assert "1 failed:" in compare.sweep_table(tmp_path) and "term kl" in compare.sweep_table(tmp_path)
+    assert "1 failed:" in summary.sweep_table(tmp_path) and "term kl" in summary.sweep_table(tmp_path)
     assert run_main(tmp_path) == 0
     assert "No run has finished." in (tmp_path / "compare/index.html").read_text()
-    assert "no result.json" in compare.sweep_table(tmp_path / "compare")
+    assert "no result.json" in summary.sweep_table(tmp_path / "compare")
 
 
 def test_a_setting_that_only_failed_runs_changed_is_a_column(tmp_path: Path) -> None:
@@ -356,7 +357,7 @@ def test_a_setting_that_only_failed_runs_changed_is_a_column(tmp_path: Path) -> 
 def test_the_table_needs_neither_torch_nor_matplotlib(tmp_path: Path) -> None:
     fabricate.sweep(tmp_path, temperatures=(1, 4), alphas=(0.5,))
     code = (
-        "import sys\nfrom kdlab.report.compare.compare import main\n"
+        "import sys\nfrom kdlab.cli.verbs.compare import main\n"
         "from kdlab.report import table\nfrom kdlab.runs import read\n"
         f"main([{str(tmp_path)!r}, '--no-pictures'])\n"
         "heavy = {'torch', 'matplotlib', 'numpy', 'lightning', 'hydra', 'yaml'} & set(sys.modules)\n"

@@ -110,7 +110,7 @@ def test_pictures_of_an_earlier_comparison_do_not_stay(tmp_path: Path) -> None:
 def test_drawing_leaves_no_global_state(tmp_path: Path) -> None:
     fabricate.sweep(tmp_path, temperatures=(1, 4), alphas=(0.5, 0.9))
     code = (
-        "import sys\nfrom kdlab.report.compare.compare import main\nimport matplotlib\n"
+        "import sys\nfrom kdlab.cli.verbs.compare import main\nimport matplotlib\n"
         # dict.items, since asking rcParams for its backend would itself import pyplot.
         "before = list(dict.items(matplotlib.rcParams.copy()))\n"
         f"main([{str(tmp_path)!r}])\n"
