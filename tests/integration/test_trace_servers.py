@@ -288,10 +288,10 @@ def test_a_proxy_carries_encrypted_requests_only(serve, monkeypatch):
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
     with pytest.raises(Retryable, match="501"):
-        ask("https://api.example.com/v1")
-    insecure = Address.of("http://api.example.com/v1", insecure=True)
+        ask("https://192.0.2.1/v1")  # an address that nobody has
+    insecure = Address.of("http://192.0.2.1/v1", insecure=True)
     with pytest.raises(Retryable, match=r"connection failed|no answer"):
-        asyncio.run(Endpoint(insecure, KEY, timeout=5.0).ask({}))
+        asyncio.run(Endpoint(insecure, KEY, timeout=2.0).ask({}))
     assert not proxy.seen
 
 
