@@ -412,7 +412,7 @@ def test_members_of_an_ensemble_with_weights_of_their_own(place, capsys):
     torch.save({"student": good, "teacher": bad}, place / "two.pt")
     words = ["evaluate", "data=digits", "teacher=resnet8_w4"]
     said = mistake(capsys, [*words, "teacher.members=[{checkpoint: two.pt}, {checkpoint: two.pt}]"])
-    assert said.startswith("teacher.members[0].checkpoint: two.pt holds several networks that fit")
+    assert said.startswith("teacher.members[0].checkpoint: two.pt: holds several networks that fit")
     assert "accepted: weights: student in that member or weights: teacher in that member" in said
     assert main([*words, "teacher.members=[{checkpoint: two.pt, weights: student}]"]) == 0
 
