@@ -65,14 +65,14 @@ def _verbs(width: int) -> list[str]:
 def _groups(found: options.Options, width: int) -> list[str]:
     names = [g for g in _LEAD if g in found.groups]
     names += [g for g in found.groups if g not in names and g != options.NETWORKS]
-    lines = []
+    lines, widest = [], max(map(len, names))
     for name in names:
         shown = found.of(name)
         if name == "teacher":
             shown = ["any student", *options.EXTRA["teacher"]]
         shown = _short(shown)
-        indent = " " * 14
-        lines += textwrap.wrap(" ".join(shown), width, initial_indent=f"  {name:<12}", subsequent_indent=indent)
+        first, rest = f"  {name:<{widest + 1}}", " " * (widest + 3)
+        lines += textwrap.wrap(" ".join(shown), width, initial_indent=first, subsequent_indent=rest)
     return lines
 
 

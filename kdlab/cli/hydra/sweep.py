@@ -140,7 +140,7 @@ def expected(config: Mapping[str, Any], jobs: int) -> str:
 
 
 def remaining(sweep: Path, total: int, parallel: int) -> str:
-    """Return the expected duration of the rest of a sweep, in words, from its jobs that are done; or ""."""
+    """Return the expected duration of the rest of a sweep, in words, from its jobs that are done; "" before."""
     spent = [seconds for path in sweep.glob("*/result.json") if (seconds := _seconds(path.parent))]
     left = total - len(spent)
     return f"about {duration(sum(spent) / len(spent) * left / parallel)} left" if spent and left > 0 else ""
