@@ -1,4 +1,4 @@
-"""What a user can get wrong, said in one line.
+"""Mistakes that a user can make, each said in one line.
 
 Every message names the key, the value and what is accepted, so that it can be acted on without a traceback.
 The command line prints it and exits with status 2.
@@ -27,8 +27,8 @@ class UserError(ValueError):
 
     Args:
         key: the config key, file or argument that is wrong; alone, the whole message.
-        found: what stands there, and why it is refused; a value that is no text is shown as YAML would have it.
-        accepted: what may stand there; empty where ``found`` says all.
+        found: value that stands there, and why it is refused; a value that is no text is shown as YAML would have it.
+        accepted: values that may stand there, in words; empty where ``found`` says all.
 
     >>> error = UserError("rank", 0, "a whole number, at least 1")
     >>> str(error)
@@ -43,7 +43,7 @@ class UserError(ValueError):
         super().__init__(f"{text}; accepted: {self.accepted}" if self.accepted else text)
 
     def under(self, owner: str) -> Self:
-        """The same mistake in a part of ``owner``: its key becomes ``owner.key``."""
+        """Return the same mistake in a part of ``owner``: its key becomes ``owner.key``."""
         if not owner:
             return self
         if not self.found:
@@ -51,15 +51,15 @@ class UserError(ValueError):
         return type(self)(f"{owner}.{self.key}", self.found, self.accepted)
 
     def inside(self, place: object) -> Self:
-        """The same mistake found inside of a file, a row of a table or a part of a command."""
+        """Return the same mistake, found inside of a file, a row of a table or a part of a command."""
         return type(self)(place, f"{self.key}: {self.found}" if self.found else self.key, self.accepted)
 
     def with_hint(self, hint: str) -> Self:
-        """The same mistake with something to try, after what is accepted."""
+        """Return the same mistake with something to try, after what is accepted."""
         return type(self)(self.key, self.found, f"{self.accepted}{hint}")
 
     def at(self, key: str) -> Self:
-        """The same mistake under another key."""
+        """Return the same mistake under another key."""
         return type(self)(key, self.found or self.key, self.accepted)
 
 
@@ -73,7 +73,7 @@ def within(owner: str) -> Iterator[None]:
 
 
 def shown(value: object) -> str:
-    """A value as it is typed in a config; text as it is.
+    """Return a value as it is typed in a config; text as it is.
 
     >>> shown(None), shown(True), shown(0.5), shown([1, None])
     ('null', 'true', '0.5', '[1, null]')
@@ -103,28 +103,28 @@ class CannotWrite(RunFailed):
 
 
 def told(error: BaseException) -> str:
-    """An unexpected error in words: what its notes say it happened in, its kind, and its message."""
+    """Return an unexpected error in words: what its notes say it happened in, its kind, and its message."""
     lead = "".join(f"{note}: " for note in getattr(error, "__notes__", ()))
     return f"{lead}{type(error).__name__}: {error}"
 
 
 def nearest(value: object, accepted: Iterable[object], n: int = 3) -> list[str]:
-    """The accepted names most like ``value``, best first (possibly none)."""
+    """Return the accepted names most like ``value``, best first (possibly none)."""
     return difflib.get_close_matches(str(value), [str(a) for a in accepted], n=n, cutoff=0.5)
 
 
 def misspelt(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` is a slip of, whatever its case; None where it is another word.
+    """Return the known name that ``name`` is a slip of, whatever its case; None where it is another word.
 
     >>> misspelt("anwser", ["answer", "gold"]), misspelt("choices", ["answer", "gold"])
     ('answer', None)
     """
-    found = difflib.get_close_matches(name.casefold(), list(known), n=1, cutoff=0.8)
-    return found[0] if found else None
+    close = difflib.get_close_matches(name.casefold(), list(known), n=1, cutoff=0.8)
+    return close[0] if close else None
 
 
 def unknown(key: str, value: object, accepted: Iterable[object], what: str = "value") -> UserError:
-    """The error for a name that is not there, with the nearest ones first.
+    """Return the error for a name that is not there, with the nearest ones first.
 
     >>> str(unknown("student", "resnt8", ["resnet8", "resnet20", "mlp"]))
     "student: unknown value 'resnt8'; nearest: resnet8, resnet20; accepted: mlp, resnet20, resnet8"

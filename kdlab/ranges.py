@@ -11,14 +11,14 @@ __all__ = ["at_least_zero", "positive", "share", "whole_number"]
 
 
 def whole_number(key: str, value: object, least: int = 1, most: int | None = None, also: str = "") -> int:
-    """The value, if it is a whole number in [least, most]; ``True`` and ``1.0`` are none.
+    """Return the value, if it is a whole number in [least, most]; ``True`` and ``1.0`` are none.
 
     Args:
         key: config key, for the message.
-        value: what stands there.
+        value: value that stands there.
         least: smallest number that is accepted.
         most: largest one; None sets no end.
-        also: what else the caller accepts, such as ``or null``.
+        also: words for what else the caller accepts, such as ``or null``.
 
     Raises:
         UserError: otherwise.
@@ -33,14 +33,14 @@ def whole_number(key: str, value: object, least: int = 1, most: int | None = Non
 
 
 def share(key: str, value: object, *, zero: bool = True, one: bool = True, also: str = "") -> float:
-    """The value, if it is a share of a whole: a number from 0 to 1.
+    """Return the value, if it is a share of a whole: a number from 0 to 1.
 
     Args:
         key: config key, for the message.
-        value: what stands there.
-        zero: whether 0 is accepted.
-        one: whether 1 is accepted.
-        also: what else the caller accepts.
+        value: value that stands there.
+        zero: true if 0 is accepted.
+        one: true if 1 is accepted.
+        also: words for what else the caller accepts.
 
     Raises:
         UserError: otherwise.
@@ -52,7 +52,7 @@ def share(key: str, value: object, *, zero: bool = True, one: bool = True, also:
 
 
 def positive(key: str, value: object, also: str = "") -> float:
-    """The value, if it is a finite number above 0.
+    """Return the value, if it is a finite number above 0.
 
     Raises:
         UserError: otherwise.
@@ -63,7 +63,7 @@ def positive(key: str, value: object, also: str = "") -> float:
 
 
 def at_least_zero(key: str, value: object, also: str = "") -> float:
-    """The value, if it is a finite number, at least 0.
+    """Return the value, if it is a finite number, at least 0.
 
     Raises:
         UserError: otherwise.

@@ -1,4 +1,4 @@
-"""What the log says, on standard error, for verbs that have no run folder to keep it in."""
+"""Log on standard error, for verbs that have no run folder to keep it in."""
 
 from __future__ import annotations
 

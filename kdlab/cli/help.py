@@ -1,4 +1,4 @@
-"""What ``kdlab --help`` prints: quick, since it reads file names and first lines only."""
+"""Text of ``kdlab --help``: quick, since it reads file names and first lines only."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kdlab.cli import verbs
 from kdlab.config import options
 
 _FAMILY = 6
-"""Options with one beginning that are named one by one."""
+"""Largest number of options with one beginning that are named one by one."""
 
 _LEAD = ("experiment", "student", "teacher", "data", "loss", "temperature", "method")
 
 
 def helptext() -> str:
-    """Verbs, groups with their options, keys and examples."""
-    found = options.read(options.folders())
+    """Return the help text: verbs, groups with their options, keys and examples."""
+    available = options.read(options.folders())
     width = min(shutil.get_terminal_size((110, 24)).columns, 120)
     parts = [
         "kdlab trains a small student from a large teacher, and compares every way of doing so.",
@@ -29,7 +29,7 @@ def helptext() -> str:
         *_verbs(width),
         "",
         "groups: group=option (python -m kdlab list GROUP says what each option is)",
-        *_groups(found, width),
+        *_groups(available, width),
         "",
         "keys: key=value; python -m kdlab experiment=kd_resnet --cfg job prints all of them",
         "  seed=0  epochs=30  name=my_run  output=outputs  resume=auto|RUN  baseline=true",
@@ -51,23 +51,23 @@ def helptext() -> str:
 
 
 def _verbs(width: int) -> list[str]:
-    told = verbs.summaries()
-    column = max(map(len, told)) + 2
+    summaries = verbs.summaries()
+    column = max(map(len, summaries)) + 2
     return [
         line
-        for name, text in told.items()
+        for name, text in summaries.items()
         for line in textwrap.wrap(
             text, width, initial_indent=f"  {name:<{column}}", subsequent_indent=" " * (column + 2)
         )
     ]
 
 
-def _groups(found: options.Options, width: int) -> list[str]:
-    names = [g for g in _LEAD if g in found.groups]
-    names += [g for g in found.groups if g not in names and g != options.NETWORKS]
+def _groups(available: options.Options, width: int) -> list[str]:
+    names = [g for g in _LEAD if g in available.groups]
+    names += [g for g in available.groups if g not in names and g != options.NETWORKS]
     lines, widest = [], max(map(len, names))
     for name in names:
-        shown = found.of(name)
+        shown = available.of(name)
         if name == "teacher":
             shown = ["any student", *options.EXTRA["teacher"]]
         shown = _short(shown)
@@ -77,7 +77,7 @@ def _groups(found: options.Options, width: int) -> list[str]:
 
 
 def _short(names: list[str]) -> list[str]:
-    """Names, those of a family of many (``cifar100_TEACHER_STUDENT``) as one."""
+    """Return sorted names, those of a family of many (``cifar100_TEACHER_STUDENT``) as one."""
     families = Counter(name.partition("_")[0] for name in names)
     many = {family: count for family, count in families.items() if count > _FAMILY}
     kept = [name for name in names if name.partition("_")[0] not in many]

@@ -19,14 +19,14 @@ class Layer:
     path: str
     kind: str
     shape: tuple[int, ...] | None = None
-    """Of its output, without the batch; None where the forward pass does not come by."""
+    """Shape of its output, without the batch; None where the forward pass does not come by."""
     order: int = -1
-    """When it answered last."""
+    """Place of its last answer among those of all modules; -1 if it gave none."""
     calls: int = 0
 
     @property
     def said(self) -> str:
-        """Its output's shape, as it is shown."""
+        """Shape of its output, as it is shown; empty if there is none."""
         return "" if self.shape is None else " x ".join(map(str, self.shape))
 
 
@@ -35,11 +35,11 @@ class Traced(NamedTuple):
 
     layers: list[Layer]
     penultimate: Layer | None
-    """What gives the classifier its input, if that is a vector."""
+    """Layer that gives the classifier its input, if that is a vector."""
     side: int | None
     """Height of the picture that went in."""
     last: Layer | None = None
-    """The feature map that comes last before that vector."""
+    """Layer with the feature map that comes last before that vector."""
 
 
 class Pairs(NamedTuple):
@@ -47,11 +47,11 @@ class Pairs(NamedTuple):
 
     what: str
     each: list[tuple[str, Layer, Layer]]
-    """What they have in common, the student's, the teacher's."""
+    """Pairs: what the two layers have in common, the student's, the teacher's."""
 
 
 def trace(net: Any, example: Any) -> Traced:
-    """One forward pass of ``net`` on one example, in evaluation mode."""
+    """Trace the layers of ``net`` through one forward pass on one example, in evaluation mode."""
     import torch
 
     from kdlab.errors import UserError
@@ -87,7 +87,7 @@ def trace(net: Any, example: Any) -> Traced:
 
 
 def _last_map(layers: Iterable[Layer], vector: Layer) -> Layer | None:
-    """The feature map that came last before a vector, and not inside of what made that."""
+    """Return the feature map that came last before a vector, and not inside of what made that."""
     inside = f"{vector.path}."
     maps = [layer for layer in layers if layer.shape is not None and len(layer.shape) == 3]
     before = [layer for layer in maps if layer.order < vector.order and not layer.path.startswith(inside)]
@@ -100,14 +100,19 @@ def suggest(student: Traced, teacher: Traced) -> list[Pairs]:
     By resolution (stages of feature maps), by depth (blocks of hidden states), the last maps where no stage gives them
     and they are equally wide (SimKD's projector), and the penultimate vectors.
     """
-    found = [_by_resolution(student, teacher), *_by_depth(student, teacher)]
-    ours, theirs = student.last, teacher.last
-    stages = [layer.path for _, layer, _ in found[0].each]
-    if ours is not None and theirs is not None and ours.path not in stages and _width(ours) == _width(theirs):
-        found.append(Pairs("last feature maps", [("", ours, theirs)]))
+    suggested = [_by_resolution(student, teacher), *_by_depth(student, teacher)]
+    student_map, teacher_map = student.last, teacher.last
+    stages = [layer.path for _, layer, _ in suggested[0].each]
+    if (
+        student_map is not None
+        and teacher_map is not None
+        and student_map.path not in stages
+        and _width(student_map) == _width(teacher_map)
+    ):
+        suggested.append(Pairs("last feature maps", [("", student_map, teacher_map)]))
     if student.penultimate is not None and teacher.penultimate is not None:
-        found.append(Pairs("penultimate vectors", [("", student.penultimate, teacher.penultimate)]))
-    return [pairs for pairs in found if pairs.each]
+        suggested.append(Pairs("penultimate vectors", [("", student.penultimate, teacher.penultimate)]))
+    return [pairs for pairs in suggested if pairs.each]
 
 
 def _width(layer: Layer) -> int:
@@ -121,12 +126,12 @@ def overrides(
     """Return overrides for these pairs: for every term of the loss that takes some, or for one called NAME.
 
     Args:
-        pairs: of layers.
+        pairs: pairs of layers.
         terms: name → configuration.
-        fits: whether a term, configured for these layers, takes them.
+        fits: function that says whether a term, configured for these layers, takes them.
     """
-    ours, theirs = ([layer.path for layer in side] for side in list(zip(*pairs.each, strict=True))[1:])
-    layers: dict[str, Any] = {"student_layer": ours, "teacher_layer": theirs}
+    student_paths, teacher_paths = ([layer.path for layer in side] for side in list(zip(*pairs.each, strict=True))[1:])
+    layers: dict[str, Any] = {"student_layer": student_paths, "teacher_layer": teacher_paths}
     takers = {name: term for name, term in terms.items() if isinstance(term, Mapping) and "student_layer" in term}
     if not takers:
         return [_line("NAME", layers)]
@@ -134,7 +139,7 @@ def overrides(
     for name, term in takers.items():
         given = {key: paths for key, paths in layers.items() if key in term}
         # some terms take one layer, and no list
-        forms = [given, {key: paths[0] for key, paths in given.items()}] if len(ours) == 1 else [given]
+        forms = [given, {key: paths[0] for key, paths in given.items()}] if len(student_paths) == 1 else [given]
         lines += [_line(name, form) for form in forms if fits(name, {**term, **form})][:1]
     return lines
 
@@ -151,20 +156,21 @@ def _typed(paths: str | Sequence[str]) -> str:
 
 
 def _by_resolution(student: Traced, teacher: Traced) -> Pairs:
-    ours, theirs = _stages(student.layers), _stages(teacher.layers)
-    shared = sorted(ours.keys() & theirs.keys(), reverse=True)
-    return Pairs("feature maps by resolution", [(_share(student.side, at), ours[at], theirs[at]) for at in shared])
+    student_stages, teacher_stages = _stages(student.layers), _stages(teacher.layers)
+    shared = sorted(student_stages.keys() & teacher_stages.keys(), reverse=True)
+    pairs = [(_share(student.side, at), student_stages[at], teacher_stages[at]) for at in shared]
+    return Pairs("feature maps by resolution", pairs)
 
 
 def _share(side: int | None, at: tuple[int, int]) -> str:
-    """A resolution, as a share of the input's where that is a whole part of it."""
+    """Return a resolution, as a share of the input's where it is a whole part of that."""
     if side is None or side % at[0]:
         return f"{at[0]} x {at[1]}"
     return f"1/{side // at[0]}"
 
 
 def _stages(layers: Iterable[Layer]) -> dict[tuple[int, int], Layer]:
-    """The last stage of each resolution.
+    """Return the last stage of each resolution.
 
     Stages are the numbered siblings that come at most resolutions (``layer1``, ``layer2``, ...; ``features.0``, ...),
     the outermost such; in a network without, the outermost modules.
@@ -184,40 +190,43 @@ def _grid(layer: Layer) -> tuple[int, int]:
 
 
 def _families(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
-    """Layers whose paths differ in the number at the end alone."""
-    found: dict[str, list[Layer]] = {}
+    """Group the layers whose paths differ in the number at the end alone."""
+    families: dict[str, list[Layer]] = {}
     for layer in layers:
         if match := _NUMBERED.fullmatch(layer.path):
-            found.setdefault(match[1], []).append(layer)
-    return found
+            families.setdefault(match[1], []).append(layer)
+    return families
 
 
 # ---- hidden states ---------------------------------------------------------------------------------------------------
 
 
 def _by_depth(student: Traced, teacher: Traced) -> list[Pairs]:
-    ours, theirs = _blocks(student.layers), _blocks(teacher.layers)
-    if len(ours) == len(theirs):  # decoders, or encoders and decoders, whatever they are called
-        matched = list(zip(ours, theirs, strict=True))
+    student_blocks, teacher_blocks = _blocks(student.layers), _blocks(teacher.layers)
+    if len(student_blocks) == len(teacher_blocks):  # decoders, or encoders and decoders, whatever they are called
+        matched = list(zip(student_blocks, teacher_blocks, strict=True))
     else:
-        matched = [(stem, stem) for stem in ours if stem in theirs]
-    return [Pairs(f"hidden states by depth ({s.rstrip('.')})", _spread(ours[s], theirs[t])) for s, t in matched]
+        matched = [(stem, stem) for stem in student_blocks if stem in teacher_blocks]
+    return [
+        Pairs(f"hidden states by depth ({s.rstrip('.')})", _spread(student_blocks[s], teacher_blocks[t]))
+        for s, t in matched
+    ]
 
 
 def _blocks(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
-    """Lists of blocks that put out hidden states (T, d), the outermost, in the order in which they answer."""
+    """Return the outermost lists of blocks that put out hidden states (T, d), in the order in which they answer."""
     hidden = [layer for layer in layers if layer.shape is not None and len(layer.shape) == 2 and layer.calls == 1]
     lists = {stem: members for stem, members in _families(hidden).items() if stem.endswith(".")}
-    members = [layer.path for found in lists.values() for layer in found]
+    members = [layer.path for family in lists.values() for layer in family]
     outer = {stem: f for stem, f in lists.items() if not any(stem.startswith(f"{path}.") for path in members)}
     return dict(sorted(outer.items(), key=lambda item: item[1][0].order))
 
 
-def _spread(ours: list[Layer], theirs: list[Layer]) -> list[tuple[str, Layer, Layer]]:
-    """As many pairs as the shallower has blocks, at even shares of both depths, the last with the last."""
-    number = min(len(ours), len(theirs))
+def _spread(student_blocks: list[Layer], teacher_blocks: list[Layer]) -> list[tuple[str, Layer, Layer]]:
+    """Return as many pairs as the shallower has blocks, at even shares of both depths, the last with the last."""
+    number = min(len(student_blocks), len(teacher_blocks))
 
     def at(blocks: list[Layer], n: int) -> Layer:
         return blocks[int(n * len(blocks) / number + 0.5) - 1]
 
-    return [(f"{n}/{number}", at(ours, n), at(theirs, n)) for n in range(1, number + 1)]
+    return [(f"{n}/{number}", at(student_blocks, n), at(teacher_blocks, n)) for n in range(1, number + 1)]

@@ -1,4 +1,4 @@
-"""The command line's way in: help, a verb, or an experiment; and exit statuses.
+"""Entry point of the command line: help, a verb, or an experiment; and exit statuses.
 
 0 done; 1 failed while running; 2 a user's mistake, one line on standard error; 130 interrupted;
 143 terminated.
@@ -99,8 +99,8 @@ def interrupts() -> Iterator[Callable[[], bool]]:
         else:
             hook(dropped)
 
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield lambda: False
         return
     hook, sys.unraisablehook = sys.unraisablehook, raise_again
@@ -179,7 +179,7 @@ def _experiment(argv: list[str]) -> int:
 
 
 INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
-"""What Hydra can tell about a config."""
+"""Values of ``--info``: what Hydra can tell about a config."""
 
 ELSEWHERE = {
     ("-cp", "--config-path"): "--config-dir DIR, whose options are found before those of ./conf and the shipped ones",
@@ -190,7 +190,7 @@ ELSEWHERE = {
 
 
 class Parser(argparse.ArgumentParser):
-    """An ``ArgumentParser`` whose complaints are one line, like all others."""
+    """``ArgumentParser`` whose complaints are one line, like all others."""
 
     def error(self, message: str) -> NoReturn:
         """Raise the mistake, with the usage."""
@@ -217,16 +217,16 @@ def parse_flags(argv: Sequence[str]) -> Flags:
     for names in ELSEWHERE:
         parser.add_argument(*names)
     parser.add_argument("overrides", nargs="*")
-    found = vars(parser.parse_intermixed_args(argv))
+    options = vars(parser.parse_intermixed_args(argv))
     for names, way in ELSEWHERE.items():
-        if found.pop(names[-1].lstrip("-").replace("-", "_")) is not None:
+        if options.pop(names[-1].lstrip("-").replace("-", "_")) is not None:
             raise UserError(names[-1], "not a flag of kdlab's", way)
-    if found["config_dir"] is not None and not found["config_dir"].is_dir():
-        raise UserError("--config-dir", f"no folder {str(found['config_dir'])!r}", "a folder like conf/")
-    for word in found["overrides"]:
+    if options["config_dir"] is not None and not options["config_dir"].is_dir():
+        raise UserError("--config-dir", f"no folder {str(options['config_dir'])!r}", "a folder like conf/")
+    for word in options["overrides"]:
         if "=" not in word and word[:1] not in ("~", "+"):
             raise UserError(f"{word!r}", "not an override", "key=value, group=option (a verb comes first)")
-    flags = Flags(**{**found, "overrides": tuple(found["overrides"])})
+    flags = Flags(**{**options, "overrides": tuple(options["overrides"])})
     _check_together(flags)
     return flags
 

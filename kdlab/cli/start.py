@@ -1,4 +1,4 @@
-"""Start an experiment or a sweep: compose and validate everything before anything is written; then run."""
+"""Start of an experiment or a sweep: all is composed and validated before anything is written; then it runs."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
     from kdlab.experiment.reading import Unread
 
 PLAIN = ("temperature=constant",)
-"""Defaults: typing them out asks for nothing."""
+"""Overrides that are defaults: typing them out asks for nothing."""
 
 HARMLESS = ("teacher.",)
-"""Settings that are said, and not refused, where nothing reads them: what they would change is known not to matter."""
+"""Beginnings of settings that are reported, and not refused, where nothing reads them: they are known not to matter."""
 
 
 @contextmanager
 def session(flags: Flags, user_modules: bool = True) -> Iterator[Composer]:
-    """Hydra over the config folders, and the user's own modules trusted."""
-    with composer(flags.config_dir) as found, builder.trust(user_modules=user_modules):
-        yield found
+    """Initialise Hydra over the config folders, trust the user's own modules if allowed, and yield a composer."""
+    with composer(flags.config_dir) as composing, builder.trust(user_modules=user_modules):
+        yield composing
 
 
 @contextmanager
 def planned(flags: Flags) -> Iterator[Plan]:
-    """A validated plan, for verbs that look at an experiment without running it."""
-    with session(flags) as found:
-        yield make_plan(flags, found)
+    """Yield a validated plan, for verbs that look at an experiment without running it."""
+    with session(flags) as composer:
+        yield make_plan(flags, composer)
 
 
 def start(flags: Flags) -> int:
@@ -58,13 +58,13 @@ def start(flags: Flags) -> int:
         UserError: a mistake in the command.
         RunFailed: a run that stopped.
     """
-    with session(flags) as found:
+    with session(flags) as composer:
         if flags.info is not None:
             GlobalHydra.instance().hydra.show_info(flags.info, CONFIG, list(flags.overrides))  # type: ignore[union-attr]
             return 0
         if flags.cfg is not None:
-            return _show(flags, found)
-        made = make_plan(flags, found)
+            return _show(flags, composer)
+        made = make_plan(flags, composer)
         gc.enable()
         with env_override(hydra_node.environment(made.points[0])):
             if made.multirun:
@@ -78,10 +78,10 @@ def _show(flags: Flags, composer: Composer) -> int:
     if flags.multirun and any(override.is_sweep_override() for override in parsed):
         raise UserError("--cfg shows one point of a sweep", accepted="one value a key")
     refuse_sweeps(parsed)
-    found = composer.compose([str(o.input_line) for o in parsed])
-    shown = {"hydra": found.hydra} if flags.cfg == "hydra" else found.tree
+    composition = composer.compose([str(o.input_line) for o in parsed])
+    shown = {"hydra": composition.hydra} if flags.cfg == "hydra" else composition.tree
     if flags.cfg == "all":
-        shown = {**found.tree, "hydra": found.hydra}  # type: ignore[dict-item]
+        shown = {**composition.tree, "hydra": composition.hydra}  # type: ignore[dict-item]
     tree = OmegaConf.create(shown)  # type: ignore[call-overload]
     if flags.package:
         tree = OmegaConf.select(tree, flags.package)
@@ -89,7 +89,7 @@ def _show(flags: Flags, composer: Composer) -> int:
             raise UserError("--package", f"{flags.package!r}", "a key of the config")
     text = OmegaConf.to_yaml(tree, resolve=flags.resolve) if OmegaConf.is_config(tree) else f"{tree}\n"
     say(text.removesuffix("\n"))
-    validate(found, composer)
+    validate(composition, composer)
     return 0
 
 
@@ -132,14 +132,14 @@ def refuse_unread(made: Plan) -> None:
                 known[key] = experiment.unread(one.config, typed)
             of_point.append(known[key])
         unread.append({key: why for key, why in of_point[0].items() if all(key in other for other in of_point)})
-    said = []
-    for key in dict.fromkeys(key for found in unread for key in found):
-        why = [found[key] for found in unread if key in found]
+    messages = []
+    for key in dict.fromkeys(key for reasons in unread for key in reasons):
+        why = [reasons[key] for reasons in unread if key in reasons]
         if len(why) == len(unread) and not key.startswith(HARMLESS):
             raise UserError(key, f"{values[key]}, and {why[0].why}", why[0].accepted)
         read = f" in {len(why)} of {len(unread)} jobs" if len(unread) > 1 else ""
-        said.append(f"kdlab: {key}={values[key]} is not read{read}: {why[0].why}")
-    for line in said:
+        messages.append(f"kdlab: {key}={values[key]} is not read{read}: {why[0].why}")
+    for line in messages:
         say(line, file=sys.stderr)
 
 
@@ -228,11 +228,11 @@ def _end(made: Plan, folder: Path, jobs: list[Path], stopped: BaseException | No
         raise stopped
     failed = [job for job in jobs if read_any(job).get("status") != "finished"]
     if failed:
-        said = f"{len(failed)} of {len(jobs)} jobs did not finish; the same command runs them"
+        message = f"{len(failed)} of {len(jobs)} jobs did not finish; the same command runs them"
         if made.searched:  # a trial that failed is told to the study, and counts
             more = max(made.jobs, len(jobs)) + len(failed)
-            said = f"{len(failed)} of {len(jobs)} jobs failed; more trials: hydra.sweeper.n_trials={more}"
-        say(f"kdlab: error: {said}", file=sys.stderr)
+            message = f"{len(failed)} of {len(jobs)} jobs failed; more trials: hydra.sweeper.n_trials={more}"
+        say(f"kdlab: error: {message}", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -243,7 +243,7 @@ def _folder(folder: Path, made: Plan, point: Composition) -> Path:
 
 
 def _for_hydra(made: Plan, folder: Path | None = None, parallel: int = 1) -> list[str]:
-    """Overrides for Hydra's own run: what it would write or print is kdlab's to do."""
+    """Return the overrides for Hydra's own run: what it would write or print is kdlab's to do."""
     given = {text.split("=")[0] for text in made.texts}
     texts = [text for text in made.texts if text.split("=")[0] not in (*OURS, "hydra.mode")]
     name = json.dumps(str(made.points[0].config.get("name") or "kdlab"))

@@ -1,4 +1,4 @@
-"""Is a composed config right? Bound to signatures, and held against rules that no signature can say."""
+"""Checks of a composed config: against signatures, and against rules that no signature can say."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def _check(config: Mapping[str, Any]) -> None:
 
 
 def _check_is_part(value: Any, key: str, plain: Collection[str]) -> None:
-    """A mapping in the place of a part says what is to be built."""
+    """Check that a mapping in the place of a part says what is to be built."""
     if isinstance(value, Mapping) and key not in plain and not isinstance(value.get("_target_"), str):
         raise UserError(key, f"{json.dumps(value, default=str)}", f"{key}=OPTION, or a mapping with _target_")
 
 
 def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
-    """Each of several teachers is checked as a single one is."""
+    """Check each of several teachers as a single one is checked."""
     if not isinstance(teacher, Mapping) or teacher.get("members") is None:
         return
     for n, member in enumerate(merge_members(teacher)):
@@ -73,7 +73,7 @@ def _check_members(teacher: Any, data: Mapping[str, Any]) -> None:
 
 
 def _check_experiment(composition: Composition, composer: Composer) -> None:
-    """An experiment's file without its ``@package`` line ends up below a key of its own."""
+    """Refuse an experiment's file without its ``@package`` line, whose keys would be below one of its own."""
     if not isinstance(composition.config.get("experiment"), Mapping):
         return
     for name in composition.chosen("experiment"):
@@ -83,7 +83,7 @@ def _check_experiment(composition: Composition, composer: Composer) -> None:
 
 
 def _check_terms(composition: Composition, composer: Composer) -> None:
-    """Two loss recipes that fill the same term are refused: the last would silently win."""
+    """Refuse two loss recipes that fill the same term: the last would silently win."""
     recipes = composition.chosen("loss")
     if len(recipes) < 2:
         return

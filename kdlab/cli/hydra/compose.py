@@ -1,4 +1,4 @@
-"""From overrides to plain configs, with Hydra; every mistake on the way becomes one line.
+"""Composer of plain configs from overrides, with Hydra; every mistake on the way becomes one line.
 
 ``student`` and ``teacher`` are groups made from the networks in ``conf/model``, so that ``student=resnet14
 student.width=8`` works for a file that the user just wrote.
@@ -39,7 +39,7 @@ from kdlab.system.names import check_name
 CONFIG = "config"
 VERSION_BASE = "1.3"
 JOB_NAME = "kdlab"
-"""What Hydra calls its job until the experiment's name is known."""
+"""Name of Hydra's job until the experiment's name is known."""
 
 TEACHER_DEFAULTS: dict[str, Any] = {
     "checkpoint": None,
@@ -55,14 +55,14 @@ TEACHER_DEFAULTS: dict[str, Any] = {
     "members": None,
     "weighting": "mean",
 }
-"""How a teacher is come by, beside its network: from a checkpoint, or trained with every label."""
+"""Default settings of a teacher beside its network and recipe: without a checkpoint it is trained, with every label."""
 
 _OPEN = re.compile(r"^(?:\+\+)?(?=(?:teacher|pretrained)\.data[.=]|stages[.=])")
-"""Open mappings: any key may be added to them, which Hydra wants said by ``++`` and users need not know."""
+"""Pattern of overrides of open mappings, to which any key may be added: Hydra wants ``++`` there, users may omit it."""
 
 
 def add_plus(text: str) -> str:
-    """An override of an open mapping as Hydra wants it: ``++`` adds a key that is not there yet.
+    """Return an override as Hydra wants it: in an open mapping, ``++`` adds a key that is not there yet.
 
     Stages are lists of overrides; Hydra wants each of those in quotes, and users need not type them.
 
@@ -89,7 +89,7 @@ def _quoted(text: str) -> str:
 
 
 def as_typed(texts: Iterable[str]) -> list[str]:
-    """Overrides as the user typed them: :func:`add_plus` undone, no settings of Hydra's."""
+    """Return overrides as the user typed them: :func:`add_plus` undone, settings of Hydra's left out."""
     return [_OPEN.sub("", text) for text in texts if not text.startswith(("hydra.", "hydra/"))]
 
 
@@ -99,7 +99,7 @@ def is_hydras(override: Override) -> bool:
 
 
 def refuse_hydra(parsed: Iterable[Override]) -> None:
-    """Refuse settings of Hydra's own: they are the command's, and say where it finds its code.
+    """Refuse settings of Hydra's own: they hold for a whole command, and say where Hydra finds its code.
 
     Raises:
         UserError: naming the first.
@@ -110,7 +110,7 @@ def refuse_hydra(parsed: Iterable[Override]) -> None:
 
 
 class UserFolders(SearchPathPlugin):
-    """Lets Hydra look in the user's own config folders before the shipped one."""
+    """Plugin that lets Hydra look in the user's own config folders before the shipped one."""
 
     folders: ClassVar[tuple[Path, ...]] = ()
 
@@ -125,38 +125,38 @@ PACKAGES = {
     "hydra/launcher=submitit_local": "hydra-submitit-launcher",
     "hydra/launcher=submitit_slurm": "hydra-submitit-launcher",
 }
-"""Options of Hydra's that are packages of their own."""
+"""Option of Hydra's → the package of its own that provides it."""
 
 
 @dataclass
 class Composition:
-    """One composed config, and what it was composed from."""
+    """Composed config, and what it was composed from."""
 
     config: dict[str, Any]
     overrides: list[str]
     tree: DictConfig
-    """As Hydra composed it, interpolations unresolved."""
+    """Config as Hydra composed it, interpolations unresolved."""
     hydra: DictConfig
     """Hydra's own settings."""
     stages: dict[str, Composition] = field(default_factory=dict)
 
     def chosen(self, group: str) -> list[str]:
-        """The options of a group that it is made of, those that an option builds on included."""
+        """Return the options of a group that the config is made of, those that an option builds on included."""
         return [path.removeprefix(f"{group}/") for path, _ in self._paths if path.startswith(f"{group}/")]
 
     @property
     def _paths(self) -> list[tuple[str, str]]:
-        """Each option file, and the file that names it in its defaults."""
+        """Option files, each with the file that names it in its defaults."""
         return self.hydra.runtime.choices[PATHS]
 
     def choices(self, groups: Iterable[str]) -> dict[str, str]:
-        """Group → the chosen option, several joined by a plus: the names that tables and folders use."""
+        """Return group → the chosen option, several joined by a plus: the names that tables and folders use."""
         # what an option builds on, or brings along for itself, was not chosen
         chosen = [path.rpartition("/") for path, parent in self._paths if parent == CONFIG]
-        found = {
+        joined = {
             group: "+".join(name for at, _, name in chosen if at == group) for group in groups if group != NETWORKS
         }
-        return {group: names for group, names in found.items() if names}
+        return {group: names for group, names in joined.items() if names}
 
 
 class Alias(ConfigNode):
@@ -178,12 +178,12 @@ class Alias(ConfigNode):
 
 
 def _untrained(at: str) -> dict[str, Any]:
-    """A recipe that is not used: experiments choose an optimizer for their teacher, whoever that is in the end."""
+    """Return a recipe that is not used: experiments choose an optimizer for their teacher, even if it trains none."""
     return {"defaults": [{f"/optimizer{at}optimizer": "sgd"}, {f"/scheduler{at}scheduler": "cosine"}, "_self_"]}
 
 
 def register(options: Options) -> None:
-    """Make ``student`` and ``teacher`` groups of the networks, and the sweepers known to Hydra."""
+    """Register with Hydra the options of ``student`` and ``teacher``, the sweepers and the user's config folders."""
     store = ConfigStore.instance()
     store.store(group="teacher", name="none", node={**_untrained("@teacher."), "teacher": None}, package="_global_")
     store.store(group="teacher", name="previous", node={**_untrained("@"), **TEACHER_DEFAULTS, "net": None})
@@ -196,7 +196,7 @@ def register(options: Options) -> None:
 
 
 def _refuse_renamed(override: Override) -> None:
-    """Refuse a key or value by the name that it had before; of the arguments of data, only where nothing takes it."""
+    """Refuse a key or value by the name that it had before; arguments of data are left to where nothing takes them."""
     key = str(override.key_or_group)
     if key.startswith(("data.", "teacher.data.", "pretrained.data.")):
         return
@@ -208,20 +208,20 @@ def _refuse_renamed(override: Override) -> None:
 
 @contextmanager
 def composer(extra: Path | None = None) -> Iterator[Composer]:
-    """Initialise Hydra over the config folders, and hand out what composes."""
-    found = config_options.read(config_options.folders(extra))
-    register(found)
-    shipped = found.folders[-1]
-    UserFolders.folders = found.folders[:-1]
+    """Initialise Hydra over the config folders, and yield the :class:`Composer` of their configs."""
+    options = config_options.read(config_options.folders(extra))
+    register(options)
+    shipped = options.folders[-1]
+    UserFolders.folders = options.folders[:-1]
     with initialize_config_dir(str(shipped), job_name=JOB_NAME, version_base=VERSION_BASE):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         hydra.config_loader = Loader(hydra.config_loader.get_search_path())
-        yield Composer(found)
+        yield Composer(options)
 
 
 class Composer:
-    """Composes configs; use through :func:`composer`."""
+    """Composer of configs from overrides, to be had from :func:`composer`."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -284,9 +284,9 @@ class Composer:
         """
         return self.with_stages(self._compose(texts))
 
-    def with_stages(self, found: Composition) -> Composition:
+    def with_stages(self, point: Composition) -> Composition:
         """Compose the stages of a config on top of the overrides that made it; works inside a job too."""
-        for name, stage in (found.config.get("stages") or {}).items():
+        for name, stage in (point.config.get("stages") or {}).items():
             check_name("stages", name, "a name for each stage")
             if not isinstance(stage, list) or not all(isinstance(text, str) for text in stage):
                 raise UserError(f"stages.{name}", f"{stage!r}", "a list of overrides such as [loss.alpha=0]")
@@ -294,10 +294,10 @@ class Composer:
                 parsed = self.parse(stage)
                 refuse_hydra(parsed)
                 texts = [str(override.input_line) for override in parsed]
-                found.stages[name] = self._compose([*found.overrides, *texts])
+                point.stages[name] = self._compose([*point.overrides, *texts])
             except UserError as error:
                 raise error.inside(f"stages.{name}") from None
-        return found
+        return point
 
     def _compose(self, texts: Sequence[str]) -> Composition:
         loader = GlobalHydra.instance().config_loader()
@@ -312,18 +312,18 @@ class Composer:
             raise self._explain(error, tree or loader.tree) from error
 
     def _chosen(self, selecting: Sequence[str]) -> DictConfig:
-        """The config of the chosen options alone: the slow part, so once for a sweep over values."""
+        """Return the config of the chosen options alone: the slow part, done once for a sweep over values."""
         key = tuple(selecting)
         if key not in self._kept:
             self._kept[key] = hydra_compose(CONFIG, overrides=list(key), return_hydra_config=True)
         return copy.deepcopy(self._kept[key])
 
     def _selects(self, override: Override) -> bool:
-        """Return whether it chooses options, or is Hydra's; the others set values, which Hydra applies last."""
+        """Return whether an override chooses options, or is Hydra's; others set values, which Hydra applies last."""
         return override.key_or_group in self.options.groups or override.is_hydra_override()
 
     def _explain(self, error: Exception, tree: DictConfig | None) -> UserError:
-        """Hydra's message in one line that names the key, the value and what is accepted."""
+        """Turn an error of Hydra's into one line that names the key, the value and what is accepted."""
         if isinstance(error, KeyError) and tree is not None and error.args[0] in tree.hydra.job.env_copy:
             return UserError("hydra.job.env_copy", f"{error.args[0]} is not in the environment", "names that are")
         refusal = Refusal.of(error)
@@ -369,7 +369,7 @@ class Composer:
 
     @staticmethod
     def _takes(node: DictConfig, name: str, key: str) -> str:
-        """A hint for an argument that exists but that the option's file leaves out."""
+        """Return a hint for an argument that exists but that the option's file leaves out; else an empty text."""
         from kdlab.config.signatures import NotFound, signature
 
         try:
@@ -380,7 +380,7 @@ class Composer:
 
 
 def composition(tree: DictConfig, texts: Sequence[str], hydra: DictConfig | None = None) -> Composition:
-    """A composed tree as plain data; Hydra's settings are taken out of it, or given beside it."""
+    """Return a composed tree as plain data; Hydra's settings are taken out of it, or given beside it."""
     if hydra is None:
         hydra = tree.hydra
         with open_dict(tree):
@@ -390,7 +390,7 @@ def composition(tree: DictConfig, texts: Sequence[str], hydra: DictConfig | None
 
 
 def _as_text(parser: OverridesParser, text: str) -> str:
-    """Return the quoted form of a value with signs of Hydra's, such as a file's name; empty where it needs none."""
+    """Return a hint to quote a value with characters special to Hydra, such as a file's name; else an empty text."""
     key, _, value = text.partition("=")
     unfinished = value[:1] in ("[", "{") and any(value.count(a) != value.count(b) for a, b in ("[]", "{}"))
     if not re.fullmatch(r"\+*[\w.@/-]+", key) or not value or value[0] in "'\"" or unfinished:
@@ -404,7 +404,7 @@ def _as_text(parser: OverridesParser, text: str) -> str:
 
 
 def _choices(override: Override) -> list[Any]:
-    """All option names that an override asks for, in a sweep or a list."""
+    """Return all option names that an override asks for, in a sweep or a list."""
     values = list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
     flat: list[Any] = []
     for value in values:

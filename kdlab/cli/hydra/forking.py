@@ -1,4 +1,4 @@
-"""Whether jobs may run in processes of their own; see :mod:`kdlab.cli.hydra.workers`, which takes longer to import."""
+"""Switch that lets jobs run in processes of their own; :mod:`kdlab.cli.hydra.workers` takes longer to import."""
 
 from __future__ import annotations
 

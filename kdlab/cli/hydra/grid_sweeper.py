@@ -1,4 +1,4 @@
-"""Every combination of the swept values: what ``-m`` does unless told to search."""
+"""Sweeper over every combination of the swept values: what ``-m`` uses unless told to search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 
 class LaunchingSweeper(Sweeper):
-    """Base of the sweepers: a launcher, and overrides to read.
+    """Base class of the sweepers, with a launcher and a parser of overrides.
 
     Args:
         params: further swept overrides, ``{key: "1,2,4"}``, as an option's file may hold them.
@@ -64,13 +64,13 @@ class LaunchingSweeper(Sweeper):
         return ended
 
     def parse(self, arguments: list[str]) -> list[Override]:
-        """The overrides of the command line, on top of ``params``."""
+        """Parse the overrides of the command line, on top of ``params``."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         return parser.parse_overrides([*(f"{k}={v}" for k, v in self.params.items()), *arguments])
 
 
 class GridSweeper(LaunchingSweeper):
-    """Runs every combination, in the order in which the values were written."""
+    """Sweeper that runs every combination, in the order in which the values were written."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every combination."""
@@ -79,7 +79,7 @@ class GridSweeper(LaunchingSweeper):
 
 
 def grid(parsed: list[Override]) -> list[list[str]]:
-    """The overrides of every combination; where a key is given twice, the last counts."""
+    """Return the overrides of every combination; where a key is given twice, the last counts."""
     values: dict[str, list[str]] = {}
     for override in parsed:
         key = override.get_key_element()

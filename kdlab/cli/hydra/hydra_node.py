@@ -1,4 +1,4 @@
-"""What becomes of Hydra's own flags and settings: each is honoured, or refused with the way to get the same."""
+"""Treatment of Hydra's own flags and settings: each is honoured, or refused with the way to get the same."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ UNSET = {
     "hydra.sweep.subdir": "${hydra.job.num}",
     "hydra.output_subdir": ".hydra",
 }
-"""What Hydra puts there itself, unless somebody types it: kdlab's own folders."""
+"""Values of settings that nobody has set, as Hydra fills them in: kdlab then names the folders."""
 
 SUMMARY = [
     ("FLAGS", ""),
@@ -56,7 +56,7 @@ SUMMARY = [
     ("hydra/sweeper, hydra.sweeper.*", "how a sweep chooses: grid, optuna; params: what a file sweeps over"),
     ("hydra.callbacks.*", "called by Hydra around each run"),
 ]
-"""Every flag and setting that does something, for ``--hydra-help``; those refused are in ``REFUSED`` too."""
+"""Flags and settings that do something, for ``--hydra-help``; those refused are in ``REFUSED`` too."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ REFUSED = (
 
 LOGGING = ("hydra/job_logging", "hydra/hydra_logging")
 SILENT = ("none", "disabled")
-"""Options of Hydra's logging that say nothing."""
+"""Options of Hydra's logging that log nothing."""
 
 OWN_LOG = "none: kdlab writes its own log, to standard error and run.log in the run folder"
 
@@ -104,29 +104,29 @@ def summary() -> str:
     rows.append(("hydra.sweep.subdir", "refused: a job's folder is named by its swept values"))
     rows += [(group, f"refused; accepted: {OWN_LOG}") for group in LOGGING]
     lines = ["Hydra composes the configuration; runs, folders, logs and tables are kdlab's."]
-    for name, said in rows:
-        lead = f"  {name:<34}" if said else f"\n{name}"
-        lines += textwrap.wrap(said, 110, initial_indent=lead, subsequent_indent=" " * 36) if said else [lead]
+    for name, text in rows:
+        lead = f"  {name:<34}" if text else f"\n{name}"
+        lines += textwrap.wrap(text, 110, initial_indent=lead, subsequent_indent=" " * 36) if text else [lead]
     return "\n".join(lines)
 
 
-def is_multirun(found: Composition) -> bool:
+def is_multirun(composition: Composition) -> bool:
     """Return whether ``hydra.mode`` asks for a sweep, typed or in a file."""
-    return found.hydra.mode == RunMode.MULTIRUN
+    return composition.hydra.mode == RunMode.MULTIRUN
 
 
-def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
+def check(composition: Composition, typed: Collection[str], multirun: bool) -> None:
     """Refuse settings of Hydra's that would do nothing.
 
     Args:
-        found: the composition, with Hydra's settings as the user and their files left them.
+        composition: composed config, with Hydra's settings as the user and their files left them.
         typed: the keys and groups on the command line.
-        multirun: whether the command is a sweep.
+        multirun: true if the command is a sweep.
 
     Raises:
         UserError: names the setting, and the way to get the same.
     """
-    whole = OmegaConf.create({"hydra": OmegaConf.to_container(found.hydra, resolve=False)})
+    whole = OmegaConf.create({"hydra": OmegaConf.to_container(composition.hydra, resolve=False)})
     for one in REFUSED:
         value = OmegaConf.select(whole, one.key)
         value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -142,17 +142,18 @@ def check(found: Composition, typed: Collection[str], multirun: bool) -> None:
     if value != UNSET[subdir] and (multirun or subdir in typed):
         raise UserError(subdir, value, "leave it out: a job's folder is named by its swept values")
     if "hydra.job.name" in typed and not any(
-        _is_set(found, key, typed) and re.search(r"\$\{hydra[.:]job\.name", _raw(found, key)) for key in UNSET
+        _is_set(composition, key, typed) and re.search(r"\$\{hydra[.:]job\.name", _raw(composition, key))
+        for key in UNSET
     ):
         raise UserError(
             "hydra.job.name",
-            f"{found.hydra.job.name}, and no folder of Hydra's says ${{hydra.job.name}}",
+            f"{composition.hydra.job.name}, and no folder of Hydra's says ${{hydra.job.name}}",
             "name=NAME, the name of the experiment and of its folder",
         )
 
 
 def _check_typed(key: str, whole: DictConfig, multirun: bool) -> None:
-    """Settings that do nothing, if somebody types them; in a file they may be there for other programs."""
+    """Refuse a setting that does nothing, if somebody types it; in a file it may be there for other programs."""
     if key == RUN_DIR and multirun:
         raise UserError(key, "and this is a sweep", f"{SWEEP_DIR}=DIR")
     if key == SWEEP_DIR and not multirun:
@@ -190,17 +191,17 @@ def _check_logging(whole: DictConfig, typed: Collection[str]) -> None:
 # ---- folders
 
 
-def run_folder(found: Composition, typed: Collection[str]) -> Path | None:
-    """The folder that ``hydra.run.dir`` names; None where nobody set it.
+def run_folder(composition: Composition, typed: Collection[str]) -> Path | None:
+    """Return the folder that ``hydra.run.dir`` names; None where nobody set it.
 
     Raises:
         UserError: if it cannot be resolved, or is no folder's name.
     """
-    return _folder(found, RUN_DIR, datetime.now()) if _is_set(found, RUN_DIR, typed) else None
+    return _folder(composition, RUN_DIR, datetime.now()) if _is_set(composition, RUN_DIR, typed) else None
 
 
 def sweep_folder(points: list[Composition], typed: Collection[str]) -> Path | None:
-    """The folder that ``hydra.sweep.dir`` names; None where nobody set it.
+    """Return the folder that ``hydra.sweep.dir`` names; None where nobody set it.
 
     Raises:
         UserError: if it cannot be resolved, or is another one for every job.
@@ -214,27 +215,27 @@ def sweep_folder(points: list[Composition], typed: Collection[str]) -> Path | No
     return first
 
 
-def _raw(found: Composition, key: str) -> str:
-    """A setting as it was written, interpolations and all."""
-    return unresolved(found.hydra, key.removeprefix("hydra."))
+def _raw(composition: Composition, key: str) -> str:
+    """Return a setting as it was written, interpolations and all."""
+    return unresolved(composition.hydra, key.removeprefix("hydra."))
 
 
-def _is_set(found: Composition, key: str, typed: Collection[str]) -> bool:
-    return key in typed or _raw(found, key) != UNSET[key]
+def _is_set(composition: Composition, key: str, typed: Collection[str]) -> bool:
+    return key in typed or _raw(composition, key) != UNSET[key]
 
 
-def _folder(found: Composition, key: str, now: datetime) -> Path:
-    """A folder setting, resolved as Hydra does it."""
-    raw = _raw(found, key)
+def _folder(composition: Composition, key: str, now: datetime) -> Path:
+    """Return the folder that a setting names, resolved as Hydra does it."""
+    raw = _raw(composition, key)
     # one time for all jobs, stages and processes of a command
     text = re.sub(r"\$\{now:([^}]*)\}", lambda match: now.strftime(match[1]), raw)
-    whole = copy.deepcopy(found.tree)
+    whole = copy.deepcopy(composition.tree)
     with open_dict(whole):
-        whole["hydra"] = copy.deepcopy(found.hydra)
+        whole["hydra"] = copy.deepcopy(composition.hydra)
         job = whole.hydra.job
         if job.name == JOB_NAME:
-            job.name = str(found.config.get("name") or JOB_NAME)
-        job.override_dirname = _override_dirname(found, job)
+            job.name = str(composition.config.get("name") or JOB_NAME)
+        job.override_dirname = _override_dirname(composition, job)
         OmegaConf.update(whole, key, text)
     try:
         with _as_hydras(whole):
@@ -247,10 +248,11 @@ def _folder(found: Composition, key: str, now: datetime) -> Path:
     return Path(resolved)
 
 
-def _override_dirname(found: Composition, job: DictConfig) -> str:
-    """Hydra's, of all that was typed; the composer gives Hydra the group choices alone."""
+def _override_dirname(composition: Composition, job: DictConfig) -> str:
+    """Return Hydra's ``override_dirname`` of all that was typed; the composer gives Hydra the group choices alone."""
     form = job.config.override_dirname
-    kept = [text for text in as_typed(found.overrides) if text.lstrip("+").split("=")[0] not in form.exclude_keys]
+    typed = as_typed(composition.overrides)
+    kept = [text for text in typed if text.lstrip("+").split("=")[0] not in form.exclude_keys]
     return form.item_sep.join(sorted(text.replace("=", form.kv_sep, 1) for text in kept))
 
 
@@ -268,10 +270,10 @@ def _as_hydras(whole: DictConfig) -> Iterator[None]:
 # ---- environment
 
 
-def environment(found: Composition) -> dict[str, str]:
-    """``hydra.job.env_set``, but for what only a job knows (``${hydra.job.num}``), which is left to Hydra."""
+def environment(composition: Composition) -> dict[str, str]:
+    """Return ``hydra.job.env_set`` without what only a job knows (``${hydra.job.num}``), which is left to Hydra."""
     given = {}
-    for name in found.hydra.job.env_set:
+    for name in composition.hydra.job.env_set:
         with suppress(Exception):  # an interpolation that does not resolve yet
-            given[str(name)] = str(found.hydra.job.env_set[name])
+            given[str(name)] = str(composition.hydra.job.env_set[name])
     return given

@@ -1,4 +1,4 @@
-"""What kdlab uses of Hydra and OmegaConf beyond their documented interfaces, in one place.
+"""All uses of Hydra and OmegaConf beyond their documented interfaces, in one place.
 
 A test fails where a version moves it.
 """
@@ -32,11 +32,11 @@ from kdlab.system.files import Unreadable, check_yaml, read_text
 # ---- loading
 
 OPTION_VALUES = 20_000
-"""Most values of an option file, with every alias counted as what it stands for: OmegaConf takes seconds for these."""
+"""Largest number of values in an option file, aliases counted as what they stand for: it takes OmegaConf seconds."""
 
 
 class CheckedRepository(ConfigRepository):
-    """Hydra's option files, those of the user checked for size before they are loaded."""
+    """Repository of Hydra's option files, those of the user checked for size before they are loaded."""
 
     def load_config(self, config_path: str) -> ConfigResult | None:
         """Load an option file, checked if it is the user's."""
@@ -63,7 +63,7 @@ def check_option_file(path: Path) -> None:
 
 
 PATHS = "kdlab"
-"""Where the option files of a config are noted, among the choices that Hydra records; it forgets lists."""
+"""Key of the option files of a config, noted among the choices that Hydra records; it forgets those in lists."""
 
 
 class Loader(ConfigLoaderImpl):
@@ -90,7 +90,7 @@ class Loader(ConfigLoaderImpl):
 
 
 def unresolved(tree: DictConfig, key: str) -> str:
-    """A value as it was written, interpolations and all."""
+    """Return a value as it was written, interpolations and all."""
     node: Any = tree
     for name in key.split("."):
         node = node._get_node(name)
@@ -119,9 +119,9 @@ class Refusal:
 
     Attributes:
         text: one line.
-        option: the group and the option that it has not, and those that it has.
-        unknown_key: of a value that nothing takes.
-        existing_key: of a value that was to be added.
+        option: the group, the option that it has not, and those that it has.
+        unknown_key: key of a value that nothing takes.
+        existing_key: key of a value that was to be added.
     """
 
     text: str

@@ -1,4 +1,4 @@
-"""What starts the jobs of a sweep: kdlab's own launcher, and what it takes to go on where another's jobs crash."""
+"""Launchers of the jobs of a sweep: kdlab's own, and what it takes to go on where the jobs of another crash."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from kdlab.cli.hydra.workers import InProcess, Outcome
 from kdlab.errors import RunFailed
 
 CHECK = None
-"""What a worker is handed to look at the whole sweep, before the first job."""
+"""Stand-in for a job that makes a worker look at the whole sweep, before the first job."""
 
 
 class PoolLauncher(Launcher):
-    """Runs the jobs of a sweep in a pool of workers: ``hydra/launcher=basic`` with one, ``joblib`` with ``n_jobs``.
+    """Launcher of a sweep's jobs in a pool of workers: ``hydra/launcher=basic`` has one, ``joblib`` ``n_jobs``.
 
     Args:
-        pool: runs them.
-        check: looks at the whole sweep; what it raises ends the sweep before anything is written. It runs in a worker,
-            since it needs the modules that jobs need, and the main process is to stay without them.
-        begin: called once the check has passed, before the first job.
+        pool: workers that run the jobs.
+        check: function that looks at the whole sweep; what it raises ends the sweep before anything is written. It runs
+            in a worker, since it needs the modules that jobs need, and the main process is to stay without them.
+        begin: function called once the check has passed, before the first job.
     """
 
     config: DictConfig
@@ -78,12 +78,12 @@ class PoolLauncher(Launcher):
 
 
 def job_config(sweep: Any, number: int, overrides: Sequence[str]) -> DictConfig:
-    """The configuration of one job, Hydra's settings included.
+    """Return the configuration of one job, Hydra's settings included.
 
     Args:
         sweep: the launcher or sweeper, as its ``setup`` left it.
-        number: of the job, from 0.
-        overrides: of the job.
+        number: number of the job, from 0.
+        overrides: overrides of the job.
     """
     config = sweep.hydra_context.config_loader.load_sweep_config(sweep.config, list(overrides))
     with open_dict(config):
@@ -99,7 +99,7 @@ def returned(overrides: Sequence[str], value: Any, status: JobStatus = JobStatus
 
 
 def failed(sweep: Any, number: int, overrides: Sequence[str], outcome: Outcome) -> JobReturn:
-    """Record the failure of a job that could not do so itself; arguments and result as above."""
+    """Record the failure of a job that could not do so itself; returns what Hydra's launchers return of a job."""
     value = sweep.task_function.failed(lambda: _given(sweep, number, overrides), number, outcome)
     if value is None:
         return returned(overrides, outcome.error, JobStatus.FAILED)

@@ -1,4 +1,4 @@
-"""A search instead of a grid: ``hydra/sweeper=optuna`` asks Optuna's TPE for each next job.
+"""Search instead of a grid: ``hydra/sweeper=optuna`` asks Optuna's TPE for each next job.
 
 The study is kept in the sweep folder, so that the same command goes on where an interrupted search stopped.
 It makes better what a job returns, the student's score on validation data: accuracy is maximised, perplexity
@@ -26,13 +26,13 @@ STUDY = "study.log"
 
 
 class OptunaSweeper(LaunchingSweeper):
-    """Runs ``n_trials`` jobs, each where the ones before suggest.
+    """Sweeper that runs ``n_trials`` jobs, each where the ones before suggest.
 
     Args:
-        n_trials: how many jobs in all, those of an earlier, interrupted search included.
-        n_jobs: how many are asked for, and launched, at a time.
-        seed: of the sampler.
-        startup: how many jobs are drawn at random before the search starts to learn.
+        n_trials: number of jobs in all, those of an earlier, interrupted search included.
+        n_jobs: number of jobs that are asked for, and launched, at a time.
+        seed: seed of the sampler.
+        startup: number of jobs that are drawn at random before the search starts to learn.
         params: further swept overrides, as ``{key: "interval(0, 1)"}``.
     """
 
@@ -67,7 +67,7 @@ class OptunaSweeper(LaunchingSweeper):
         return study
 
     def _study(self, folder: Path) -> optuna.Study:
-        """The folder's study, made or continued."""
+        """Make or continue the folder's study."""
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -81,7 +81,7 @@ class OptunaSweeper(LaunchingSweeper):
         return self._with_sampler(study)
 
     def _turned(self, study: optuna.Study, folder: Path) -> optuna.Study:
-        """The study, looking for what is better: the first result says whether that is more or less.
+        """Return the study in the right direction: the first result says whether more or less is better.
 
         Optuna fixes the direction when a study is made, which is before any job has run. No trial has a value yet
         when it turns out to be the other one, so the study is made anew with the same trials.
@@ -115,7 +115,7 @@ def _storage(folder: Path) -> optuna.storages.JournalStorage:
 
 
 def _cut_off(study: optuna.Study, keys: set[str]) -> list[Any]:
-    """Trials that were running when an earlier search died: they run again, from their checkpoints."""
+    """Return the trials that were running when an earlier search died: they run again, from their checkpoints."""
     import optuna
 
     running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
@@ -160,7 +160,7 @@ def distribution(override: Override) -> optuna.distributions.BaseDistribution:
 
 
 def samples(override: Override) -> list[str]:
-    """The ends of an interval and a point inside, to be checked before a search starts."""
+    """Return the ends of an interval and a point inside, to be checked before a search starts."""
     distribution(override)
     value = override.value()
     assert isinstance(value, IntervalSweep) and value.start is not None and value.end is not None
@@ -187,7 +187,7 @@ def _said(value: Any) -> str:
 
 
 def _objective(job: JobReturn) -> float | None:
-    """Return the objective of a job, if it finished with a number."""
+    """Return the objective of a job, if it finished with a finite number; else None."""
     if job.status != JobStatus.COMPLETED or not isinstance(job.return_value, int | float):
         return None
     return float(job.return_value) if math.isfinite(job.return_value) else None

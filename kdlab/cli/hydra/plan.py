@@ -1,4 +1,4 @@
-"""What a command would run: every point of a sweep and every stage, composed and validated."""
+"""Plan of what a command would run: every point of a sweep and every stage, composed and validated."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ QUIET = {
     "hydra/job_logging": "none",
     "hydra/hydra_logging": "none",
 }
-"""Hydra writes and prints nothing of its own: run folders, logs and tables are kdlab's."""
+"""Overrides that keep Hydra from writing and printing: run folders, logs and tables are kdlab's."""
 
 OF_SWEEPS = ("hydra/sweeper", "hydra/launcher", "hydra.sweeper", "hydra.launcher")
-"""What the keys of sweeps' settings begin with."""
+"""Beginnings of the keys of sweeps' settings."""
 OURS = (*QUIET, hydra_node.SWEEP_DIR)
-"""What the user says of these, kdlab has read; Hydra itself is told otherwise."""
+"""Settings that kdlab reads as the user has them, and sets otherwise for Hydra itself."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class Flags:
 
 @dataclass
 class Plan:
-    """A command, composed and validated."""
+    """Command, composed and validated."""
 
     composer: Composer
     texts: list[str]
-    """The overrides as Hydra takes them, sweeps unexpanded."""
+    """Overrides as Hydra takes them, sweeps unexpanded."""
     points: list[Composition]
-    """What would run: one point, every point of a grid, or the ends of what a search draws from."""
+    """Points that would run: the one, all of a grid, or the ends of what a search draws from."""
     swept: tuple[str, ...] = ()
     searched: bool = False
     """Whether the points are only the ends of a search."""
     multirun: bool = False
-    """Whether it is a sweep, if only of one job."""
+    """Whether the command is a sweep, if only of one job."""
     folder: Path | None = None
     """The folder of the run or the sweep that the user named; None for one that kdlab names."""
 
     @property
     def jobs(self) -> int:
-        """Number of runs."""
+        """Number of runs that the command means."""
         return int(self.hydra.sweeper.n_trials) if self.searched else len(self.points)
 
     @property
@@ -92,32 +92,32 @@ def make_plan(flags: Flags, composer: Composer) -> Plan:
     multirun = flags.multirun or hydra_node.is_multirun(plain)
     hydra_node.check(plain, typed, multirun)
     if multirun:
-        found = _plan_sweep(composer, parsed, plain)
+        plan = _plan_sweep(composer, parsed, plain)
     else:
         refuse_sweeps(parsed)
-        found = Plan(composer, [str(o.input_line) for o in parsed], [plain])
+        plan = Plan(composer, [str(o.input_line) for o in parsed], [plain])
         _refuse_unused(override.get_key_element() for override in parsed)
-    for point in found.points:
+    for point in plan.points:
         validate(point, composer)
-    _choose_folder(found, typed)
-    return found
+    _choose_folder(plan, typed)
+    return plan
 
 
-def _choose_folder(found: Plan, typed: set[str]) -> None:
-    """Look at the folder that the user named, before anything is built."""
-    config = found.points[0].config
-    if found.multirun:
-        found.folder = hydra_node.sweep_folder(found.points, typed)
-        if found.folder is not None:
+def _choose_folder(plan: Plan, typed: set[str]) -> None:
+    """Note the folder that the user named, and check it before anything is built."""
+    config = plan.points[0].config
+    if plan.multirun:
+        plan.folder = hydra_node.sweep_folder(plan.points, typed)
+        if plan.folder is not None:
             from kdlab.cli.hydra.sweep import check_sweep_folder
 
-            check_sweep_folder(found.folder, as_typed(found.texts))
+            check_sweep_folder(plan.folder, as_typed(plan.texts))
         return
-    found.folder = hydra_node.run_folder(found.points[0], typed)
-    if found.folder is not None and config.get("resume") in (None, "auto"):  # another run is looked at by the run
+    plan.folder = hydra_node.run_folder(plan.points[0], typed)
+    if plan.folder is not None and config.get("resume") in (None, "auto"):  # another run is looked at by the run
         from kdlab.runs import chosen_folder  # slower than most mistakes take to be found
 
-        chosen_folder.check(found.folder, config)
+        chosen_folder.check(plan.folder, config)
 
 
 def refuse_sweeps(parsed: Iterable[Override]) -> None:
@@ -147,12 +147,12 @@ def _refuse_unused(given: Iterable[str]) -> None:
 
 
 def _plan_sweep(composer: Composer, parsed: list[Override], params: Composition) -> Plan:
-    """Every point of the sweep; params that a file sweeps over (``hydra.sweeper.params``) included.
+    """Plan every point of a sweep; params that a file sweeps over (``hydra.sweeper.params``) are included.
 
     Args:
-        composer: composes the points.
+        composer: composer of the points.
         parsed: all overrides.
-        params: what those compose that are no sweeps.
+        params: composition of those overrides that are no sweeps.
     """
     texts = [str(override.input_line) for override in parsed]
     check_settings(params.hydra)
@@ -164,10 +164,10 @@ def _plan_sweep(composer: Composer, parsed: list[Override], params: Composition)
         raise UserError("hydra/sweeper", "'optuna' needs a package that is not installed: pip install optuna")
     swept = tuple(o.get_key_element().lstrip("+") for o in parsed if o.is_sweep_override())
     points = _ends(parsed) if searched else _grid(parsed)
-    found = Plan(composer, texts, [composer.compose(p) for p in points], swept, searched, multirun=True)
-    if any(point.config.get("resume") not in (None, "auto") for point in found.points):
+    plan = Plan(composer, texts, [composer.compose(p) for p in points], swept, searched, multirun=True)
+    if any(point.config.get("resume") not in (None, "auto") for point in plan.points):
         raise UserError("resume", "a sweep goes on by itself", "leave it out")
-    return found
+    return plan
 
 
 def _grid(parsed: list[Override]) -> list[list[str]]:
@@ -184,7 +184,7 @@ def _grid(parsed: list[Override]) -> list[list[str]]:
 
 
 def _ends(parsed: list[Override]) -> list[list[str]]:
-    """A search cannot be listed: each value that it may draw is checked once, intervals at both ends."""
+    """Return the points of a search to check: each value that it may draw once, intervals at both ends and inside."""
     from kdlab.cli.hydra.optuna_sweeper import samples
 
     draws = []
@@ -200,7 +200,7 @@ def _ends(parsed: list[Override]) -> list[list[str]]:
 
 
 def distinct(points: Iterable[Composition]) -> Iterator[dict[str, Any]]:
-    """Every config and stage that differs in more than its seed."""
+    """Yield every config and stage that differs in more than its seed."""
     seen = set()
     for point in points:
         for config in [stage.config for stage in point.stages.values()] or [point.config]:

@@ -1,4 +1,4 @@
-"""The configuration of each stage of a run, from its folder: as it is kept there, or composed again safely."""
+"""Configurations of the stages of a run, from its folder: as they are kept there, or composed again safely."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Stages = dict[str, Mapping[str, Any]]
 
 
 def stages_of(run: Path, trust: bool = False) -> Stages | None:
-    """The composed configuration of each stage.
+    """Return the composed configuration of each stage of a run.
 
     Args:
         run: a run folder, of whomever.
-        trust: accept the user's own modules in it.
+        trust: true to accept the user's own modules in it.
 
     Returns:
         Name → configuration; None where the run has no stages, or nothing says any more what they were.
@@ -42,19 +42,19 @@ def _read(path: Path) -> Any:
 
 
 def _kept(path: Path, config: Mapping[str, Any]) -> Stages | None:
-    """Return the stages that the run wrote, if they belong to this configuration."""
+    """Return the stages that the run wrote, if they belong to this configuration; else None."""
     integrity.check(path)
-    found = _read(path)
-    if not isinstance(found, Mapping) or found.get("config_hash") != builder.config_hash(config):
+    record = _read(path)
+    if not isinstance(record, Mapping) or record.get("config_hash") != builder.config_hash(config):
         return None
-    stages = found.get("stages")
+    stages = record.get("stages")
     if not isinstance(stages, Mapping) or list(stages) != list(config["stages"]):
         return None
     return dict(stages) if all(isinstance(one, Mapping) for one in stages.values()) else None
 
 
 def _composed(path: Path, config: Mapping[str, Any], trust: bool) -> Stages | None:
-    """Composed again from what was typed: folders of earlier versions do not keep their stages.
+    """Compose the stages again from what was typed: folders of earlier versions do not keep them.
 
     Settings of Hydra's are left out, since these say where it finds its code; and of texts with an interpolation
     nothing is composed, since these could read the environment.

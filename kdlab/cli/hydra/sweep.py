@@ -1,4 +1,4 @@
-"""The folders of a sweep: found again by what was asked, so that an interrupted one goes on."""
+"""Folders of a sweep: found again by what was asked, so that an interrupted one goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from kdlab.runs.result import load_result
 from kdlab.system.files import Unreadable, read_mapping, write_text
 
 LONGEST = 90
-"""Characters of a job folder's name before its hash."""
+"""Largest number of characters of a job folder's name before its hash."""
 
 WRITABLE = "a folder that can be written to"
 
@@ -36,7 +36,7 @@ def sweep_folder(config: Mapping[str, Any], texts: Sequence[str], searched: bool
 
 
 def _asked(texts: Sequence[str]) -> list[str]:
-    """Return the overrides that identify a sweep, in any order."""
+    """Return the overrides that identify a sweep, sorted, since their order does not count."""
     return sorted(text for text in texts if not text.startswith(("hydra.", "hydra/", "output=", "resume=")))
 
 
@@ -51,10 +51,10 @@ def check_sweep_folder(folder: Path, texts: Sequence[str]) -> None:
         refuse_others(key, folder)
         return
     try:
-        found = read_mapping(folder / "sweep.yaml")
+        record = read_mapping(folder / "sweep.yaml")
     except (OSError, Unreadable) as error:
         raise UserError(key, f"{folder / 'sweep.yaml'} cannot be read ({error})", "a new folder") from None
-    there = _asked([str(text) for text in found.get("overrides") or []])
+    there = _asked([str(text) for text in record.get("overrides") or []])
     if there != _asked(texts):
         raise UserError(
             key,
@@ -64,7 +64,7 @@ def check_sweep_folder(folder: Path, texts: Sequence[str]) -> None:
 
 
 def job_folder(sweep: Path, texts: Sequence[str], swept: Sequence[str], config: Mapping[str, Any]) -> Path:
-    """One job's folder: its swept values in words, and a hash of its whole config.
+    """Return one job's folder, named by its swept values in words and a hash of its whole config.
 
     A config that changed since (an edited file) gets a folder of its own, and never another's checkpoints.
     """
@@ -101,13 +101,13 @@ def write_record(sweep: Path, texts: Sequence[str], jobs: Sequence[str]) -> None
 
 
 def jobs_in(sweep: Path) -> list[Path]:
-    """The folders of a sweep's jobs, begun or done: not what a launcher or a comparison keeps beside them."""
-    found = {path.parent for name in ("config.yaml", "result.json") for path in sweep.glob(f"*/{name}")}
-    return sorted(folder for folder in found if not folder.name.startswith("."))
+    """Return the folders of a sweep's jobs, begun or done, but not those of a launcher or a comparison."""
+    folders = {path.parent for name in ("config.yaml", "result.json") for path in sweep.glob(f"*/{name}")}
+    return sorted(folder for folder in folders if not folder.name.startswith("."))
 
 
 def read_any(folder: Path) -> dict[str, Any]:
-    """The ``result.json`` of a run, finished or failed; empty if it is missing or damaged."""
+    """Return the ``result.json`` of a run, finished or failed; empty if it is missing or damaged."""
     try:
         return load_result(folder) or {}
     except (OSError, Unreadable):
@@ -120,7 +120,7 @@ def objective(result: Mapping[str, Any]) -> float | None:
 
 
 def greater(sweep: Path) -> bool | None:
-    """Return whether a greater objective is better, as the finished jobs of a sweep say; None while none is."""
+    """Return whether a greater objective is better, as the finished jobs of a sweep say; None while there is none."""
     for path in sorted(sweep.glob("*/result.json")):
         result = read_any(path.parent)
         if result.get("status") == "finished":
@@ -152,7 +152,7 @@ def _seconds(folder: Path) -> float | None:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: ``40 s``, ``12 min``, ``3.5 h``."""
+    """Return a time in words: ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

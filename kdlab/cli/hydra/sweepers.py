@@ -1,4 +1,4 @@
-"""Make kdlab's sweepers known to Hydra: ``hydra/sweeper=grid`` (the default) and ``hydra/sweeper=optuna``.
+"""Registration of kdlab's sweepers with Hydra: ``hydra/sweeper=grid`` (the default) and ``hydra/sweeper=optuna``.
 
 Hydra's own basic sweeper would compose every job once more than needed and leave a file behind; the Optuna
 sweeper on the package index asks for an Optuna that is years old.
@@ -24,11 +24,11 @@ SETTINGS: dict[str, tuple[Any, dict[str, Any]]] = {
     "basic": (GridSweeper, {"params": None}),  # what Hydra takes by default
     "optuna": (OptunaSweeper, {"n_trials": 20, "n_jobs": 1, "seed": 0, "startup": 8, "params": None}),
 }
-"""Option → the sweeper and what can be set of it."""
+"""Option → the sweeper, and its settings with their defaults."""
 
 
 def register() -> None:
-    """Register both, where Hydra will build them."""
+    """Register the sweepers, where Hydra will build them."""
     for name, (sweeper, settings) in SETTINGS.items():
         target = register_plugin(sys.modules[__name__], sweeper)
         ConfigStore.instance().store(group="hydra/sweeper", name=name, node={"_target_": target, **settings})
@@ -61,7 +61,7 @@ def check_settings(hydra: DictConfig) -> None:
 _USUAL = {"sweeper": "grid", "launcher": "basic"}
 
 _READ = {"basic": (), "joblib": ("n_jobs",)}
-"""Launcher → the settings of it that kdlab reads, which runs the jobs itself."""
+"""Launcher → its settings that kdlab reads, which runs the jobs itself."""
 
 
 def _check_launcher(launcher: DictConfig, option: str) -> None:

@@ -33,7 +33,7 @@ from kdlab.errors import RunFailed, UserError
 from kdlab.system.termination import Terminated, ending, terminate
 
 Work = Callable[[Any], Any]
-"""Runs one job: takes and returns what can be pickled."""
+"""Function that runs one job: it takes and returns what can be pickled."""
 
 ASK_SECONDS = 1.0
 """Seconds between looks at whether a worker lives: one that died is noticed by its pipe, unless a child keeps that."""
@@ -49,10 +49,10 @@ SAME_END_SECONDS = 0.2
 
 
 class Crash(RunFailed):
-    """A job whose process died of it.
+    """Error of a job whose process died of it.
 
     Args:
-        status: of the process, as ``os.waitpid`` returns it.
+        status: status of the process, as ``os.waitpid`` returns it.
     """
 
     def __init__(self, status: int) -> None:
@@ -64,7 +64,7 @@ class Crash(RunFailed):
 
     @property
     def signal(self) -> int:
-        """The signal that killed the process; 0 if none did."""
+        """Signal that killed the process; 0 if none did."""
         return max(0, -os.waitstatus_to_exitcode(self.status))
 
 
@@ -75,14 +75,14 @@ class Outcome:
     value: Any = None
     error: BaseException | None = None
     again: bool = False
-    """Whether it runs once more: it was killed beside others, maybe for memory that it has when it is alone."""
+    """Whether the job runs once more: it was killed beside others, maybe for memory that it has when it is alone."""
 
 
 class InProcess:
-    """Runs jobs in this process, one after another.
+    """Runner of jobs in this process, one after another.
 
     Args:
-        work: runs one job.
+        work: function that runs one job.
     """
 
     def __init__(self, work: Work | None = None) -> None:
@@ -134,14 +134,14 @@ class _Worker:
 
 
 class Pool(InProcess):
-    """Runs jobs in worker processes, which are forked when they are first needed; a context.
+    """Runner of jobs in worker processes, which are forked when they are first needed; a context.
 
     An exception that leaves the context ends the workers, KeyboardInterrupt by SIGINT and others by SIGTERM; they are
     waited for, since they may be saving.
 
     Args:
-        count: workers at a time.
-        work: runs one job; may be set later, but before the first job.
+        count: number of workers at a time.
+        work: function that runs one job; may be set later, but before the first job.
     """
 
     def __init__(self, count: int, work: Work | None = None) -> None:
@@ -197,7 +197,7 @@ class Pool(InProcess):
                 yield number, outcome
 
     def _idle(self, running: dict[_Worker, int]) -> _Worker:
-        """A worker without a job, a new one if there is none that lives."""
+        """Return a worker without a job, a new one if there is none that lives."""
         for worker in [one for one in self._workers if one not in running]:
             if worker.status() is None:
                 return worker
@@ -206,17 +206,17 @@ class Pool(InProcess):
 
     def _ended(self, running: dict[_Worker, int]) -> list[tuple[_Worker, Outcome]]:
         """Wait for workers whose job has ended, or that have died of it."""
-        found: list[tuple[_Worker, Outcome]] = []
-        while not found:
+        ended: list[tuple[_Worker, Outcome]] = []
+        while not ended:
             wait([worker.connection for worker in running], ASK_SECONDS)
             for worker in running:
                 # first whether it lives: what it sent before it died is then there to be read
                 died = worker.status() is not None
                 if worker.connection.poll():
-                    found.append((worker, self._received(worker)))
+                    ended.append((worker, self._received(worker)))
                 elif died:
-                    found.append((worker, self._crashed(worker)))
-        return found
+                    ended.append((worker, self._crashed(worker)))
+        return ended
 
     def _received(self, worker: _Worker) -> Outcome:
         try:
@@ -235,18 +235,18 @@ class Pool(InProcess):
     # ---- beginning and ending of workers --------------------------------------------------------------------------
 
     def _fork(self) -> _Worker:
-        ours, theirs = Pipe()
+        own_end, worker_end = Pipe()
         sys.stdout.flush()
         sys.stderr.flush()
         held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         pid = os.fork()
         if pid == 0:
-            foreign = [ours, *(one.connection for one in self._workers)]
-            _serve(self.work, theirs, foreign, self._lifeline, held)
-        worker = _Worker(pid, ours)
+            foreign = [own_end, *(one.connection for one in self._workers)]
+            _serve(self.work, worker_end, foreign, self._lifeline, held)
+        worker = _Worker(pid, own_end)
         self._workers.append(worker)
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
-        theirs.close()
+        worker_end.close()
         return worker
 
     def _end(self, number: int | None = None) -> None:
@@ -265,7 +265,7 @@ class Pool(InProcess):
 
     @contextmanager
     def _passing_on_signals(self) -> Iterator[None]:
-        """While workers are waited for, hand them the signals that come, and go on waiting."""
+        """Hand workers the signals that come while they are waited for, and go on waiting."""
 
         def pass_on(number: int, frame: Any) -> None:
             for worker in self._workers:
@@ -281,7 +281,7 @@ class Pool(InProcess):
 
 
 def _after_all(outcome: Outcome) -> Outcome:
-    """The outcome, unless whoever ended a worker ends all processes of the command: then this one's turn is now."""
+    """Return the outcome, after a moment where a signal ended the worker: it may come to this process too."""
     if isinstance(outcome.error, Crash) and outcome.error.signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         time.sleep(SAME_END_SECONDS)
     return outcome
@@ -289,7 +289,7 @@ def _after_all(outcome: Outcome) -> Outcome:
 
 @contextmanager
 def pool(count: int, work: Work | None = None) -> Iterator[InProcess]:
-    """A pool of ``count`` workers; or this process, where none may be forked."""
+    """Yield a pool of ``count`` workers; or this process, where none may be forked."""
     if not may_fork():
         yield InProcess(work)
         return
@@ -350,7 +350,7 @@ def _outcome(work: Work, job: Any) -> Outcome:
 
 
 def _portable(error: BaseException) -> BaseException:
-    """The error, or its text where it cannot be sent."""
+    """Return the error, or a :class:`RunFailed` with its text where it cannot be sent."""
     try:
         copy = pickle.loads(pickle.dumps(error))
     except Exception:
@@ -359,7 +359,7 @@ def _portable(error: BaseException) -> BaseException:
 
 
 class _Interrupt:
-    """A handler of SIGINT that takes two in a moment for one."""
+    """Handler of SIGINT that takes two in a moment for one."""
 
     def __init__(self) -> None:
         self.last = float("-inf")

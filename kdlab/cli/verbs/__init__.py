@@ -9,12 +9,12 @@ from pathlib import Path
 
 @cache
 def names() -> list[str]:
-    """All verbs."""
+    """Return the names of all verbs, sorted."""
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
 def summaries() -> dict[str, str]:
-    """Verb → what it does, read without importing it."""
+    """Return verb → what it does, read without importing it."""
     folder = Path(__file__).parent
     docs = {name: ast.get_docstring(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))) for name in names()}
     return {name: (doc or "").splitlines()[0].rstrip(".") for name, doc in docs.items()}

@@ -10,7 +10,7 @@ from kdlab.system.terminal import say
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab check [-m] OVERRIDES...``: status 2 if anything is wrong."""
+    """Run ``kdlab check [-m] OVERRIDES...``; returns the exit status, 2 if anything is wrong."""
     parser = Parser(
         prog="kdlab check",
         description=__doc__,

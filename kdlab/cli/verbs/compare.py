@@ -37,7 +37,7 @@ examples:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the ``compare`` verb, and return the exit status; UserError is raised for what a user got wrong."""
+    """Run ``kdlab compare PATH...``; returns the exit status."""
     args = _parser().parse_args(argv)
     from kdlab.report import table
     from kdlab.report.compare.comparison import Comparison, columns_of, ordered

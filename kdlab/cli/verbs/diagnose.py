@@ -72,22 +72,22 @@ def _diagnose(args: argparse.Namespace, out: Path, command: str) -> None:
     from kdlab.report.diagnosis.slices import groups
 
     stages = stages_of(args.run, args.trust)
-    found = rebuild(args.run, stages=stages, teacher=args.teacher, baseline=args.baseline, trust=args.trust)
-    split, data, config = args.split, found.data, found.experiment.data
+    rebuilt = rebuild(args.run, stages=stages, teacher=args.teacher, baseline=args.baseline, trust=args.trust)
+    split, data, config = args.split, rebuilt.data, rebuilt.experiment.data
     if not data.counts.get(split):
         raise UserError("diagnose", f"--split {split}, and {data.name} has no such rows", "a split that has some")
-    logits, targets = found.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
+    logits, targets = rebuilt.answers(split, "cuda" if torch.cuda.is_available() else "cpu")
     sliced = {text: groups(text, config, data, split, targets) for text in args.slice}
-    case = DiagnosisInputs(args.run, found.experiment.name, data, config, split, logits, targets)
+    case = DiagnosisInputs(args.run, rebuilt.experiment.name, data, config, split, logits, targets)
     counted = case.count(sliced)
-    counted["notes"] = found.notes + _other_numbers(args, counted)
-    said = f"{case.title}\n\n{report.text(counted, table.terminal_width())}"
+    counted["notes"] = rebuilt.notes + _other_numbers(args, counted)
+    text = f"{case.title}\n\n{report.text(counted, table.terminal_width())}"
     names = case.write(counted, out, command, pictures=not args.no_pictures)
-    table.show(f"{said}\n\nwritten to {table.shorten(out)}: {', '.join(names)}")
+    table.show(f"{text}\n\nwritten to {table.shorten(out)}: {', '.join(names)}")
 
 
 def _other_numbers(args: argparse.Namespace, counted: Mapping[str, Any]) -> list[str]:
-    """Networks whose accuracy is not the one that the run measured: data or weights are others now."""
+    """Return a note on each network whose accuracy is not the one in ``result.json``: data or weights have changed."""
     from kdlab.runs.folder import read_result
 
     models = (read_result(args.run) or {}).get("models") or {}

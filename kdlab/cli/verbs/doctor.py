@@ -29,7 +29,7 @@ OPTIONAL = {
     "mlflow": "logger",
 }
 BESIDE_TORCH = ("torchvision", "timm", "torchaudio")
-"""Not used by kdlab, but imported by others; built against one torch, they break beside another."""
+"""Packages that kdlab does not use, but others import; built against one torch, they break beside another."""
 
 FEATURES = {
     "amx_bf16": "AMX-BF16",
@@ -53,14 +53,14 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Line:
-    """One thing looked at; ``ok`` is None for a plain fact."""
+    """Finding about one thing; ``ok`` is None for a plain fact."""
 
     text: str
     ok: bool | None = None
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab doctor``: status 1 if something is broken."""
+    """Run ``kdlab doctor``; returns the exit status, 1 if something is broken."""
     Parser(prog="kdlab doctor", description=__doc__).parse_args(argv)
     broken = 0
     for line in (*machine(), *packages(), *torch_and_friends()):
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def machine() -> Iterator[Line]:
-    """Python, processor, memory and disk."""
+    """Look at Python, processor, memory and disk."""
     yield Line(
         f"python {platform.python_version()} ({sys.executable}) on {platform.platform()}",
         sys.version_info >= (3, 11),
@@ -96,7 +96,7 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
 
 
 def packages() -> Iterator[Line]:
-    """Versions of what kdlab needs, and of what it can use."""
+    """Look at the versions of what kdlab needs, and of what it can use."""
     for name in NEEDED:
         version = _version(name)
         yield Line(f"{name} {version}" if version else f"{name} is missing: pip install {name}", version is not None)
@@ -109,11 +109,11 @@ def torch_and_friends() -> Iterator[Line]:
     """Check that torch imports, what it runs on, and that packages built against it fit."""
     if find_spec("torch") is None:
         return
-    error, said = _try(_ASK_TORCH)
+    error, output = _try(_ASK_TORCH)
     if error:
         yield Line(f"import torch fails: {error}", False)
         return
-    facts = json.loads(said.splitlines()[-1])
+    facts = json.loads(output.splitlines()[-1])
     devices = facts["gpus"] or (["Apple GPU (mps)"] if facts["mps"] else ["cpu only"])
     yield Line(f"devices: {'; '.join(devices)}; torch uses {facts['threads']} threads", True)
     if facts["built_for"] and not facts["gpus"]:
@@ -141,7 +141,7 @@ def _version(name: str) -> str | None:
 
 
 def _try(code: str) -> tuple[str, str]:
-    """Run code in another process, since a misfit may crash it; (its last error line, what it printed)."""
+    """Run code in another process, since a misfit may crash it; returns its last error line, and what it printed."""
     try:
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     except subprocess.TimeoutExpired:

@@ -27,12 +27,12 @@ def main(argv: Sequence[str]) -> int:
     with planned(Flags(tuple(args.overrides))) as plan, log_shown():
         from kdlab.experiment import evaluate_teacher
 
-        found = evaluate_teacher(plan.points[0].config)
-    say(f"teacher: {found['parameters']:,} parameters, trained on {one_line(found['trained_on'])}")
-    for note in found["notes"]:
+        result = evaluate_teacher(plan.points[0].config)
+    say(f"teacher: {result['parameters']:,} parameters, trained on {one_line(result['trained_on'])}")
+    for note in result["notes"]:
         say(f"data: {one_line(note)}")
     for split in ("val", "test", "ood"):
-        if split in found:
-            said = "  ".join(f"{one_line(name)} {value:.4f}" for name, value in sorted(found[split].items()))
-            say(f"{split:<8}{found['counts'][split]:>7,} rows  {said}")
+        if split in result:
+            scores = "  ".join(f"{one_line(name)} {value:.4f}" for name, value in sorted(result[split].items()))
+            say(f"{split:<8}{result['counts'][split]:>7,} rows  {scores}")
     return 0

@@ -42,7 +42,7 @@ examples
 
 
 def parser() -> Parser:
-    """The verb's arguments."""
+    """Return the parser of the verb's arguments."""
     made = Parser(
         prog="kdlab generate",
         usage="kdlab generate QUESTIONS OUT --model NAME [--endpoint URL] ...",
@@ -55,9 +55,15 @@ def parser() -> Parser:
     add("questions", type=Path, metavar="QUESTIONS", help="a JSONL file")
     add("out", type=Path, metavar="OUT", help="the traces: a new JSONL file, or one to go on with")
     add("--model", required=True, help="its name at the endpoint; without one: a run folder, a folder, or a hub name")
+    _add_questions(made)
+    _add_endpoint(made)
+    _add_log_probabilities(made)
+    _add_local_model(made)
+    return made
 
-    asked = made.add_argument_group("what is asked")
-    add = asked.add_argument
+
+def _add_questions(parser: Parser) -> None:
+    add = parser.add_argument_group("what is asked").add_argument
     add("--samples", type=int, default=1, metavar="N", help="answers for each question (default 1)")
     add("--temperature", type=float, default=0.0, help="0 (default): the most probable answer")
     add("--top-p", type=float, default=1.0, help="draw among the most probable tokens of this mass (default 1)")
@@ -70,8 +76,9 @@ def parser() -> Parser:
     add("--gold", metavar="FIELD", help="the right answer's field (default: gold, else answer)")
     add("--keep", choices=("right", "agreeing"), help="also write OUT.filtered.jsonl with these traces only")
 
-    remote = made.add_argument_group("endpoint")
-    add = remote.add_argument
+
+def _add_endpoint(parser: Parser) -> None:
+    add = parser.add_argument_group("endpoint").add_argument
     add("--endpoint", metavar="URL", help="such as https://host/v1; an OpenAI-compatible server")
     add("--api", choices=("chat", "completions"), help="default: by the URL, else chat")
     add("--key-variable", metavar="NAME", help="environment variable with the key (default OPENAI_API_KEY)")
@@ -83,18 +90,19 @@ def parser() -> Parser:
     add("--timeout", type=float, default=300.0, metavar="SECONDS", help="of one answer (default 300)")
     add("--extra", metavar="JSON", help="further fields of requests, null leaves one out: '{\"max_tokens\": null}'")
 
-    soft = made.add_argument_group("log-probabilities")
-    add = soft.add_argument
+
+def _add_log_probabilities(parser: Parser) -> None:
+    add = parser.add_argument_group("log-probabilities").add_argument
     add("--logprobs", type=int, default=0, metavar="K", help="of the K most probable tokens, into a token cache")
     add("--tokenizer", metavar="FOLDER|NAME", help="the one of training, or bytes (a local model has its own)")
     add("--cache", type=Path, metavar="FOLDER", help="the token cache (default OUT.tokens)")
 
-    here = made.add_argument_group("model on this machine")
-    add = here.add_argument
+
+def _add_local_model(parser: Parser) -> None:
+    add = parser.add_argument_group("model on this machine").add_argument
     add("--batch-size", type=int, default=16, metavar="N", help="questions at a time (default 16)")
     add("--device", default="auto", help="auto (default), cpu, cuda, ...")
     add("--trust", action="store_true", help="let a run folder build modules found here; only for runs you made")
-    return made
 
 
 def main(argv: Sequence[str]) -> int:
@@ -113,7 +121,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Check the numbers of the command line, and what goes together.
+    """Check the numbers of the command line, and which arguments go together.
 
     Raises:
         UserError: for a number out of its range, or arguments that do not go together.
@@ -227,7 +235,7 @@ def _soft(args: argparse.Namespace, tokenizer: Any, teacher: str) -> Soft:
 
 
 def _output(args: argparse.Namespace, wording: PromptTemplate, where: dict[str, Any]) -> Output:
-    """The output file, held against how its traces were asked for."""
+    """Open the output file, held against how its traces were asked for."""
     from kdlab.traces.writer import Output
 
     settings = {
@@ -288,7 +296,7 @@ def _say(summary: Summary | None) -> None:
 
 
 def _text(value: str | None, name: str) -> str | None:
-    """A text, or what stands in the file behind an ``@``."""
+    """Return a text, or what stands in the file behind an ``@``."""
     if value is None or not value.startswith("@"):
         return value
     try:
@@ -301,10 +309,10 @@ def _extra(value: str | None) -> dict[str, Any]:
     if value is None:
         return {}
     try:
-        found = json.loads(value)
+        fields = json.loads(value)
     except ValueError as error:
         raise UserError("--extra", f"no JSON ({error})", "an object such as '{\"max_tokens\": null}'") from None
     taken = {"messages", "prompt", "model", "n", "stream"}
-    if not isinstance(found, dict) or taken & set(found):
+    if not isinstance(fields, dict) or taken & set(fields):
         raise UserError("--extra", f"{value[:80]}", f"a JSON object without {', '.join(sorted(taken))}")
-    return found
+    return fields

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """``kdlab leaderboard [BOARD] [OVERRIDES...]``: runs what has not run, then shows and writes the board."""
+    """Run ``kdlab leaderboard [BOARD] [OVERRIDES...]``: what has not run, then the board; returns the exit status."""
     parser = Parser(
         prog="kdlab leaderboard",
         description=__doc__,
@@ -43,12 +43,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--time", type=int, default=0, metavar="N", help="also time the methods' steps, in N rounds")
     parser.add_argument("--show", action="store_true", help="run nothing; show what has run")
     args = parser.parse_intermixed_args(argv)
-    found = options.read(options.folders())
+    available = options.read(options.folders())
     if args.board is None:
-        for name, said in sorted(found.boards.items()):
-            say(f"{one_line(name):<12}{one_line(said)}")
+        for name, title in sorted(available.boards.items()):
+            say(f"{one_line(name):<12}{one_line(title)}")
         return 0
-    board = _board(args, found)
+    board = _board(args, available)
     if args.jobs < 1:
         raise UserError("--jobs", args.jobs, "at least 1")
     with composed(board, args.overrides) as (points, composer):
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
         return _show(board, points, folder, times)
 
 
-def _board(args: argparse.Namespace, found: options.Options) -> Board:
+def _board(args: argparse.Namespace, available: options.Options) -> Board:
     from kdlab.report.leaderboard.leaderboard import Board
 
-    path = found.file(options.BOARDS, args.board)
+    path = available.file(options.BOARDS, args.board)
     if path is None:
-        raise unknown("leaderboard", args.board, found.boards, "board")
+        raise unknown("leaderboard", args.board, available.boards, "board")
     rows = None if args.rows is None else [row.strip() for row in args.rows.split(",") if row.strip()]
     try:
         seeds = None if args.seeds is None else [int(seed) for seed in args.seeds.split(",")]
@@ -74,12 +74,12 @@ def _board(args: argparse.Namespace, found: options.Options) -> Board:
 
 
 Points = dict[tuple["Entry", int], "Composition"]
-"""What each run of a board is composed to."""
+"""Composition of each run of a board, by entry and seed."""
 
 
 @contextmanager
 def composed(board: Board, more: Sequence[str]) -> Iterator[tuple[Points, Composer]]:
-    """Every run of a board, composed, validated and looked at before anything is written."""
+    """Compose and validate every run of a board, before anything is written; yields them, and their composer."""
     from kdlab.cli.hydra.compose import composer, refuse_hydra
     from kdlab.cli.hydra.plan import QUIET, refuse_sweeps
     from kdlab.cli.hydra.sweep import check_writable
@@ -167,7 +167,7 @@ def _check_all(board: Board, points: Points) -> None:
 
 
 def _times(board: Board, points: Points, composer: Composer, folder: Path, rounds: int) -> dict[str, float]:
-    """Row → the median time of a step relative to ``board.relative_to``; kept beside the runs.
+    """Return row → the median time of a step relative to ``board.relative_to``; it is kept beside the runs.
 
     The methods take turns, and each is held against the other of its own round, since machines have moods.
     """
@@ -185,24 +185,24 @@ def _times(board: Board, points: Points, composer: Composer, folder: Path, round
             spent = {row: worker.call((number, row)) for row in board.rows}
             for row, seconds in spent.items():
                 ratios[row].append(seconds / spent[board.relative_to])
-    found = {row: statistics.median(each) for row, each in ratios.items()}
+    medians = {row: statistics.median(each) for row, each in ratios.items()}
     with atomic_write(path) as file:
-        file.write(json.dumps(found, indent=1).encode())
-    return found
+        file.write(json.dumps(medians, indent=1).encode())
+    return medians
 
 
 def _known_times(path: Path) -> dict[str, float]:
-    """The times that an earlier command measured; none, with a warning, where they cannot be read."""
+    """Return the times that an earlier command measured; none, with a warning, where they cannot be read."""
     try:
-        found = read_json(path) if path.exists() else {}
-        return {row: float(ratio) for row, ratio in found.items()}
+        times = read_json(path) if path.exists() else {}
+        return {row: float(ratio) for row, ratio in times.items()}
     except (OSError, ValueError, TypeError, AttributeError, OverflowError) as error:
         warn(f"{path}: damaged, not shown ({error})")
         return {}
 
 
 def _step(chosen: dict[str, Composition], composer: Composer, place: Path, asked: tuple[int, str]) -> float:
-    """Seconds of one training step of a row, in a run without baseline and validation."""
+    """Measure the seconds of one training step of a row, in a run without baseline and validation."""
     from kdlab.cli.hydra.job import run
 
     number, row = asked

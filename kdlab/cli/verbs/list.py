@@ -33,16 +33,16 @@ def main(argv: Sequence[str]) -> int:
         return _layers(args.overrides)
     if args.overrides:
         raise UserError("list", f"{args.overrides[0]!r} is one word too many", "one group, or layers OVERRIDE...")
-    found = options.read(options.folders())
-    if args.group is not None and args.group not in found.groups:
-        raise unknown("list", args.group, [*found.groups, LAYERS], "group")
-    for group in [args.group] if args.group else [g for g in found.groups if g != options.NETWORKS]:
+    available = options.read(options.folders())
+    if args.group is not None and args.group not in available.groups:
+        raise unknown("list", args.group, [*available.groups, LAYERS], "group")
+    for group in [args.group] if args.group else [g for g in available.groups if g != options.NETWORKS]:
         say(group)
         if args.group is None and group == "teacher":
             say("  (any student, and)")
             shown = options.EXTRA["teacher"]
         else:
-            shown = found.groups[group]
+            shown = available.groups[group]
         width = max((len(name) for name in shown), default=0) + 2
         for name in sorted(shown):
             say(f"  {one_line(name):<{width}}{one_line(shown[name])}".rstrip())
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _layers(chosen: Sequence[str]) -> int:
-    """The module tree of student and teacher, with the shape that each module puts out for one example; and pairs."""
+    """Show the module trees of student and teacher, with the shapes that they put out for one example; and pairs."""
     from kdlab.cli.hydra.plan import Flags
     from kdlab.cli.start import planned
 
@@ -81,7 +81,7 @@ Fits = Callable[[str, Mapping[str, Any]], bool]
 
 
 def _fitting(student: Any, teacher: Any, data: DataModule, task: Any) -> Fits:
-    """A function that says whether a term takes the layers that it is configured for."""
+    """Return a function that says whether a term takes the layers that it is configured for."""
     import torch
 
     from kdlab.config import builder
@@ -96,8 +96,8 @@ def _fitting(student: Any, teacher: Any, data: DataModule, task: Any) -> Fits:
             term = builder.build(config, f"loss.terms.{name}", slot="term")
             term.setup(student, teacher, data.counts["train"])
             with torch.no_grad():
-                ours = task.outputs(student.eval(), rows, term.student_layers)
-                term.prepare(ours, task.outputs(teacher.eval(), rows, term.teacher_layers))
+                student_outputs = task.outputs(student.eval(), rows, term.student_layers)
+                term.prepare(student_outputs, task.outputs(teacher.eval(), rows, term.teacher_layers))
         except UserError:
             return False
         return True
@@ -106,7 +106,7 @@ def _fitting(student: Any, teacher: Any, data: DataModule, task: Any) -> Fits:
 
 
 def _show_pairs(suggested: Sequence[layers.Pairs], terms: Mapping[str, Any], fits: Fits) -> None:
-    """Pairs of layers, a table each, and the overrides that name them to the loss."""
+    """Show pairs of layers, a table each, and the overrides that name them to the loss."""
     for pairs in suggested:
         say(f"pairs of {pairs.what}: student, teacher")
         rows = [(share, s.path, s.said, t.path, t.said) for share, s, t in pairs.each]

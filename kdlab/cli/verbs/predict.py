@@ -15,6 +15,21 @@ from kdlab.system.terminal import say
 
 def main(argv: Sequence[str]) -> int:
     """Run ``kdlab predict RUN INPUT...``; returns the exit status."""
+    args = _parser().parse_args(argv)
+    if args.top is not None and args.top < 1:
+        raise UserError("predict", f"--top {args.top}", "at least 1")
+    _exists(args.run)
+    if _writes(args.run):
+        for option in ("top", "out"):
+            if (value := getattr(args, option)) is not None:
+                raise UserError("predict", f"--{option} {value}, and {args.run} holds a language model", "without it")
+        _text(args)
+    else:
+        _classes(args)
+    return 0
+
+
+def _parser() -> Parser:
     parser = Parser(prog="kdlab predict", description=__doc__)
     add = parser.add_argument
     add("run", type=Path, help="a run folder")
@@ -36,16 +51,11 @@ def main(argv: Sequence[str]) -> int:
     add("--samples", type=int, default=1, help="text: how many continuations of each (default 1)")
     add("--seed", type=int, default=0, help="text: of what is drawn (default 0)")
     add("--trust", action="store_true", help="let the run build modules found here; only for runs you made")
-    args = parser.parse_args(argv)
-    if args.top is not None and args.top < 1:
-        raise UserError("predict", f"--top {args.top}", "at least 1")
-    _exists(args.run)
-    if _writes(args.run):
-        for option in ("top", "out"):
-            if (value := getattr(args, option)) is not None:
-                raise UserError("predict", f"--{option} {value}, and {args.run} holds a language model", "without it")
-        _text(args)
-        return 0
+    return parser
+
+
+def _classes(args: argparse.Namespace) -> None:
+    """Show the most probable classes of each input, and write all of them where ``--out`` says."""
     paths = [Path(path) for path in args.inputs]
     for path in paths:
         _exists(path)
@@ -54,19 +64,18 @@ def main(argv: Sequence[str]) -> int:
     from kdlab.inference.predict import predict
     from kdlab.inference.predict_table import summaries, write_predictions
 
-    found = predict(args.run, paths, trust=args.trust)
-    for one in found:
+    predictions = predict(args.run, paths, trust=args.trust)
+    for one in predictions:
         best = sorted(one.probabilities.items(), key=lambda pair: -pair[1])[: args.top or 3]
         task = f"{one_line(one.task)}: " if one.task else ""
         say(f"{one_line(one.source)}: {task}" + ", ".join(f"{one_line(name)} {share:.1%}" for name, share in best))
     described = read_model(args.run)
     tasks = described.get("tasks") or {"": described["classes"]}
-    for line in summaries(found, tasks):
+    for line in summaries(predictions, tasks):
         say(one_line(line))
     if args.out is not None:
-        write_predictions(args.out, found, tasks)
+        write_predictions(args.out, predictions, tasks)
         say(f"written to {one_line(args.out)}")
-    return 0
 
 
 def _can_write(out: Path, used: Sequence[Path]) -> None:
@@ -91,13 +100,14 @@ def _writes(run: Path) -> bool:
 
 
 def _text(args: argparse.Namespace) -> None:
+    """Show what a language model writes after each input."""
     if not 0 <= args.temperature < float("inf"):
         raise UserError("predict", f"--temperature {args.temperature:g}", "0 or more")
     if args.new_tokens is not None and args.new_tokens < 1:
         raise UserError("predict", f"--new-tokens {args.new_tokens}", "at least 1")
     from kdlab.inference.generate_text import complete
 
-    found = complete(
+    completions = complete(
         args.run,
         args.inputs,
         new_tokens=args.new_tokens,
@@ -106,8 +116,8 @@ def _text(args: argparse.Namespace) -> None:
         seed=args.seed,
         trust=args.trust,
     )
-    for place, one in enumerate(found):
-        if len(found) > 1:
+    for place, one in enumerate(completions):
+        if len(completions) > 1:
             number = f" ({one.sample + 1})" if args.samples > 1 else ""
             say(f"{chr(10) * (place > 0)}{one_line(one.source)}{number}:")
         say(one.prompt + one.text)
