@@ -17,8 +17,8 @@ from kdlab.config import builder
 from kdlab.config.options import shipped
 from kdlab.errors import UserError, unknown
 from kdlab.experiment.model_store import LABELS
-from kdlab.functional import Batch, SequenceBatch, seed_all
-from kdlab.losses import CrossEntropy, Objective, Term
+from kdlab.functional import Batch, Schedule, SequenceBatch, seed_all
+from kdlab.losses import CrossEntropy, Objective, Temperature, Term
 from kdlab.methods import FineTune, LearningRate, OfflineKD
 from kdlab.models.transforms.auxiliary import Auxiliary
 from kdlab.ranges import whole_number
@@ -51,8 +51,8 @@ def distill(
     train_loader: Iterable,
     val_loader: Iterable | None = None,
     loss: Loss = "hinton",
-    temperature: object = None,
-    alpha: object = None,
+    temperature: float | Mapping | Schedule | Temperature | None = None,
+    alpha: float | Mapping | Schedule | None = None,
     epochs: int = 30,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
     scheduler: LearningRate | None = None,
@@ -73,7 +73,7 @@ def distill(
             :class:`~kdlab.functional.Batch` es; targets are class ids, -100 for a row without a label.
         val_loader: iterable of the same kind; None keeps the last epoch.
         loss: name of a recipe of ``conf/loss`` such as ``"dkd"``, several of them, named terms, or an objective.
-        temperature: temperature: a number, a schedule ``{"start": 8, "end": 1, "shape": "cosine"}`` or a
+        temperature: value for soft targets: a number, a schedule ``{"start": 8, "end": 1, "shape": "cosine"}`` or a
             :class:`~kdlab.losses.Temperature`; None takes 4.
         alpha: share of distillation in [0, 1], a number or a schedule, for recipes that have one.
         epochs: number of epochs, at least 1.
@@ -155,7 +155,9 @@ def recipe(names: str | Sequence[str]) -> dict[str, Any]:
     return merged
 
 
-def _objective(loss: Loss, temperature: Any, alpha: Any) -> Objective:
+def _objective(
+    loss: Loss, temperature: float | Mapping | Schedule | Temperature | None, alpha: float | Mapping | Schedule | None
+) -> Objective:
     if isinstance(loss, Objective):
         if temperature is not None or alpha is not None:
             raise UserError("temperature, alpha", "the objective has its own", "None beside an objective")

@@ -43,7 +43,7 @@ class Pieces:
     """Table of the bytes that every token of a tokenizer stands for.
 
     Args:
-        tokenizer: tokenizer: byte-level (GPT-2), SentencePiece-like (``▁`` and ``<0x0A>``) or of plain text.
+        tokenizer: tokenizer of the student: byte-level, SentencePiece-like (``▁`` and ``<0x0A>``) or of plain text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:

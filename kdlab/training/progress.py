@@ -23,7 +23,7 @@ class Progress(pl.Callback):
 
     Args:
         name: name of the network that is trained, such as ``teacher``.
-        style: style: ``bar``, ``lines``, ``none``, or ``auto`` (a bar where standard error is a terminal).
+        style: form: ``bar``, ``lines``, ``none``, or ``auto`` (a bar where standard error is a terminal).
         every: number of steps between updates of the bar.
         seconds: number of seconds between lines for epochs.
         silence: number of seconds without a line after which the step gets one.
